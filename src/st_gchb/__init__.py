@@ -1,0 +1,27 @@
+"""Gene expression from H&E: joint embedding of image patches and spatial transcriptomics."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("st-gchb")
+
+_ROOMS = ("datasets", "evaluate", "io", "metrics", "model", "pl", "pp")
+
+__all__ = ["__version__", *_ROOMS]
+
+if TYPE_CHECKING:
+    from st_gchb import datasets, evaluate, io, metrics, model, pl, pp
+
+
+def __getattr__(name: str) -> Any:
+    # scvi-tools alone takes ten seconds to import: a room is imported when it is first used.
+    if name in _ROOMS:
+        return importlib.import_module(f"st_gchb.{name}")
+    raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,42 @@
+"""Names of the keys that the package reads and writes, and defaults that several rooms share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class Keys:
+    """Keys in AnnData and SpatialData objects."""
+
+    SPATIAL: Final = "spatial"
+    """``obsm``: spot centres in full-resolution px, ``(n_spots, 2)`` as x, y; ``uns``: images per slice."""
+    SLICE: Final = "slice"
+    PATIENT: Final = "patient"
+    FEATURES: Final = "X_patch"
+    """``obsm``: frozen-trunk features of the patches; ``uns``: how they were made."""
+    CONNECTIVITIES: Final = "spatial_connectivities"
+    DISTANCES: Final = "spatial_distances"
+    EMBEDDING: Final = "X_st_gchb"
+    LAYER: Final = "st_gchb"
+    CONFIDENCE: Final = "st_gchb_confidence"
+    OUTLIER: Final = "st_gchb_outlier"
+    EXPECTED_PCC: Final = "st_gchb_expected_pcc"
+    UNS: Final = "st_gchb"
+    TABLE: Final = "st_gchb"
+    SCALEFACTORS: Final = "scalefactors"
+    IMAGES: Final = "images"
+    METADATA: Final = "metadata"
+    SOURCE_IMAGE: Final = "source_image_path"
+    UM_PER_PX: Final = "microns_per_pixel"
+    """Key that Space Ranger uses in ``scalefactors`` for the size of a full-resolution pixel, µm."""
+    SPOT_DIAMETER: Final = "spot_diameter_fullres"
+
+
+VISIUM_SPOT_DIAMETER_UM: Final = 55.0
+"""Diameter of a Visium spot, µm: turns ``spot_diameter_fullres`` (px) into µm per px."""
+
+DEFAULT_PATCH_UM: Final = 150.0
+"""Side of a patch, µm."""
+
+TARGET_SUM: Final = 1e4
+"""Counts per spot after normalisation, before ``log1p``."""

@@ -1,0 +1,71 @@
+"""Typed errors. Each message names what was found, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class STGCHBError(Exception):
+    """Base of all errors that the package raises on purpose."""
+
+
+class InputError(STGCHBError, ValueError):
+    """An argument or an object holds something that cannot be used."""
+
+
+class MissingKeyError(STGCHBError, KeyError):
+    """A key that is needed is absent from an AnnData or SpatialData object."""
+
+    def __str__(self) -> str:
+        # KeyError shows repr(message), which turns a readable sentence into a quoted one.
+        return str(self.args[0]) if self.args else ""
+
+
+class MissingFileError(STGCHBError, FileNotFoundError):
+    """A file or folder that is needed is not there."""
+
+
+class CoordinateError(InputError):
+    """Spot coordinates are missing, not finite, negative, or do not fit the image."""
+
+
+class ImageError(InputError):
+    """An image cannot be read, or is no 8-bit RGB image."""
+
+
+class ScaleError(InputError):
+    """The physical size of a pixel is unknown or contradictory."""
+
+
+class EncoderError(InputError):
+    """An unknown encoder, or weights that do not belong to it."""
+
+
+class WeightsUnavailableError(MissingFileError):
+    """Encoder weights could not be downloaded or are not at the path given."""
+
+
+class ExpressionError(InputError):
+    """Expression is not what it was said to be (counts, or log-normalised values)."""
+
+
+class SliceError(InputError):
+    """Slices cannot be told apart, or one is too small to be used."""
+
+
+class GraphError(InputError):
+    """The spot graph is missing, has the wrong shape, or joins spots of two slices."""
+
+
+class QueryError(InputError):
+    """A query cannot be predicted by this model."""
+
+
+class NotTrainedError(InputError):
+    """The model has to be trained before this is possible."""
+
+
+class ModelFileError(InputError):
+    """A saved model is damaged, incomplete, or of another kind."""
+
+
+class DownloadError(MissingFileError):
+    """A data set could not be downloaded."""

@@ -1,0 +1,41 @@
+"""The package's one logger and its progress bars."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+logger = logging.getLogger("st_gchb")
+
+
+def set_verbosity(level: int | str) -> None:
+    """Set how much the package says.
+
+    Parameters
+    ----------
+    level
+        A level of :mod:`logging`, such as ``"WARNING"`` (quiet: no progress bars) or ``"INFO"``.
+
+    Examples
+    --------
+    >>> from st_gchb._logging import set_verbosity
+    >>> set_verbosity("INFO")
+    """
+    logger.setLevel(level)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar, which is absent when the logger is quieter than ``INFO``."""
+    quiet = logger.getEffectiveLevel() > logging.INFO
+    return iter(tqdm(items, desc=description, total=total, disable=quiet, leave=False))

@@ -1,0 +1,51 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def _shared(*parts: str) -> Path:
+    """Path inside the folder of real data, or a skip that says where it was looked for."""
+    root = Path(os.environ.get("ST_GCHB_SHARED", Path(__file__).parents[2] / "shared"))
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real tissue is not here: {path} (set ST_GCHB_SHARED to the folder that holds data/ and weights/)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def her2st_path() -> Path:
+    return _shared("data", "her2st")
+
+
+@pytest.fixture(scope="session")
+def dlpfc_path() -> Path:
+    return _shared("data", "dlpfc")
+
+
+@pytest.fixture(scope="session")
+def weights_path() -> Path:
+    return _shared("weights", "mobilenet_v2_imagenet.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test away from the user's cache; one folder a run, so that features are computed once."""
+    cache = tmp_path_factory.getbasetemp() / "st_gchb_cache"
+    cache.mkdir(exist_ok=True)
+    monkeypatch.setenv("ST_GCHB_CACHE", str(cache))
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
