@@ -18,6 +18,8 @@ class Keys:
     DISTANCES: Final = "spatial_distances"
     EMBEDDING: Final = "X_st_gchb"
     LAYER: Final = "st_gchb"
+    MEASURED: Final = "measured"
+    """``layers``: measured log-normalised expression beside the prediction, where it is known."""
     CONFIDENCE: Final = "st_gchb_confidence"
     OUTLIER: Final = "st_gchb_outlier"
     EXPECTED_PCC: Final = "st_gchb_expected_pcc"

@@ -39,6 +39,10 @@ class EncoderError(InputError):
     """An unknown encoder, or weights that do not belong to it."""
 
 
+class MissingExtraError(EncoderError, ImportError):
+    """An optional dependency that is needed is not installed."""
+
+
 class WeightsUnavailableError(MissingFileError):
     """Encoder weights could not be downloaded or are not at the path given."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -39,3 +40,18 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     """Iterate with a progress bar, which is absent when the logger is quieter than ``INFO``."""
     quiet = logger.getEffectiveLevel() > logging.INFO
     return iter(tqdm(items, desc=description, total=total, disable=quiet, leave=False))
+
+
+@contextmanager
+def others_quiet() -> Iterator[None]:
+    """Keep the libraries underneath from reporting steps that the caller did not ask for; warnings still show."""
+    names = ("spatialdata._logging", "scvi", "lightning.pytorch")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [other.level for other in loggers]
+    try:
+        for other in loggers:
+            other.setLevel(max(other.level, logging.WARNING))
+        yield
+    finally:
+        for other, level in zip(loggers, levels, strict=True):
+            other.setLevel(level)

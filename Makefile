@@ -1,0 +1,86 @@
+# Every target makes the environment that it needs in .venv, from the versions in constraints.txt.
+# Needs python3 (3.11 or newer), make and git.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?=
+OUT    ?= demo
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs env constraints clean distclean
+
+help:
+	@echo "make demo               train on synthetic sections, predict a held-out one, draw it in $(OUT)/"
+	@echo "make demo DATA=folder   the same on the HER2+ breast tumour sections in that folder"
+	@echo "make test               linters, types and all tests"
+	@echo "make lint               linters and types alone"
+	@echo "make format             put the code in the house's format"
+	@echo "make docs               the site, in docs/_build/html"
+	@echo "make clean              remove what was built; make distclean removes $(VENV) too"
+
+# One stamp per set of extras: a second run starts at once, and a change of the dependencies installs what changed.
+$(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; st-gchb needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V); st-gchb needs Python 3.11 or newer (make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; install it (on Debian and Ubuntu the package is called python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# uv takes one minute where pip takes five. INSTALLER=pip is for machines whose mirror only pip knows of.
+INSTALLER ?= uv
+PIP := $(BIN)/python -m pip
+INSTALL_uv  := $(BIN)/uv pip install --python $(BIN)/python --build-constraint constraints.txt
+INSTALL_pip := $(PIP) install --disable-pip-version-check
+
+define install
+@echo "Installing st-gchb[$(1)] into $(VENV): about 7 GB, one to five minutes, once"
+$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt uv
+$(INSTALL_$(INSTALLER)) --constraint constraints.txt --editable ".[$(1)]"
+@touch $@
+endef
+
+$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
+	$(call install,test)
+
+$(VENV)/.docs: $(VENV)/.test
+	$(call install,docs)
+
+env: $(VENV)/.test
+
+demo: $(VENV)/.test
+	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA))
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# One thread per worker: two workers that each start a thread per core get in one another's way.
+test: lint
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
+
+# The newest versions that resolve together on every supported Python; BUILD holds what builds the packages.
+BUILD := uv hatchling editables setuptools
+constraints: $(VENV)/.test
+	printf '%s\n' $(BUILD) | $(BIN)/uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 \
+	  --upgrade --no-annotate --no-header --output-file constraints.txt
+
+clean:
+	rm -rf docs/_build docs/generated docs/tutorials dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

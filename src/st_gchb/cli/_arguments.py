@@ -1,0 +1,110 @@
+"""Options that several sub-commands share, and the data they name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_gchb._constants import DEFAULT_PATCH_UM
+from st_gchb._errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def new_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command whose help ends with a working example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--quiet", action="store_true", help="warnings only, no progress bars")
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Options that say where slides with expression are."""
+    parser.add_argument(
+        "--data", type=Path, required=required, help="an .h5ad file, or a folder with her2st sections (C2.jpg, C2.tsv.gz, ...)"
+    )
+    parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
+    parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
+
+
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Options of the patch features."""
+    parser.add_argument("--encoder", default="resnet50", help="resnet50, any torchvision model, timm:NAME, or texture")
+    parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    parser.add_argument("--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)")
+    parser.add_argument("--views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: 4)")
+
+
+def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData:
+    """Slides with expression: an .h5ad file, or a folder of her2st sections.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        If there is nothing of the kind, or a slice that was asked for is not in it.
+    """
+    if not path.exists():
+        raise MissingFileError(f"--data {path}: there is no such file or folder.")
+    if path.is_dir() and path.suffix != ".zarr":
+        from st_gchb.datasets import her2st
+
+        found = sorted(file.name.removesuffix("_selection.tsv") for file in path.glob("*_selection.tsv"))
+        if not found:
+            raise InputError(f"--data {path} holds no her2st section (NAME_selection.tsv, NAME.tsv.gz, NAME.jpg).")
+        return her2st(slices or found, path=path)
+    if path.suffix != ".h5ad":
+        raise InputError(f"--data {path}: expected an .h5ad file or a folder of her2st sections.")
+    return take_slices(read_h5ad(path), slices, slice_key)
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """An .h5ad file.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read as one.
+    """
+    import anndata
+
+    try:
+        return anndata.read_h5ad(path)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as .h5ad ({error}). Write it with adata.write_h5ad.") from error
+
+
+def take_slices(adata: AnnData, slices: list[str] | None, slice_key: str) -> AnnData:
+    """The slices asked for, by default all."""
+    if slices is None:
+        return adata
+    if slice_key not in adata.obs:
+        raise InputError(f"obs has no column {slice_key!r}; found {list(adata.obs.columns)[:12]}. Pass --slice-key.")
+    names = adata.obs[slice_key].astype(str)
+    missing = sorted(set(slices) - set(names))
+    if missing:
+        raise InputError(f"--slices {missing}: not among the slices {sorted(set(names))}.")
+    return adata[names.isin(slices)].copy()
+
+
+def embed(adata: Any, arguments: argparse.Namespace) -> None:
+    """Patch features with the encoder that the options name, unless they are there already."""
+    from st_gchb import pp
+    from st_gchb._constants import Keys
+
+    if Keys.FEATURES in adata.obsm:
+        return
+    device = {"gpu": "cuda"}.get(arguments.device, arguments.device)
+    options = {"patch_um": arguments.patch_um, "views": arguments.views, "device": device}
+    pp.embed_patches(
+        adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=arguments.slice_key, **options
+    )

@@ -1,0 +1,63 @@
+"""``st-gchb demo``: train on sections, predict a held-out one, print a table and draw a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+METHODS = ("default", "bleep", "ridge-neighbors", "knn", "mean")
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = new_command(
+        commands,
+        "demo",
+        "Train on sections, predict a held-out one, print a table and draw a picture; synthetic tissue without --data.",
+        "st-gchb demo --out demo/",
+    )
+    add_data(parser, required=False)
+    add_encoder(parser)
+    parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and pictures (default: demo)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Hold the last slice out, train on the others, compare."""
+    from st_gchb.evaluate import write_report
+    from st_gchb.evaluate._report import markdown
+    from st_gchb.evaluate._run import evaluate_fold
+
+    adata = _slides(arguments)
+    embed(adata, arguments)
+    names = list(dict.fromkeys(adata.obs[arguments.slice_key].astype(str)))
+    result = evaluate_fold(
+        adata,
+        names[-1],
+        methods=METHODS,
+        n_top_genes=arguments.n_top_genes,
+        seeds=[arguments.seed],
+        slice_key=arguments.slice_key,
+        device=arguments.device,
+    )
+    paths = write_report(result, arguments.out)
+    kind = "simulated" if arguments.data is None else "measured"
+    print(f"\nSlice {names[-1]} predicted from {', '.join(names[:-1])} ({kind} expression, correlation per gene):\n")
+    print(markdown(result))
+    print(f"\npicture: {paths['tissue']}\ntables:  {paths['metrics']}, {paths['per_gene']}")
+
+
+def _slides(arguments: argparse.Namespace) -> AnnData:
+    if arguments.data is not None:
+        return read_slides(arguments.data, arguments.slices, arguments.slice_key)
+    from st_gchb.datasets import synthetic_tissue
+
+    arguments.encoder, arguments.weights, arguments.views = "texture", "default", 1
+    return synthetic_tissue(4, seed=arguments.seed)

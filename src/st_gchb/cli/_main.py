@@ -1,0 +1,52 @@
+"""Parse arguments, run a sub-command, turn our errors into one line and status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from st_gchb import __version__
+from st_gchb._errors import STGCHBError
+from st_gchb._logging import set_verbosity
+from st_gchb.cli import _demo, _evaluate, _predict, _train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments; by default the process's.
+
+    Returns
+    -------
+    Exit status: 0, or 2 on bad input.
+
+    Examples
+    --------
+    >>> main(["--version"])
+    Traceback (most recent call last):
+    SystemExit: 0
+    """
+    arguments = build_parser().parse_args(argv)
+    set_verbosity("WARNING" if arguments.quiet else "INFO")
+    try:
+        arguments.run(arguments)
+    except STGCHBError as error:
+        print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="st-gchb", description="Gene expression from H&E: train on slides that have both, predict for H&E alone."
+    )
+    parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,train,predict,evaluate}")
+    for module in (_demo, _train, _predict, _evaluate):
+        module.add_parser(commands)
+    return parser

@@ -1,0 +1,44 @@
+"""``st-gchb train``: slides with H&E and expression to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = new_command(
+        commands,
+        "train",
+        "Train a model on slides that have both H&E and expression.",
+        "st-gchb train --data her2st/ --slices C2 C3 C4 --encoder texture --out model/",
+    )
+    add_data(parser)
+    add_encoder(parser)
+    parser.add_argument("--preset", default="default", choices=("default", "paper", "bleep"))
+    parser.add_argument("--n-top-genes", type=int, default=2000, help="size of the panel (default: 2000)")
+    parser.add_argument("--max-epochs", type=int, help="epochs at most (default: the preset's)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and save."""
+    from st_gchb._errors import InputError
+    from st_gchb.model import STGCHB
+
+    if arguments.out.exists() and not arguments.overwrite:
+        raise InputError(f"--out {arguments.out} is there already. Pass --overwrite to replace it.")
+    adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
+    embed(adata, arguments)
+    slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
+    STGCHB.setup_anndata(adata, slice_key=slice_key)
+    model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
+    model.train(arguments.max_epochs, accelerator=arguments.device, enable_progress_bar=not arguments.quiet)
+    model.save(arguments.out, overwrite=arguments.overwrite)
+    print(f"model {model.model_id_} of {len(model.rules_.expression.genes)} genes written to {arguments.out}")

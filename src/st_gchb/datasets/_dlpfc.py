@@ -1,0 +1,212 @@
+"""Human dorsolateral prefrontal cortex, 10x Visium (Maynard et al. 2021)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from st_gchb._constants import Keys
+from st_gchb._errors import CoordinateError, ExpressionError, InputError
+from st_gchb._logging import logger, track
+from st_gchb.datasets._anatomy import LAYER_NAMES
+from st_gchb.datasets._dlpfc_files import PAPER_SLICES, PATIENTS, geometry_files, slice_files
+from st_gchb.datasets._fetch import fetch
+from st_gchb.datasets._tables import join_slices, read_thumbnail
+
+_PITCH_UM = 100.0
+"""Distance between the centres of neighbouring Visium spots, µm."""
+
+
+def dlpfc(
+    slices: Sequence[str] = PAPER_SLICES,
+    *,
+    path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    image: Literal["hires", "full"] = "hires",
+) -> ad.AnnData:
+    """Slices of human dorsolateral prefrontal cortex with counts, images and manual layers.
+
+    Parameters
+    ----------
+    slices
+        Names of slices, 151507 to 151510 and 151669 to 151676.
+    path
+        Folder with the files, flat under the names of the bucket, or one sub-folder a slice. Also named by the
+        environment variable ``ST_GCHB_DATA``.
+    cache_dir
+        Where downloads are kept; by default the user's cache, or ``ST_GCHB_CACHE``.
+    image
+        ``"hires"``: only Space Ranger's down-scaled image (about 2,000 px). ``"full"``: the full-resolution image
+        too, several hundred MB a slice.
+
+    Returns
+    -------
+    AnnData
+        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``. ``obs``:
+        ``slice``, ``patient``, ``layer``, array position. ``obsm["spatial"]``: spot centres as x, y in
+        full-resolution px. ``uns["spatial"][slice]``: image, scale factors, µm per px.
+
+    Raises
+    ------
+    InputError
+        An unknown slice or kind of image.
+    MissingFileError
+        A local folder was named and lacks files.
+    DownloadError
+        Files could not be downloaded; the message says where to put them by hand.
+
+    Notes
+    -----
+    Maynard et al., *Transcriptome-scale spatial gene expression in the human dorsolateral prefrontal cortex*,
+    Nature Neuroscience 2021. The size of a pixel is derived from the spots, which are 100 µm apart.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> adata = st_gchb.datasets.dlpfc(["151673"])  # doctest: +SKIP
+    """
+    import scanpy  # takes seconds, and nothing else in this room needs it
+
+    names = _check_slices(slices)
+    if image not in ("hires", "full"):
+        raise InputError(f"image={image!r}: expected 'hires' or 'full'.")
+    files = {name: slice_files(name, image) for name in names}
+    found = iter(
+        fetch([file for group in files.values() for file in group.values()], "dlpfc", path=path, cache_dir=cache_dir)
+    )
+    places = {name: {kind: next(found) for kind in group} for name, group in files.items()}
+    parts, libraries = [], {}
+    for name in track(names, "reading slices"):
+        where = places[name]
+        geometry = _read_geometry(name, where)
+        try:
+            counts = scanpy.read_10x_h5(where["counts"])
+        except OSError as error:
+            raise ExpressionError(
+                f"{where['counts']}: no HDF5 file that can be read ({error}). Fetch it again."
+            ) from error
+        counts.var_names_make_unique()
+        parts.append(_with_counts(name, geometry, counts))
+        libraries[name] = _library(geometry.uns[Keys.SPATIAL][name], where)
+    return join_slices(parts, libraries)
+
+
+def dlpfc_geometry(slice: str, path: str | Path | None = None, *, cache_dir: str | Path | None = None) -> ad.AnnData:
+    """Positions and layers of one slice, without counts and image.
+
+    Parameters
+    ----------
+    slice
+        Name of the slice.
+    path
+        Folder with the files; see :func:`dlpfc`.
+    cache_dir
+        Where downloads are kept.
+
+    Returns
+    -------
+    AnnData
+        No genes; ``obs``, ``obsm["spatial"]`` and scale factors as :func:`dlpfc` gives them. This is what
+        :func:`synthetic_tissue` takes as ``geometry``.
+
+    Raises
+    ------
+    InputError
+        An unknown slice.
+    MissingFileError
+        A local folder was named and lacks files.
+    DownloadError
+        Files could not be downloaded.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> geometry = st_gchb.datasets.dlpfc_geometry("151673")  # doctest: +SKIP
+    """
+    (name,) = _check_slices([slice])
+    files = geometry_files(name)
+    found = fetch(list(files.values()), "dlpfc", path=path, cache_dir=cache_dir)
+    return _read_geometry(name, dict(zip(files, found, strict=True)))
+
+
+def _check_slices(slices: Sequence[str]) -> list[str]:
+    names = [slices] if isinstance(slices, str) else list(slices)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"slices: found {names}; expected at least one, each once.")
+    unknown = [name for name in names if name not in PATIENTS]
+    if unknown:
+        raise InputError(f"dlpfc: unknown slices {unknown}; known are {', '.join(PATIENTS)}.")
+    return names
+
+
+def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
+    columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row", "pxl_col"]
+    spots = pd.read_csv(where["positions"], header=None, names=columns, index_col=0)
+    if len(spots.columns) != 5 or not np.isfinite(spots.to_numpy(dtype=float)).all() or not spots.index.is_unique:
+        raise CoordinateError(f"{where['positions']}: expected lines of barcode and 5 numbers, each barcode once.")
+    um_per_px = _PITCH_UM / _pitch_px(spots, where["positions"])
+    factors: dict[str, Any] = json.loads(where["scalefactors"].read_text())
+    spots = spots[spots["in_tissue"] == 1]
+    layers = _read_layers(name, where["layers"]).reindex(spots.index)
+    unlabelled = int(layers.isna().sum())
+    if unlabelled:
+        logger.info("dlpfc %s: %d of %d spots have no layer", name, unlabelled, len(spots))
+    obs = pd.DataFrame(
+        {
+            Keys.SLICE: pd.Categorical([name] * len(spots)),
+            Keys.PATIENT: pd.Categorical([PATIENTS[name]] * len(spots)),
+            "layer": pd.Categorical(layers, categories=list(LAYER_NAMES)),
+            "array_row": spots["array_row"].to_numpy(),
+            "array_col": spots["array_col"].to_numpy(),
+        },
+        index=pd.Index([f"{name}_{barcode}" for barcode in spots.index]),
+    )
+    adata = ad.AnnData(obs=obs, obsm={Keys.SPATIAL: spots[["pxl_col", "pxl_row"]].to_numpy(dtype=np.float64)})
+    adata.uns[Keys.SPATIAL] = {name: {Keys.SCALEFACTORS: {**factors, Keys.UM_PER_PX: um_per_px}, Keys.METADATA: {}}}
+    return adata
+
+
+def _pitch_px(spots: pd.DataFrame, path: Path) -> float:
+    """Distance between spots that are neighbours in a row of the array, px; the columns of a row count by two."""
+    grid = spots.reset_index().set_index(["array_row", "array_col"])[["pxl_row", "pxl_col"]]
+    beside = grid.rename(index=lambda col: col - 2, level="array_col")
+    steps = (beside - grid).dropna()
+    if steps.empty:
+        raise CoordinateError(f"{path}: no two spots are neighbours in the array; are array_row and array_col right?")
+    return float(np.median(np.hypot(steps["pxl_row"], steps["pxl_col"])))
+
+
+def _read_layers(name: str, path: Path) -> pd.Series:
+    table = pd.read_csv(path, sep="\t", header=None, dtype=str)
+    if table.shape[1] == 3:
+        table = table[table[1] == name][[0, 2]]
+    if table.shape[1] != 2:
+        raise InputError(
+            f"{path}: found {table.shape[1]} columns, expected barcode and layer, or barcode, slice, layer."
+        )
+    return pd.Series(table.iloc[:, 1].to_numpy(), index=table.iloc[:, 0].to_numpy())
+
+
+def _with_counts(name: str, geometry: ad.AnnData, counts: ad.AnnData) -> ad.AnnData:
+    counts.obs_names = [f"{name}_{barcode}" for barcode in counts.obs_names]
+    keep = geometry.obs_names[geometry.obs_names.isin(counts.obs_names)]
+    if len(keep) < geometry.n_obs:
+        logger.info("dlpfc %s: dropped %d spots under tissue without counts", name, geometry.n_obs - len(keep))
+    if not len(keep):
+        raise InputError(f"dlpfc {name}: no spot is both in the counts and in the positions; do they belong together?")
+    adata, spots = counts[keep].copy(), geometry[keep]
+    adata.obs = spots.obs.copy()
+    adata.obsm[Keys.SPATIAL] = spots.obsm[Keys.SPATIAL].copy()
+    return adata
+
+
+def _library(library: Mapping[str, Any], where: Mapping[str, Path]) -> dict[str, Any]:
+    hires, _ = read_thumbnail(where["hires"], 10**9)
+    metadata = {Keys.SOURCE_IMAGE: str(where["full"])} if "full" in where else {}
+    return {**library, Keys.IMAGES: {"hires": hires}, Keys.METADATA: metadata}

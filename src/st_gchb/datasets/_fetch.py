@@ -1,0 +1,192 @@
+"""Files of public data sets: from a local folder, or downloaded once into the cache and checked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import pooch
+import requests
+
+from st_gchb._errors import DownloadError, MissingFileError
+from st_gchb._files import sha256_of, write_whole
+from st_gchb._logging import logger
+
+DATA_VARIABLE = "ST_GCHB_DATA"
+CACHE_VARIABLE = "ST_GCHB_CACHE"
+
+_TIMEOUT_S = (5, 30)
+"""Seconds to wait for a connection, and between two pieces of the answer."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a data set.
+
+    Parameters
+    ----------
+    name
+        What the file is called in the cache and in a flat local folder.
+    url
+        Public address, or ``None`` where the file can only be read from a local folder.
+    sha256
+        Checksum, or ``None`` where none is published.
+    patterns
+        Other places inside a local folder where the file may lie, as glob patterns.
+    """
+
+    name: str
+    url: str | None
+    sha256: str | None = None
+    patterns: tuple[str, ...] = ()
+
+
+def local_folder(dataset: str, path: str | Path | None) -> Path | None:
+    """Folder that the caller or the environment names for a data set, or ``None`` if neither does.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data set; a sub-folder of that name goes before the folder itself.
+    path
+        What the caller passed; goes before the environment variable ``ST_GCHB_DATA``.
+
+    Raises
+    ------
+    MissingFileError
+        The folder that was named does not exist.
+    """
+    named = path if path is not None else os.environ.get(DATA_VARIABLE) or None
+    if named is None:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        source = "path=" if path is not None else f"the environment variable {DATA_VARIABLE}="
+        raise MissingFileError(f"{dataset}: {source}{str(named)!r} is no folder (now in {Path.cwd()}). Check the name.")
+    return folder / dataset if (folder / dataset).is_dir() else folder
+
+
+def cache_folder(dataset: str, cache_dir: str | Path | None) -> Path:
+    """Folder that downloads of a data set go to: ``cache_dir``, ``ST_GCHB_CACHE``, or the user's cache."""
+    if cache_dir is not None:
+        root = Path(cache_dir).expanduser()
+    elif os.environ.get(CACHE_VARIABLE):
+        root = Path(os.environ[CACHE_VARIABLE]).expanduser()
+    else:
+        root = platformdirs.user_cache_path("st_gchb")
+    return root / "datasets" / dataset
+
+
+def find_local(folder: Path, file: DataFile) -> Path | None:
+    """Path of a file inside a local folder, or ``None``."""
+    for pattern in (file.name, *file.patterns):
+        matches = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if matches:
+            return matches[0].resolve()
+    return None
+
+
+def fetch(
+    files: Sequence[DataFile],
+    dataset: str,
+    *,
+    path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> list[Path]:
+    """Find files locally, or download what is not yet in the cache.
+
+    Parameters
+    ----------
+    files
+        The files that are wanted.
+    dataset
+        Name of the data set.
+    path
+        Local folder with the files. A local folder, once named, is the only place that is looked at.
+    cache_dir
+        Where downloads are kept.
+
+    Returns
+    -------
+    list
+        Absolute paths, in the order of ``files``.
+
+    Raises
+    ------
+    MissingFileError
+        The local folder has not all files.
+    DownloadError
+        A file could not be downloaded, or it is not what was published.
+    """
+    folder = local_folder(dataset, path)
+    if folder is None:
+        target = cache_folder(dataset, cache_dir)
+        return [_download(file, target, dataset, files) for file in files]
+    found = [find_local(folder, file) for file in files]
+    missing = [file for file, where in zip(files, found, strict=True) if where is None]
+    if missing:
+        raise MissingFileError(
+            f"{dataset}: the folder {folder} lacks {len(missing)} of the {len(files)} files wanted:\n"
+            f"{_listing(missing)}\n"
+            f"Put them there, or name another folder by path= or {DATA_VARIABLE}; with neither they are downloaded."
+        )
+    return [where for where in found if where is not None]
+
+
+def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataFile]) -> Path:
+    """Path of a file in the cache, downloaded unless a whole copy is there."""
+    target = folder / file.name
+    note = target.with_name(f"{target.name}.sha256")
+    expected = file.sha256 or (note.read_text().strip() if note.is_file() else None)
+    if file.url is None:
+        if target.is_file():
+            return target
+        raise DownloadError(_advice(f"no address is known for {file.name}", folder, dataset, wanted))
+    bar = logger.getEffectiveLevel() <= logging.INFO
+    folder.mkdir(parents=True, exist_ok=True)
+    if not target.is_file():
+        logger.info("%s: downloading %s from %s", dataset, file.name, file.url)
+    try:
+        pooch.retrieve(
+            file.url,
+            known_hash=None if expected is None else f"sha256:{expected}",
+            fname=file.name,
+            path=folder,
+            downloader=pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT_S),
+        )
+    except (requests.exceptions.RequestException, OSError) as error:
+        reason = f"{file.name} could not be downloaded from {file.url} ({type(error).__name__}: {_short(error)})"
+        raise DownloadError(_advice(reason, folder, dataset, wanted)) from error
+    except ValueError as error:  # what pooch raises for a wrong checksum
+        reason = f"{file.name} from {file.url} is not the file that was published: {_short(error)}"
+        raise DownloadError(_advice(reason, folder, dataset, wanted)) from error
+    if expected is None:
+        # No checksum is published: what was fetched first is what later loads are held to.
+        found = sha256_of(target)
+        with write_whole(note) as part:
+            part.write_text(f"{found}\n")
+        logger.info("%s: no checksum is published for %s; noted sha256 %s", dataset, file.name, found)
+    return target.resolve()
+
+
+def _short(error: Exception, width: int = 200) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= width else f"{text[:width]}..."
+
+
+def _listing(files: Sequence[DataFile]) -> str:
+    lines = (f"  {file.name}  from  {file.url or 'no known address'}" for file in files)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _advice(reason: str, folder: Path, dataset: str, wanted: Sequence[DataFile]) -> str:
+    return (
+        f"{dataset}: {reason}. Without network, make the folder {folder} and put these files there under these names:\n"
+        f"{_listing(wanted)}\n"
+        f"Or put them in any folder and pass it as path=, or set {DATA_VARIABLE} to it "
+        f"(the folder itself, or one that has a sub-folder {dataset}/)."
+    )

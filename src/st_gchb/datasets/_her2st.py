@@ -1,0 +1,201 @@
+"""HER2-positive breast tumours, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from st_gchb._constants import Keys
+from st_gchb._errors import CoordinateError, InputError
+from st_gchb._logging import logger, track
+from st_gchb.datasets._fetch import DataFile, fetch, find_local, local_folder
+from st_gchb.datasets._tables import join_slices, read_thumbnail, read_wide_counts
+
+_ROOT = "https://raw.githubusercontent.com/almaan/her2st/master/data"
+
+_IMAGES = {
+    "B4": "BT10737_D2_HE.jpg",
+    "C2": "5714_HE_BT_C2.jpg",
+    "C3": "5714_HE_BT_D1.jpg",
+    "C4": "5714_HE_BT_D2.jpg",
+    "C5": "5714_HE_BT_E1.jpg",
+    "C6": "5714_HE_BT_E2.jpg",
+}
+"""Image names follow the array, not the section: sections that are not listed are read from a local folder only."""
+
+_SHA256 = {
+    "C2.jpg": "26e2f73ae840cdd46c5bba405aae181f13a56a376b9848dff23f7a9c5de7f19e",
+    "C2.tsv.gz": "c1c59ea6cffae36b9ecb561b8e2a97e3aa5f4085f748e991a0e330ed9d09773d",
+    "C2_selection.tsv": "235b5f4306b3b57c628ffc82c98c7109602474fbcc79a917b9c50517f99b6b1c",
+    "C3.jpg": "0005a92674014d473040a28f0afca89ce5fa5c44019b479b638ceb3272ceb568",
+    "C3.tsv.gz": "e00c55a3eb9caac5d9c71b8906aae8be8b38f93e23938f4a0ebee17683ef6a2a",
+    "C3_selection.tsv": "7fd76c13370b7804ac3bb377b846d22485cf9223f9dd8dfc25be06e5aaf65755",
+    "C4.jpg": "f40607eb1d5f0d125decd71c48b0c5d29cf6776ad92297fd185631208c82d6f2",
+    "C4.tsv.gz": "33201f76d41d7131dc600a0f87d9a70383af3503e81698b4d11e6f2e8d73e9da",
+    "C4_selection.tsv": "47e79f3b9dbfa3a8c18af9e948ba7ba4bf0a75ea1b4c292bc714ced7d0917d4c",
+    "C5.jpg": "34028ea41e376396b50c42b0a11a7e689c85be4a8022e668d0a09cc128c04c65",
+    "C5.tsv.gz": "c0f310315ca6110d74dbdf7011e5b42432ba0b8eb5f001824764911988f39338",
+    "C5_selection.tsv": "2114cc3b4da759772112897f1e247d5443c9f8c808e6a9a952eb4fda379a194c",
+}
+
+_UM_PER_PX = 200 / 287
+"""Spots are 200 µm apart, which is 287 px of the published images."""
+
+_SPOT_DIAMETER_UM = 100.0
+
+
+def section_files(section: str) -> tuple[DataFile, DataFile, DataFile]:
+    """Give counts, spot positions and image of one section."""
+    counts, spots, image = f"{section}.tsv.gz", f"{section}_selection.tsv", f"{section}.jpg"
+    folder = f"ST-imgs/{section[0]}/{section}"
+    image_url = f"{_ROOT}/{folder}/{_IMAGES[section]}" if section in _IMAGES else None
+    return (
+        # The patterns also find the files in a clone of the repository.
+        _file(counts, f"{_ROOT}/ST-cnts/{counts}", (f"ST-cnts/{counts}",)),
+        _file(spots, f"{_ROOT}/ST-spotfiles/{spots}", (f"ST-spotfiles/{spots}",)),
+        _file(image, image_url, (f"{folder}/*.jpg",)),
+    )
+
+
+def _file(name: str, url: str | None, patterns: tuple[str, ...]) -> DataFile:
+    return DataFile(name, url, _SHA256.get(name), (*patterns, *(f"data/{pattern}" for pattern in patterns)))
+
+
+def her2st(
+    sections: Sequence[str] = ("C2", "C3", "C4", "C5"),
+    *,
+    path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    hires_side_px: int = 1500,
+) -> ad.AnnData:
+    """Sections of HER2-positive breast tumours with counts and full-resolution H&E.
+
+    Parameters
+    ----------
+    sections
+        Names of sections, such as ``"C2"``: the letter is the patient. B4 and C2 to C6 can be downloaded; every
+        section whose files lie in a local folder can be read.
+    path
+        Folder with the files as published (``C2.jpg``, ``C2.tsv.gz``, ``C2_selection.tsv``), or with a clone of
+        the repository ``almaan/her2st``. Also named by the environment variable ``ST_GCHB_DATA``.
+    cache_dir
+        Where downloads are kept; by default the user's cache, or ``ST_GCHB_CACHE``.
+    hires_side_px
+        Longer side of the down-scaled image that is kept in memory for plots, px.
+
+    Returns
+    -------
+    AnnData
+        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``; a gene that a
+        section's table does not list has count 0 there. ``obs``: ``slice``, ``patient``, ``array_row``,
+        ``array_col``. ``obsm["spatial"]``: spot centres as x, y in full-resolution px, ``(n_spots, 2)``.
+        ``uns["spatial"][section]``: down-scaled image, scale factors, µm per px, path of the full image.
+
+    Raises
+    ------
+    InputError
+        An unknown section, or one that is named twice.
+    MissingFileError
+        A local folder was named and lacks files.
+    DownloadError
+        Files could not be downloaded; the message says where to put them by hand.
+
+    Notes
+    -----
+    Andersson et al., *Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
+    interactions*, Nature Communications 2021. Spots are 100 µm wide and 200 µm apart, a pixel is about 0.70 µm.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> adata = st_gchb.datasets.her2st(["C2", "C3"])  # doctest: +SKIP
+    """
+    names = _check_sections(sections, path)
+    if hires_side_px < 1:
+        raise InputError(f"hires_side_px={hires_side_px!r}: expected a positive number of px.")
+    files = [file for name in names for file in section_files(name)]
+    found = fetch(files, "her2st", path=path, cache_dir=cache_dir)
+    parts, libraries = [], {}
+    for i, name in enumerate(track(names, "reading sections")):
+        counts, spots, image = found[3 * i : 3 * i + 3]
+        parts.append(_read_section(name, counts, spots))
+        libraries[name] = _library(image, hires_side_px)
+    return join_slices(parts, libraries)
+
+
+def _check_sections(sections: Sequence[str], path: str | Path | None) -> list[str]:
+    names = [sections] if isinstance(sections, str) else list(sections)
+    folder = local_folder("her2st", path)
+    if not names:
+        raise InputError("sections: found none; name at least one, such as ['C2'].")
+    if len(set(names)) < len(names):
+        raise InputError(f"sections: {names} names a section twice; each may be there once.")
+    for name in names:
+        is_name = isinstance(name, str) and re.fullmatch(r"[A-H][1-6]", name) is not None
+        # Of a local folder, files that are absent are reported by name when they are looked for.
+        if not is_name or (name not in _IMAGES and folder is None):
+            local = "" if folder is None else f"; {folder} has {_sections_in(folder) or 'none'}"
+            raise InputError(
+                f"her2st: unknown section {name!r}. Sections that can be downloaded: {', '.join(_IMAGES)}{local}. "
+                "Others (A1 to H3) are read from a local folder with their files: path= or ST_GCHB_DATA."
+            )
+    return names
+
+
+def _sections_in(folder: Path) -> str:
+    names = [f"{letter}{number}" for letter in "ABCDEFGH" for number in range(1, 7)]
+    return ", ".join(name for name in names if all(find_local(folder, file) for file in section_files(name)))
+
+
+def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
+    """One section's spots that are under tissue and have counts."""
+    counts = read_wide_counts(counts_path)
+    spots = pd.read_csv(spots_path, sep="\t")
+    wanted = {"x", "y", "pixel_x", "pixel_y"}
+    if not wanted <= set(spots.columns):
+        raise InputError(
+            f"{spots_path}: found the columns {list(spots.columns)}, expected {sorted(wanted)} among them."
+        )
+    if "selected" in spots:
+        spots = spots[spots["selected"] == 1]
+    spots.index = pd.Index([f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)])
+    if not spots.index.is_unique or not np.isfinite(spots[["pixel_x", "pixel_y"]]).all(axis=None):
+        raise CoordinateError(f"{spots_path}: spots are listed twice, or pixel_x, pixel_y are not finite.")
+    keep = spots.index[spots.index.isin(counts.obs_names)]
+    if len(keep) < len(spots):
+        lost = sorted(set(spots.index) - set(keep))
+        logger.info("her2st %s: dropped %d selected spots without counts (%s)", name, len(lost), ", ".join(lost))
+    if not len(keep):
+        raise InputError(f"{spots_path} and {counts_path.name}: no spot is in both; do they belong together?")
+    adata, spots = counts[keep].copy(), spots.loc[keep]
+    adata.obs_names = [f"{name}_{spot}" for spot in keep]
+    # The legacy array counts columns in x and rows in y.
+    adata.obs = pd.DataFrame(
+        {
+            Keys.SLICE: name,
+            Keys.PATIENT: name[0],
+            "array_row": spots["y"].to_numpy(),
+            "array_col": spots["x"].to_numpy(),
+        },
+        index=adata.obs_names,
+    )
+    adata.obsm[Keys.SPATIAL] = spots[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
+    return adata
+
+
+def _library(image: Path, side_px: int) -> dict[str, dict[str, object]]:
+    hires, scale = read_thumbnail(image, side_px)
+    return {
+        Keys.IMAGES: {"hires": hires},
+        Keys.SCALEFACTORS: {
+            "tissue_hires_scalef": scale,
+            Keys.SPOT_DIAMETER: _SPOT_DIAMETER_UM / _UM_PER_PX,
+            Keys.UM_PER_PX: _UM_PER_PX,
+        },
+        Keys.METADATA: {Keys.SOURCE_IMAGE: str(image.resolve())},
+    }

@@ -1,0 +1,110 @@
+"""Files of an evaluation: metrics.json, scores.csv, per_gene.csv, table.md, pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from st_gchb import pl
+from st_gchb._files import write_whole
+from st_gchb.evaluate._run import Evaluation
+from st_gchb.metrics import pearson
+
+_SHOWN = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
+_PACKAGES = ("st-gchb", "torch", "torchvision", "torch-geometric", "scvi-tools", "scanpy", "squidpy", "anndata")
+
+
+def write_report(result: Evaluation, folder: str | Path, *, genes: list[str] | None = None) -> dict[str, Path]:
+    """Write an evaluation to a folder; each file is written whole or not at all.
+
+    Parameters
+    ----------
+    result
+        What :func:`evaluate` returns.
+    folder
+        Where to write; made if absent.
+    genes
+        Genes of the picture; by default the three best predicted ones among the 50 most variable.
+
+    Returns
+    -------
+    Paths by name: ``metrics``, ``scores``, ``per_gene``, ``table``, ``tissue``, ``bars``.
+    """
+    out = Path(folder)
+    names = ("metrics.json", "scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png", "methods.png")
+    paths = dict(zip(("metrics", "scores", "per_gene", "table", "tissue", "bars"), (out / n for n in names), strict=True))
+    with write_whole(paths["metrics"]) as part:
+        part.write_text(json.dumps(as_json(result), indent=1), encoding="utf-8")
+    with write_whole(paths["scores"]) as part:
+        result.scores.to_csv(part, index=False)
+    with write_whole(paths["per_gene"]) as part:
+        result.genes.to_csv(part, index=False)
+    with write_whole(paths["table"]) as part:
+        part.write_text(markdown(result) + "\n", encoding="utf-8")
+    _save(pl.metric_bars(result.scores).figure, paths["bars"])
+    if result.pictured is None:
+        del paths["tissue"]
+    else:
+        axes = pl.measured_vs_predicted(result.pictured, genes or best_genes(result.pictured), slice_key=None)
+        _save(axes.ravel()[0].figure, paths["tissue"])
+    return paths
+
+
+def markdown(result: Evaluation, measures: tuple[str, ...] = _SHOWN) -> str:
+    """The table as Markdown: mean over folds, then mean ± standard deviation over seeds."""
+    table = result.table()
+    shown = [name for name in measures if name in table.columns.get_level_values(0)]
+    lines = ["| method | " + " | ".join(shown) + " |", "| --- |" + " --- |" * len(shown)]
+    for method, row in table.iterrows():
+        cells = [_cell(name, row[name]["mean"], row[name]["sd"]) for name in shown]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_json(result: Evaluation) -> dict[str, Any]:
+    """Settings, machine, versions, and the table's numbers."""
+    table = result.table()
+    measures = list(dict.fromkeys(table.columns.get_level_values(0)))
+    methods = {
+        str(method): {name: {"mean": float(row[name]["mean"]), "sd": _number(row[name]["sd"])} for name in measures}
+        for method, row in table.iterrows()
+    }
+    return {
+        "settings": result.settings,
+        "methods": methods,
+        "by_fold": json.loads(result.scores.to_json(orient="records")),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def best_genes(pictured: Any, n: int = 3) -> list[str]:
+    """The best predicted genes among the 50 most variable of the held-out slice."""
+    truth, predicted = pictured.layers["measured"], pictured.layers["st_gchb"]
+    score = pd.Series(pearson(truth, predicted), index=pictured.var_names)
+    variable = pd.Series(truth.var(0), index=pictured.var_names).nlargest(50).index
+    return list(score[variable].nlargest(n).index)
+
+
+def _cell(name: str, mean: float, sd: float) -> str:
+    digits = 0 if name.startswith("n") else 3
+    spread = "" if pd.isna(sd) else f" ± {sd:.{max(digits, 1)}f}"
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _number(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _save(figure: Figure | Any, path: Path) -> None:
+    with write_whole(path) as part:
+        figure.savefig(part, dpi=150, bbox_inches="tight")
+    plt.close(figure)

@@ -1,0 +1,72 @@
+"""What is no 8-bit RGB image is turned away here, with the one line that mends it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from st_gchb._errors import ImageError
+
+EXPECTED = "expected an 8-bit RGB image of shape (height, width, 3)"
+
+
+def check_layout(shape: tuple[int, ...], name: str) -> None:
+    """Raise :class:`ImageError` unless ``shape`` is ``(height, width, 3)`` with pixels in it."""
+    found = f"{name}: found an image of shape {tuple(shape)}; {EXPECTED}."
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1):
+        raise ImageError(f"{found} It is grey: pass the RGB image of the H&E stain, not one channel of it.")
+    if len(shape) != 3:
+        raise ImageError(f"{found} Pass one plane, e.g. np.squeeze(image) or image[0].")
+    if shape[-1] == 4:
+        raise ImageError(f"{found} The fourth channel looks like transparency (RGBA): pass image[..., :3].")
+    if shape[-1] != 3 and shape[0] in (3, 4):
+        raise ImageError(f"{found} Its channels come first: pass np.moveaxis(image, 0, -1)[..., :3].")
+    if shape[-1] != 3:
+        raise ImageError(f"{found} {shape[-1]} channels are no RGB image: pass the H&E image.")
+    if 0 in shape:
+        raise ImageError(f"{found} It has no pixels.")
+
+
+def check_dtype(dtype: np.dtype, name: str) -> None:
+    """Raise :class:`ImageError` unless ``dtype`` is uint8."""
+    if dtype == np.uint8:
+        return
+    found = f"{name}: found pixels of type {dtype}; {EXPECTED} and type uint8."
+    if dtype.kind == "u" or dtype.kind == "i":
+        raise ImageError(
+            f"{found} Convert it: skimage.util.img_as_ubyte(image) where the values fill the range of {dtype}, "
+            "image.astype('uint8') where they lie in 0 to 255."
+        )
+    if dtype.kind == "f":
+        raise ImageError(f"{found} Convert it: skimage.util.img_as_ubyte(image) where the values lie in 0 to 1.")
+    raise ImageError(f"{found} Convert it to uint8.")
+
+
+def as_rgb_array(array: npt.NDArray, name: str) -> npt.NDArray[np.uint8]:
+    """Check an array in memory; floats in 0 to 1, as matplotlib reads a PNG, become uint8.
+
+    Raises
+    ------
+    ImageError
+        Another layout or type, with the line of code that mends it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.io._checks import as_rgb_array
+    >>> as_rgb_array(np.ones((2, 2, 3), dtype=np.float32), "white")[0, 0]
+    array([255, 255, 255], dtype=uint8)
+    """
+    check_layout(array.shape, name)
+    if array.dtype.kind != "f":
+        check_dtype(array.dtype, name)
+        return array
+    if not np.isfinite(array).all():
+        raise ImageError(f"{name}: found NaN or infinite pixels; {EXPECTED} and type uint8.")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ImageError(
+            f"{name}: found {array.dtype} pixels between {low:g} and {high:g}; floats are taken in 0 to 1 only. "
+            "Convert it: image.astype('uint8') where the values lie in 0 to 255."
+        )
+    return (array * 255).round().astype(np.uint8)

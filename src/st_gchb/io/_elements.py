@@ -1,0 +1,90 @@
+"""Image elements of SpatialData, and lazy arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray
+
+from st_gchb._errors import ImageError
+from st_gchb.io._checks import EXPECTED, as_rgb_array, check_dtype, check_layout
+from st_gchb.io._slide import RGB, SlideImage
+
+_HOLD_BYTES = 2**30
+"""A lazy level up to this size is computed once and kept until released; a larger one is read window by window."""
+
+
+class LazyLevel:
+    """A dask array ``(h, w, 3)``, computed once where it is small, window by window where it is large."""
+
+    def __init__(self, array: Any, name: str) -> None:
+        self._array, self._name = array, name
+        self.shape = tuple(int(side) for side in array.shape)
+        self._hold = math.prod(self.shape) <= _HOLD_BYTES
+        self._pixels: RGB | None = None
+
+    def __getitem__(self, window: tuple[slice, slice]) -> RGB:
+        try:
+            if not self._hold:
+                return np.asarray(self._array[window])
+            if self._pixels is None:
+                self._pixels = np.asarray(self._array)
+        except FileNotFoundError as error:
+            raise ImageError(
+                f"{self._name}: the pixels that the lazy image stands for are gone ({error}). Read the object again."
+            ) from error
+        return self._pixels[window]
+
+    def release(self) -> None:
+        """Give the computed pixels back."""
+        self._pixels = None
+
+
+def open_element(element: xarray.DataArray | xarray.DataTree, name: str) -> SlideImage:
+    """Open an image element of SpatialData: one scale, or all scales of a pyramid.
+
+    Raises
+    ------
+    ImageError
+        The element is no 8-bit RGB image.
+    """
+    if isinstance(element, xarray.DataArray):
+        arrays = [element]
+    else:
+        nodes = [node for node in element.children.values() if node.data_vars]
+        arrays = [next(iter(node.data_vars.values())) for node in nodes]
+        arrays.sort(key=lambda array: -array.sizes.get("y", 0))
+    if not arrays:
+        raise ImageError(f"{name}: the image element holds no scale; {EXPECTED}.")
+    levels = [_level(array, name) for array in arrays]
+    height = levels[0].shape[0]
+    return SlideImage(levels, [height / level.shape[0] for level in levels], name=name)
+
+
+def open_lazy(array: Any, name: str) -> SlideImage:
+    """Open a dask or zarr array of shape ``(h, w, 3)``."""
+    check_layout(tuple(array.shape), name)
+    check_dtype(np.dtype(array.dtype), name)
+    return SlideImage([LazyLevel(array, name) if hasattr(array, "compute") else array], [1.0], name=name)
+
+
+def _level(array: xarray.DataArray, name: str) -> Any:
+    if not {"y", "x"} <= set(array.dims):
+        raise ImageError(f"{name}: found dimensions {array.dims}; expected ('c', 'y', 'x') as in SpatialData.")
+    if "c" not in array.dims:
+        check_layout(tuple(array.shape), name)
+    extra = [str(axis) for axis in array.dims if axis not in ("c", "y", "x")]
+    if extra:
+        raise ImageError(f"{name}: found the dimension {extra[0]!r}; expected one plane: image.isel({extra[0]}=0).")
+    array = array.transpose("y", "x", "c")
+    if "c" in array.coords:
+        names = [str(value).lower() for value in array.coords["c"].values]
+        if sorted(names) == ["b", "g", "r"]:
+            array = array.isel(c=[names.index(colour) for colour in "rgb"])
+    if isinstance(array.data, np.ndarray):
+        return as_rgb_array(array.data, name)
+    check_layout(tuple(array.shape), name)
+    check_dtype(np.dtype(array.dtype), name)
+    return LazyLevel(array.data, name)

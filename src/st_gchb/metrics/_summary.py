@@ -1,0 +1,153 @@
+"""The per-gene table in one row: the protocol that all tables of the project use."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from st_gchb._errors import InputError, MissingKeyError
+
+_NEEDED = ("pearson", "spearman", "rmse", "mean_truth", "var_truth", "constant")
+
+
+def summary(
+    frame: pd.DataFrame,
+    *,
+    train_mean: Any | None = None,
+    train_var: Any | None = None,
+    markers: Sequence[str] | None = None,
+    n_top: int = 50,
+    threshold: float = 0.3,
+) -> dict[str, float]:
+    """Summarise a per-gene table.
+
+    Parameters
+    ----------
+    frame
+        What :func:`per_gene` returns.
+    train_mean, train_var
+        Mean and variance of each gene on the training slices, ``(n_genes,)`` in the order of ``frame``, or a series
+        by gene name. Each adds its measure.
+    markers
+        Marker genes; adds ``MG``.
+    n_top
+        Genes in HVG and HEG; a panel with fewer counts whole.
+    threshold
+        Correlation above which a gene is counted.
+
+    Returns
+    -------
+    Dictionary, all over genes and of Pearson's correlation unless named otherwise:
+
+    - ``AG`` mean over the panel;
+    - ``HVG``, ``HEG`` mean over the ``n_top`` genes of largest variance, mean **in the held-out truth** (the paper's
+      definition);
+    - ``HVG_train``, ``HEG_train`` the same, ranked on the training slices;
+    - ``MG`` mean over ``markers``;
+    - ``n>0.3`` number of genes above ``threshold``, ``n_constant`` number of genes that count as 0 because truth or
+      prediction is constant, ``n_genes`` size of the panel;
+    - ``RMSE`` mean of the genes' root mean squared errors, ``Spearman`` mean of their rank correlations.
+
+    Raises
+    ------
+    MissingKeyError
+        A column is absent, or a marker or training statistic is not in the panel.
+    InputError
+        The table is empty, holds NaN, or ``n_top`` is no positive number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.metrics import per_gene, summary
+    >>> truth = np.random.default_rng(0).random((20, 3))
+    >>> row = summary(per_gene(truth, truth, ["A", "B", "C"]), markers=["A"], n_top=2)
+    >>> round(row["AG"], 6), round(row["MG"], 6), row["n>0.3"]
+    (1.0, 1.0, 3)
+    """
+    _check_frame(frame)
+    if n_top < 1:
+        raise InputError(f"n_top is {n_top}; expected the number of genes in HVG and HEG, at least 1")
+    pearson = frame["pearson"]
+
+    def top(rank_by: pd.Series) -> float:
+        # A stable sort: equal genes are taken in the panel's order, the same in every run.
+        best = rank_by.sort_values(ascending=False, kind="stable").index[:n_top]
+        return float(pearson[best].mean())
+
+    row = {"AG": float(pearson.mean()), "HVG": top(frame["var_truth"]), "HEG": top(frame["mean_truth"])}
+    if train_var is not None:
+        row["HVG_train"] = top(_by_gene(train_var, frame.index, "train_var"))
+    if train_mean is not None:
+        row["HEG_train"] = top(_by_gene(train_mean, frame.index, "train_mean"))
+    if markers is not None:
+        row["MG"] = float(pearson[_check_markers(markers, frame.index)].mean())
+    return row | {
+        f"n>{threshold:g}": int((pearson > threshold).sum()),
+        "n_constant": int(frame["constant"].sum()),
+        "n_genes": len(frame),
+        "RMSE": float(frame["rmse"].mean()),
+        "Spearman": float(frame["spearman"].mean()),
+    }
+
+
+def _check_frame(frame: pd.DataFrame) -> None:
+    missing = [column for column in _NEEDED if column not in frame]
+    if missing:
+        raise MissingKeyError(
+            f"the per-gene table lacks the columns {missing}; found {list(frame.columns)}. "
+            "Pass what st_gchb.metrics.per_gene returns"
+        )
+    if not len(frame):
+        raise InputError("the per-gene table is empty: there is no gene to summarise")
+    if not frame.index.is_unique:
+        raise InputError(
+            "the per-gene table names genes more than once. Summarise one held-out slice at a time: "
+            "frame.groupby('slice').apply(summary)"
+        )
+    holes = [column for column in _NEEDED if frame[column].isna().any()]
+    if holes:
+        raise InputError(f"the per-gene table holds NaN in {holes}; expected a number for every gene")
+
+
+def _by_gene(values: Any, genes: pd.Index, name: str) -> pd.Series:
+    """Statistic in the panel's order; a series is matched by name, anything else by position."""
+    if isinstance(values, pd.Series):
+        absent = genes.difference(values.index, sort=False)
+        if len(absent):
+            raise MissingKeyError(
+                f"{name} has no value for {len(absent):,} genes of the panel, such as {list(absent[:3])}. "
+                "Compute it on the training slices for the same panel"
+            )
+        series = values[genes].astype(float)
+    else:
+        array = np.asarray(values, dtype=float).reshape(-1)
+        if len(array) != len(genes):
+            raise InputError(f"{name} has {len(array):,} values and the panel {len(genes):,} genes; expected as many")
+        series = pd.Series(array, index=genes)
+    if not np.isfinite(series.to_numpy()).all():
+        raise InputError(f"{name} holds NaN or infinite values; expected a finite number for every gene")
+    return series
+
+
+def _check_markers(markers: Sequence[str], genes: pd.Index) -> list[str]:
+    wanted = [markers] if isinstance(markers, str) else list(dict.fromkeys(markers))
+    if not wanted:
+        raise InputError("markers is empty: name at least one gene, or leave it out")
+    known = set(genes)
+    absent = [marker for marker in wanted if marker not in known]
+    if absent:
+        hints = []
+        for marker in absent[:10]:
+            # Gene symbols differ in case between species and tools, so names are compared without it.
+            upper = {str(gene).upper(): str(gene) for gene in genes}
+            close = difflib.get_close_matches(str(marker).upper(), list(upper), n=3)
+            hints.append(f"{marker!r}" + (f" (close: {', '.join(upper[c] for c in close)})" if close else ""))
+        raise MissingKeyError(
+            f"{len(absent)} of {len(wanted)} markers are not in the panel of {len(genes):,} genes: {'; '.join(hints)}. "
+            "Leave them out, or add them to the panel"
+        )
+    return wanted

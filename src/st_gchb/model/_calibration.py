@@ -1,0 +1,113 @@
+"""What the reference's own leave-one-slice-out says of a prediction: confidence, outliers, expected correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from st_gchb.metrics import pearson
+from st_gchb.retrieval import Neighbors
+
+SIGNS = ("similarity", "spread", "distance", "level")
+
+_OUTLIER_QUANTILE = 0.99
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How signs of a prediction translate into its error, learned on held-out reference slices.
+
+    Parameters
+    ----------
+    centre, scale, coefficients
+        Linear model of a spot's error from its standardised :data:`SIGNS`; the coefficients end with the intercept.
+    expected_errors
+        Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share of them that is worse.
+    outlier_distance
+        Distance to the nearest reference patches beyond which a spot is flagged, the 99 % quantile of the reference's.
+    expected_pcc
+        Pearson correlation of each panel gene on held-out reference slices, mean over slices, ``(n_genes,)``.
+    """
+
+    centre: np.ndarray
+    scale: np.ndarray
+    coefficients: np.ndarray
+    expected_errors: np.ndarray
+    outlier_distance: float
+    expected_pcc: np.ndarray
+
+    def confidence(self, signs: np.ndarray) -> np.ndarray:
+        """Share of the held-out reference spots that are expected to be predicted worse, ``(n_query,)``, 0 to 1."""
+        error = _linear(signs, self.centre, self.scale, self.coefficients)
+        return 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
+
+    def outlier(self, signs: np.ndarray) -> np.ndarray:
+        """Whether a spot's patch is farther from the reference's than theirs are from each other, ``(n_query,)``."""
+        return signs[:, SIGNS.index("distance")] > self.outlier_distance
+
+
+def signs_of(
+    neighbors: Neighbors, prediction: np.ndarray, table: sparse.csr_matrix, patch_similarity: np.ndarray
+) -> np.ndarray:
+    """What can be seen of a prediction without the truth, ``(n_query, 4)``.
+
+    The weighted similarity of the neighbours, the spread of their expression around its mean, the distance to the
+    nearest reference patches, and the predicted level of expression.
+    """
+    weights = neighbors.matrix(table.shape[0])
+    similarity = (neighbors.weights * neighbors.similarity).sum(1)
+    second = np.asarray((weights @ table.multiply(table)).mean(axis=1)).ravel()
+    mean = weights @ table
+    first = np.asarray(mean.multiply(mean).mean(axis=1)).ravel()
+    spread = np.sqrt(np.maximum(second - first, 0.0))
+    return np.stack([similarity, spread, 1.0 - patch_similarity, prediction.mean(1)], axis=1)
+
+
+def calibrate(
+    folds: list[np.ndarray],
+    predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    truth: sparse.csr_matrix,
+) -> Calibration:
+    """Leave each fold of the reference out once, and learn from what happens.
+
+    Parameters
+    ----------
+    folds
+        Rows of each held-out part of the reference.
+    predict
+        From held-out rows to their prediction ``(n, n_genes)`` and signs ``(n, 4)``, made without these rows.
+    truth
+        Log-normalised panel of the reference, ``(n_reference, n_genes)``.
+    """
+    signs = np.zeros((truth.shape[0], len(SIGNS)))
+    errors = np.zeros(truth.shape[0])
+    correlations = []
+    for rows in folds:
+        prediction, signs[rows] = predict(rows)
+        measured = truth[rows].toarray()
+        errors[rows] = np.sqrt(((prediction - measured) ** 2).mean(1))
+        correlations.append(pearson(measured, prediction))
+    centre, scale = signs.mean(0), np.maximum(signs.std(0), 1e-8)
+    design = np.column_stack([(signs - centre) / scale, np.ones(len(signs))])
+    # A touch of ridge: similarity and distance carry nearly the same message.
+    penalty = np.diag([*[0.01 * len(signs)] * len(SIGNS), 0.0])
+    coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ errors)
+    expected = np.sort(_linear(signs, centre, scale, coefficients))
+    distance = float(np.quantile(signs[:, SIGNS.index("distance")], _OUTLIER_QUANTILE))
+    return Calibration(centre, scale, coefficients, expected, distance, np.mean(correlations, axis=0))
+
+
+def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
+    """Rows of each slice; for a single slice, its left and right half."""
+    names = list(dict.fromkeys(slices))
+    if len(names) > 1:
+        return [np.flatnonzero(slices == name) for name in names]
+    left = coordinates[:, 0] <= np.median(coordinates[:, 0])
+    return [rows for rows in (np.flatnonzero(left), np.flatnonzero(~left)) if len(rows)]
+
+
+def _linear(signs: np.ndarray, centre: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    return ((signs - centre) / scale) @ coefficients[:-1] + coefficients[-1]

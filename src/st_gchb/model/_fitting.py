@@ -1,0 +1,172 @@
+"""From a registered AnnData to rules, network, training data and reference bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from st_gchb._constants import Keys
+from st_gchb.model._inputs import FixedMap, context_features, fit_map
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._presets import ModelSettings
+from st_gchb.model._query import Rules, origin_table, pixel_sizes
+from st_gchb.model._setup import Registered
+from st_gchb.nn import NetworkSettings
+from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp._expression import fit_expression, log_normalise
+from st_gchb.pp._graph import rule_of
+from st_gchb.retrieval import ReferenceBank
+from st_gchb.train import TrainingData
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that is computed from the training slices before the network is trained.
+
+    Parameters
+    ----------
+    rules
+        What a query goes through.
+    image_map
+        Map of patch features to the image branch's inputs.
+    log_values
+        Log-normalised expression over all genes, ``(n_spots, n_all_genes)``.
+    panel
+        The same, of the panel, ``(n_spots, n_genes)``.
+    features
+        Patch features, ``(n_spots, n_features)``.
+    adjacency
+        Spot graph.
+    slices
+        Slice of each spot.
+    """
+
+    rules: Rules
+    image_map: FixedMap
+    log_values: sparse.csr_matrix
+    panel: sparse.csr_matrix
+    features: np.ndarray
+    adjacency: sparse.csr_matrix
+    slices: np.ndarray
+
+
+def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[str] | None, seed: int) -> Fitted:
+    """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``."""
+    values = adata.X if where.layer is None else adata.layers[where.layer]
+    log_values = log_normalise(values, log_normalized=where.log_normalized)
+    slices = slice_names(adata, where.slice_key)
+    expression = fit_expression(
+        log_values,
+        adata.var_names,
+        slices,
+        n_top_genes=settings.n_top_genes,
+        n_components=settings.n_expression_components,
+        log_normalized=where.log_normalized,
+        seed=seed,
+        panel=panel,
+    )
+    features = np.asarray(adata.obsm[where.features_key], dtype=np.float32)
+    adjacency = (adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32)
+    rules = Rules(
+        expression=expression,
+        features=_feature_rule(adata, where.features_key),
+        features_key=where.features_key,
+        n_features=features.shape[1],
+        graph=_graph_rule(adata, where),
+        context=fit_map(context_features(features, adjacency), settings.linear_components, whiten=False, seed=seed),
+        slice_key=where.slice_key,
+    )
+    image_map = fit_map(features, settings.n_image_components, whiten=True, seed=seed)
+    panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
+    return Fitted(rules, image_map, log_values, panel_values, features, adjacency, slices)
+
+
+def slice_names(adata: AnnData, slice_key: str | None) -> np.ndarray:
+    """Slice of each spot, ``(n_spots,)``."""
+    return np.full(adata.n_obs, "slice") if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
+
+
+def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
+    """The network with its fixed maps filled in."""
+    module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss)
+    expression = fitted.rules.expression
+    fixed = (
+        (module.network.image.fixed, fitted.image_map),
+        (module.network.expression.fixed, FixedMap(expression.offset, expression.matrix)),
+    )
+    for layer, numbers in fixed:
+        layer.offset.copy_(torch.from_numpy(numbers.offset))
+        layer.matrix.copy_(torch.from_numpy(numbers.matrix))
+    return module
+
+
+def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings) -> NetworkSettings:
+    """Sizes of the network; components are as many as the data allow."""
+    return NetworkSettings(
+        n_features=rules.n_features,
+        n_genes=len(rules.expression.genes),
+        n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
+        n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
+        n_tail=settings.n_image_tail,
+        n_hidden=settings.n_hidden,
+        n_embedding=settings.n_embedding,
+        image_graph=settings.image_graph,
+        expression_graph=settings.expression_graph,
+        dropout=settings.dropout,
+    )
+
+
+def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
+    """Inputs of the branches, graph and slices as the data module wants them."""
+    dense = fitted.panel.toarray()
+    expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
+    return TrainingData(
+        image=torch.from_numpy(fitted.image_map(fitted.features)),
+        expression=torch.from_numpy(expression(dense)),
+        adjacency=fitted.adjacency,
+        groups=pd.factorize(fitted.slices)[0],
+        coordinates=np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2],
+    )
+
+
+def build_bank(
+    adata: AnnData, where: Registered, fitted: Fitted, keys: np.ndarray, image_keys: np.ndarray
+) -> ReferenceBank:
+    """Everything of the reference that predictions need: embeddings, context, origin, tables."""
+    make = ReferenceBank.table_from
+    tables = {
+        "panel": make(fitted.panel, fitted.rules.expression.genes),
+        "all_genes": make(fitted.log_values, adata.var_names),
+    }
+    tables |= {name: make(values, adata.var_names) for name, values in adata.layers.items()}
+    own = (Keys.SPATIAL, where.features_key)
+    for name, values in adata.obsm.items():
+        if name not in own and name not in tables and _is_numeric(values):
+            columns = (
+                values.columns if isinstance(values, pd.DataFrame) else [f"{name}_{i}" for i in range(values.shape[1])]
+            )
+            tables[name] = make(values, columns)
+    context = fitted.rules.context(context_features(fitted.features, fitted.adjacency))
+    return ReferenceBank(keys, image_keys, context, origin_table(adata, where.slice_key, where.patient_key), tables)
+
+
+def _is_numeric(values: Any) -> bool:
+    if isinstance(values, pd.DataFrame):
+        return all(pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes)
+    return getattr(values, "ndim", 0) == 2 and np.issubdtype(values.dtype, np.number)
+
+
+def _feature_rule(adata: AnnData, key: str) -> FeatureRule | None:
+    """How the features were made; ``None`` where they do not come from ``pp.embed_patches``."""
+    return FeatureRule.from_uns(adata.uns[key]) if key in adata.uns else None
+
+
+def _graph_rule(adata: AnnData, where: Registered) -> GraphRule:
+    """The rule of the registered graph; a graph from elsewhere gets the rule that squidpy recorded, or the default."""
+    return rule_of(adata, where.connectivities_key, where.slice_key, pixel_sizes(adata, where.features_key))

@@ -1,0 +1,177 @@
+"""All settings of a model in one place, and the named sets of them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from st_gchb._errors import InputError
+from st_gchb.nn import LossSettings
+from st_gchb.nn._layers import GraphKind
+from st_gchb.retrieval import Weighting
+from st_gchb.train._data import Sampler
+
+Preset = Literal["default", "paper", "bleep"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Settings of :class:`~st_gchb.model.STGCHB`; each is a keyword of its constructor.
+
+    Parameters
+    ----------
+    n_top_genes
+        Size of the panel.
+    n_expression_components, n_image_components
+        Principal components that enter the branches; ``None`` leaves PCA out (the paper's ablation B for expression).
+    n_image_tail
+        Width of a trainable linear layer on the frozen trunk's features, 0 for none.
+    image_graph, expression_graph
+        Graph encoder of each branch: ``"sage"``, ``"gcn"``, ``"gcn_sum"`` or ``"none"``.
+    n_hidden, n_embedding, dropout
+        Width of the hidden representation Z, of the joint embedding, and dropout in the projection heads.
+    literal
+        Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalisation).
+    temperature, soft_targets
+        Of the alignment.
+    dgi_image, dgi_expression
+        Weight of equation 1 in each branch; 0 is ablation C or D.
+    bottleneck, beta, dependence, sigma
+        Weight of equation 5 (0 is ablation A), weight of what is kept, ``"cka"`` or ``"nhsic"`` (equation 4), and
+        bandwidth of the kernel (``None``: median heuristic).
+    pretrain_epochs
+        Epochs of deep graph infomax alone, before the joint loss.
+    max_epochs, batch_size, sampler, lr, weight_decay
+        Of the joint training.
+    validation_share, patience
+        Share of each slice's spots kept for early stopping, and epochs without improvement that are waited for.
+    k, weighting, query_temperature
+        Of the retrieval.
+    linear_weight, linear_components, linear_penalty
+        Share of the linear read-out in a prediction, principal components of the context features that it sees, and
+        ridge penalty as a share of their variance.
+    """
+
+    n_top_genes: int = 2000
+    n_expression_components: int | None = 64
+    n_image_components: int | None = 64
+    n_image_tail: int = 0
+    image_graph: GraphKind = "sage"
+    expression_graph: GraphKind = "sage"
+    n_hidden: int = 256
+    n_embedding: int = 128
+    dropout: float = 0.4
+    literal: bool = False
+    temperature: float = 0.2
+    soft_targets: bool = True
+    dgi_image: float = 0.1
+    dgi_expression: float = 0.1
+    bottleneck: float = 0.1
+    beta: float = 5.0
+    dependence: Literal["cka", "nhsic"] = "cka"
+    sigma: float | None = None
+    pretrain_epochs: int = 0
+    max_epochs: int = 20
+    batch_size: int = 128
+    sampler: Sampler = "spots"
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    validation_share: float = 0.1
+    patience: int = 8
+    k: int = 400
+    weighting: Weighting = "softmax"
+    query_temperature: float = 0.2
+    linear_weight: float = 0.4
+    linear_components: int = 256
+    linear_penalty: float = 0.012
+
+    @property
+    def loss(self) -> LossSettings:
+        """The part of the settings that the loss needs."""
+        names = {field.name for field in fields(LossSettings)}
+        return LossSettings(**{key: value for key, value in asdict(self).items() if key in names})
+
+
+PRESETS: dict[str, ModelSettings] = {
+    "default": ModelSettings(),
+    # Published settings: mini-batches of 16 spots of one slice, 50 epochs of DGI, 4 of the joint loss, 813 components.
+    "paper": ModelSettings(
+        n_expression_components=813,
+        n_image_components=None,
+        n_image_tail=1000,
+        image_graph="gcn",
+        expression_graph="gcn",
+        literal=True,
+        temperature=1.0,
+        dgi_image=1.0,
+        dgi_expression=1.0,
+        bottleneck=1.0,
+        beta=25.0,
+        dependence="nhsic",
+        sigma=10.0,
+        pretrain_epochs=50,
+        max_epochs=4,
+        batch_size=16,
+        sampler="slices",
+        validation_share=0.0,
+        k=50,
+        weighting="mean",
+        linear_weight=0.0,
+    ),
+    # The default without graph, DGI, bottleneck and linear read-out, with BLEEP's plain mean of 50.
+    "bleep": ModelSettings(
+        image_graph="none",
+        expression_graph="none",
+        dgi_image=0.0,
+        dgi_expression=0.0,
+        bottleneck=0.0,
+        k=50,
+        weighting="mean",
+        linear_weight=0.0,
+    ),
+}
+
+
+def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
+    """The settings of a preset with some of them changed.
+
+    Raises
+    ------
+    InputError
+        For an unknown preset or setting, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"preset={preset!r} is unknown; expected one of {sorted(PRESETS)}.")
+    known = [field.name for field in fields(ModelSettings)]
+    for name in overrides:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise InputError(
+                f"STGCHB has no setting {name!r}; {f'did you mean {close}?' if close else f'known: {known}.'}"
+            )
+    settings = replace(PRESETS[preset], **overrides)
+    _check(settings)
+    return settings
+
+
+def _check(settings: ModelSettings) -> None:
+    positive = ("n_top_genes", "n_hidden", "n_embedding", "max_epochs", "k", "temperature", "query_temperature", "lr")
+    for name in positive:
+        if getattr(settings, name) <= 0:
+            raise InputError(f"{name}={getattr(settings, name)!r}; expected a value above 0.")
+    for name in ("dropout", "validation_share", "linear_weight"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise InputError(f"{name}={getattr(settings, name)!r}; expected a share between 0 and 1.")
+    if settings.batch_size < 2:
+        raise InputError(f"batch_size={settings.batch_size}; contrastive learning needs at least 2 spots in a step.")
+    choices = {
+        "image_graph": ("sage", "gcn", "gcn_sum", "none"),
+        "expression_graph": ("sage", "gcn", "gcn_sum", "none"),
+        "dependence": ("cka", "nhsic"),
+        "sampler": ("spots", "slices"),
+        "weighting": ("softmax", "mean"),
+    }
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise InputError(f"{name}={getattr(settings, name)!r}; expected one of {list(allowed)}.")

@@ -1,0 +1,221 @@
+"""The first steps of a query, by the rules that were stored when the model was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from spatialdata import SpatialData
+
+from st_gchb._constants import Keys
+from st_gchb._errors import EncoderError, ExpressionError, MissingKeyError, QueryError
+from st_gchb._logging import logger
+from st_gchb.model._inputs import FixedMap
+from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
+from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
+from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Everything that was fitted or fixed before training, and that a query goes through.
+
+    Parameters
+    ----------
+    expression
+        Normalisation, panel and PCA.
+    features
+        How patch features are made; ``None`` where they came from outside.
+    features_key
+        Key in ``obsm``.
+    n_features
+        Their width.
+    graph
+        How spots become neighbours.
+    context
+        Map of context features to the inputs of the linear read-out.
+    slice_key
+        Column of ``obs`` that told the training slices apart.
+    """
+
+    expression: ExpressionRule
+    features: FeatureRule | None
+    features_key: str
+    n_features: int
+    graph: GraphRule
+    context: FixedMap
+    slice_key: str | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query that has gone through the first steps.
+
+    Parameters
+    ----------
+    adata
+        Light copy: ``obs``, positions, images; no expression.
+    source
+        The object with the measured expression, where there is any.
+    features
+        Patch features, ``(n_query, n_features)``.
+    adjacency
+        Spot graph, ``(n_query, n_query)``.
+    slice_key
+        Column that tells its slices apart.
+    """
+
+    adata: AnnData
+    source: AnnData
+    features: np.ndarray
+    adjacency: sparse.csr_matrix
+    slice_key: str | None
+
+
+def prepare_query(
+    data: AnnData | SpatialData,
+    rules: Rules,
+    *,
+    slice_key: str | None = None,
+    image: Any = None,
+    um_per_px: float | Mapping[str, float] | None = None,
+    weights: str | Path | None = None,
+    table: str | None = None,
+    shapes: str | None = None,
+) -> Query:
+    """Find image and spots, make features and graph by the stored rules. The caller's object is not changed.
+
+    Raises
+    ------
+    QueryError
+        If the object is neither AnnData nor SpatialData, holds no spot, or its features are not the model's.
+    """
+    if not isinstance(data, AnnData | SpatialData):
+        raise QueryError(f"The query is a {type(data).__name__}; expected AnnData or SpatialData.")
+    resolved = resolve(data, table=table, image=image, shapes=shapes, thumbnails=isinstance(data, SpatialData))
+    source = resolved.adata
+    if source.n_obs == 0:
+        raise QueryError("The query has no spots (n_obs is 0).")
+    check_names(source)
+    centers = spot_centers(source)
+    if isinstance(data, AnnData):
+        check_not_negative(centers, source.obs_names)
+    key = slice_key or resolved.slice_key
+    if key is None:
+        key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
+    light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
+    if Keys.SPATIAL in source.uns:
+        light.uns[Keys.SPATIAL] = source.uns[Keys.SPATIAL]
+    if rules.features_key in source.obsm:
+        _check_query_features(source, rules)
+        light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
+        if rules.features_key in source.uns:
+            light.uns[rules.features_key] = source.uns[rules.features_key]
+    elif rules.features is None:
+        raise QueryError(
+            f"The query has no obsm[{rules.features_key!r}] (found {list(source.obsm)}), and the model was trained on features "
+            "that were made outside st-gchb: make them for the query the same way."
+        )
+    else:
+        embed_by_rule(
+            light,
+            rules.features,
+            weights=weights,
+            image=resolved.images,
+            slice_key=key,
+            um_per_px=um_per_px,
+            key_added=rules.features_key,
+        )
+    spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=pixel_sizes(light, rules.features_key, um_per_px))
+    features = light.obsm[rules.features_key]
+    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), key)
+
+
+def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:
+    """Log-normalised measured expression of the panel, where the query has it.
+
+    Returns
+    -------
+    values
+        ``(n_query, n_genes)``, 0 where the gene is absent.
+    present
+        Which genes of the panel the query has, ``(n_genes,)``.
+    """
+    source = query.source
+    present = np.asarray(rule.genes.isin(source.var_names))
+    empty = np.zeros((source.n_obs, len(rule.genes)), np.float32)
+    if not present.any() or source.X is None:
+        return empty, np.zeros(len(rule.genes), dtype=bool)
+    try:
+        check_expression(source.X, log_normalized=rule.log_normalized, name="the query's X")
+    except ExpressionError as error:
+        logger.warning("The query's measured expression is not carried over: %s", error)
+        return empty, np.zeros(len(rule.genes), dtype=bool)
+    columns = source.var_names.get_indexer(rule.genes[present])
+    empty[:, present] = log_normalise(source.X, log_normalized=rule.log_normalized)[:, columns].toarray()
+    return empty, present
+
+
+def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix:
+    """Log-normalised measured expression of the whole panel, ``(n_spots, n_genes)``.
+
+    Raises
+    ------
+    MissingKeyError
+        If a gene of the panel is absent.
+    ExpressionError
+        If ``X`` is not what the rule expects.
+    """
+    missing = rule.genes.difference(source.var_names)
+    if len(missing):
+        raise MissingKeyError(
+            f"{len(missing)} genes of the panel are not in var_names (first: {list(missing[:3])}). "
+            "Embedding expression needs the whole panel; modality='image' needs none."
+        )
+    check_expression(source.X, log_normalized=rule.log_normalized, name="X")
+    values = log_normalise(source.X, log_normalized=rule.log_normalized)
+    return values[:, source.var_names.get_indexer(rule.genes)].tocsr()
+
+
+def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None) -> pd.DataFrame:
+    """Where each spot comes from: name, slice, patient where known, x and y in px."""
+    positions = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)
+    frame = pd.DataFrame({"name": adata.obs_names.astype(str), "x": positions[:, 0], "y": positions[:, 1]})
+    frame["slice"] = "slice" if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
+    if patient_key is not None:
+        frame["patient"] = adata.obs[patient_key].astype(str).to_numpy()
+    return frame
+
+
+def _check_query_features(adata: AnnData, rules: Rules) -> None:
+    key = rules.features_key
+    check_features(adata, key)
+    width = np.asarray(adata.obsm[key]).shape[1]
+    if width != rules.n_features:
+        raise QueryError(
+            f"The query's obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. "
+            f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
+        )
+    if rules.features is None:
+        return
+    if key not in adata.uns:
+        logger.warning("The query's obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
+        return
+    found = FeatureRule.from_uns(adata.uns[key])
+    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views")
+    differ = [name for name in same if getattr(found, name) != getattr(rules.features, name)]
+    if differ:
+        pairs = ", ".join(
+            f"{name} {getattr(found, name)!r} instead of {getattr(rules.features, name)!r}" for name in differ
+        )
+        raise EncoderError(
+            f"The query's obsm[{key!r}] was made another way than the reference's: {pairs}. "
+            f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
+        )

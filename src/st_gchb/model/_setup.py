@@ -1,0 +1,252 @@
+"""What is checked and completed before a table is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from st_gchb._constants import Keys
+from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
+from st_gchb.pp import embed_patches, resolve, spatial_graph
+from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._expression import check_expression
+from st_gchb.pp._graph import slice_members
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the setup call said of an AnnData: where its parts lie."""
+
+    layer: str | None
+    slice_key: str | None
+    patient_key: str | None
+    log_normalized: bool
+    features_key: str
+    connectivities_key: str
+
+
+def guess_slice_key(adata: AnnData, slice_key: str | None) -> str | None:
+    """The column that tells slices apart: as given, else ``"slice"`` where there is one, else none.
+
+    Raises
+    ------
+    SliceError
+        If several images are registered and no column tells which spot belongs to which.
+    """
+    if slice_key is not None:
+        return slice_key
+    if Keys.SLICE in adata.obs:
+        return Keys.SLICE
+    libraries = list(adata.uns.get(Keys.SPATIAL, {}))
+    if len(libraries) > 1:
+        fits = [key for key in adata.obs if set(adata.obs[key].astype(str)) <= set(libraries)]
+        if len(fits) == 1:
+            return str(fits[0])
+        raise SliceError(
+            f"uns['spatial'] holds {len(libraries)} slices ({libraries[:6]}), but slice_key was not given. "
+            f"Pass the column of obs that names each spot's slice; columns: {list(adata.obs.columns)[:12]}."
+        )
+    return None
+
+
+def check_names(adata: AnnData) -> None:
+    """Refuse duplicated spot or gene names: results are matched by name.
+
+    Raises
+    ------
+    InputError
+        With the first names that occur more than once, and the call that makes them unique.
+    """
+    for axis, names, remedy in (
+        ("obs_names", adata.obs_names, "adata.obs_names_make_unique()"),
+        ("var_names", adata.var_names, "adata.var_names_make_unique()"),
+    ):
+        if not names.is_unique:
+            twice = list(names[names.duplicated()].unique()[:3])
+            raise InputError(f"{axis} are not unique: {twice} occur more than once. Call {remedy} first.")
+
+
+def guess_patient_key(adata: AnnData, patient_key: str | None) -> str | None:
+    """The column that names the patient: as given, else ``"patient"`` where there is one, else none.
+
+    Raises
+    ------
+    MissingKeyError
+        If the column is not there.
+    """
+    if patient_key is None:
+        return Keys.PATIENT if Keys.PATIENT in adata.obs else None
+    if patient_key not in adata.obs:
+        raise MissingKeyError(f"obs has no column {patient_key!r} (patient_key); found {list(adata.obs.columns)[:12]}.")
+    return patient_key
+
+
+def check_training_table(adata: AnnData, where: Registered) -> None:
+    """All checks that need no image, before anything is computed or written.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        Or a subclass; see the single checks.
+    """
+    check_names(adata)
+    check_not_negative(spot_centers(adata), adata.obs_names)
+    layer = where.layer
+    if layer is not None and layer not in adata.layers:
+        raise MissingKeyError(
+            f"layers has no {layer!r}; found {list(adata.layers)}. Name the layer that holds the counts."
+        )
+    values = adata.X if layer is None else adata.layers[layer]
+    name = "X" if layer is None else f"layers[{layer!r}]"
+    if values is None:
+        raise MissingKeyError(f"{name} is empty; expected raw counts, (n_spots, n_genes).")
+    check_expression(values, log_normalized=where.log_normalized, name=name)
+    slice_members(adata, where.slice_key)
+    if where.features_key in adata.obsm:
+        check_features(adata, where.features_key)
+    if where.connectivities_key in adata.obsp:
+        check_graph(adata, where.connectivities_key, where.slice_key)
+
+
+def check_features(adata: AnnData, key: str) -> None:
+    """Refuse features that are no finite matrix.
+
+    Raises
+    ------
+    EncoderError
+        With the shape or the number of bad rows.
+    """
+    features = np.asarray(adata.obsm[key])
+    if features.ndim != 2 or features.shape[1] < 1:
+        raise EncoderError(f"obsm[{key!r}] has shape {features.shape}; expected (n_spots, n_features).")
+    bad = int((~np.isfinite(features).all(1)).sum())
+    if bad:
+        raise EncoderError(
+            f"obsm[{key!r}] has NaN or infinite values in {bad} spots. Run st_gchb.pp.embed_patches again."
+        )
+
+
+def check_graph(adata: AnnData, key: str, slice_key: str | None) -> None:
+    """Refuse a graph that is not symmetric or joins spots of two slices.
+
+    Raises
+    ------
+    GraphError
+        With the number of edges concerned.
+    """
+    graph = adata.obsp[key].tocsr()
+    if (graph != graph.T).nnz:
+        raise GraphError(f"obsp[{key!r}] is not symmetric. Build it with st_gchb.pp.spatial_graph, or symmetrise it.")
+    if slice_key is not None:
+        names = adata.obs[slice_key].astype(str).to_numpy()
+        coo = graph.tocoo()
+        across = int((names[coo.row] != names[coo.col]).sum())
+        if across:
+            raise GraphError(
+                f"obsp[{key!r}] has {across} edges between different slices of obs[{slice_key!r}]. "
+                "Build it with st_gchb.pp.spatial_graph(adata, slice_key=...)."
+            )
+
+
+def complete_table(adata: AnnData, where: Registered) -> None:
+    """Make features and graph where they are absent, never a second time; all of it is written, or nothing."""
+    made = AnnData(obs=adata.obs[[]].copy() if where.slice_key is None else adata.obs[[where.slice_key]].copy())
+    made.obsm[Keys.SPATIAL] = np.asarray(adata.obsm[Keys.SPATIAL])
+    for key in (Keys.SPATIAL, where.features_key):
+        if key in adata.uns:
+            made.uns[key] = adata.uns[key]
+    if where.features_key not in adata.obsm:
+        embed_patches(made, slice_key=where.slice_key, key_added=where.features_key)
+    if where.connectivities_key not in adata.obsp:
+        prefix = where.connectivities_key.removesuffix("_connectivities")
+        sizes = pixel_sizes(made, where.features_key)
+        spatial_graph(made, slice_key=where.slice_key, key_added=prefix, um_per_px=sizes)
+    copy_results(made, adata)
+
+
+def complete_spatialdata(
+    sdata: SpatialData, names: dict[str, Any], embedding: dict[str, Any], setup: dict[str, Any]
+) -> tuple[AnnData, str | None]:
+    """Make positions, features and graph of a SpatialData's table where they are absent.
+
+    Parameters
+    ----------
+    sdata
+        Object with image, spots and table.
+    names
+        ``table``, ``image`` and ``shapes``, as :func:`~st_gchb.pp.resolve` takes them.
+    embedding
+        As :func:`~st_gchb.pp.embed_patches` takes them.
+    setup
+        As :meth:`st_gchb.model.STGCHB.setup_anndata` takes them.
+
+    Returns
+    -------
+    table
+        The SpatialData's own table, completed.
+    slice_key
+        Its column with the regions.
+    """
+    resolved = resolve(sdata, **names, thumbnails=True)
+    if resolved.table is None:
+        raise MissingKeyError(
+            "The SpatialData has no table that annotates spots, so there is no expression to learn from."
+        )
+    light, key = resolved.adata, setup.get("slice_key") or resolved.slice_key
+    where = Registered(
+        layer=setup.get("layer"),
+        slice_key=key,
+        patient_key=guess_patient_key(light, setup.get("patient_key")),
+        log_normalized=setup.get("log_normalized", False),
+        features_key=embedding["key_added"],
+        connectivities_key=setup.get("connectivities_key", Keys.CONNECTIVITIES),
+    )
+    check_training_table(light, where)
+    if where.features_key not in light.obsm:
+        embed_patches(light, image=resolved.images, slice_key=key, **embedding)
+    complete_table(light, where)
+    copy_results(light, resolved.table)
+    return resolved.table, key
+
+
+def registered_table(sdata: SpatialData) -> AnnData:
+    """The table of a SpatialData that was set up.
+
+    Raises
+    ------
+    MissingKeyError
+        If it has none.
+    """
+    table = resolve(sdata).table
+    if table is None:
+        raise MissingKeyError("The SpatialData has no table. Call STGCHB.setup_spatialdata(sdata, table=...) first.")
+    return table
+
+
+def copy_results(made: AnnData, adata: AnnData) -> None:
+    """Hand over what was made and is not there yet."""
+    for mapping in ("obsm", "obsp", "uns"):
+        target = getattr(adata, mapping)
+        for key, value in getattr(made, mapping).items():
+            if key not in target:
+                target[key] = value
+
+
+def pixel_sizes(
+    adata: AnnData, features_key: str, given: float | Mapping[str, float] | None = None
+) -> float | dict[str, float] | None:
+    """µm per px of each slice: as given, else as the features' provenance says; unknown ones are left out."""
+    if given is not None:
+        return dict(given) if isinstance(given, Mapping) else float(given)
+    stored = adata.uns.get(features_key, {})
+    if "slices" not in stored or "um_per_px" not in stored:
+        return None
+    names, sizes = np.atleast_1d(stored["slices"]), np.atleast_1d(stored["um_per_px"])
+    known = {str(name): float(size) for name, size in zip(names, sizes, strict=True) if np.isfinite(size)}
+    # One slice goes by any name: the graph calls it "slice" where no column names it.
+    return next(iter(known.values())) if len(known) == 1 else (known or None)

@@ -1,0 +1,37 @@
+"""The method in pure torch: losses, layers and the network. Nothing here knows of AnnData."""
+
+from st_gchb.nn._layers import AffineInput, GraphEncoder, ProjectionHead, permute_rows
+from st_gchb.nn._losses import (
+    alignment_loss,
+    bottleneck_loss,
+    cka,
+    dgi_loss,
+    gaussian_kernel,
+    hsic,
+    literal_alignment_loss,
+    median_bandwidth,
+    nhsic,
+)
+from st_gchb.nn._networks import Branch, BranchOutput, GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork
+
+__all__ = [
+    "AffineInput",
+    "Branch",
+    "BranchOutput",
+    "GraphBatch",
+    "GraphEncoder",
+    "LossSettings",
+    "NetworkSettings",
+    "ProjectionHead",
+    "STGCHBNetwork",
+    "alignment_loss",
+    "bottleneck_loss",
+    "cka",
+    "dgi_loss",
+    "gaussian_kernel",
+    "hsic",
+    "literal_alignment_loss",
+    "median_bandwidth",
+    "nhsic",
+    "permute_rows",
+]

@@ -1,0 +1,181 @@
+"""Equations 1 to 7 of the paper as pure functions, and the package's own readings beside the literal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Dependence = Callable[[Tensor, Tensor], Tensor]
+
+
+def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean"] = "mean") -> Tensor:
+    r"""Deep graph infomax loss, equation 1.
+
+    .. math:: L_{DGI} = -\sum_{i=1}^n [\log D(Z_i, h) + \log(1 - D(Z'_i, h))]
+
+    Parameters
+    ----------
+    positive
+        Logits of the discriminator for the true nodes, ``(n,)``: :math:`D = \sigma(\text{logit})`.
+    negative
+        Logits for the corrupted nodes, ``(n,)``.
+    reduction
+        ``"sum"`` is equation 1; ``"mean"`` divides it by n, which makes its weight independent of a slice's size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> dgi_loss(torch.zeros(4), torch.zeros(4)).item()  # a discriminator that knows nothing: 2 log 2
+    1.3862943649291992
+    """
+    # softplus(-x) = -log sigmoid(x): stays finite where the sum read-out saturates the sigmoid.
+    terms = F.softplus(-positive) + F.softplus(negative)
+    return terms.sum() if reduction == "sum" else terms.mean()
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Squared Euclidean distances between the rows of ``x``, ``(n, n)``."""
+    square = (x * x).sum(1)
+    return (square[:, None] + square[None, :] - 2.0 * (x @ x.T)).clamp_min(0.0)
+
+
+def median_bandwidth(x: Tensor) -> Tensor:
+    """Median heuristic: square root of the median squared distance between different rows, no gradient."""
+    with torch.no_grad():
+        distances = squared_distances(x)
+        upper = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
+        return distances[upper[0], upper[1]].median().clamp_min(1e-12).sqrt()
+
+
+def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
+    r"""Gaussian kernel matrix :math:`K_{ij} = \exp(-\|x_i - x_j\|^2 / \sigma^2)`, ``(n, n)``.
+
+    The paper says "Gaussian kernel" and no more; the exponent is the published code's (no factor 2).
+
+    Examples
+    --------
+    >>> import torch
+    >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]), sigma=1.0)[0, 1].item()
+    0.3678794503211975
+    """
+    return torch.exp(-squared_distances(x) / sigma**2)
+
+
+def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
+    r"""Hilbert-Schmidt independence criterion, equation 3.
+
+    .. math:: HSIC(A, B) = \frac{1}{(n-1)^2} Tr(K_A J K_B J), \quad J = I_n - \mathbf{1}/n
+
+    Parameters
+    ----------
+    kernel_a, kernel_b
+        Kernel matrices, ``(n, n)``, n at least 2.
+    """
+    n = len(kernel_a)
+    if n < 2:
+        raise ValueError(f"HSIC needs at least 2 spots, found {n}: merge the last mini-batch with the one before.")
+    centred = kernel_a - kernel_a.mean(0, keepdim=True)
+    centred = centred - centred.mean(1, keepdim=True)
+    # Tr(K_A J K_B J) = sum of the elements of (J K_A J) * K_B, both being symmetric.
+    return (centred * kernel_b).sum() / (n - 1) ** 2
+
+
+def nhsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
+    r"""Normalised HSIC to the letter of equation 4.
+
+    .. math:: nHSIC(A, B) = \frac{HSIC(A, B)}{\sqrt{(1 + HSIC(A, A))(1 + HSIC(B, B))}}
+
+    HSIC is of the order of 0.01 to 0.1, so the denominator is close to 1: see :func:`cka`.
+    """
+    own = (1.0 + hsic(kernel_a, kernel_a)) * (1.0 + hsic(kernel_b, kernel_b))
+    return hsic(kernel_a, kernel_b) / own.sqrt()
+
+
+def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
+    r"""HSIC normalised so that CKA(A, A) = 1: :math:`HSIC(A, B) / \sqrt{HSIC(A, A) HSIC(B, B)}`."""
+    own = hsic(kernel_a, kernel_a) * hsic(kernel_b, kernel_b)
+    return hsic(kernel_a, kernel_b) / own.clamp_min(1e-12).sqrt()
+
+
+def bottleneck_loss(
+    inputs: Tensor, hidden: Tensor, output: Tensor, *, beta: float, dependence: Dependence, sigma: float | None
+) -> Tensor:
+    r"""HSIC bottleneck of one branch, equation 5 with the signs as printed.
+
+    .. math:: nHSIC(T_\alpha; T_\rho) - \beta \, nHSIC(T_l; T_\rho)
+
+    The first term compresses (input against hidden), the second keeps (output against hidden). The sentence under
+    the equation names the pairs the other way round; the printed signs are what the published code minimises.
+
+    Parameters
+    ----------
+    inputs, hidden, output
+        :math:`T_\alpha`, :math:`T_\rho` and :math:`T_l` of the branch, each ``(n, width)``.
+    beta
+        Weight of what is kept.
+    dependence
+        :func:`nhsic` (equation 4) or :func:`cka`.
+    sigma
+        Bandwidth of the kernel; ``None`` takes :func:`median_bandwidth` of each representation.
+    """
+    kernels = [gaussian_kernel(x, median_bandwidth(x) if sigma is None else sigma) for x in (inputs, hidden, output)]
+    return dependence(kernels[0], kernels[1]) - beta * dependence(kernels[2], kernels[1])
+
+
+def literal_alignment_loss(expression: Tensor, image: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Alignment to the letter of equations 6 and 7: no L2 normalisation, temperature on the targets alone.
+
+    .. math::
+        target = softmax((sim_{img} + sim_{spt}) / 2 \cdot T), \quad
+        L = mean(CE(sim_{cro}, target) + CE(sim_{cro}^T, target^T))
+
+    Parameters
+    ----------
+    expression, image
+        :math:`T_l` and :math:`G_f`, ``(n, d)``.
+    temperature
+        The paper's :math:`\mathcal{T}`.
+    """
+    cross = expression @ image.T
+    target = torch.softmax((image @ image.T + expression @ expression.T) / 2.0 * temperature, dim=1)
+    rows = -(target * F.log_softmax(cross, dim=1)).sum(1)
+    columns = -(target.T * F.log_softmax(cross.T, dim=1)).sum(1)
+    return (rows + columns).mean()
+
+
+def alignment_loss(expression: Tensor, image: Tensor, temperature: float, *, soft_targets: bool = True) -> Tensor:
+    """Cross-modal alignment on the unit sphere, with one temperature for logits and targets.
+
+    Differs from :func:`literal_alignment_loss` in three ways: cosine similarities, so that the soft targets are not
+    one-hot; the similarity matrix of the targets is symmetric, so both directions have targets that sum to 1; no
+    gradient flows through the targets.
+
+    Parameters
+    ----------
+    expression, image
+        Embeddings of the same spots, ``(n, d)``.
+    temperature
+        Divides the similarities.
+    soft_targets
+        ``False`` takes each spot's own pair as the only target.
+
+    Examples
+    --------
+    >>> import torch
+    >>> z = torch.eye(3)
+    >>> bool(alignment_loss(z, z, 0.1) < alignment_loss(z, z.roll(1, 0), 0.1))
+    True
+    """
+    expression, image = F.normalize(expression, dim=1), F.normalize(image, dim=1)
+    cross = expression @ image.T / temperature
+    if not soft_targets:
+        target = torch.arange(len(cross), device=cross.device)
+        return (F.cross_entropy(cross, target) + F.cross_entropy(cross.T, target)) / 2.0
+    with torch.no_grad():
+        similarity = (expression @ expression.T + image @ image.T) / 2.0
+        soft = torch.softmax(similarity / temperature, dim=1)
+    return (F.cross_entropy(cross, soft) + F.cross_entropy(cross.T, soft)) / 2.0

@@ -1,0 +1,9 @@
+"""Figures from predictions and tables; each returns its axes, none calls ``plt.show``."""
+
+from st_gchb.pl._confidence import confidence
+from st_gchb.pl._history import history
+from st_gchb.pl._maps import measured_vs_predicted
+from st_gchb.pl._methods import metric_bars
+from st_gchb.pl._ranking import gene_ranking
+
+__all__ = ["confidence", "gene_ranking", "history", "measured_vs_predicted", "metric_bars"]

@@ -1,0 +1,150 @@
+"""Measured and predicted expression side by side on the tissue."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from scipy import sparse
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.metrics import pearson
+from st_gchb.pl._tissue import Tissue, color_bar, draw_tissue, draw_values, new_axes, tissue_of
+
+_UNIT = "log(1 + counts per 10⁴)"
+
+
+def measured_vs_predicted(
+    pred: AnnData,
+    genes: str | Sequence[str],
+    *,
+    slice: str | None = None,
+    slice_key: str | None = None,
+    layer: str = Keys.LAYER,
+    measured_layer: str = "measured",
+    show_tissue: bool = True,
+    cmap: str = "viridis",
+    size: float = 1.5,
+    image_alpha: float = 0.45,
+    axs: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw genes on the H&E: the tissue, the measured and the predicted expression, one row a gene.
+
+    Measured and predicted share one colour scale, from the 1st to the 99th percentile of both. Their Pearson
+    correlation over the spots of the slice stands in the title.
+
+    Parameters
+    ----------
+    pred
+        What ``model.predict`` returns: predicted log-normalised expression in ``layers[layer]``, ``(n_spots,
+        n_genes)``, spot centres in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``.
+    genes
+        Genes to draw.
+    slice
+        The slice to draw; may be left out when there is one.
+    slice_key
+        Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
+    layer
+        Layer with the prediction.
+    measured_layer
+        Layer with the measured log-normalised expression; left out of the figure where it is absent.
+    show_tissue
+        Draw the H&E alone in a first column.
+    cmap
+        Name of a colour map.
+    size
+        Diameter of the drawn spots over that of the true ones.
+    image_alpha
+        Opacity of the H&E under the spots, 0 to 1.
+    axs
+        Axes to draw into, ``(n_genes, n_columns)``; new ones where left out.
+
+    Returns
+    -------
+    Axes, ``(n_genes, n_columns)``, columns H&E, measured, predicted.
+
+    Raises
+    ------
+    MissingKeyError
+        A gene or the layer is not in ``pred``.
+    SliceError
+        There are several slices and none was named.
+    InputError
+        ``axs`` has another shape, or no gene was named.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb import pl
+    >>> values = np.random.default_rng(0).random((3, 1)).astype("float32")
+    >>> pred = AnnData(values, obsm={"spatial": np.array([[10.0, 10.0], [20.0, 10.0], [10.0, 20.0]])})
+    >>> pred.var_names = ["ERBB2"]
+    >>> pred.layers["st_gchb"] = pred.layers["measured"] = values
+    >>> image = np.full((30, 30, 3), 230, dtype="uint8")
+    >>> scale = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 5.0, "microns_per_pixel": 10.0}
+    >>> pred.uns["spatial"] = {"C2": {"images": {"hires": image}, "scalefactors": scale}}
+    >>> pl.measured_vs_predicted(pred, "ERBB2").shape
+    (1, 3)
+    """
+    names = [genes] if isinstance(genes, str) else list(genes)
+    _check(pred, names, layer)
+    tissue = tissue_of(pred, slice, slice_key)
+    layers = {"Measured": measured_layer} if measured_layer in pred.layers else {}
+    layers["Predicted"] = layer
+    n_columns = len(layers) + show_tissue
+    if axs is None:
+        axs = new_axes(len(names), n_columns, tissue.aspect)
+    elif np.shape(axs) != (len(names), n_columns):
+        raise InputError(f"axs has shape {np.shape(axs)}; expected ({len(names)}, {n_columns}), one row a gene")
+    for row, gene in zip(axs, names, strict=True):
+        values = {title: _values(pred, tissue, gene, layer) for title, layer in layers.items()}
+        if show_tissue:
+            draw_tissue(row[0], tissue, scale_bar=True)
+            row[0].set_title("H&E", fontsize=10)
+        _draw_gene(row[int(show_tissue) :], tissue, values, cmap=cmap, size=size, image_alpha=image_alpha)
+        row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
+    return axs
+
+
+def _draw_gene(
+    row: Sequence[Axes], tissue: Tissue, values: dict[str, np.ndarray], *, cmap: str, size: float, image_alpha: float
+) -> None:
+    every = np.concatenate(list(values.values()))
+    low, high = np.percentile(every, [1, 99])
+    norm = Normalize(low, high if high > low else low + 1.0)
+    for ax, (title, shown) in zip(row, values.items(), strict=True):
+        draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=True)
+        ax.set_title(title, fontsize=10)
+    if len(values) == 2:
+        r = pearson(*(shown[:, None] for shown in values.values()))[0]
+        row[-1].set_title(f"Predicted, r = {r:.2f}".replace("-", "−"), fontsize=10)
+    below, above = every.min() < low, every.max() > high
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+    color_bar(row, norm, cmap, _UNIT, extend)
+
+
+def _values(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
+    column = pred.layers[layer][:, pred.var_names.get_loc(gene)]
+    dense = column.toarray() if sparse.issparse(column) else np.asarray(column)
+    return dense.ravel()[tissue.rows].astype(float)
+
+
+def _check(pred: AnnData, genes: list[str], layer: str) -> None:
+    if not genes:
+        raise InputError("no gene was named: pass genes=, such as pred.var_names[:3]")
+    if layer not in pred.layers:
+        raise MissingKeyError(
+            f"pred.layers has no {layer!r}; found {list(pred.layers)}. Pass what model.predict returns, or layer="
+        )
+    for gene in genes:
+        if gene not in pred.var_names:
+            close = difflib.get_close_matches(gene, list(pred.var_names), n=3, cutoff=0.5)
+            raise MissingKeyError(
+                f"gene {gene!r} is not among the {pred.n_vars:,} of pred; close names: {close or 'none'}"
+            )

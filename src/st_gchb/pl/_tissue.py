@@ -1,0 +1,189 @@
+"""One slice drawn on its H&E: what all maps share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import squidpy as sq
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from numpy.typing import ArrayLike
+from scipy.spatial import cKDTree
+
+from st_gchb._constants import Keys
+from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
+
+_SCALE_BAR = {"location": "lower right", "box_alpha": 0.75, "border_pad": 0.4, "font_properties": {"size": 8}}
+_COLUMN = "value"
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """One slice, ready to be drawn: its rows, spots in image px, and image.
+
+    Parameters
+    ----------
+    name
+        The slice.
+    rows
+        Its rows in the caller's object, ``(n_spots,)``.
+    spots
+        Light object with the spots' positions and the image alone, so that nothing is written to the caller's.
+    image_key
+        Name of the down-scaled image, or None where there is none.
+    scale
+        Image px per full-resolution px.
+    um_per_px
+        Size of an image px, µm; None where it is not known.
+    """
+
+    name: str
+    rows: np.ndarray
+    spots: AnnData
+    image_key: str | None
+    scale: float
+    um_per_px: float | None
+
+    @property
+    def centers_px(self) -> np.ndarray:
+        """Spot centres, ``(n_spots, 2)`` as x, y, image px."""
+        return np.asarray(self.spots.obsm[Keys.SPATIAL]) * self.scale
+
+    @property
+    def aspect(self) -> float:
+        """Width of the drawn tissue over its height."""
+        left, right, bottom, top = self.limits
+        return (right - left) / (bottom - top)
+
+    @property
+    def limits(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of the spots and a rim, image px (y grows downwards)."""
+        xy = self.centers_px
+        factors = self.spots.uns[Keys.SPATIAL][self.name][Keys.SCALEFACTORS]
+        rim = 1.5 * factors[Keys.SPOT_DIAMETER] * self.scale
+        (left, top), (right, bottom) = xy.min(axis=0) - rim, xy.max(axis=0) + rim
+        return left, right, bottom, top
+
+
+def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> Tissue:
+    """Find the slice to draw, its spots, image and scale.
+
+    Raises
+    ------
+    SliceError
+        There are several slices and none was named, or the one named is not there.
+    CoordinateError
+        ``obsm["spatial"]`` is absent.
+    """
+    if Keys.SPATIAL not in pred.obsm:
+        raise CoordinateError(
+            'pred.obsm["spatial"] is absent; expected spot centres in full-resolution px, (n_spots, 2)'
+        )
+    name, rows = _rows_of(pred, slice_name, slice_key)
+    library = dict(pred.uns.get(Keys.SPATIAL, {}).get(name, {}))
+    factors = dict(library.get(Keys.SCALEFACTORS, {}))
+    images = dict(library.get(Keys.IMAGES, {}))
+    image_key = next((key for key in ("hires", "lowres", *images) if key in images), None)
+    scale = float(factors.get(f"tissue_{image_key}_scalef", 1.0)) if image_key else 1.0
+    um = factors.get(Keys.UM_PER_PX)
+    xy = np.asarray(pred.obsm[Keys.SPATIAL], dtype=float)[rows, :2]
+    factors.setdefault(Keys.SPOT_DIAMETER, 0.5 * _spacing(xy))
+    if image_key:
+        factors[f"tissue_{image_key}_scalef"] = scale
+    spots = AnnData(obs=pd.DataFrame(index=np.asarray(pred.obs_names)[rows]), obsm={Keys.SPATIAL: xy})
+    spots.uns[Keys.SPATIAL] = {name: {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}}
+    return Tissue(name, rows, spots, image_key, scale, None if um is None else float(um) / scale)
+
+
+def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar: bool = False) -> None:
+    """Draw the H&E alone, cut to the spots."""
+    _scatter(ax, tissue, None, image_alpha=image_alpha, scale_bar=scale_bar)
+
+
+def draw_values(
+    ax: Axes,
+    tissue: Tissue,
+    values: ArrayLike,
+    *,
+    norm: Normalize,
+    cmap: str,
+    size: float,
+    image_alpha: float,
+    scale_bar: bool = False,
+) -> None:
+    """Draw one value a spot, ``(n_spots,)``, over the faded H&E."""
+    shown = tissue.spots.copy()
+    shown.obs[_COLUMN] = np.asarray(values, dtype=float)
+    _scatter(
+        ax, tissue, shown, image_alpha=image_alpha, scale_bar=scale_bar, color=_COLUMN, norm=norm, cmap=cmap, size=size
+    )
+
+
+def new_axes(n_rows: int, n_columns: int, aspect: float, height: float = 3.0) -> np.ndarray:
+    """Axes in a grid, ``(n_rows, n_columns)``, each as wide as the tissue needs."""
+    size = (n_columns * height * aspect + 1.0, n_rows * height + 0.4)
+    return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")[1]
+
+
+def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither") -> None:
+    """One named colour bar at the right of the axes that share it."""
+    shared = list(axs)
+    mappable = plt.cm.ScalarMappable(norm=norm, cmap=cmap)
+    bar = shared[0].figure.colorbar(mappable, ax=shared, extend=extend, shrink=0.85, aspect=18, pad=0.02)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def _scatter(
+    ax: Axes, tissue: Tissue, shown: AnnData | None, *, image_alpha: float, scale_bar: bool, **kwargs: Any
+) -> None:
+    if scale_bar and tissue.um_per_px is not None:
+        kwargs |= {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um", "scalebar_kwargs": _SCALE_BAR}
+    sq.pl.spatial_scatter(
+        tissue.spots if shown is None else shown,
+        library_id=tissue.name,
+        img=tissue.image_key is not None,
+        img_res_key=tissue.image_key,
+        img_alpha=image_alpha,
+        scale_factor=tissue.scale,
+        colorbar=False,
+        title="",
+        axis_label=["", ""],
+        ax=ax,
+        **kwargs,
+    )
+    left, right, bottom, top = tissue.limits
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _rows_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> tuple[str, np.ndarray]:
+    libraries = list(pred.uns.get(Keys.SPATIAL, {}))
+    key = slice_key if slice_key is not None else Keys.SLICE
+    if slice_key is not None and slice_key not in pred.obs:
+        raise MissingKeyError(f"pred.obs has no column {slice_key!r}; found {list(pred.obs.columns)}")
+    labels = pred.obs[key].astype(str).to_numpy() if key in pred.obs else None
+    names = libraries if labels is None else list(dict.fromkeys(labels))
+    if slice_name is None:
+        if len(names) != 1:
+            raise SliceError(f"pred holds {len(names)} slices, {names}; name the one to draw: slice={names[:1]}")
+        slice_name = names[0]
+    elif slice_name not in names:
+        raise SliceError(f"pred holds no slice {slice_name!r}; found {names}")
+    rows = np.arange(pred.n_obs) if labels is None else np.flatnonzero(labels == slice_name)
+    return slice_name, rows
+
+
+def _spacing(xy: np.ndarray) -> float:
+    """Distance from a spot to the next one in the median, px."""
+    if len(xy) < 2:
+        return 1.0
+    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))

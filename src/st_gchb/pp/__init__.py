@@ -1,0 +1,61 @@
+"""Preprocessing: patches and their features, the spot graph, expression, and tables."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from st_gchb.pp._encoders import Encoder, get_encoder
+    from st_gchb.pp._expression import ExpressionRule
+    from st_gchb.pp._features import embed_by_rule, embed_patches
+    from st_gchb.pp._graph import GraphRule, spatial_graph
+    from st_gchb.pp._patches import read_patches
+    from st_gchb.pp._rule import FeatureRule
+    from st_gchb.pp._slides import Slice, slices_of
+    from st_gchb.pp._tables import Resolved, resolve, write_table
+
+__all__ = [
+    "Encoder",
+    "ExpressionRule",
+    "FeatureRule",
+    "GraphRule",
+    "Resolved",
+    "Slice",
+    "embed_by_rule",
+    "embed_patches",
+    "get_encoder",
+    "read_patches",
+    "resolve",
+    "slices_of",
+    "spatial_graph",
+    "write_table",
+]
+
+_MODULES = {
+    "Encoder": "_encoders",
+    "ExpressionRule": "_expression",
+    "FeatureRule": "_rule",
+    "GraphRule": "_graph",
+    "Resolved": "_tables",
+    "Slice": "_slides",
+    "embed_by_rule": "_features",
+    "embed_patches": "_features",
+    "get_encoder": "_encoders",
+    "read_patches": "_patches",
+    "resolve": "_tables",
+    "slices_of": "_slides",
+    "spatial_graph": "_graph",
+    "write_table": "_tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # squidpy, torchvision and spatialdata take seconds each to import: only what is used is paid for.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,223 @@
+"""Tables, spots and images of a SpatialData, and the transformations between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData, get_centroids
+from spatialdata.models import TableModel, get_table_keys
+from spatialdata.transformations import get_transformation
+
+from st_gchb._constants import Keys
+from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Spots of one region on its image.
+
+    Parameters
+    ----------
+    centers_px
+        ``(n, 2)`` x, y in px of the image's finest scale.
+    scale
+        px of the image per unit of the spots' own coordinates.
+    diameter_px
+        Diameter of the spots in px of the image, where they are circles.
+    """
+
+    centers_px: Matrix
+    scale: float
+    diameter_px: float | None
+
+
+def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnData | None:
+    """Find the table that annotates the spots; None where there is none."""
+    tables = dict(sdata.tables)
+    if name is not None:
+        if name not in tables:
+            raise MissingKeyError(f"the SpatialData has no table {name!r}; table= takes one of {sorted(tables)}.")
+        if TableModel.ATTRS_KEY not in tables[name].uns:
+            raise InputError(
+                f"table {name!r} annotates no spots. Parse it with TableModel.parse(table, region=..., region_key=..., "
+                "instance_key=...)."
+            )
+        return tables[name]
+    fitting = [key for key, table in tables.items() if _annotates(sdata, table, shapes)]
+    # The package's own earlier answers are no source of spots where another table is.
+    fitting = [key for key in fitting if Keys.UNS not in tables[key].uns] or fitting
+    if len(fitting) > 1:
+        raise InputError(
+            f"the SpatialData has {len(fitting)} tables of spots: {fitting}. Pass table= with one of them."
+        )
+    if not fitting and tables and shapes is None:
+        raise InputError(
+            f"the tables {sorted(tables)} annotate no element of the SpatialData. Pass shapes= with the name of the "
+            f"spots ({sorted(sdata.shapes)}), or parse the table with TableModel.parse(table, region=..., ...)."
+        )
+    return tables[fitting[0]] if fitting else None
+
+
+def _annotates(sdata: SpatialData, table: AnnData, shapes: str | None) -> bool:
+    if TableModel.ATTRS_KEY not in table.uns:
+        return False
+    regions, _, _ = get_table_keys(table)
+    names = [regions] if isinstance(regions, str) else list(regions)
+    return shapes in names if shapes is not None else any(name in sdata for name in names)
+
+
+def find_spots(sdata: SpatialData, table: AnnData | None, shapes: str | None) -> pd.DataFrame:
+    """Region and instance id of every spot, in the table's order; index: names of the rows."""
+    if shapes is not None and shapes not in sdata:
+        raise MissingKeyError(f"the SpatialData has no spots {shapes!r}; shapes= takes one of {sorted(sdata.shapes)}.")
+    if table is None:
+        return _spots_alone(sdata, shapes)
+    _, region_key, instance_key = get_table_keys(table)
+    spots = pd.DataFrame(
+        {"region": table.obs[region_key].astype(str), "instance_id": table.obs[instance_key]}, index=table.obs_names
+    )
+    if shapes is not None:
+        spots = spots[spots["region"] == shapes]
+    unknown = sorted(set(spots["region"]) - {name for _, name, _ in sdata.gen_elements()})
+    if unknown:
+        raise MissingKeyError(
+            f"the table's obs[{region_key!r}] names {unknown}, which the SpatialData does not hold. Pass shapes= with "
+            f"one of {sorted(sdata.shapes)}, or drop these rows."
+        )
+    if spots.empty:
+        raise SliceError(
+            f"the table has no rows for the spots {shapes or sorted(sdata.shapes)}; expected at least one."
+        )
+    return spots
+
+
+def _spots_alone(sdata: SpatialData, shapes: str | None) -> pd.DataFrame:
+    names = [shapes] if shapes is not None else sorted(sdata.shapes)
+    if len(names) != 1:
+        raise InputError(
+            f"the SpatialData has no table and {len(names)} shapes elements, {names}; expected one, the spots. "
+            "Pass shapes= with its name."
+        )
+    index = sdata[names[0]].index
+    if len(index) == 0:
+        raise SliceError(f"the shapes element {names[0]!r} holds no spots; expected at least one.")
+    return pd.DataFrame({"region": names[0], "instance_id": index}, index=index.astype(str))
+
+
+def find_image(sdata: SpatialData, region: str, image: Any, system: str | None) -> tuple[str, str]:
+    """Name of the image of a region, and of the coordinate system in which the two meet."""
+    if image is not None and not isinstance(image, str | Mapping):
+        raise InputError(
+            f"image= is a {type(image).__name__}; for SpatialData it is the name of an image element, one of "
+            f"{sorted(sdata.images)}, or a dict of names by region. Add a new image with Image2DModel.parse."
+        )
+    name = image.get(region) if isinstance(image, Mapping) else image
+    if name is None and isinstance(image, Mapping):
+        raise MissingKeyError(f"image= names no image for the spots {region!r}; it has {sorted(image)}.")
+    if name is not None and name not in sdata.images:
+        raise MissingKeyError(f"the SpatialData has no image {name!r}; image= takes one of {sorted(sdata.images)}.")
+    if not sdata.images:
+        raise ImageError(
+            "the SpatialData has no image element; expected the H&E image. Add it with Image2DModel.parse."
+        )
+    own = set(_transformations(sdata, region))
+    candidates = (
+        [name] if name is not None else [key for key in sdata.images if own & set(_transformations(sdata, key))]
+    )
+    if len(candidates) > 1:
+        raise InputError(
+            f"{len(candidates)} images share a coordinate system with the spots {region!r}: {candidates}. Pass image= "
+            f"with the finest, or a dict by region: image={{{region!r}: {candidates[0]!r}}}."
+        )
+    shared = own & set(_transformations(sdata, candidates[0])) if candidates else set()
+    if system is not None:
+        shared &= {system}
+    if not shared:
+        images = {key: sorted(_transformations(sdata, key)) for key in (candidates or sdata.images)}
+        raise InputError(
+            f"the spots {region!r} are in the coordinate systems {sorted(own)}, the images in {images}: none in common"
+            + (f" with {system!r}" if system is not None else "")
+            + ". Register them with spatialdata.transformations.set_transformation."
+        )
+    return candidates[0], _agreed_system(sdata, region, candidates[0], shared)
+
+
+def _agreed_system(sdata: SpatialData, region: str, image: str, shared: set[str]) -> str:
+    """Name one of the shared coordinate systems, once it is seen that all put the spots in the same place."""
+    ordered = sorted(shared, key=lambda name: (name != "global", name))
+    first, *others = (spots_to_px(sdata, region, image, system) for system in ordered)
+    if not all(np.allclose(first, other, rtol=1e-4, atol=0.5) for other in others):
+        raise InputError(
+            f"the coordinate systems {ordered} put the spots {region!r} in different places of image {image!r}. Pass "
+            "coordinate_system= to pp.resolve, or remove the wrong ones with remove_transformation."
+        )
+    return ordered[0]
+
+
+def _transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
+    found = get_transformation(sdata[name], get_all=True)
+    return found if isinstance(found, dict) else {}
+
+
+def _affine(sdata: SpatialData, name: str, system: str) -> Matrix:
+    """Affine matrix, 3 x 3, from an element's own coordinates to a coordinate system."""
+    transformation = _transformations(sdata, name)[system]
+    try:
+        matrix = transformation.to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"the transformation of {name!r} to {system!r} is no affine map of the plane ({error}); expected scale, "
+            "translation, rotation, flip, or a sequence of these."
+        ) from error
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
+        raise InputError(f"the transformation of {name!r} to {system!r} cannot be inverted: {matrix.tolist()}.")
+    return matrix
+
+
+def spots_to_px(sdata: SpatialData, region: str, image: str, system: str) -> Matrix:
+    """Affine matrix, 3 x 3, from the spots' own coordinates to px of the image's finest scale."""
+    return np.asarray(np.linalg.solve(_affine(sdata, image, system), _affine(sdata, region, system)), dtype=np.float64)
+
+
+def place_spots(sdata: SpatialData, region: str, image: str, system: str, instances: pd.Series) -> Placed:
+    """Positions of the spots with these instance ids in px of the image's finest scale.
+
+    Raises
+    ------
+    CoordinateError
+        An id is not among the spots, or is there twice, or a position is not finite.
+    """
+    element = sdata[region]
+    centroids = get_centroids(element, coordinate_system=system).compute()
+    order = _positions(pd.Index(centroids.index), instances, region)
+    points = np.column_stack([centroids[["x", "y"]].to_numpy(dtype=np.float64)[order], np.ones(len(order))])
+    centers = np.linalg.solve(_affine(sdata, image, system), points.T).T[:, :2]
+    if not np.isfinite(centers).all():
+        raise CoordinateError(f"the spots {region!r} have NaN or infinite positions. Drop them from shapes and table.")
+    scale = float(np.sqrt(abs(np.linalg.det(spots_to_px(sdata, region, image, system)[:2, :2]))))
+    radius = element["radius"].to_numpy(dtype=np.float64) if "radius" in getattr(element, "columns", ()) else None
+    return Placed(centers, scale, None if radius is None else float(2 * np.median(radius) * scale))
+
+
+def _positions(index: pd.Index, instances: pd.Series, region: str) -> npt.NDArray[np.int64]:
+    """Where in the element each of the table's rows is."""
+    if not index.is_unique:
+        raise CoordinateError(f"the spots {region!r} have the same index more than once; expected one per spot.")
+    positions = index.get_indexer(pd.Index(instances))
+    missing = positions < 0
+    if missing.any():
+        raise CoordinateError(
+            f"{missing.sum()} of {len(missing)} rows of the table have no spot in {region!r}: instance id "
+            f"{instances.iloc[int(np.flatnonzero(missing)[0])]!r} (type {instances.dtype}) is not in its index (type "
+            f"{index.dtype}). Match them with spatialdata.match_table_to_element."
+        )
+    return positions.astype(np.int64)

@@ -1,0 +1,192 @@
+"""Expression of the training slices: normalisation, panel and PCA as one fitted object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from scipy import sparse
+from sklearn.decomposition import PCA
+
+from st_gchb._constants import TARGET_SUM
+from st_gchb._errors import ExpressionError, MissingKeyError
+from st_gchb._logging import logger
+
+Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
+
+_MAX_COUNT_LOG = 20.0
+"""No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
+
+
+@dataclass(frozen=True)
+class ExpressionRule:
+    """What was fitted on the training slices, and is applied to every other slice.
+
+    Parameters
+    ----------
+    genes
+        The panel, ``(n_genes,)``.
+    log_normalized
+        Whether expression is handed over as log-normalised values instead of counts.
+    offset
+        Mean of the panel over the training spots, ``(n_genes,)``.
+    matrix
+        Components of the PCA divided by their common scale, ``(n_genes, n_components)``.
+    variance
+        Variance of the panel over the training spots, ``(n_genes,)``.
+    """
+
+    genes: pd.Index
+    log_normalized: bool
+    offset: np.ndarray
+    matrix: np.ndarray
+    variance: np.ndarray
+
+
+def as_csr(matrix: Matrix) -> sparse.csr_matrix:
+    """Expression as CSR float32, ``(n_spots, n_genes)``; a copy that may be changed."""
+    return sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+
+
+def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None:
+    """Refuse what is not what it is said to be.
+
+    Raises
+    ------
+    ExpressionError
+        For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
+        log-normalised values), and spots without any count.
+    """
+    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
+    if values.size == 0 or matrix.shape[1] == 0:
+        raise ExpressionError(
+            f"{name} holds no expression at all: found shape {matrix.shape}. Pass a layer with counts."
+        )
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise ExpressionError(
+            f"{name} holds {bad} NaN or infinite values; expected counts. Remove or repair them first."
+        )
+    if values.min() < 0:
+        raise ExpressionError(
+            f"{name} holds negative values (minimum {values.min():.3g}), so it has been scaled or regressed. "
+            "Pass raw counts (layer='counts'), or log-normalised values with log_normalized=True."
+        )
+    whole = bool((values == np.round(values)).all())
+    if not log_normalized and not whole:
+        raise ExpressionError(
+            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of raw counts. "
+            "Pass the layer that has the counts (layer='counts'), or set log_normalized=True for log1p of counts per 10^4."
+        )
+    if log_normalized and (values.max() > _MAX_COUNT_LOG or (whole and values.max() > 1)):
+        raise ExpressionError(
+            f"{name} was said to be log-normalised, but its values {'are whole numbers' if whole else 'are too large'} "
+            f"(maximum {values.max():.3g}). Pass counts with log_normalized=False, or take log1p first."
+        )
+    empty = np.asarray(matrix.sum(axis=1)).ravel() <= 0
+    if empty.any():
+        raise ExpressionError(
+            f"{name} has {int(empty.sum())} spots without a single count (first row: {int(np.flatnonzero(empty)[0])}). "
+            "Drop them with sc.pp.filter_cells(adata, min_counts=1)."
+        )
+
+
+def log_normalise(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
+    """Log1p of counts per 10^4, over all genes of the table, CSR ``(n_spots, n_genes)``."""
+    csr = as_csr(matrix)
+    if log_normalized:
+        return csr
+    totals = np.asarray(csr.sum(axis=1), dtype=np.float64).ravel()
+    scale = (TARGET_SUM / totals).astype(np.float32)
+    csr.data = np.log1p(csr.data * np.repeat(scale, np.diff(csr.indptr)))
+    return csr
+
+
+def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
+    """Columns of the most variable genes over the slices given, in the table's order.
+
+    scanpy's dispersion ranking with one batch per slice, among genes found in at least 10 spots (in at least 1 %
+    of the spots where there are fewer than 1,000).
+    """
+    enough = min(10, max(2, log_values.shape[0] // 100))
+    seen = np.flatnonzero(np.asarray((log_values > 0).sum(axis=0)).ravel() >= enough)
+    if len(seen) < 2:
+        raise ExpressionError(
+            f"Only {len(seen)} genes are found in at least {enough} spots of the training slices: "
+            "too few to choose a panel from. Check that the counts are those of these spots."
+        )
+    if len(seen) <= n_top_genes:
+        if n_top_genes < log_values.shape[1]:
+            logger.info("n_top_genes=%d, but %d genes are expressed: all of them are taken.", n_top_genes, len(seen))
+        return seen
+    table = ad.AnnData(log_values[:, seen], obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}))
+    table.obs_names = table.obs_names.astype(str)
+    batch_key = "slice" if table.obs["slice"].nunique() > 1 else None
+    frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
+    chosen = np.asarray(frame["highly_variable"].reindex(table.var_names) if batch_key else frame["highly_variable"])
+    return seen[np.flatnonzero(chosen)]
+
+
+def fit_expression(
+    log_values: sparse.csr_matrix,
+    genes: pd.Index,
+    slices: np.ndarray,
+    *,
+    n_top_genes: int,
+    n_components: int | None,
+    log_normalized: bool,
+    seed: int,
+    panel: list[str] | None = None,
+) -> ExpressionRule:
+    """Choose the panel and fit its PCA on the training slices.
+
+    Parameters
+    ----------
+    log_values
+        Log-normalised expression of the training spots, ``(n_spots, n_all_genes)``.
+    genes
+        Names of the columns.
+    slices
+        Slice of each spot.
+    n_top_genes
+        Size of the panel.
+    n_components
+        Number of components; ``None`` keeps the genes themselves (the paper's ablation B).
+    log_normalized
+        Stored with the rule.
+    seed
+        Seed of the PCA's solver.
+    panel
+        Genes to take instead of the most variable ones.
+
+    Raises
+    ------
+    MissingKeyError
+        If a gene of ``panel`` is not in the table.
+    """
+    if panel is None:
+        columns = choose_panel(log_values, genes, slices, n_top_genes)
+    else:
+        missing = [gene for gene in panel if gene not in genes]
+        if missing:
+            raise MissingKeyError(
+                f"{len(missing)} genes of the panel are not in var_names: {missing[:5]}. Take them out."
+            )
+        columns = genes.get_indexer(pd.Index(panel))
+    dense = log_values[:, columns].toarray().astype(np.float64)
+    offset = dense.mean(0)
+    if n_components is None:
+        matrix = np.eye(len(columns)) / max(float(dense.std()), 1e-8)
+    else:
+        width = min(n_components, len(columns), len(dense) - 1)
+        pca = PCA(width, svd_solver="randomized" if width < min(dense.shape) // 2 else "full", random_state=seed).fit(
+            dense
+        )
+        # One scale for all components keeps their relative weight, which says how much of the variance each holds.
+        matrix = pca.components_.T / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
+    return ExpressionRule(
+        genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32), dense.var(0)
+    )

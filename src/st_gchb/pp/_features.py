@@ -1,0 +1,217 @@
+"""Features of the patches of all spots, written to ``obsm`` with the rule by which they were made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+from torch import Tensor, nn
+
+from st_gchb import __version__
+from st_gchb._constants import DEFAULT_PATCH_UM, Keys
+from st_gchb._errors import InputError, ScaleError
+from st_gchb.pp._cache import cache_folder
+from st_gchb.pp._embed import choose_device, embed_slices
+from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._rule import FeatureRule, encoder_of_rule
+from st_gchb.pp._slides import Slice
+from st_gchb.pp._tables import resolve
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+_VIEWS = (1, 4, 8)
+
+
+def embed_patches(
+    data: AnnData | SpatialData,
+    *,
+    encoder: str | nn.Module | Encoder = "resnet50",
+    weights: str | Path | None = "default",
+    patch_um: float = DEFAULT_PATCH_UM,
+    patch_px: float | None = None,
+    views: int = 1,
+    image: Any = None,
+    image_key: str | None = None,
+    slice_key: str | None = None,
+    um_per_px: float | Mapping[str, float] | None = None,
+    table: str | None = None,
+    shapes: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    key_added: str = Keys.FEATURES,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
+    copy: bool = False,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> AnnData | None:
+    """Cut a patch around every spot and pass it through a frozen encoder.
+
+    Parameters
+    ----------
+    data
+        AnnData with ``obsm["spatial"]`` in full-resolution px, or SpatialData with an image and spots.
+    encoder, weights, transform
+        As :func:`get_encoder` takes them.
+    patch_um
+        Side of a patch, µm.
+    patch_px
+        Side of a patch in px of the full-resolution image, instead of ``patch_um``; the size of a pixel is then not
+        needed.
+    views
+        1: the patch as it is; 4: mean over its rotations; 8: and over its mirrored rotations.
+    image, image_key, slice_key, um_per_px
+        As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
+        region), and ``um_per_px`` is the size of its finest scale's pixels.
+    table, shapes
+        For SpatialData: names of the table and of the spots, where there are several.
+    batch_size
+        Patches at once.
+    device
+        ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
+    key_added
+        Key in ``obsm`` and ``uns``.
+    cache, cache_dir
+        Whether and where features are kept by content: the same image, positions, encoder and weights are not computed
+        twice. The folder is the user's cache, or ``ST_GCHB_CACHE``.
+    copy
+        Return a copy with the features instead of writing them to ``data``. A SpatialData gives an AnnData.
+
+    Returns
+    -------
+    AnnData or None
+        With ``copy``, the object with features in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and how they
+        were made in ``uns[key_added]``. Otherwise these are written to ``data`` (for SpatialData: to its table).
+
+    Raises
+    ------
+    CoordinateError
+        Positions are absent, not finite, negative, or do not lie on the image.
+    ImageError, MissingFileError
+        A slice has no usable image.
+    ScaleError
+        The size of a pixel is not known, and ``patch_px`` is not given.
+    EncoderError, WeightsUnavailableError
+        The encoder is unknown, or its weights are not to be had.
+
+    Examples
+    --------
+    >>> import numpy as np, st_gchb
+    >>> from anndata import AnnData
+    >>> adata = AnnData(obsm={"spatial": np.array([[60.0, 60.0], [80.0, 90.0]])})
+    >>> image = np.full((160, 160, 3), 200, dtype=np.uint8)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", image=image, um_per_px=2.0, cache=False)
+    >>> adata.obsm["X_patch"].shape
+    (2, 107)
+    """
+    _check_settings(views, patch_um, patch_px, batch_size)
+    chosen = choose_device(device)
+    resolved = resolve(data, table=table, image=image, shapes=shapes)
+    slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
+    sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
+    trunk = get_encoder(encoder, weights if weights is None else str(weights), transform=transform)
+    folder = cache_folder(cache_dir) if cache else None
+    features = embed_slices(slices, sides, trunk, views, batch_size, chosen, folder)
+    size = (
+        {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
+    )
+    rule = FeatureRule(
+        trunk.name, trunk.weights, trunk.weights_sha256, **size, views=views, n_features=trunk.n_features
+    )
+    target = resolved.target(copy=copy)
+    target.obsm[key_added] = features
+    target.uns[key_added] = _provenance(rule, slices)
+    return target if copy else None
+
+
+def embed_by_rule(
+    data: AnnData | SpatialData,
+    rule: FeatureRule,
+    *,
+    encoder: nn.Module | Encoder | None = None,
+    weights: str | Path | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    **options: Any,
+) -> AnnData | None:
+    """Make features as others were made.
+
+    Parameters
+    ----------
+    data
+        As in :func:`embed_patches`.
+    rule
+        Rule of the features to be matched.
+    encoder
+        The module, where the rule's encoder was one (it has no name to find it by).
+    weights
+        Path of the weights file, where it has moved since.
+    transform
+        As in :func:`get_encoder`.
+    options
+        Passed to :func:`embed_patches`: where image, spots, cache and device are.
+
+    Returns
+    -------
+    AnnData or None
+        As :func:`embed_patches`.
+
+    Raises
+    ------
+    EncoderError
+        The encoder's weights are not those of the rule, or its module was not given.
+    WeightsUnavailableError
+        The rule's weights file has moved and ``weights`` was not given.
+
+    Examples
+    --------
+    >>> import numpy as np, st_gchb
+    >>> from anndata import AnnData
+    >>> pixels = np.full((160, 160, 3), 200, dtype=np.uint8)
+    >>> options = {"image": pixels, "um_per_px": 2.0, "cache": False}
+    >>> first, second = (AnnData(obsm={"spatial": np.array([[60.0, 60.0]])}) for _ in range(2))
+    >>> st_gchb.pp.embed_patches(first, encoder="texture", **options)
+    >>> rule = st_gchb.pp.FeatureRule.from_uns(first.uns["X_patch"])
+    >>> st_gchb.pp.embed_by_rule(second, rule, **options)
+    >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
+    True
+    """
+    trunk = encoder_of_rule(rule, encoder=encoder, weights=weights, transform=transform)
+    size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
+    return embed_patches(data, encoder=trunk, views=rule.views, **size, **options)
+
+
+def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_size: int) -> None:
+    if views not in _VIEWS:
+        raise InputError(f"views={views!r}; expected 1, 4 (rotations) or 8 (and mirrored).")
+    for name, value in (("patch_um", patch_um), ("patch_px", patch_px)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value!r}; expected a positive number, the side of a patch.")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size!r}; expected at least 1.")
+
+
+def _side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
+    """Side of a patch in px of the slice's image."""
+    if patch_px is not None:
+        return float(patch_px) * slide.scale
+    if slide.um_per_px is None:
+        raise ScaleError(
+            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Pass um_per_px= (µm per px "
+            f"of the full-resolution image), set uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}], "
+            "or give the patch's size in px, patch_px=."
+        )
+    return float(patch_um) / slide.um_per_px
+
+
+def _provenance(rule: FeatureRule, slices: list[Slice]) -> dict[str, Any]:
+    known = [slide.um_per_px * slide.scale if slide.um_per_px is not None else math.nan for slide in slices]
+    return {
+        **rule.to_dict(),
+        "slices": np.array([slide.name for slide in slices]),
+        "um_per_px": np.array(known),
+        "st_gchb_version": __version__,
+    }

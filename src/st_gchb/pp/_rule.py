@@ -1,0 +1,104 @@
+"""The rule by which features were made, and the encoder that it speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from st_gchb._errors import EncoderError, MissingKeyError
+from st_gchb.pp._encoders import Encoder, get_encoder
+
+
+@dataclass(frozen=True)
+class FeatureRule:
+    """How features were made, so that a query's are made the same way.
+
+    Parameters
+    ----------
+    encoder
+        Name of the encoder.
+    weights
+        ``"default"``, ``"none"``, ``"module"``, or the path of a file.
+    weights_sha256
+        Hash of the trunk's tensors.
+    patch_um, patch_px
+        Side of a patch in µm, or in px of the full-resolution image; one of them.
+    views
+        Rotations (4) and mirrored rotations (8) over which features are averaged.
+    n_features
+        Features per patch.
+    """
+
+    encoder: str
+    weights: str
+    weights_sha256: str
+    patch_um: float | None
+    patch_px: float | None
+    views: int
+    n_features: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings and numbers alone, as ``uns`` and JSON take them; absent values are left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> FeatureRule:
+        """Read the rule from ``uns["X_patch"]`` or from :meth:`to_dict`.
+
+        Raises
+        ------
+        MissingKeyError
+            A part of the rule is absent: the features were not made by :func:`embed_patches`.
+
+        Examples
+        --------
+        >>> from st_gchb.pp import FeatureRule
+        >>> rule = FeatureRule("texture", "default", "e3b0", 150.0, None, 1, 107)
+        >>> FeatureRule.from_uns(rule.to_dict()) == rule
+        True
+        """
+        needed = ("encoder", "weights", "weights_sha256", "views", "n_features")
+        missing = [key for key in needed if key not in stored]
+        if missing or ("patch_um" in stored) == ("patch_px" in stored):
+            raise MissingKeyError(
+                f"the stored features have no {missing or 'patch size'} (found {sorted(stored)}); expected what "
+                "pp.embed_patches writes to uns. Run pp.embed_patches again."
+            )
+        sizes = {key: float(stored[key]) if key in stored else None for key in ("patch_um", "patch_px")}
+        return cls(
+            encoder=str(stored["encoder"]),
+            weights=str(stored["weights"]),
+            weights_sha256=str(stored["weights_sha256"]),
+            patch_um=sizes["patch_um"],
+            patch_px=sizes["patch_px"],
+            views=int(stored["views"]),
+            n_features=int(stored["n_features"]),
+        )
+
+
+def encoder_of_rule(
+    rule: FeatureRule,
+    *,
+    encoder: nn.Module | Encoder | None = None,
+    weights: str | Path | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Encoder:
+    """Get the encoder that a rule speaks of, and see that its weights are the same; errors as :func:`embed_by_rule`."""
+    if encoder is None and rule.encoder.startswith("module:"):
+        raise EncoderError(
+            f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored: pass it "
+            "again as encoder=."
+        )
+    stored = None if rule.weights == "none" else rule.weights
+    trunk = get_encoder(encoder or rule.encoder, str(weights) if weights is not None else stored, transform=transform)
+    if trunk.weights_sha256 != rule.weights_sha256:
+        raise EncoderError(
+            f"encoder {rule.encoder!r}: the weights {trunk.weights!r} have the hash {trunk.weights_sha256[:12]}..., "
+            f"the features were made with {rule.weights_sha256[:12]}... ({rule.weights!r}). Pass weights= with the "
+            "file used then, or make the reference's features anew."
+        )
+    return trunk

@@ -1,0 +1,249 @@
+"""SpatialData becomes the same light AnnData that the rest of the package knows, and answers go back as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.io import SlideImage, open_image
+from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._slides import Slice, split_slices
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from st_gchb.pp._elements import Placed
+
+_REGION, _INSTANCE = "region", "instance_id"
+
+
+@dataclass(eq=False)
+class Resolved:
+    """A table of spots with positions in image px, whatever it came from.
+
+    Parameters
+    ----------
+    adata
+        For AnnData the object itself. For SpatialData a new, light one: it shares the table's matrices, has positions
+        in ``obsm["spatial"]``, the region in a column of ``obs``, and the spot diameter in ``uns["spatial"]``.
+    images
+        What ``image=`` of :func:`slices_of` takes; for SpatialData, images by region.
+    slice_key
+        Column that tells slices apart; None where it is to be found.
+    table
+        The SpatialData's own table, or None.
+    region_key, instance_key
+        Columns by which rows are matched to shapes; None for AnnData.
+    """
+
+    adata: AnnData
+    images: Any = None
+    slice_key: str | None = None
+    table: AnnData | None = None
+    region_key: str | None = None
+    instance_key: str | None = None
+    from_spatialdata: bool = field(default=False)
+
+    def slices(
+        self,
+        slice_key: str | None = None,
+        image_key: str | None = None,
+        um_per_px: float | Mapping[str, float] | None = None,
+    ) -> list[Slice]:
+        """Split into slices with their images, as :func:`slices_of` does."""
+        centers = spot_centers(self.adata)
+        if not self.from_spatialdata:
+            check_not_negative(centers, self.adata.obs_names)
+        return split_slices(self.adata, centers, slice_key or self.slice_key, self.images, image_key, um_per_px)
+
+    def target(self, *, copy: bool) -> AnnData:
+        """Give the object that results are written to."""
+        if copy:
+            return self.adata.copy()
+        if not self.from_spatialdata:
+            return self.adata
+        if self.table is None or self.table.n_obs != self.adata.n_obs:
+            found = (
+                "no table" if self.table is None else f"a table of {self.table.n_obs} rows for {self.adata.n_obs} spots"
+            )
+            raise InputError(f"the SpatialData has {found} to write to. Pass copy=True, which returns an AnnData.")
+        return self.table
+
+
+def resolve(
+    data: AnnData | SpatialData,
+    *,
+    table: str | None = None,
+    image: Any = None,
+    shapes: str | None = None,
+    coordinate_system: str | None = None,
+    thumbnails: bool = False,
+) -> Resolved:
+    """Find spots, positions and images.
+
+    Parameters
+    ----------
+    data
+        AnnData, which is passed through, or SpatialData.
+    table
+        Name of the table, where there are several.
+    image
+        For AnnData as in :func:`slices_of`. For SpatialData the name of an image element of any scale, or a dict of
+        names by region; not needed where one image shares a coordinate system with the spots.
+    shapes
+        Name of the spots: where there is no table, or the table speaks of several regions and one is meant.
+    coordinate_system
+        Coordinate system in which spots and images meet, where several disagree.
+    thumbnails
+        Put a small image into ``uns["spatial"]``, for figures.
+
+    Returns
+    -------
+    Resolved
+        Spots with ``obsm["spatial"]`` in px of the image's finest scale. Rows follow the table; their positions are
+        matched by instance id.
+
+    Raises
+    ------
+    InputError, MissingKeyError, SliceError
+        Table, spots, image or transformation are not to be found, or there are several.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb.pp import resolve
+    >>> adata = AnnData(obsm={"spatial": np.zeros((2, 2))})
+    >>> resolve(adata).adata is adata
+    True
+    """
+    if isinstance(data, AnnData):
+        for name, value in (("table", table), ("shapes", shapes), ("coordinate_system", coordinate_system)):
+            if value is not None:
+                raise InputError(f"{name}={value!r} is for SpatialData, and this is an AnnData. Leave it out.")
+        return Resolved(data, images=image)
+    from spatialdata import SpatialData
+
+    if not isinstance(data, SpatialData):
+        raise InputError(f"found an object of type {type(data).__name__}; expected AnnData or SpatialData.")
+    from st_gchb.pp._elements import find_image, find_spots, find_table, place_spots
+
+    source = find_table(data, table, shapes)
+    spots = find_spots(data, source, shapes)
+    adata = _light_copy(source, spots)
+    images: dict[str, SlideImage] = {}
+    libraries: dict[str, Any] = {}
+    centers = np.full((len(spots), 2), np.nan)
+    for region in spots[_REGION].unique():
+        rows = np.flatnonzero(spots[_REGION] == region)
+        element, system = find_image(data, region, image, coordinate_system)
+        images[region] = open_image(data.images[element], name=f"image element {element!r}")
+        placed = place_spots(data, region, element, system, spots[_INSTANCE].iloc[rows])
+        centers[rows] = placed.centers_px
+        libraries[region] = _library(images[region], placed, source, region, thumbnails)
+    adata.obsm[Keys.SPATIAL] = centers
+    adata.uns[Keys.SPATIAL] = libraries
+    region_key, instance_key = _keys(source)
+    return Resolved(adata, images, region_key, source, region_key, instance_key, from_spatialdata=True)
+
+
+def write_table(
+    sdata: SpatialData,
+    result: AnnData,
+    *,
+    name: str = Keys.TABLE,
+    region_key: str = _REGION,
+    instance_key: str = _INSTANCE,
+    overwrite: bool = False,
+) -> None:
+    """Add a result to a SpatialData as a table that annotates the spots.
+
+    The object in memory changes; where it is backed by a folder, ``sdata.write_element(name)`` stores the table.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the spots.
+    result
+        Table with the region and the instance id of every row in ``obs``, as :func:`resolve` gives it.
+    name
+        Name of the table. An earlier result of this package with that name is replaced.
+    region_key, instance_key
+        Columns of ``result.obs``.
+    overwrite
+        Replace any table of that name.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        A column is absent, it names no element of ``sdata``, or there is such a table that this package did not write.
+    """
+    from spatialdata.models import TableModel
+
+    absent = [key for key in (region_key, instance_key) if key not in result.obs]
+    if absent:
+        raise MissingKeyError(f"the result's obs has no {absent}; expected the columns that pp.resolve put there.")
+    regions = [str(region) for region in result.obs[region_key].unique()]
+    unknown = [region for region in regions if region not in sdata]
+    if unknown:
+        raise InputError(f"obs[{region_key!r}] names {unknown}, which the SpatialData does not hold.")
+    if name in sdata.tables and not overwrite and Keys.UNS not in sdata.tables[name].uns:
+        raise InputError(f"the SpatialData has a table {name!r} already. Pass another name=, or overwrite=True.")
+    table = result.copy()
+    table.uns.pop(TableModel.ATTRS_KEY, None)
+    table.obs[region_key] = pd.Categorical(table.obs[region_key].astype(str))
+    parsed = TableModel.parse(table, region=regions, region_key=region_key, instance_key=instance_key)
+    if name in sdata.tables:
+        del sdata.tables[name]
+    sdata.tables[name] = parsed
+
+
+def _keys(source: AnnData | None) -> tuple[str, str]:
+    if source is None:
+        return _REGION, _INSTANCE
+    from spatialdata.models import get_table_keys
+
+    _, region_key, instance_key = get_table_keys(source)
+    return region_key, instance_key
+
+
+def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
+    """Make an AnnData of the rows in ``spots`` that shares the matrices of ``source``."""
+    if source is None:
+        obs = spots.astype({_REGION: "category"})
+        return AnnData(obs=obs.set_index(obs.index.astype(str)))
+    from spatialdata.models import TableModel
+
+    part = source if len(spots) == source.n_obs else source[spots.index]
+    light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=dict(part.layers), obsm=dict(part.obsm))
+    light.uns.update(
+        {key: value for key, value in source.uns.items() if key not in (TableModel.ATTRS_KEY, Keys.SPATIAL)}
+    )
+    region_key, _ = _keys(source)
+    light.obs[region_key] = pd.Categorical(light.obs[region_key].astype(str))
+    return light
+
+
+def _library(
+    image: SlideImage, placed: Placed, source: AnnData | None, region: str, thumbnails: bool
+) -> dict[str, Any]:
+    """Build what ``uns["spatial"]`` says of one region, in px of its image."""
+    factors: dict[str, float] = {}
+    if placed.diameter_px is not None:
+        factors[Keys.SPOT_DIAMETER] = placed.diameter_px
+    stored = dict(source.uns.get(Keys.SPATIAL) or {}) if source is not None else {}
+    library = stored.get(region, next(iter(stored.values())) if len(stored) == 1 else {})
+    um_per_px = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.UM_PER_PX)
+    if um_per_px is not None:
+        factors[Keys.UM_PER_PX] = float(um_per_px) / placed.scale
+    images: dict[str, Any] = {}
+    if thumbnails:
+        images["hires"], factors["tissue_hires_scalef"] = image.thumbnail()
+    return {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}

@@ -1,0 +1,185 @@
+"""Trunks of torchvision and timm without their heads, with weights from the library or a file."""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
+from st_gchb._logging import logger
+from st_gchb.pp._weights import disagreement, read_state, trunk_state
+
+_SEED = 0
+_HEADS = ("fc", "classifier", "heads", "head")
+_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+
+
+@dataclass
+class Trunk:
+    """A module that gives features, and how its input is standardised."""
+
+    module: nn.Module
+    input_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classification models."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def torchvision_trunk(name: str, weights: str | None) -> Trunk:
+    """Build a torchvision classification model without its last layer.
+
+    Raises
+    ------
+    EncoderError
+        The name is unknown, or the weights are another architecture's.
+    WeightsUnavailableError
+        The weights could not be downloaded, or are not at the path.
+    """
+    if name not in torchvision_names():
+        raise EncoderError(_unknown(name))
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    # The preset's own transform cuts off the patch's border: only its numbers are taken.
+    numbers = preset.transforms()
+    input_px = int(numbers.crop_size[0])
+    module, head = _build(name, input_px, pretrained=weights is not None)
+    if weights == "default":
+        _load(module, _download(name, preset), head, name, f"the default weights of {name!r}")
+    elif weights is not None:
+        _load(module, read_state(weights), head, name, str(weights))
+    else:
+        logger.warning("encoder %r has random weights (weights=None): its features tell little of the tissue.", name)
+    return Trunk(module, input_px, tuple(numbers.mean), tuple(numbers.std), _label(weights))
+
+
+def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a torchvision model from a fixed seed, its head an identity; and the names of what was taken away."""
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = input_px
+    if name in ("inception_v3", "googlenet"):
+        options.update(aux_logits=False, init_weights=not pretrained, transform_input=pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module = torchvision.models.get_model(name, weights=None, **options)
+    path = _head_path(module)
+    parent, _, leaf = path.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, nn.Identity())
+    return module, (path, *_AUXILIARY)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...], name: str, source: str) -> None:
+    """Load a state dict into a trunk; the head's tensors may be there or not, all others must agree."""
+    trunk = trunk_state(state, head)
+    difference = disagreement(module, trunk)
+    if difference:
+        fitting = _fitting(state)
+        raise EncoderError(
+            f"{source}: the weights are not those of encoder {name!r}: of the tensors, {difference}. "
+            + (f"They fit encoder={fitting!r}." if fitting else "They fit no model of torchvision: name their own.")
+        )
+    module.load_state_dict({**module.state_dict(), **trunk}, strict=True)
+
+
+def _fitting(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the torchvision model whose trunk has just these tensors, or None."""
+    for name in torchvision_names():
+        input_px = int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
+        # On the meta device, no memory is taken and no number drawn.
+        with torch.device("meta"):
+            candidate, head = _build(name, input_px, pretrained=True)
+        if not disagreement(candidate, trunk_state(state, head)):
+            return name
+    return None
+
+
+def _head_path(module: nn.Module) -> str:
+    """Path of the last layer, which maps features to classes."""
+    head = next(name for name in _HEADS if hasattr(module, name))
+    layers = [
+        path for path, layer in module.get_submodule(head).named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    return f"{head}.{layers[-1]}".rstrip(".")
+
+
+def _download(name: str, preset: Any) -> dict[str, Tensor]:
+    try:
+        return preset.get_state_dict(progress=logger.isEnabledFor(20), check_hash=True)
+    # URLError and time-outs are OSErrors; a cut connection is an HTTPException, a wrong hash a RuntimeError.
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
+        raise WeightsUnavailableError(
+            f"the default weights of encoder {name!r} could not be had from {preset.url} ({error}). Without network: "
+            f"fetch that file elsewhere and pass weights='path/to/{preset.url.rsplit('/', 1)[-1]}', or use "
+            f"encoder='texture', which needs no weights. A damaged earlier download lies in {torch.hub.get_dir()}."
+        ) from error
+
+
+def timm_trunk(name: str, weights: str | None) -> Trunk:
+    """Build a timm model without its classifier.
+
+    Raises
+    ------
+    MissingExtraError
+        timm is not installed.
+    EncoderError
+        The name is unknown, or the weights are another architecture's.
+    WeightsUnavailableError
+        The weights could not be downloaded, or are not at the path.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError(
+            f"encoder 'timm:{name}' needs timm, which is not installed: pip install 'st-gchb[timm]'."
+        ) from error
+    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not on_hub and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+    module = _create_timm(timm, name, weights == "default")
+    if weights is None:
+        logger.warning("encoder 'timm:%s' has random weights (weights=None).", name)
+    elif weights != "default":
+        classifier = cast("dict[str, Any]", module.pretrained_cfg).get("classifier") or ()
+        head = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        _load(module, read_state(weights), head, f"timm:{name}", str(weights))
+    numbers = timm.data.resolve_model_data_config(module)
+    return Trunk(module, int(numbers["input_size"][1]), tuple(numbers["mean"]), tuple(numbers["std"]), _label(weights))
+
+
+def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    # The hub's errors (no network, no access, unknown repository) all derive from OSError; timm adds RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise WeightsUnavailableError(
+            f"the weights of 'timm:{name}' could not be had ({error}). Log in with huggingface-cli where the model "
+            "asks for it; without network pass weights= with the path of its file, or use encoder='texture'."
+        ) from error
+
+
+def _label(weights: str | None) -> str:
+    return "none" if weights is None else str(weights)
+
+
+def _unknown(name: str) -> str:
+    names = [*torchvision_names(), "texture"]
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"Did you mean {' or '.join(repr(item) for item in close)}?" if close else "Known: see torchvision.models."
+    return (
+        f"unknown encoder {name!r}. {hint} Expected a torchvision classification model such as 'resnet50', "
+        "'timm:<name>', 'texture', or a torch.nn.Module."
+    )

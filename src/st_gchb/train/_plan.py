@@ -1,0 +1,91 @@
+"""What Lightning does in a step, and which epoch's weights are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from scvi.module.base import LossOutput
+from scvi.train import TrainingPlan
+
+from st_gchb.nn import GraphBatch
+
+
+class STGCHBTrainingPlan(TrainingPlan):
+    """scvi-tools' training plan without the terms of a variational autoencoder.
+
+    Logs ``train_loss``, ``validation_loss`` and each term as ``{term}_train`` and ``{term}_validation``.
+    """
+
+    def training_step(self, batch: GraphBatch, batch_idx: int) -> torch.Tensor:
+        """Loss of a step, logged as the epoch's mean over spots."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
+        """The same on validation spots."""
+        self._step(batch, "validation")
+
+    def _step(self, batch: GraphBatch, mode: str) -> torch.Tensor:
+        _, _, output = self.forward(batch)
+        # Said here, the batch size is not guessed (and warned about) by Lightning: nodes are not what is averaged over.
+        options = {"on_step": False, "on_epoch": True, "batch_size": output.n_obs_minibatch}
+        self.log(f"{mode}_loss", output.loss, prog_bar=mode == "train", **options)
+        self.compute_and_log_metrics(output, {}, mode)
+        return output.loss
+
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
+        """Log the terms of the loss, once an epoch."""
+        for name, value in loss_output.extra_metrics.items():
+            self.log(f"{name}_{mode}", value, on_step=False, on_epoch=True, batch_size=loss_output.n_obs_minibatch)
+
+
+class Pretraining(Callback):
+    """Leaves every term but deep graph infomax out of the loss for the first epochs, the paper's first stage.
+
+    Parameters
+    ----------
+    n_epochs
+        How many epochs.
+    """
+
+    def __init__(self, n_epochs: int) -> None:
+        self.n_epochs = n_epochs
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switch between the two losses."""
+        pl_module.module.pretraining = trainer.current_epoch < self.n_epochs
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module in the joint stage."""
+        pl_module.module.pretraining = False
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the epoch with the lowest validation loss in memory and puts them back at the end.
+
+    Parameters
+    ----------
+    monitor
+        Logged value, lower is better.
+    """
+
+    def __init__(self, monitor: str = "validation_loss") -> None:
+        self.monitor = monitor
+        self.best = float("inf")
+        self.epoch: int | None = None
+        self._state: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the weights if the validation loss is the lowest so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if pl_module.module.pretraining:
+            return
+        if value is not None and float(value) < self.best:
+            self.best, self.epoch = float(value), trainer.current_epoch
+            self._state = {key: tensor.detach().clone() for key, tensor in pl_module.module.state_dict().items()}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the best weights back."""
+        if self._state:
+            pl_module.module.load_state_dict(self._state)

@@ -1,0 +1,276 @@
+"""The house's rules, read from the source: which room may import which, and what may not be there at all."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "st_gchb"
+BASE = {"_constants", "_errors", "_logging", "_files", "_compat"}
+
+# A room may import the rooms of its row, and what those may import.
+ROOMS: dict[str, set[str]] = {
+    "nn": set(),
+    "io": set(),
+    "pp": {"io"},
+    "train": {"nn"},
+    "retrieval": set(),
+    "metrics": set(),
+    # The measures stand on nothing, and there is one definition of a correlation.
+    "model": {"nn", "io", "pp", "train", "retrieval", "metrics"},
+    "evaluate": {"model", "metrics"},
+    "datasets": {"io"},
+    "pl": set(),
+}
+ROOMS["cli"] = set(ROOMS)
+
+# Third-party packages that a room may import, where the table limits them.
+ONLY: dict[str, set[str]] = {
+    "nn": {"torch", "torch_geometric"},
+    "retrieval": {"numpy", "pandas", "scipy", "torch"},
+    "metrics": {"numpy", "pandas", "scipy"},
+    "_constants": set(),
+    "_errors": set(),
+    "_files": set(),
+    "_logging": {"tqdm"},
+}
+# Rooms that may import a package, where others must go through them.
+KEPT_TO: dict[str, set[str]] = {
+    "scvi": {"train", "model", "_compat"},
+    "lightning": {"train", "model", "_compat"},
+    "pooch": {"datasets"},
+    "matplotlib": {"pl"},
+    "squidpy": {"pp", "pl", "_compat"},
+}
+# nn runs where torch and torch-geometric alone are installed, and _logging needs tqdm.
+BASE_OF_NN = {"_constants", "_errors"}
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = ("st_gchb", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    """Room, or base module, that a module of the package belongs to; empty for the package itself."""
+    return (*module.split("."), "")[1]
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a file imports, at its top or inside a function."""
+    package = module_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def own_module(name: str) -> str:
+    """Module of the package that holds ``name``: ``st_gchb.io.open_image`` is in ``st_gchb.io``."""
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@functools.cache
+def reachable(room: str) -> frozenset[str]:
+    return frozenset(ROOMS[room]).union(*(reachable(other) for other in ROOMS[room] if other != room))
+
+
+def is_own(name: str) -> bool:
+    return name.split(".")[0] == "st_gchb"
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def check(findings: list[str]) -> None:
+    assert not findings, "\n" + "\n".join(findings)
+
+
+def test_there_is_something_to_read():
+    assert "st_gchb._errors" in MODULES
+
+
+def test_every_file_is_in_a_room_of_the_table():
+    check([f"{module} is in no room of the table" for module in MODULES if room_of(module) not in {"", *BASE, *ROOMS}])
+
+
+def test_rooms_import_in_one_direction():
+    findings = []
+    for module, path in MODULES.items():
+        room = room_of(module)
+        if room == "":
+            continue
+        allowed = BASE if room in BASE else {room, *BASE, *reachable(room)}
+        if room == "nn":
+            allowed = {room, *BASE_OF_NN}
+        for line, name in imports_of(path):
+            # The package itself holds the version alone.
+            if is_own(name) and name != "st_gchb.__version__" and room_of(own_module(name)) not in allowed:
+                findings.append(f"{where(path, line)}: {room} may not import {name}")
+    check(findings)
+
+
+def test_the_package_imports_no_room():
+    """Rooms are imported on first use; a checker of types may see them."""
+    init = SOURCE / "__init__.py"
+    for_types = {
+        sub.lineno
+        for node in ast.walk(tree_of(init))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for sub in ast.walk(node)
+        if isinstance(sub, ast.Import | ast.ImportFrom)
+    }
+    check(
+        [
+            f"{where(init, line)}: {name} is imported when the package is"
+            for line, name in imports_of(init)
+            if line not in for_types and name.split(".")[0] not in sys.stdlib_module_names
+        ]
+    )
+
+
+def test_third_party_packages_stay_in_their_rooms():
+    findings = []
+    for module, path in MODULES.items():
+        room = room_of(module)
+        for line, name in imports_of(path):
+            package = name.split(".")[0]
+            if package in sys.stdlib_module_names or package == "st_gchb":
+                continue
+            if room in ONLY and package not in ONLY[room]:
+                findings.append(f"{where(path, line)}: {room} may import {sorted(ONLY[room])} alone, not {name}")
+            if package in KEPT_TO and room not in KEPT_TO[package]:
+                findings.append(f"{where(path, line)}: {package} belongs to {sorted(KEPT_TO[package])}")
+    check(findings)
+
+
+def test_private_and_experimental_names_of_others_are_in_compat_alone():
+    def hidden(name: str) -> bool:
+        return any(
+            (part.startswith("_") and not part.endswith("__")) or part == "experimental" for part in name.split(".")
+        )
+
+    check(
+        [
+            f"{where(path, line)}: {name} is private or experimental: import it in _compat.py"
+            for path in FILES
+            if path.name != "_compat.py"
+            for line, name in imports_of(path)
+            if not is_own(name) and name.split(".")[0] not in sys.stdlib_module_names and hidden(name)
+        ]
+    )
+
+
+def test_no_module_imports_itself_by_a_detour():
+    # The package itself imports rooms for the checker of types alone.
+    graph = {
+        module: {own_module(name) for _, name in imports_of(path) if is_own(name)} - {"st_gchb"}
+        for module, path in MODULES.items()
+        if module != "st_gchb"
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_files_are_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    check([f"{path.relative_to(ROOT)} has {n} lines" for path, n in lengths.items() if n >= 300])
+
+
+def test_nothing_reads_or_writes_pickle():
+    modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    # torch.load raises pickle's error on a file that holds more than tensors.
+    errors = {"pickle.UnpicklingError", "pickle.PickleError"}
+    findings = []
+    for path in FILES:
+        findings += [
+            f"{where(path, line)}: imports {name}"
+            for line, name in imports_of(path)
+            if name.split(".")[0] in modules and name not in {"pickle", *errors}
+        ]
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+                findings += [f"{where(path, node.lineno)}: {ast.unparse(node)}"] * (ast.unparse(node) not in errors)
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            unsafe = (
+                (called == "torch.load" and given.get("weights_only") != "True")
+                or (called.endswith(".load") and given.get("allow_pickle", "False") != "False")
+                or called == "torch.save"
+                or called.endswith(("read_pickle", "to_pickle"))
+            )
+            if unsafe:
+                findings.append(f"{where(path, node.lineno)}: {ast.unparse(node)}")
+    check(findings)
+
+
+@pytest.mark.parametrize("rooms", [(), ("metrics",)])
+def test_importing_is_quick(rooms):
+    """Importing scvi-tools takes ten seconds: neither the package nor the measures may bring it."""
+    heavy = ["scvi", "scanpy", "squidpy", "spatialdata", "lightning", "torch", "torchvision", "matplotlib"]
+    code = f"import sys, st_gchb\n[getattr(st_gchb, room) for room in {rooms!r}]\n"
+    code += f"print(*[name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_networks_need_torch_alone():
+    """``nn`` runs where torch and torch-geometric alone are installed."""
+    heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torchvision", "matplotlib"]
+    code = f"import sys, st_gchb.nn\nprint(*[name for name in {heavy!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_no_package_index_is_named():
+    """Packages come from wherever the user's installer is set to look."""
+    # Put together here, so that this file does not name them either.
+    words = ["py" + r"pi\.org", "python" + "hosted", r"anaconda\." + "org", r"download\.pytorch\." + "org/whl"]
+    words += ["--" + "index-url", "--" + "extra-index-url", "--" + "find-links", "--" + "default-index"]
+    pattern = re.compile("|".join(words), re.IGNORECASE)
+    if not (ROOT / ".git").exists():
+        pytest.skip(f"{ROOT} is no git checkout, so its files cannot be listed")
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    findings = []
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in {".png", ".jpg", ".tif", ".safetensors"}:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            findings += [f"{name}: {found.group()}" for found in pattern.finditer(text)]
+    check(findings)
+
+
+def test_constraints_pin_exactly():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pin = re.compile(r"[a-z0-9][a-z0-9._-]*==[A-Za-z0-9.!+]+( ; .+)?")
+    check([line for line in lines if line and not line.startswith("#") and not pin.fullmatch(line)])
+    assert len(lines) > 100
