@@ -13,7 +13,13 @@ _ROOMS = ("datasets", "evaluate", "io", "metrics", "model", "pl", "pp")
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:
-    from st_gchb import datasets, evaluate, io, metrics, model, pl, pp
+    from st_gchb import datasets as datasets
+    from st_gchb import evaluate as evaluate
+    from st_gchb import io as io
+    from st_gchb import metrics as metrics
+    from st_gchb import model as model
+    from st_gchb import pl as pl
+    from st_gchb import pp as pp
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,10 @@ def new_command(commands: Any, name: str, summary: str, example: str) -> argpars
 def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Options that say where slides with expression are."""
     parser.add_argument(
-        "--data", type=Path, required=required, help="an .h5ad file, or a folder with her2st sections (C2.jpg, C2.tsv.gz, ...)"
+        "--data",
+        type=Path,
+        required=required,
+        help="an .h5ad file, or a folder with her2st sections (C2.jpg, C2.tsv.gz, ...)",
     )
     parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
     parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
@@ -41,7 +44,9 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     """Options of the patch features."""
     parser.add_argument("--encoder", default="resnet50", help="resnet50, any torchvision model, timm:NAME, or texture")
     parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
-    parser.add_argument("--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)")
+    parser.add_argument(
+        "--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)"
+    )
     parser.add_argument("--views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: 4)")
 
 

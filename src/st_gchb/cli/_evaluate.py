@@ -24,7 +24,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: 3)")
     parser.add_argument("--markers", nargs="+", metavar="GENE", help="genes of the measure MG")
-    parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 best of the variable ones)")
+    parser.add_argument(
+        "--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 best of the variable ones)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, the tables and the pictures")
     parser.set_defaults(run=run)
 

@@ -20,12 +20,17 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="folder written by st-gchb train or model.save")
     parser.add_argument(
-        "--data", type=Path, required=True, help="an .h5ad file, a SpatialData .zarr store, or a folder of her2st sections"
+        "--data",
+        type=Path,
+        required=True,
+        help="an .h5ad file, a SpatialData .zarr store, or a folder of her2st sections",
     )
     parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
     parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
     parser.add_argument("--image", help="full-resolution image; for a .zarr store the name of the image element")
-    parser.add_argument("--um-per-px", type=float, help="size of a full-resolution pixel, µm, where the data do not say it")
+    parser.add_argument(
+        "--um-per-px", type=float, help="size of a full-resolution pixel, µm, where the data do not say it"
+    )
     parser.add_argument("--weights", help="encoder weights file, where it has moved since training")
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")

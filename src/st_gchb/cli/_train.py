@@ -41,4 +41,4 @@ def run(arguments: argparse.Namespace) -> None:
     model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
     model.train(arguments.max_epochs, accelerator=arguments.device, enable_progress_bar=not arguments.quiet)
     model.save(arguments.out, overwrite=arguments.overwrite)
-    print(f"model {model.model_id_} of {len(model.rules_.expression.genes)} genes written to {arguments.out}")
+    print(f"model {model.model_id_} written to {arguments.out}")

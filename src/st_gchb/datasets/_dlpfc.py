@@ -146,12 +146,14 @@ def _check_slices(slices: Sequence[str]) -> list[str]:
 
 
 def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
-    columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row", "pxl_col"]
-    spots = pd.read_csv(where["positions"], header=None, names=columns, index_col=0)
-    if len(spots.columns) != 5 or not np.isfinite(spots.to_numpy(dtype=float)).all() or not spots.index.is_unique:
-        raise CoordinateError(f"{where['positions']}: expected lines of barcode and 5 numbers, each barcode once.")
+    spots = _read_positions(where["positions"])
     um_per_px = _PITCH_UM / _pitch_px(spots, where["positions"])
-    factors: dict[str, Any] = json.loads(where["scalefactors"].read_text())
+    try:
+        factors: dict[str, Any] = dict(json.loads(where["scalefactors"].read_text()))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where['scalefactors']}: damaged ({error}); expected JSON as Space Ranger writes it."
+        ) from error
     spots = spots[spots["in_tissue"] == 1]
     layers = _read_layers(name, where["layers"]).reindex(spots.index)
     unlabelled = int(layers.isna().sum())
@@ -170,6 +172,18 @@ def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
     adata = ad.AnnData(obs=obs, obsm={Keys.SPATIAL: spots[["pxl_col", "pxl_row"]].to_numpy(dtype=np.float64)})
     adata.uns[Keys.SPATIAL] = {name: {Keys.SCALEFACTORS: {**factors, Keys.UM_PER_PX: um_per_px}, Keys.METADATA: {}}}
     return adata
+
+
+def _read_positions(path: Path) -> pd.DataFrame:
+    columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row", "pxl_col"]
+    try:
+        spots = pd.read_csv(path, header=None, names=columns, index_col=0)
+        numbers = spots.to_numpy(dtype=float)
+    except ValueError as error:  # pandas' own errors are of this type as well
+        raise CoordinateError(f"{path}: expected lines of barcode and 5 numbers ({error}).") from error
+    if not len(spots) or not np.isfinite(numbers).all() or not spots.index.is_unique:
+        raise CoordinateError(f"{path}: expected lines of barcode and 5 numbers, each barcode once.")
+    return spots
 
 
 def _pitch_px(spots: pd.DataFrame, path: Path) -> float:

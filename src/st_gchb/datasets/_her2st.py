@@ -155,7 +155,10 @@ def _sections_in(folder: Path) -> str:
 def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
     """One section's spots that are under tissue and have counts."""
     counts = read_wide_counts(counts_path)
-    spots = pd.read_csv(spots_path, sep="\t")
+    try:
+        spots = pd.read_csv(spots_path, sep="\t")
+    except ValueError as error:  # pandas' own errors are of this type as well
+        raise InputError(f"{spots_path}: no table of spots that can be read ({error}). Fetch it again.") from error
     wanted = {"x", "y", "pixel_x", "pixel_y"}
     if not wanted <= set(spots.columns):
         raise InputError(

@@ -99,14 +99,11 @@ def synthetic_tissue(
     (40, True)
     """
     _check(n_slices, n_rows, n_cols, n_genes, slices_per_patient, seed)
-    for name, value in {
-        "spot_pitch_um": spot_pitch_um,
-        "spot_diameter_um": spot_diameter_um,
-        "um_per_px": 1.0 if um_per_px is None else um_per_px,
-        "counts_per_spot": counts_per_spot,
-    }.items():
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value!r}: expected a positive number.")
+    _check_positive(spot_pitch_um=spot_pitch_um, spot_diameter_um=spot_diameter_um, counts_per_spot=counts_per_spot)
+    if um_per_px is not None:
+        _check_positive(um_per_px=um_per_px)
+    if not (np.isfinite(stain_variation) and stain_variation >= 0):
+        raise InputError(f"stain_variation={stain_variation!r}: expected 0 (none) or more; 1 is usual.")
     genes = draw_genes(n_genes, np.random.default_rng([seed, 1]))
     given = [] if geometry is None else geometries(geometry)
     parts, libraries = [], {}
@@ -144,6 +141,12 @@ def _check(n_slices: int, n_rows: int, n_cols: int, n_genes: int, slices_per_pat
     for name, (value, smallest) in least.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
             raise InputError(f"{name}={value!r}: expected a whole number of at least {smallest}.")
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name}={value!r}: expected a positive number.")
 
 
 def hexagonal_array(n_rows: int, n_cols: int, pitch_um: float) -> tuple[NDArray[np.float64], pd.DataFrame]:

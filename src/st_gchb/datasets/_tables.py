@@ -56,8 +56,7 @@ def read_wide_counts(path: Path) -> ad.AnnData:
         ) from error
     if counts.shape[1] != len(genes):
         raise ExpressionError(f"{path}: found {counts.shape[1]} values a row under {len(genes)} gene names.")
-    # NaN fails the comparison as well.
-    if not ((counts.data >= 0) & (counts.data == np.round(counts.data))).all():
+    if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.round(counts.data))).all():
         raise ExpressionError(f"{path}: found values that are negative, broken or missing; expected raw counts.")
     if len(set(names)) < len(names):
         raise ExpressionError(f"{path}: a spot is listed twice.")

@@ -30,8 +30,13 @@ class Fold:
     test: np.ndarray
 
 
-def leave_one_out(adata: AnnData, by: Literal["slice", "patient"] = "slice", *, slice_key: str = Keys.SLICE,
-                  patient_key: str = Keys.PATIENT) -> list[Fold]:
+def leave_one_out(
+    adata: AnnData,
+    by: Literal["slice", "patient"] = "slice",
+    *,
+    slice_key: str = Keys.SLICE,
+    patient_key: str = Keys.PATIENT,
+) -> list[Fold]:
     """Hold out every slice, or every patient with all of their slices, once.
 
     Parameters
@@ -58,7 +63,7 @@ def leave_one_out(adata: AnnData, by: Literal["slice", "patient"] = "slice", *, 
     key = slice_key if by == "slice" else patient_key
     if key not in adata.obs:
         raise SliceError(
-            f"Leaving one {by} out needs obs[{key!r}]; found {list(adata.obs.columns)[:12]}. Add the column, or name it."
+            f"Leaving one {by} out needs obs[{key!r}]; found {list(adata.obs.columns)[:12]}. Add or name the column."
         )
     members = slice_members(adata, key)
     if len(members) < 2:

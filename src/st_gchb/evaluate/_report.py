@@ -40,7 +40,9 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: list[str] | N
     """
     out = Path(folder)
     names = ("metrics.json", "scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png", "methods.png")
-    paths = dict(zip(("metrics", "scores", "per_gene", "table", "tissue", "bars"), (out / n for n in names), strict=True))
+    paths = dict(
+        zip(("metrics", "scores", "per_gene", "table", "tissue", "bars"), (out / n for n in names), strict=True)
+    )
     with write_whole(paths["metrics"]) as part:
         part.write_text(json.dumps(as_json(result), indent=1), encoding="utf-8")
     with write_whole(paths["scores"]) as part:

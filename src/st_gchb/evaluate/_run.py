@@ -150,7 +150,9 @@ def _evaluate(
 ) -> Evaluation:
     chosen = _methods(methods)
     if features_key not in adata.obsm:
-        raise MissingKeyError(f"obsm has no {features_key!r}; found {list(adata.obsm)}. Run st_gchb.pp.embed_patches first.")
+        raise MissingKeyError(
+            f"obsm has no {features_key!r}; found {list(adata.obsm)}. Run st_gchb.pp.embed_patches first."
+        )
     check_expression(adata.X, log_normalized=False, name="X")
     seeds = [int(seed) for seed in seeds]
     runs = [(fold, name, seed) for fold in folds for name in chosen for seed in seeds]
@@ -164,9 +166,13 @@ def _evaluate(
         prediction = np.asarray(chosen[name](task))
         frame = per_gene(ready.truth, prediction, ready.panel)
         row: dict[str, Any] = {"fold": fold.name, "seed": seed, "method": name}
-        row |= summary(frame, train_mean=ready.train_mean, train_var=ready.train_var, markers=_present(markers, ready.panel))
+        row |= summary(
+            frame, train_mean=ready.train_mean, train_var=ready.train_var, markers=_present(markers, ready.panel)
+        )
         row["Moran"] = morans_agreement(ready.truth, prediction, ready.graph)["correlation"]
-        logger.info("%s, %s, seed %d: AG %.4f, HVG %.4f, HEG %.4f", fold.name, name, seed, row["AG"], row["HVG"], row["HEG"])
+        logger.info(
+            "%s, %s, seed %d: AG %.4f, HVG %.4f, HEG %.4f", fold.name, name, seed, row["AG"], row["HVG"], row["HEG"]
+        )
         scores.append(row)
         genes.append(frame.rename_axis("gene").reset_index().assign(fold=fold.name, seed=seed, method=name))
         if fold is folds[-1] and name == next(iter(chosen)) and seed == seeds[0]:
@@ -199,14 +205,22 @@ def _prepare(adata: AnnData, fold: Fold, n_top_genes: int, slice_key: str, featu
     slices = train.obs[slice_key].astype(str).to_numpy()
     columns = choose_panel(log_train, train.var_names, slices, n_top_genes)
     if len(columns) < 2:
-        raise ExpressionError(f"Fold {fold.name}: the training slices share {len(columns)} usable genes; at least 2 needed.")
+        raise ExpressionError(
+            f"Fold {fold.name}: the training slices share {len(columns)} usable genes; at least 2 needed."
+        )
     dense = log_train[:, columns].toarray()
     truth = log_normalise(test.X, log_normalized=False)[:, columns].toarray()
     hidden = hide_expression(test, features_key)
     graph = hidden.copy()
     spatial_graph(graph, slice_key=slice_key, um_per_px=pixel_sizes(hidden, features_key))
     return _Prepared(
-        train, hidden, list(train.var_names[columns]), truth, dense.mean(0), dense.var(0), graph.obsp[Keys.CONNECTIVITIES]
+        train,
+        hidden,
+        list(train.var_names[columns]),
+        truth,
+        dense.mean(0),
+        dense.var(0),
+        graph.obsp[Keys.CONNECTIVITIES],
     )
 
 
@@ -233,7 +247,9 @@ def _present(markers: Sequence[str] | None, panel: list[str]) -> list[str] | Non
         return None
     absent = [gene for gene in markers if gene not in panel]
     if absent:
-        raise MissingKeyError(f"Markers {absent} are not in the panel of {len(panel)} genes. Leave them out, or widen it.")
+        raise MissingKeyError(
+            f"Markers {absent} are not in the panel of {len(panel)} genes. Leave them out, or widen it."
+        )
     return list(markers)
 
 

@@ -25,7 +25,7 @@ class Calibration:
     centre, scale, coefficients
         Linear model of a spot's error from its standardised :data:`SIGNS`; the coefficients end with the intercept.
     expected_errors
-        Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share of them that is worse.
+        Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share that is worse.
     outlier_distance
         Distance to the nearest reference patches beyond which a spot is flagged, the 99 % quantile of the reference's.
     expected_pcc

@@ -148,7 +148,7 @@ def build_bank(
     own = (Keys.SPATIAL, where.features_key)
     for name, values in adata.obsm.items():
         if name not in own and name not in tables and _is_numeric(values):
-            columns = (
+            columns: Any = (
                 values.columns if isinstance(values, pd.DataFrame) else [f"{name}_{i}" for i in range(values.shape[1])]
             )
             tables[name] = make(values, columns)

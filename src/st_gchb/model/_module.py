@@ -27,11 +27,11 @@ class STGCHBModule(BaseModuleClass):
         self.loss_settings = loss
         self.pretraining = False
 
-    def forward(self, batch: GraphBatch, **_: Any) -> tuple[None, None, LossOutput]:  # type: ignore[override]
+    def forward(self, batch: GraphBatch, **_: Any) -> tuple[None, None, LossOutput]:
         """Loss of one step, in the place where scvi-tools' training plan expects it."""
         return None, None, self.loss(batch)
 
-    def loss(self, batch: GraphBatch) -> LossOutput:  # type: ignore[override]
+    def loss(self, batch: GraphBatch) -> LossOutput:
         """Sum of the weighted terms; each is logged by its name."""
         step = self.network.pretraining_loss if self.pretraining else self.network.loss
         terms = step(batch, self.loss_settings)

@@ -13,7 +13,6 @@ from scipy import sparse
 
 from st_gchb import __version__
 from st_gchb._constants import Keys
-from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration, calibrate, calibration_folds, signs_of
 from st_gchb.model._inputs import context_features
 from st_gchb.model._module import STGCHBModule
@@ -45,7 +44,7 @@ class Predictor:
 
 def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
     """L2-normalised joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``."""
-    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)  # type: ignore[attr-defined]
     graph = adjacency.tocoo()
     edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(module.device)
     run = module.network.embed_expression if modality == "expression" else module.network.embed_image
@@ -79,13 +78,13 @@ def read_out(
     weights = neighbors.matrix(len(p.bank))
     values = table.values.tocsc()
     width = values.shape[1]
-    blocks = [weights @ values[:, start : start + _COLUMNS].toarray() for start in range(0, width, _COLUMNS)]
-    retrieved = np.concatenate(blocks, axis=1).astype(np.float32)
+    blocks: list[Any] = [weights @ values[:, start : start + _COLUMNS].toarray() for start in range(0, width, _COLUMNS)]
+    retrieved: np.ndarray = np.concatenate(blocks, axis=1).astype(np.float32)
     share = p.settings.linear_weight
     if share:
         linear = LinearReadout(p.bank.context, p.settings.linear_penalty).predict(context, table.values, allowed)
         retrieved = (1.0 - share) * retrieved + share * linear
-    # A linear read-out can fall below what the quantity can be; where the reference has no negative values, 0 is the floor.
+    # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
     return np.maximum(retrieved, 0.0) if table.values.nnz == 0 or table.values.data.min() >= 0 else retrieved
 
 
@@ -141,8 +140,6 @@ def _retrieve(
     p: Predictor, embedding: np.ndarray, k: int | None, weighting: Weighting | None, allowed: np.ndarray | None
 ) -> Neighbors:
     available = len(p.bank) if allowed is None else int(allowed.sum())
-    if k is None and p.settings.k > available:
-        logger.info("The reference has %d spots: all of them are retrieved (k is %d).", available, p.settings.k)
     return find_neighbors(
         embedding,
         p.bank.keys,

@@ -70,6 +70,8 @@ class Query:
         Spot graph, ``(n_query, n_query)``.
     slice_key
         Column that tells its slices apart.
+    link
+        For SpatialData the columns by which rows are matched to shapes, ``region_key`` and ``instance_key``.
     """
 
     adata: AnnData
@@ -77,6 +79,7 @@ class Query:
     features: np.ndarray
     adjacency: sparse.csr_matrix
     slice_key: str | None
+    link: dict[str, str]
 
 
 def prepare_query(
@@ -120,8 +123,8 @@ def prepare_query(
             light.uns[rules.features_key] = source.uns[rules.features_key]
     elif rules.features is None:
         raise QueryError(
-            f"The query has no obsm[{rules.features_key!r}] (found {list(source.obsm)}), and the model was trained on features "
-            "that were made outside st-gchb: make them for the query the same way."
+            f"The query has no obsm[{rules.features_key!r}] (found {list(source.obsm)}), and the model was trained "
+            "on features that were made outside st-gchb: make them for the query the same way."
         )
     else:
         embed_by_rule(
@@ -135,7 +138,9 @@ def prepare_query(
         )
     spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=pixel_sizes(light, rules.features_key, um_per_px))
     features = light.obsm[rules.features_key]
-    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), key)
+    link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
+    known = {name: value for name, value in link.items() if value is not None}
+    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), key, known)
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:

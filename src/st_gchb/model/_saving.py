@@ -20,7 +20,7 @@ from scipy import sparse
 from scvi.model._utils import parse_device_args
 
 from st_gchb import __version__
-from st_gchb._errors import InputError, MissingFileError, ModelFileError
+from st_gchb._errors import InputError, MissingFileError, ModelFileError, NotTrainedError
 from st_gchb._files import sha256_of
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import network_settings
@@ -69,8 +69,8 @@ def save_model(model: STGCHB, folder: Path, *, overwrite: bool, save_anndata: bo
 
 def _write(model: STGCHB, folder: Path) -> None:
     rules, bank, calibration = model.rules_, model.bank_, model.calibration_
-    assert rules is not None
-    assert calibration is not None
+    if rules is None or bank is None or calibration is None:
+        raise NotTrainedError("save needs a trained model. Call model.train() first.")
     network = {f"module.{key}": value.cpu().numpy() for key, value in model.module.state_dict().items()}
     network |= {
         "expression.offset": rules.expression.offset,
@@ -145,7 +145,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         found = sha256_of(folder / name)
         if found != expected:
             raise ModelFileError(
-                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. Copy the model again."
+                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. Copy it again."
             )
     return settings
 
@@ -178,13 +178,8 @@ def load_model(cls: type[STGCHB], folder: Path, adata: AnnData | None, accelerat
     }
     model.module.load_state_dict(state)
     model.bank_ = _bank(stored, reference, origin)
-    model.calibration_ = Calibration(
-        **{
-            key.removeprefix("calibration."): float(value) if value.ndim == 0 else value
-            for key, value in network.items()
-            if key.startswith("calibration.")
-        }
-    )
+    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
+    model.calibration_ = Calibration(**numbers | {"outlier_distance": float(numbers["outlier_distance"])})
     model.history_ = {
         key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
         for key, values in stored["history"].items()
@@ -197,13 +192,12 @@ def load_model(cls: type[STGCHB], folder: Path, adata: AnnData | None, accelerat
     return model
 
 
-def new_model_id(model: STGCHB) -> str:
+def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
     """Identity of a trained model: hash of its network's numbers, its genes and its reference spots."""
     digest = hashlib.sha256()
-    for key, value in sorted(model.module.state_dict().items()):
+    for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode() + value.cpu().numpy().tobytes())
-    assert model.rules_ is not None
-    digest.update("\n".join([*model.rules_.expression.genes, *model.bank_.origin["name"]]).encode())
+    digest.update("\n".join([*genes, *bank.origin["name"]]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -230,7 +224,7 @@ def _bank(stored: dict[str, Any], reference: dict[str, np.ndarray], origin: pd.D
     tables = {}
     for name, columns in stored["tables"].items():
         part = {key: reference[f"table.{name}.{key}"] for key in ("data", "indices", "indptr", "shape")}
-        shape = tuple(int(size) for size in part["shape"])
+        shape = (int(part["shape"][0]), int(part["shape"][1]))
         csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
         tables[name] = ReferenceTable(csr, pd.Index(columns))
     return ReferenceBank(reference["keys"], reference["image_keys"], reference["context"], origin, tables)

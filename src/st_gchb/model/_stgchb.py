@@ -9,36 +9,26 @@ from typing import Any, cast
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
-from scvi.model.base import BaseModelClass
 from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
-from st_gchb._logging import logger, others_quiet
+from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import Fitted, build_module, fit
+from st_gchb.model._persistence import PersistenceMixin
 from st_gchb.model._predict import Predictor, embed, predict
 from st_gchb.model._presets import Preset, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
-from st_gchb.model._saving import load_model, new_model_id, read_registry, save_model
-from st_gchb.model._setup import (
-    Registered,
-    check_training_table,
-    complete_spatialdata,
-    complete_table,
-    guess_patient_key,
-    guess_slice_key,
-    registered_table,
-)
+from st_gchb.model._registration import RegistrationMixin
+from st_gchb.model._saving import new_model_id
+from st_gchb.model._setup import Registered, registered_table
 from st_gchb.model._training import build_reference, run_training
 from st_gchb.pp import write_table
 from st_gchb.retrieval import ReferenceBank, Weighting
 
 
-class STGCHB(BaseModelClass):
+class STGCHB(RegistrationMixin, PersistenceMixin):
     """Joint embedding of image patches and expression, from which expression is predicted for slides with H&E alone.
 
     Graph contrastive learning in each modality, HSIC bottleneck, cross-modal alignment, retrieval from the reference.
@@ -102,117 +92,6 @@ class STGCHB(BaseModelClass):
             self._describe()
         self.init_params_ = self._get_init_params(locals())
 
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        layer: str | None = None,
-        slice_key: str | None = None,
-        patient_key: str | None = None,
-        log_normalized: bool = False,
-        features_key: str = Keys.FEATURES,
-        connectivities_key: str = Keys.CONNECTIVITIES,
-        **kwargs: Any,
-    ) -> None:
-        """Register an AnnData whose slices have both H&E and expression.
-
-        Patch features and spot graph are made with the defaults of :func:`~st_gchb.pp.embed_patches` and
-        :func:`~st_gchb.pp.spatial_graph` where they are absent, and never a second time.
-
-        Parameters
-        ----------
-        adata
-            Spots of one or more slices, with ``obsm["spatial"]`` in full-resolution px.
-        layer
-            Layer with the expression; by default ``X``.
-        slice_key
-            Column of ``obs`` that tells the slices apart; by default ``"slice"`` where there is such a column.
-        patient_key
-            Column of ``obs`` with the patient; by default ``"patient"`` where there is such a column.
-        log_normalized
-            The expression is log1p of counts per 10^4 instead of raw counts.
-        features_key
-            Key in ``obsm`` of the patch features.
-        connectivities_key
-            Key in ``obsp`` of the spot graph.
-
-        Raises
-        ------
-        InputError, MissingKeyError, MissingFileError
-            Or a subclass; the AnnData is then left as it was.
-
-        Examples
-        --------
-        >>> import st_gchb
-        >>> from st_gchb.model import STGCHB
-        >>> ref = st_gchb.datasets.synthetic_tissue(1, n_spots=60, n_genes=40)
-        >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
-        >>> STGCHB.setup_anndata(ref)
-        """
-        slice_key = guess_slice_key(adata, slice_key)
-        patient_key = guess_patient_key(adata, patient_key)
-        setup_method_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "__class__"})
-        where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
-        check_training_table(adata, where)
-        complete_table(adata, where)
-        fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=not log_normalized),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, slice_key),
-            ObsmField("features", features_key),
-            ObsmField("spatial", Keys.SPATIAL),
-        ]
-        with others_quiet():
-            manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_spatialdata(
-        cls,
-        sdata: SpatialData,
-        *,
-        table: str | None = None,
-        image: str | dict[str, str] | None = None,
-        shapes: str | None = None,
-        um_per_px: float | Mapping[str, float] | None = None,
-        encoder: Any = "resnet50",
-        weights: str | Path | None = "default",
-        features_key: str = Keys.FEATURES,
-        **setup: Any,
-    ) -> None:
-        """Register the table of a SpatialData whose spots have both H&E and expression.
-
-        Positions are the centres of the table's shapes in px of the image, through their coordinate transformations;
-        positions, features and graph are written to the table.
-
-        Parameters
-        ----------
-        sdata
-            Object with an image, spots and a table that annotates them.
-        table, image, shapes
-            Names of the elements, where there are several.
-        um_per_px
-            Size of a pixel of the image's finest scale, µm.
-        encoder, weights
-            As :func:`~st_gchb.pp.embed_patches` takes them, where the table has no features yet.
-        features_key, setup
-            As :meth:`setup_anndata` takes them.
-
-        Raises
-        ------
-        InputError, MissingKeyError, MissingFileError
-            Or a subclass.
-        """
-        target, resolved_key = complete_spatialdata(
-            sdata,
-            {"table": table, "image": image, "shapes": shapes},
-            {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
-            setup,
-        )
-        setup.setdefault("slice_key", resolved_key)
-        cls.setup_anndata(target, features_key=features_key, **setup)
-
     @property
     def _where(self) -> Registered:
         arguments = self.adata_manager.registry["setup_args"]
@@ -268,7 +147,7 @@ class STGCHB(BaseModelClass):
             trainer_kwargs=trainer_kwargs,
         )
         self.bank_, self.calibration_ = build_reference(self)
-        self.model_id_ = new_model_id(self)
+        self.model_id_ = new_model_id(self.module, cast("Rules", self.rules_).expression.genes, self.bank_)
         logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
 
     def _predictor_of(self, bank: ReferenceBank, calibration: Calibration | None = None) -> Predictor:
@@ -347,7 +226,7 @@ class STGCHB(BaseModelClass):
         result = predict(self._predictor_of(bank, self.calibration_), prepared, layer, k, weighting, return_neighbors)
         result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
         if isinstance(query, SpatialData):
-            write_table(query, result, name=Keys.TABLE, table=table, shapes=shapes)
+            write_table(query, result, name=Keys.TABLE, **prepared.link)  # type: ignore[arg-type]
         return result
 
     def get_latent_representation(
@@ -379,60 +258,3 @@ class STGCHB(BaseModelClass):
             return embed(self.module, query.features, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")
-
-    def save(  # type: ignore[override]
-        self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False, **anndata_write_kwargs: Any
-    ) -> None:
-        """Save the model: network, rules, reference bank and calibration, as safetensors, Parquet and JSON.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make.
-        overwrite
-            Replace a folder that is there.
-        save_anndata
-            Also write the training AnnData as ``adata.h5ad``; prediction does not need it.
-        anndata_write_kwargs
-            Passed to :meth:`anndata.AnnData.write_h5ad`.
-        """
-        self._trained_bank("save")
-        save_model(self, Path(dir_path), overwrite=overwrite, save_anndata=save_anndata, write=anndata_write_kwargs)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        dir_path: str | Path,
-        adata: AnnData | None = None,
-        accelerator: str = "auto",
-        device: int | str = "auto",
-    ) -> STGCHB:
-        """Load a saved model; no training data are needed to predict. Nothing of the files is run as code.
-
-        Parameters
-        ----------
-        dir_path
-            Folder written by :meth:`save`.
-        adata
-            The training AnnData, to go on training.
-        accelerator, device
-            Where to put the network.
-
-        Raises
-        ------
-        MissingFileError
-            If there is no such folder, or a file of it is gone.
-        ModelFileError
-            If a file is damaged, or was written by another kind of model.
-        """
-        return load_model(cls, Path(dir_path), adata, accelerator, device)
-
-    @staticmethod
-    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """The registry saved with a model."""
-        return read_registry(Path(dir_path))
-
-    @staticmethod
-    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
-        """Print the arguments of the setup call of a saved model."""
-        AnnDataManager.view_setup_method_args(STGCHB.load_registry(dir_path))

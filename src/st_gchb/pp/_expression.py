@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import anndata as ad
 import numpy as np
@@ -15,7 +16,8 @@ from st_gchb._constants import TARGET_SUM
 from st_gchb._errors import ExpressionError, MissingKeyError
 from st_gchb._logging import logger
 
-Matrix = np.ndarray | sparse.spmatrix | sparse.sparray
+Matrix: TypeAlias = Any
+"""``(n_spots, n_genes)``: numpy array, scipy sparse matrix or array."""
 
 _MAX_COUNT_LOG = 20.0
 """No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
@@ -46,6 +48,10 @@ class ExpressionRule:
     variance: np.ndarray
 
 
+def _is_sparse(matrix: Matrix) -> bool:
+    return bool(sparse.issparse(matrix))
+
+
 def as_csr(matrix: Matrix) -> sparse.csr_matrix:
     """Expression as CSR float32, ``(n_spots, n_genes)``; a copy that may be changed."""
     return sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
@@ -60,7 +66,7 @@ def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None
         For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
         log-normalised values), and spots without any count.
     """
-    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
+    values: np.ndarray = matrix.data if _is_sparse(matrix) else np.asarray(matrix)
     if values.size == 0 or matrix.shape[1] == 0:
         raise ExpressionError(
             f"{name} holds no expression at all: found shape {matrix.shape}. Pass a layer with counts."
@@ -78,8 +84,8 @@ def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None
     whole = bool((values == np.round(values)).all())
     if not log_normalized and not whole:
         raise ExpressionError(
-            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of raw counts. "
-            "Pass the layer that has the counts (layer='counts'), or set log_normalized=True for log1p of counts per 10^4."
+            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of raw "
+            "counts. Pass the layer that has them (layer='counts'), or set log_normalized=True for log1p of counts per 10^4."
         )
     if log_normalized and (values.max() > _MAX_COUNT_LOG or (whole and values.max() > 1)):
         raise ExpressionError(

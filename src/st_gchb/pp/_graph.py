@@ -214,8 +214,8 @@ def rule_of(
 ) -> GraphRule:
     """The rule behind a graph that is already there.
 
-    A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, the radius of its longest edge is
-    taken if that radius gives the very same graph.
+    A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, the radius of its longest edge
+    is taken if that radius gives the very same graph.
 
     Raises
     ------
@@ -245,6 +245,6 @@ def rule_of(
         if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
             return rule
     raise GraphError(
-        f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a query's graph "
-        f"could not be built by the same rule. Drop it (del adata.obsp[{connectivities_key!r}]) and set up again."
+        f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a "
+        f"query's graph could not be built by the same rule. Drop it (del adata.obsp[{connectivities_key!r}]) and set up again."
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,6 @@ class ReferenceBank:
         return self.tables[key]
 
     @staticmethod
-    def table_from(values: np.ndarray | sparse.spmatrix | pd.DataFrame, columns: Mapping | pd.Index) -> ReferenceTable:
+    def table_from(values: Any, columns: Sequence[str] | pd.Index) -> ReferenceTable:
         """A table from a layer or an ``obsm`` entry."""
         return ReferenceTable(sparse.csr_matrix(values, dtype=np.float32), pd.Index(columns).astype(str))

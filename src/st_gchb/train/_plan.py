@@ -54,11 +54,11 @@ class Pretraining(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch between the two losses."""
-        pl_module.module.pretraining = trainer.current_epoch < self.n_epochs
+        _module(pl_module).pretraining = trainer.current_epoch < self.n_epochs
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module in the joint stage."""
-        pl_module.module.pretraining = False
+        _module(pl_module).pretraining = False
 
 
 class KeepBest(Callback):
@@ -79,13 +79,18 @@ class KeepBest(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the weights if the validation loss is the lowest so far."""
         value = trainer.callback_metrics.get(self.monitor)
-        if pl_module.module.pretraining:
+        if _module(pl_module).pretraining:
             return
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
-            self._state = {key: tensor.detach().clone() for key, tensor in pl_module.module.state_dict().items()}
+            self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""
         if self._state:
-            pl_module.module.load_state_dict(self._state)
+            _module(pl_module).load_state_dict(self._state)
+
+
+def _module(plan: LightningModule) -> Any:
+    """The plan's scvi module; Lightning only knows that it is some torch module."""
+    return plan.module

@@ -1,0 +1,140 @@
+"""How AnnData and SpatialData are registered with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
+from scvi.model.base import BaseModelClass
+from spatialdata import SpatialData
+
+from st_gchb._constants import Keys
+from st_gchb._logging import others_quiet
+from st_gchb.model._setup import (
+    Registered,
+    check_training_table,
+    complete_spatialdata,
+    complete_table,
+    guess_patient_key,
+    guess_slice_key,
+)
+
+
+class RegistrationMixin(BaseModelClass):
+    """The setup calls of :class:`~st_gchb.model.STGCHB`."""
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        slice_key: str | None = None,
+        patient_key: str | None = None,
+        log_normalized: bool = False,
+        features_key: str = Keys.FEATURES,
+        connectivities_key: str = Keys.CONNECTIVITIES,
+        **kwargs: Any,
+    ) -> None:
+        """Register an AnnData whose slices have both H&E and expression.
+
+        Patch features and spot graph are made with the defaults of :func:`~st_gchb.pp.embed_patches` and
+        :func:`~st_gchb.pp.spatial_graph` where they are absent, and never a second time.
+
+        Parameters
+        ----------
+        adata
+            Spots of one or more slices, with ``obsm["spatial"]`` in full-resolution px.
+        layer
+            Layer with the expression; by default ``X``.
+        slice_key
+            Column of ``obs`` that tells the slices apart; by default ``"slice"`` where there is such a column.
+        patient_key
+            Column of ``obs`` with the patient; by default ``"patient"`` where there is such a column.
+        log_normalized
+            The expression is log1p of counts per 10^4 instead of raw counts.
+        features_key
+            Key in ``obsm`` of the patch features.
+        connectivities_key
+            Key in ``obsp`` of the spot graph.
+
+        Raises
+        ------
+        InputError, MissingKeyError, MissingFileError
+            Or a subclass; the AnnData is then left as it was.
+
+        Examples
+        --------
+        >>> import st_gchb
+        >>> from st_gchb.model import STGCHB
+        >>> ref = st_gchb.datasets.synthetic_tissue(1, n_spots=60, n_genes=40)
+        >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
+        >>> STGCHB.setup_anndata(ref)
+        """
+        slice_key = guess_slice_key(adata, slice_key)
+        patient_key = guess_patient_key(adata, patient_key)
+        setup_method_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "__class__"})
+        where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
+        check_training_table(adata, where)
+        complete_table(adata, where)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=not log_normalized),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, slice_key),
+            ObsmField("features", features_key),
+            ObsmField("spatial", Keys.SPATIAL),
+        ]
+        with others_quiet():
+            manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    @classmethod
+    def setup_spatialdata(
+        cls,
+        sdata: SpatialData,
+        *,
+        table: str | None = None,
+        image: str | dict[str, str] | None = None,
+        shapes: str | None = None,
+        um_per_px: float | Mapping[str, float] | None = None,
+        encoder: Any = "resnet50",
+        weights: str | Path | None = "default",
+        features_key: str = Keys.FEATURES,
+        **setup: Any,
+    ) -> None:
+        """Register the table of a SpatialData whose spots have both H&E and expression.
+
+        Positions are the centres of the table's shapes in px of the image, through their coordinate transformations;
+        positions, features and graph are written to the table.
+
+        Parameters
+        ----------
+        sdata
+            Object with an image, spots and a table that annotates them.
+        table, image, shapes
+            Names of the elements, where there are several.
+        um_per_px
+            Size of a pixel of the image's finest scale, µm.
+        encoder, weights
+            As :func:`~st_gchb.pp.embed_patches` takes them, where the table has no features yet.
+        features_key, setup
+            As :meth:`setup_anndata` takes them.
+
+        Raises
+        ------
+        InputError, MissingKeyError, MissingFileError
+            Or a subclass.
+        """
+        target, resolved_key = complete_spatialdata(
+            sdata,
+            {"table": table, "image": image, "shapes": shapes},
+            {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
+            setup,
+        )
+        setup.setdefault("slice_key", resolved_key)
+        cls.setup_anndata(target, features_key=features_key, **setup)

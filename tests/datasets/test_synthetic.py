@@ -1,0 +1,253 @@
+"""Synthetic tissue: the counts follow what the picture shows, and only that."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
+from st_gchb.datasets import dlpfc_geometry, synthetic_tissue
+from st_gchb.datasets._anatomy import memberships
+from st_gchb.datasets._simulate import draw_genes
+
+SMALL = {"n_rows": 16, "n_cols": 14, "n_genes": 120}
+
+
+@pytest.fixture(scope="module")
+def tissue() -> ad.AnnData:
+    return synthetic_tissue(2, seed=3, **SMALL)
+
+
+def _log_normalised(adata: ad.AnnData) -> np.ndarray:
+    counts = adata.X.toarray()
+    return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.array([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(a.shape[1])])
+
+
+def test_layout(tissue, tmp_path):
+    assert tissue.obs_names.is_unique
+    assert tissue.var_names.is_unique
+    assert tissue.obs["slice"].cat.categories.tolist() == ["S1", "S2"]
+    assert tissue.obs["patient"].cat.categories.tolist() == ["P1", "P2"]
+    assert tissue.X.dtype == np.float32
+    assert tissue.layers["truth"].shape == tissue.shape
+    assert tissue.uns["synthetic"]["simulated"]
+    assert {"L1_01", "WM_01", "HK_01", "HID_01", "ND_01"} <= set(tissue.var_names)
+    for name, library in tissue.uns["spatial"].items():
+        image, factors = library["images"]["hires"], library["scalefactors"]
+        assert image.dtype == np.uint8
+        assert factors["tissue_hires_scalef"] == 1.0
+        at = tissue.obsm["spatial"][tissue.obs["slice"] == name]
+        assert (at >= 0).all()
+        assert (at < np.array(image.shape[1::-1])).all()
+        assert factors["spot_diameter_fullres"] * factors["microns_per_pixel"] == pytest.approx(55)
+    tissue.write_h5ad(tmp_path / "a.h5ad")
+    assert ad.read_h5ad(tmp_path / "a.h5ad").obs["layer"].equals(tissue.obs["layer"])
+
+
+def test_same_seed_same_tissue(tissue):
+    again, other = (synthetic_tissue(2, seed=seed, **SMALL) for seed in (3, 4))
+    np.testing.assert_array_equal(again.X.toarray(), tissue.X.toarray())
+    for name in ("S1", "S2"):
+        first, second, third = (a.uns["spatial"][name]["images"]["hires"] for a in (tissue, again, other))
+        np.testing.assert_array_equal(first, second)
+        assert (first != third).any()
+
+
+def test_slice_does_not_depend_on_how_many_follow(tissue):
+    one = synthetic_tissue(1, seed=3, **SMALL)
+    np.testing.assert_array_equal(one.X.toarray(), tissue[tissue.obs["slice"] == "S1"].X.toarray())
+
+
+def test_slices_differ(tissue):
+    first, second = (tissue.uns["spatial"][name]["images"]["hires"] for name in ("S1", "S2"))
+    assert np.abs(first.astype(int) - second.astype(int)).mean() > 5
+
+
+def test_picture_looks_like_a_stained_section(tissue):
+    image = tissue.uns["spatial"]["S1"]["images"]["hires"].astype(float)
+    glass = image[:25].reshape(-1, 3)
+    assert glass.mean() > 232
+    assert np.abs(glass - glass.mean(axis=0)).max() < 12
+    x, y = tissue.obsm["spatial"][tissue.obs["slice"] == "S1"].astype(int).T
+    red, green, blue = np.stack([image[y + d, x + d] for d in range(-20, 21, 4)]).mean(axis=(0, 1))
+    assert red > blue > green, "tissue is pink"
+    dark = image[(image[..., 0] < 120) & (image.min(axis=2) < 120)].mean(axis=0)
+    assert dark[2] > dark[0] > dark[1], "nuclei are blue-violet"
+
+
+def test_nuclei_that_are_counted_are_the_ones_drawn(tissue):
+    correlations = []
+    for name, library in tissue.uns["spatial"].items():
+        image, rows = library["images"]["hires"].astype(float), tissue.obs["slice"] == name
+        blue = (image[..., 0] < 130).astype(float)
+        gray = tissue[rows & (tissue.obs["layer"] != "L5") & (tissue.obs["layer"] != "L3")]
+        windows = [blue[y - 50 : y + 50, x - 50 : x + 50].mean() for x, y in gray.obsm["spatial"].astype(int)]
+        correlations.append(np.corrcoef(windows, gray.obs["n_nuclei"])[0, 1])
+    assert min(correlations) > 0.8
+
+
+def test_counts_are_drawn_around_the_truth(tissue):
+    programme = tissue.var["programme"].to_numpy()
+    found = pd.Series(_correlations(_log_normalised(tissue), tissue.layers["truth"])).groupby(programme).mean()
+    assert found["layer"] > 0.5
+    assert found["gradient"] > 0.5
+    assert found["hidden"] > 0.5
+    counts = tissue.X.toarray()
+    share = counts.sum(axis=0) / counts.sum()
+    expected = np.expm1(tissue.layers["truth"]).mean(axis=0) / 1e4
+    assert np.corrcoef(share, expected)[0, 1] > 0.98
+    assert counts.var(axis=0).sum() > counts.mean(axis=0).sum(), "counts spread more than Poisson"
+
+
+def test_layer_genes_mark_their_layer(tissue):
+    truth = (
+        pd.DataFrame(tissue.layers["truth"], columns=tissue.var_names).groupby(tissue.obs["layer"].to_numpy()).mean()
+    )
+    genes = tissue.var[tissue.var["programme"] == "layer"]
+    assert (truth[genes.index].idxmax() == genes["layer"]).mean() > 0.95
+
+
+def test_hidden_genes_leave_no_trace_in_what_is_seen(tissue):
+    one = tissue[tissue.obs["slice"] == "S2"]
+    seen = np.column_stack(
+        [pd.get_dummies(one.obs["layer"]).to_numpy(float), one.obs[["depth", "n_nuclei"]].to_numpy()]
+    )
+    hidden = one.layers["truth"][:, one.var["programme"] == "hidden"].astype(float)
+    layer = one.layers["truth"][:, one.var["programme"] == "layer"].astype(float)
+
+    def explained(values):
+        rest = values - seen @ np.linalg.lstsq(seen, values, rcond=None)[0]
+        return 1 - rest.var(axis=0) / values.var(axis=0)
+
+    # A little comes back by normalisation, as a share of a total that layers change.
+    assert np.median(explained(hidden)) < 0.2
+    assert np.median(explained(layer)) > 0.7
+    assert hidden.std(axis=0).mean() > 0.4
+
+
+def test_patients_and_stain():
+    adata = synthetic_tissue(3, slices_per_patient=2, stain_variation=0.0, n_rows=8, n_cols=8, n_genes=30)
+    pairs = adata.obs[["slice", "patient"]].astype(str).drop_duplicates().to_numpy().tolist()
+    assert pairs == [["S1", "P1"], ["S2", "P1"], ["S3", "P2"]]
+    glass = [library["images"]["hires"][:4].mean(axis=(0, 1)) for library in adata.uns["spatial"].values()]
+    np.testing.assert_allclose(glass[0], glass[1], atol=1.5)
+
+
+def test_scale_of_the_picture():
+    coarse, fine = (synthetic_tissue(1, um_per_px=s, n_rows=8, n_cols=8, n_genes=30) for s in (2.0, 1.0))
+    a, b = (adata.uns["spatial"]["S1"]["images"]["hires"].shape for adata in (coarse, fine))
+    np.testing.assert_allclose(np.array(a[:2]) * 2, b[:2], atol=2)
+    np.testing.assert_allclose(coarse.obsm["spatial"] * 2, fine.obsm["spatial"])
+    np.testing.assert_array_equal(coarse.X.toarray(), fine.X.toarray())
+
+
+def test_scanpy_draws_it(tissue):
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+
+    one = tissue[tissue.obs["slice"] == "S1"].copy()
+    sc.pl.spatial(one, color="L5_01", library_id="S1", show=False)
+    figure = plt.gcf()
+    figure.canvas.draw()
+    assert np.asarray(figure.canvas.buffer_rgba())[..., :3].std() > 10
+
+
+def _geometry(n_rows: int = 14, n_cols: int = 12) -> ad.AnnData:
+    row, step = (part.ravel() for part in np.mgrid[:n_rows, :n_cols])
+    x, y = 100 * (step + 0.5 * (row % 2)) / 0.5 + 4000, 86.6 * row / 0.5 + 900
+    names = np.array(["L3", "L4", "L5", "L6", "WM"])[np.minimum(row * 5 // n_rows, 4)].astype(object)
+    names[5] = np.nan
+    obs = pd.DataFrame({"slice": "X7", "layer": pd.Categorical(names)}, index=[f"b{i}" for i in range(len(x))])
+    uns = {"spatial": {"X7": {"scalefactors": {"microns_per_pixel": 0.5}}}}
+    return ad.AnnData(obs=obs, obsm={"spatial": np.column_stack([x, y])}, uns=uns)
+
+
+def test_given_geometry_keeps_spots_and_layers():
+    geometry = _geometry()
+    before = geometry.copy()
+    adata = synthetic_tissue(geometry=geometry, n_genes=40)
+    assert adata.n_obs == geometry.n_obs
+    assert [name.removeprefix("S1_") for name in adata.obs_names] == list(geometry.obs_names)
+    known = geometry.obs["layer"].notna().to_numpy()
+    same = adata.obs["layer"].astype(str).to_numpy()[known] == geometry.obs["layer"].astype(str).to_numpy()[known]
+    assert same.mean() > 0.9
+    factors = adata.uns["spatial"]["S1"]["scalefactors"]
+    moved = adata.obsm["spatial"] * factors["microns_per_pixel"] - geometry.obsm["spatial"] * 0.5
+    np.testing.assert_allclose(moved - moved[0], 0, atol=1e-6)
+    assert max(adata.uns["spatial"]["S1"]["images"]["hires"].shape) == pytest.approx(3000, abs=10)
+    assert adata.uns["synthetic"]["geometry"] == "X7"
+    pd.testing.assert_frame_equal(geometry.obs, before.obs)
+
+
+def test_geometry_that_cannot_be_used():
+    with pytest.raises(InputError, match="geometry"):
+        synthetic_tissue(geometry=[])
+    with pytest.raises(InputError, match="ndarray"):
+        synthetic_tissue(geometry=[np.zeros((3, 2))])
+    bad = _geometry()
+    del bad.obs["layer"]
+    with pytest.raises(MissingKeyError, match="'layer'"):
+        synthetic_tissue(geometry=bad)
+    bad = _geometry()
+    bad.obsm["spatial"][3, 1] = np.nan
+    with pytest.raises(CoordinateError, match="finite"):
+        synthetic_tissue(geometry=bad)
+    bad = _geometry()
+    bad.uns["spatial"]["X7"]["scalefactors"] = {}
+    with pytest.raises(ScaleError, match="microns_per_pixel"):
+        synthetic_tissue(geometry=bad)
+    bad = _geometry()
+    bad.obs["layer"] = "tumour"
+    with pytest.raises(SliceError, match="tumour"):
+        synthetic_tissue(geometry=bad)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"n_slices": 0},
+        {"n_rows": 3},
+        {"n_cols": 2.5},
+        {"n_genes": 5},
+        {"seed": -1},
+        {"slices_per_patient": 0},
+        {"spot_pitch_um": 0.0},
+        {"um_per_px": -1.0},
+        {"counts_per_spot": float("nan")},
+        {"stain_variation": -1.0},
+    ],
+)
+def test_bad_argument(argument):
+    with pytest.raises(InputError, match=next(iter(argument))):
+        synthetic_tissue(**argument)
+
+
+@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=20))
+def test_layers_share_every_depth(depths):
+    parts = memberships(np.array(depths, dtype=np.float32))
+    assert (parts > -1e-6).all()
+    np.testing.assert_allclose(parts.sum(axis=0), 1, atol=1e-5)
+
+
+@given(st.integers(20, 500), st.integers(0, 10))
+def test_every_programme_has_genes(n_genes, seed):
+    genes = draw_genes(n_genes, np.random.default_rng(seed))
+    assert len(genes.names) == len(set(genes.names)) == n_genes
+    assert len(set(genes.programme)) == 7
+    assert (genes.hidden[:, genes.programme != "hidden"] == 0).all()
+
+
+@pytest.mark.tissue
+def test_true_geometry_at_full_size(dlpfc_path):
+    adata = synthetic_tissue(geometry=dlpfc_geometry("151676", dlpfc_path), n_genes=40)
+    assert adata.n_obs > 3400
+    image = adata.uns["spatial"]["S1"]["images"]["hires"]
+    assert max(image.shape) == pytest.approx(3000, abs=10)

@@ -1,0 +1,328 @@
+"""Encoders by name, by file and as modules; weights that do not fit."""
+
+import hashlib
+import http.server
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
+from st_gchb.pp import get_encoder
+from st_gchb.pp._trunks import torchvision_names
+
+PATCHES = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    model = torchvision.models.resnet18(weights=None).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(model.state_dict(), path)
+    return model, path
+
+
+def test_features_are_those_of_the_model_before_its_head(resnet18):
+    model, path = resnet18
+    encoder = get_encoder("resnet18", path.as_posix())
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    values = (PATCHES.float() / 255 - torch.tensor(preset.mean).view(3, 1, 1)) / torch.tensor(preset.std).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model(values)
+        found = model.fc(encoder(PATCHES))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert encoder.n_features == 512
+    assert encoder.input_px == 224
+    assert not encoder.module.training
+    assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"])
+def test_families_are_cut_at_their_head(name):
+    encoder = get_encoder(name, None)
+    assert encoder(PATCHES[:1].repeat(2, 1, 1, 1)[:, :, : encoder.input_px]).shape == (2, encoder.n_features)
+    assert encoder.n_features != 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["alexnet", "densenet121", "googlenet", "inception_v3", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t", "vgg11"]
+)
+def test_all_other_families(name):
+    assert get_encoder(name, None).n_features != 1000
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_callers_seed():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, second = get_encoder("squeezenet1_1", None), get_encoder("squeezenet1_1", None)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first.weights_sha256 == second.weights_sha256
+    assert first.weights == "none"
+
+
+@pytest.mark.parametrize("form", ["plain", "wrapped", "parallel", "no head", "other classes"])
+def test_forms_of_a_state_dict(tmp_path, resnet18, form):
+    model, path = resnet18
+    state = dict(model.state_dict())
+    if form == "parallel":
+        state = {f"module.{key}": value for key, value in state.items()}
+    if form == "no head":
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    if form == "other classes":
+        state["fc.weight"], state["fc.bias"] = torch.zeros(7, 512), torch.zeros(7)
+    torch.save({"state_dict": state, "epoch": 3} if form == "wrapped" else state, tmp_path / "w.pth")
+    encoder = get_encoder("resnet18", str(tmp_path / "w.pth"))
+    assert encoder.weights_sha256 == get_encoder("resnet18", str(path)).weights_sha256
+
+
+def test_weights_of_another_architecture_are_named(resnet18):
+    _, path = resnet18
+    with pytest.raises(EncoderError, match=r"not those of encoder 'resnet34'.*encoder='resnet18'") as caught:
+        get_encoder("resnet34", str(path))
+    assert path.name in str(caught.value)
+    with pytest.raises(EncoderError, match="encoder='resnet18'"):
+        get_encoder("mobilenet_v2", str(path))
+
+
+def test_foreign_and_damaged_weights(tmp_path, resnet18):
+    _, path = resnet18
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(EncoderError, match="no model of torchvision"):
+        get_encoder("squeezenet1_1", str(tmp_path / "foreign.safetensors"))
+    for name in ("cut.safetensors", "cut.pth"):
+        (tmp_path / name).write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(EncoderError, match=f"{name}.*damaged"):
+            get_encoder("resnet18", str(tmp_path / name))
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(EncoderError, match="state dict"):
+        get_encoder("resnet18", str(tmp_path / "list.pth"))
+    with pytest.raises(WeightsUnavailableError, match="texture"):
+        get_encoder("resnet18", str(tmp_path / "nowhere.pth"))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("bomb_went_off", "w"))
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Bomb()}, tmp_path / "bomb.pth")
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps({"a": Bomb()}))
+    for name in ("bomb.pth", "bomb.pt"):
+        with pytest.raises(EncoderError, match="safetensors"):
+            get_encoder("resnet18", name)
+    assert not (tmp_path / "bomb_went_off").exists()
+
+
+@pytest.mark.parametrize(("name", "meant"), [("resnet5", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("textur", "texture")])
+def test_unknown_names(name, meant):
+    with pytest.raises(EncoderError, match=meant):
+        get_encoder(name)
+    with pytest.raises(EncoderError, match="expected a name"):
+        get_encoder(50)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path.endswith("short.pth"):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"x" * 100)
+        else:
+            self.send_error(503)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("file", ["resnet18-12345678.pth", "short-12345678.pth", "dead"])
+def test_a_download_that_fails_says_what_to_do(server, tmp_path, monkeypatch, file):
+    address = f"{server}/{file}" if file != "dead" else "http://127.0.0.1:9/resnet18-12345678.pth"
+    if file.startswith("short"):
+        monkeypatch.setattr(Server, "do_GET", _send_garbage)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, weights.transforms, weights.meta))
+    with pytest.raises(WeightsUnavailableError, match=r"weights='path/to/.*encoder='texture'"):
+        get_encoder("resnet18")
+    assert isinstance(WeightsUnavailableError(), FileNotFoundError)
+
+
+def _send_garbage(self):
+    self.send_response(200)
+    self.send_header("Content-Length", "100")
+    self.end_headers()
+    self.wfile.write(b"x" * 100)
+
+
+def test_default_weights_come_by_download(server, tmp_path, monkeypatch, resnet18):
+    model, _ = resnet18
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+
+    def send(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    monkeypatch.setattr(Server, "do_GET", send)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    address = f"{server}/resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(weights, "_value_", type(weights.value)(address, weights.transforms, weights.meta))
+    assert get_encoder("resnet18").weights == "default"
+
+
+class Tiny(nn.Module):
+    input_px = 32
+
+    def __init__(self, answer="features"):
+        super().__init__()
+        self.convolution, self.answer = nn.Conv2d(3, 5, 4, stride=4), answer
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        maps = self.drop(self.convolution(x))
+        if self.answer == "tokens":
+            return maps.flatten(2).transpose(1, 2)
+        return {"features": maps.mean((2, 3)), "maps": maps, "other": [maps], "scalar": maps.mean()}[self.answer]
+
+
+def scaled(patches):
+    return patches.float() / 255
+
+
+def test_a_module_is_copied_and_used_in_eval_mode():
+    module = Tiny().train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    encoder = get_encoder(module, transform=scaled)
+    patches = PATCHES[:, :, :32, :32]
+    assert torch.equal(encoder(patches), encoder(patches))
+    assert module.training
+    assert module.convolution.weight.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert (encoder.n_features, encoder.input_px, encoder.name) == (5, 32, "module:Tiny")
+
+
+def test_tokens_and_maps_are_pooled():
+    patches = PATCHES[:, :, :32, :32]
+    maps, tokens = get_encoder(Tiny("maps"), transform=scaled), get_encoder(Tiny("tokens"), transform=scaled)
+    tokens.module.load_state_dict(maps.module.state_dict())
+    raw = maps.module.convolution(scaled(patches))
+    torch.testing.assert_close(maps(patches), raw.mean((2, 3)))
+    flat = raw.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens(patches), torch.cat([flat[:, 0], flat[:, 1:].mean(1)], dim=1))
+
+
+def test_modules_with_the_same_weights_and_another_transform_are_told_apart():
+    module = Tiny()
+    identities = {
+        get_encoder(module, transform=transform).identity for transform in (scaled, lambda x: scaled(x) * 2, scaled)
+    }
+    assert len(identities) == 2
+
+
+MODULES = {
+    "no transform": (Tiny(), None, "no transform"),
+    "list": (Tiny("other"), scaled, "expected features"),
+    "scalar": (Tiny("scalar"), scaled, "expected features"),
+    "uint8 in": (Tiny(), lambda x: x, "cannot take"),
+    "PIL transform": (Tiny(), torchvision.transforms.ToTensor(), "v2"),
+    "NaN": (Tiny(), lambda x: x.float() * np.nan, "finite"),
+    "no tensor": (Tiny(), lambda x: None, "no tensor"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_that_give_no_features(name):
+    module, transform, message = MODULES[name]
+    with pytest.raises(EncoderError, match=message):
+        get_encoder(module, transform=transform)
+
+
+def test_a_transform_belongs_to_a_module():
+    with pytest.raises(EncoderError, match="Leave it out"):
+        get_encoder("texture", transform=scaled)
+
+
+def test_timm(tmp_path):
+    timm = pytest.importorskip("timm")
+    encoder = get_encoder("timm:resnet10t", None)
+    model = timm.create_model("resnet10t", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "t.safetensors")
+    loaded = get_encoder("timm:resnet10t", str(tmp_path / "t.safetensors"))
+    assert encoder.n_features == loaded.n_features == 512
+    assert encoder.weights_sha256 != loaded.weights_sha256
+    values = loaded._prepare(PATCHES[:, :, : loaded.input_px, : loaded.input_px])
+    with torch.no_grad():
+        expected = model.eval().forward_head(model.forward_features(values), pre_logits=True)
+    torch.testing.assert_close(loaded.module(values), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(EncoderError, match="resnet10t"):
+        get_encoder("timm:resnet10", None)
+    with pytest.raises(EncoderError, match="timm:resnet18"):
+        get_encoder("timm:resnet18", str(tmp_path / "t.safetensors"))
+
+
+def test_timm_without_network(monkeypatch, tmp_path):
+    pytest.importorskip("timm")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsUnavailableError, match="texture"):
+        get_encoder("timm:resnet10t")
+
+
+def test_timm_absent(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'st-gchb\[timm\]'"):
+        get_encoder("timm:resnet10t", None)
+
+
+def test_texture_does_not_depend_on_orientation_and_sees_stain_and_grain():
+    encoder = get_encoder("texture")
+    patches = PATCHES[:, :, :112, :112]
+    first = encoder(patches)
+    for other in (patches.flip(3), patches.rot90(1, (2, 3))):
+        torch.testing.assert_close(encoder(other), first, rtol=1e-3, atol=1e-3)
+    flat = torch.full((1, 3, 112, 112), 255, dtype=torch.uint8)
+    purple = flat * torch.tensor([0.5, 0.3, 0.7]).view(1, 3, 1, 1)
+    answers = encoder(torch.cat([flat, torch.zeros_like(flat), purple.to(torch.uint8)]))
+    assert torch.isfinite(answers).all()
+    assert (answers[2, :12] - answers[0, :12]).abs().max() > 0.1
+
+
+@pytest.mark.tissue
+def test_the_pretrained_trunk(weights_path):
+    encoder = get_encoder("mobilenet_v2", str(weights_path))
+    assert (encoder.n_features, encoder.input_px) == (1280, 224)
+    expected = encoder.module.features(encoder._prepare(PATCHES)).mean((2, 3))
+    torch.testing.assert_close(encoder(PATCHES), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(EncoderError, match="encoder='mobilenet_v2'"):
+        get_encoder("resnet50", str(weights_path))
+
+
+def test_texture_is_no_name_of_torchvision():
+    assert "texture" not in torchvision_names()
