@@ -27,9 +27,9 @@ ROOMS: dict[str, set[str]] = {
     "metrics": set(),
     # The measures stand on nothing, and there is one definition of a correlation.
     "model": {"nn", "io", "pp", "train", "retrieval", "metrics"},
-    "evaluate": {"model", "metrics"},
+    "evaluate": {"model", "metrics", "pl"},
     "datasets": {"io"},
-    "pl": set(),
+    "pl": {"metrics"},
 }
 ROOMS["cli"] = set(ROOMS)
 

@@ -198,11 +198,11 @@ def test_ragged_table(tmp_path):
 
 def test_thumbnail_keeps_places(tmp_path):
     pixels = np.full((1003, 701, 3), 255, np.uint8)
-    pixels[600:640, 300:340] = 0
+    pixels[900:960, 630:690] = 0
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=95)
     small, scale = read_thumbnail(tmp_path / "a.jpg", 210)
     rows, cols = np.nonzero(small[..., 0] < 100)
-    np.testing.assert_allclose([(rows.mean() + 0.5) / scale, (cols.mean() + 0.5) / scale], [620, 320], atol=2.5)
+    np.testing.assert_allclose([(rows.mean() + 0.5) / scale, (cols.mean() + 0.5) / scale], [930, 660], atol=1.2)
     assert read_thumbnail(tmp_path / "a.jpg", 5000)[1] == 1.0
 
 

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial import KDTree
 
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb.datasets import dlpfc_geometry, synthetic_tissue
-from st_gchb.datasets._anatomy import memberships
-from st_gchb.datasets._simulate import draw_genes
+from st_gchb.datasets._anatomy import memberships, random_anatomy
+from st_gchb.datasets._cells import ENDOTHELIUM, PYRAMID, place_cells
+from st_gchb.datasets._simulate import _unseen, draw_genes, look_under
 
 SMALL = {"n_rows": 16, "n_cols": 14, "n_genes": 120}
 
@@ -131,6 +133,43 @@ def test_hidden_genes_leave_no_trace_in_what_is_seen(tissue):
     assert np.median(explained(hidden)) < 0.2
     assert np.median(explained(layer)) > 0.7
     assert hidden.std(axis=0).mean() > 0.4
+
+
+def _under_a_grid(anatomy, cells):
+    centers = np.stack(np.meshgrid(np.arange(300, 1200, 90), np.arange(300, 1200, 90)), axis=-1).reshape(-1, 2)
+    return look_under(centers.astype(float), anatomy, cells, 50.0)
+
+
+def test_unseen_fields_are_orthogonal_to_what_is_seen():
+    anatomy = random_anatomy(1500, 1500, (5, 0))
+    spots = _under_a_grid(anatomy, place_cells(anatomy, np.random.default_rng(5))[0])
+    fields = _unseen(3, spots, anatomy, np.random.default_rng(6))
+    np.testing.assert_allclose(fields.std(axis=0), 1, atol=1e-6)
+    for seen in (spots.depth, spots.nuclei, spots.neurons, spots.layers[:, 3]):
+        assert np.abs(_correlations(fields, np.repeat(seen[:, None], 3, axis=1))).max() < 1e-4
+
+
+def test_cells_keep_out_of_vessels_and_of_each_other():
+    anatomy = random_anatomy(1500, 1500, (5, 1))
+    cells, vessels = place_cells(anatomy, np.random.default_rng(7))
+    free = cells.kind != ENDOTHELIUM
+    x, y = cells.x[free], cells.y[free]
+    dx, dy = x[:, None] - vessels.x, y[:, None] - vessels.y
+    u = (dx * np.cos(vessels.angle) + dy * np.sin(vessels.angle)) / vessels.major
+    v = (dy * np.cos(vessels.angle) - dx * np.sin(vessels.angle)) / vessels.minor
+    assert len(x) > 1000
+    assert len(vessels.x) > 5
+    assert np.hypot(u, v).min() > 1
+    assert KDTree(np.column_stack([x, y])).query(np.column_stack([x, y]), k=2)[0][:, 1].min() > 4
+
+
+def test_cells_are_counted_within_the_spot():
+    anatomy = random_anatomy(1500, 1500, (5, 2))
+    cells, _ = place_cells(anatomy, np.random.default_rng(8))
+    spots = _under_a_grid(anatomy, cells)
+    distance = np.hypot(spots.x_um[:, None] - cells.x, spots.y_um[:, None] - cells.y)
+    np.testing.assert_array_equal(spots.nuclei, (distance <= 50).sum(axis=1))
+    np.testing.assert_array_equal(spots.neurons, ((distance <= 50) & (cells.kind == PYRAMID)).sum(axis=1))
 
 
 def test_patients_and_stain():

@@ -33,13 +33,17 @@ WRITERS = {
     "deflate_strips.tif": lambda path, rgb: tifffile.imwrite(
         path, rgb, photometric="rgb", rowsperstrip=16, compression="zlib"
     ),
-    "one_strip.tif": lambda path, rgb: tifffile.imwrite(path, rgb, photometric="rgb", compression="zlib", rowsperstrip=300),
+    "one_strip.tif": lambda path, rgb: tifffile.imwrite(
+        path, rgb, photometric="rgb", compression="zlib", rowsperstrip=300
+    ),
     "tiles.tif": lambda path, rgb: tifffile.imwrite(path, rgb, photometric="rgb", tile=(64, 64), compression="zlib"),
     "big.tif": lambda path, rgb: tifffile.imwrite(path, rgb, photometric="rgb", tile=(64, 64), bigtiff=True),
     "planes.tif": lambda path, rgb: tifffile.imwrite(
         path, np.moveaxis(rgb, -1, 0), photometric="rgb", planarconfig="separate", compression="zlib", tile=(64, 64)
     ),
-    "ome.ome.tif": lambda path, rgb: tifffile.imwrite(path, rgb, photometric="rgb", metadata={"axes": "YXS"}, tile=(64, 64)),
+    "ome.ome.tif": lambda path, rgb: tifffile.imwrite(
+        path, rgb, photometric="rgb", metadata={"axes": "YXS"}, tile=(64, 64)
+    ),
     "bmp.bmp": lambda path, rgb: Image.fromarray(rgb).save(path),
 }
 

@@ -46,7 +46,9 @@ def test_features_are_those_of_the_model_before_its_head(resnet18):
     assert not any(parameter.requires_grad for parameter in encoder.module.parameters())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"]
+)
 def test_families_are_cut_at_their_head(name):
     encoder = get_encoder(name, None)
     assert encoder(PATCHES[:1].repeat(2, 1, 1, 1)[:, :, : encoder.input_px]).shape == (2, encoder.n_features)
@@ -55,7 +57,8 @@ def test_families_are_cut_at_their_head(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["alexnet", "densenet121", "googlenet", "inception_v3", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t", "vgg11"]
+    "name",
+    ["alexnet", "densenet121", "googlenet", "inception_v3", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t", "vgg11"],
 )
 def test_all_other_families(name):
     assert get_encoder(name, None).n_features != 1000
@@ -125,7 +128,9 @@ def test_code_in_a_weights_file_is_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "bomb_went_off").exists()
 
 
-@pytest.mark.parametrize(("name", "meant"), [("resnet5", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("textur", "texture")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("resnet5", "resnet50"), ("mobilenetv2", "mobilenet_v2"), ("textur", "texture")]
+)
 def test_unknown_names(name, meant):
     with pytest.raises(EncoderError, match=meant):
         get_encoder(name)

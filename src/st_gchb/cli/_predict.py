@@ -108,11 +108,9 @@ def _slices(prediction: Any, slice_key: str) -> list[str | None]:
 def _draw(prediction: Any, genes: list[str], name: str | None, arguments: argparse.Namespace) -> None:
     from st_gchb import pl
     from st_gchb._constants import Keys
-    from st_gchb._files import write_whole
 
     if Keys.SPATIAL not in prediction.uns:
         return
     key = arguments.slice_key if name is not None else None
     axes = pl.measured_vs_predicted(prediction, genes, slice=name, slice_key=key)
-    with write_whole(arguments.out / f"{name or 'prediction'}.png") as part:
-        axes.ravel()[0].figure.savefig(part, dpi=150, bbox_inches="tight")
+    pl.save(axes, arguments.out / f"{name or 'prediction'}.png")

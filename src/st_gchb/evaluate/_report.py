@@ -9,9 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from st_gchb import pl
 from st_gchb._files import write_whole
@@ -51,12 +49,12 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: list[str] | N
         result.genes.to_csv(part, index=False)
     with write_whole(paths["table"]) as part:
         part.write_text(markdown(result) + "\n", encoding="utf-8")
-    _save(pl.metric_bars(result.scores).figure, paths["bars"])
+    pl.save(pl.metric_bars(result.scores), paths["bars"])
     if result.pictured is None:
         del paths["tissue"]
     else:
         axes = pl.measured_vs_predicted(result.pictured, genes or best_genes(result.pictured), slice_key=None)
-        _save(axes.ravel()[0].figure, paths["tissue"])
+        pl.save(axes, paths["tissue"])
     return paths
 
 
@@ -104,9 +102,3 @@ def _cell(name: str, mean: float, sd: float) -> str:
 
 def _number(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
-
-
-def _save(figure: Figure | Any, path: Path) -> None:
-    with write_whole(path) as part:
-        figure.savefig(part, dpi=150, bbox_inches="tight")
-    plt.close(figure)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
-from st_gchb.model._saving import load_model, read_registry, save_model
-
-if TYPE_CHECKING:
-    from typing import Self
+from st_gchb._compat import parse_device_args
+from st_gchb._errors import NotTrainedError
+from st_gchb.model._calibration import Calibration
+from st_gchb.model._fitting import network_settings
+from st_gchb.model._inputs import FixedMap
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._presets import ModelSettings
+from st_gchb.model._query import Rules
+from st_gchb.model._saving import SavedModel, read_model, read_registry, write_model
+from st_gchb.retrieval import ReferenceBank
 
 
 class PersistenceMixin(BaseModelClass):
     """Saving and loading of :class:`~st_gchb.model.STGCHB`, without pickle."""
+
+    preset: str
+    seed: int
+    settings: ModelSettings
+    rules_: Rules | None
+    bank_: ReferenceBank | None
+    calibration_: Calibration | None
+    model_id_: str | None
 
     def save(
         self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False, **anndata_write_kwargs: Any
@@ -35,7 +50,22 @@ class PersistenceMixin(BaseModelClass):
             Passed to :meth:`anndata.AnnData.write_h5ad`.
         """
         self._trained_bank("save")
-        save_model(self, Path(dir_path), overwrite=overwrite, save_anndata=save_anndata, write=anndata_write_kwargs)
+        if self.rules_ is None or self.bank_ is None or self.calibration_ is None:
+            raise NotTrainedError("save needs a trained model. Call model.train() first.")
+        saved = SavedModel(
+            preset=self.preset,
+            seed=self.seed,
+            settings=asdict(self.settings),
+            registry=self.registry_,
+            state=self.module.state_dict(),
+            rules=self.rules_,
+            bank=self.bank_,
+            calibration=self.calibration_,
+            history=self.history_ or {},
+            model_id=self.model_id_ or "",
+        )
+        adata = self.adata if save_anndata else None
+        write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
 
     @classmethod
     def load(
@@ -63,7 +93,28 @@ class PersistenceMixin(BaseModelClass):
         ModelFileError
             If a file is damaged, or was written by another kind of model.
         """
-        return load_model(cls, Path(dir_path), adata, accelerator, device)
+        saved = read_model(Path(dir_path))
+        arguments: dict[str, Any] = dict(preset=saved.preset, seed=saved.seed, **saved.settings)
+        if adata is None:
+            model = cls(registry=saved.registry, **arguments)
+        else:
+            setup = dict(saved.registry["setup_args"])
+            cls.setup_anndata(adata, source_registry=saved.registry, **setup)
+            model = cls(adata, panel=list(saved.rules.expression.genes), **arguments)
+        model._restore(saved)
+        _, _, chosen = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        model.to_device(chosen)
+        model.module.eval()
+        return model
+
+    def _restore(self, saved: SavedModel) -> None:
+        """Take over everything that was read from a folder."""
+        self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
+        self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
+        image_map = FixedMap(*(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix")))
+        self.module = STGCHBModule(network_settings(saved.rules, image_map, self.settings), self.settings.loss)
+        self.module.load_state_dict(saved.state)
+        self._describe()
 
     @staticmethod
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
@@ -74,3 +125,11 @@ class PersistenceMixin(BaseModelClass):
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of the setup call of a saved model."""
         AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path))
+
+    def _describe(self) -> None:
+        """Fill in the line that ``repr`` shows."""
+        if self.rules_ is not None:
+            self._model_summary_string = (
+                f"STGCHB, preset {self.preset!r}: {len(self.rules_.expression.genes)} genes, "
+                f"{self.rules_.n_features} patch features, embedding of {self.settings.n_embedding}"
+            )

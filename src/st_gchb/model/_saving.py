@@ -6,9 +6,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,11 @@ from anndata import AnnData
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
-from scvi.model._utils import parse_device_args
 
 from st_gchb import __version__
-from st_gchb._errors import InputError, MissingFileError, ModelFileError, NotTrainedError
+from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._files import sha256_of
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import network_settings
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
@@ -31,9 +29,6 @@ from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.retrieval._bank import ReferenceTable
-
-if TYPE_CHECKING:
-    from st_gchb.model._stgchb import STGCHB
 
 FORMAT = 1
 _JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
@@ -45,16 +40,52 @@ _JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
 )
 
 
-def save_model(model: STGCHB, folder: Path, *, overwrite: bool, save_anndata: bool, write: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class SavedModel:
+    """All that a model folder holds.
+
+    Parameters
+    ----------
+    preset, seed, settings
+        Arguments of the model.
+    registry
+        scvi-tools' registry of the setup call.
+    state
+        The network's numbers.
+    rules, bank, calibration
+        The fitted parts.
+    history
+        Losses by epoch.
+    model_id
+        Identity of the trained model.
+    """
+
+    preset: str
+    seed: int
+    settings: dict[str, Any]
+    registry: dict[str, Any]
+    state: dict[str, torch.Tensor]
+    rules: Rules
+    bank: ReferenceBank
+    calibration: Calibration
+    history: dict[str, pd.DataFrame]
+    model_id: str
+
+
+def write_model(
+    saved: SavedModel, folder: Path, *, overwrite: bool, adata: AnnData | None, write: dict[str, Any]
+) -> None:
     """Write all files to a folder beside, then put it in place."""
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} is there already. Pass overwrite=True to replace it, or another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        _write(model, part)
-        if save_anndata:
-            model.adata.write_h5ad(part / _ADATA, **write)
+        _write_tensors(saved, part)
+        saved.bank.origin.to_parquet(part / _ORIGIN)
+        (part / _JSON).write_text(json.dumps(_settings(saved, part), indent=1), encoding="utf-8")
+        if adata is not None:
+            adata.write_h5ad(part / _ADATA, **write)
         part.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
@@ -67,11 +98,9 @@ def save_model(model: STGCHB, folder: Path, *, overwrite: bool, save_anndata: bo
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(model: STGCHB, folder: Path) -> None:
-    rules, bank, calibration = model.rules_, model.bank_, model.calibration_
-    if rules is None or bank is None or calibration is None:
-        raise NotTrainedError("save needs a trained model. Call model.train() first.")
-    network = {f"module.{key}": value.cpu().numpy() for key, value in model.module.state_dict().items()}
+def _write_tensors(saved: SavedModel, folder: Path) -> None:
+    rules, bank = saved.rules, saved.bank
+    network = {f"module.{key}": value.cpu().numpy() for key, value in saved.state.items()}
     network |= {
         "expression.offset": rules.expression.offset,
         "expression.matrix": rules.expression.matrix,
@@ -79,7 +108,7 @@ def _write(model: STGCHB, folder: Path) -> None:
         "context.offset": rules.context.offset,
         "context.matrix": rules.context.matrix,
     }
-    network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(calibration).items()}
+    network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
     reference = {"keys": bank.keys, "image_keys": bank.image_keys, "context": bank.context}
     for name, table in bank.tables.items():
         csr = table.values
@@ -87,16 +116,19 @@ def _write(model: STGCHB, folder: Path) -> None:
         reference |= {f"table.{name}.{key}": value for key, value in parts.items()}
     for name, tensors in ((_TENSORS, network), (_REFERENCE, reference)):
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name)
-    bank.origin.to_parquet(folder / _ORIGIN)
-    settings = {
+
+
+def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
+    rules = saved.rules
+    return {
         "format": FORMAT,
-        "kind": type(model).__name__,
+        "kind": "STGCHB",
         "version": __version__,
-        "model_id": model.model_id_,
-        "preset": model.preset,
-        "seed": model.seed,
-        "settings": asdict(model.settings),
-        "registry": _encode(model.registry_),
+        "model_id": saved.model_id,
+        "preset": saved.preset,
+        "seed": saved.seed,
+        "settings": saved.settings,
+        "registry": _encode(saved.registry),
         "genes": list(rules.expression.genes),
         "log_normalized": rules.expression.log_normalized,
         "features": None if rules.features is None else rules.features.to_dict(),
@@ -104,11 +136,10 @@ def _write(model: STGCHB, folder: Path) -> None:
         "n_features": rules.n_features,
         "graph": rules.graph.to_dict(),
         "slice_key": rules.slice_key,
-        "tables": {name: list(table.columns) for name, table in bank.tables.items()},
-        "history": {key: frame.iloc[:, 0].tolist() for key, frame in (model.history_ or {}).items()},
+        "tables": {name: list(table.columns) for name, table in saved.bank.tables.items()},
+        "history": {key: frame.iloc[:, 0].tolist() for key, frame in saved.history.items()},
         "sha256": {name: sha256_of(folder / name) for name in (_TENSORS, _REFERENCE, _ORIGIN)},
     }
-    (folder / _JSON).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -155,41 +186,30 @@ def read_registry(folder: Path) -> dict[str, Any]:
     return _decode(read_settings(folder)["registry"])
 
 
-def load_model(cls: type[STGCHB], folder: Path, adata: AnnData | None, accelerator: str, device: int | str) -> STGCHB:
-    """Rebuild a model from its folder; see :meth:`st_gchb.model.STGCHB.load`."""
+def read_model(folder: Path) -> SavedModel:
+    """Read a model folder; errors as :func:`read_settings`."""
     stored = read_settings(folder)
     try:
         network, reference = load_file(folder / _TENSORS), load_file(folder / _REFERENCE)
         origin = pd.read_parquet(folder / _ORIGIN)
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
-    registry = _decode(stored["registry"])
-    arguments: dict[str, Any] = dict(preset=stored["preset"], seed=stored["seed"], **stored["settings"])
-    if adata is None:
-        model = cls(registry=registry, **arguments)
-    else:
-        cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
-        model = cls(adata, panel=stored["genes"], **arguments)
-    model.rules_ = _rules(stored, network)
-    image_map = FixedMap(network["module.network.image.fixed.offset"], network["module.network.image.fixed.matrix"])
-    model.module = STGCHBModule(network_settings(model.rules_, image_map, model.settings), model.settings.loss)
-    state = {
-        key.removeprefix("module."): torch.from_numpy(v) for key, v in network.items() if key.startswith("module.")
-    }
-    model.module.load_state_dict(state)
-    model.bank_ = _bank(stored, reference, origin)
     numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
-    model.calibration_ = Calibration(**numbers | {"outlier_distance": float(numbers["outlier_distance"])})
-    model.history_ = {
-        key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
-        for key, values in stored["history"].items()
-    }
-    model.model_id_, model.is_trained_ = stored["model_id"], True
-    model._describe()
-    _, _, chosen = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
-    model.to_device(chosen)
-    model.module.eval()
-    return model
+    return SavedModel(
+        preset=stored["preset"],
+        seed=stored["seed"],
+        settings=stored["settings"],
+        registry=_decode(stored["registry"]),
+        state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
+        rules=_rules(stored, network),
+        bank=_bank(stored, reference, origin),
+        calibration=Calibration(**numbers | {"outlier_distance": float(numbers["outlier_distance"])}),
+        history={
+            key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
+            for key, values in stored["history"].items()
+        },
+        model_id=stored["model_id"],
+    )
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:

@@ -15,15 +15,15 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import Fitted, build_module, fit
+from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._predict import Predictor, embed, predict
+from st_gchb.model._predict import Predictor, calibrate_bank, embed, predict
 from st_gchb.model._presets import Preset, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered, registered_table
-from st_gchb.model._training import build_reference, run_training
+from st_gchb.model._training import run_training
 from st_gchb.pp import write_table
 from st_gchb.retrieval import ReferenceBank, Weighting
 
@@ -98,13 +98,6 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         names = Registered.__dataclass_fields__
         return Registered(**{name: arguments[name] for name in names})
 
-    def _describe(self) -> None:
-        rules = cast("Rules", self.rules_)
-        self._model_summary_string = (
-            f"STGCHB, preset {self.preset!r}: {len(rules.expression.genes)} genes, {rules.n_features} patch features, "
-            f"embedding of {self.settings.n_embedding}"
-        )
-
     def train(
         self,
         max_epochs: int | None = None,
@@ -138,6 +131,9 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
         run_training(
             self,
+            training_data(self._fitted, self.adata),
+            self.settings,
+            self.seed,
             max_epochs or self.settings.max_epochs,
             batch_size or self.settings.batch_size,
             early_stopping=early_stopping,
@@ -146,8 +142,16 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             plan_kwargs=plan_kwargs or {},
             trainer_kwargs=trainer_kwargs,
         )
-        self.bank_, self.calibration_ = build_reference(self)
-        self.model_id_ = new_model_id(self.module, cast("Rules", self.rules_).expression.genes, self.bank_)
+        self._embed_reference()
+
+    def _embed_reference(self) -> None:
+        """Make the reference bank, and learn what its own held-out slices say of confidence."""
+        fitted = self._fitted
+        keys = embed(self.module, fitted.panel, fitted.adjacency, "expression")
+        image_keys = embed(self.module, fitted.features, fitted.adjacency, "image")
+        self.bank_ = build_bank(self.adata, self._where, fitted, keys, image_keys)
+        self.calibration_ = calibrate_bank(self._predictor_of(self.bank_))
+        self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
         logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
 
     def _predictor_of(self, bank: ReferenceBank, calibration: Calibration | None = None) -> Predictor:

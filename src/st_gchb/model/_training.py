@@ -1,25 +1,23 @@
-"""Run the training, then make the reference bank and its calibration."""
+"""Run the training with scvi-tools' runner on Lightning."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 
 from st_gchb._logging import others_quiet
-from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import build_bank, training_data
-from st_gchb.model._predict import calibrate_bank, embed
-from st_gchb.retrieval import ReferenceBank
-from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan
-
-if TYPE_CHECKING:
-    from st_gchb.model._stgchb import STGCHB
+from st_gchb.model._presets import ModelSettings
+from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, TrainingData
 
 
 def run_training(
-    model: STGCHB,
+    model: BaseModelClass,
+    training: TrainingData,
+    s: ModelSettings,
+    seed: int,
     max_epochs: int,
     batch_size: int,
     *,
@@ -29,15 +27,14 @@ def run_training(
     plan_kwargs: dict[str, Any],
     trainer_kwargs: dict[str, Any],
 ) -> None:
-    """Fit the network with scvi-tools' runner; arguments as :meth:`st_gchb.model.STGCHB.train` takes them."""
-    s = model.settings
+    """Fit the network with scvi-tools' runner; the other arguments are those of :meth:`st_gchb.model.STGCHB.train`."""
     data = GraphDataModule(
-        training_data(model._fitted, model.adata),
+        training,
         n_hops=model.module.network.n_hops,
         batch_size=batch_size,
         sampler=s.sampler,
         validation_share=s.validation_share,
-        seed=model.seed,
+        seed=seed,
         pretrain_epochs=s.pretrain_epochs,
     )
     plan_arguments = {"optimizer": "AdamW", "lr": s.lr, "weight_decay": s.weight_decay, "eps": 1e-8}
@@ -52,14 +49,5 @@ def run_training(
         options = {"early_stopping": True, "early_stopping_monitor": "validation_loss"} | stop | options
     epochs = s.pretrain_epochs + max_epochs
     with others_quiet(), torch.random.fork_rng():
-        torch.manual_seed(model.seed)
+        torch.manual_seed(seed)
         TrainRunner(model, plan, data, epochs, accelerator, devices, callbacks=callbacks, **options)()
-
-
-def build_reference(model: STGCHB) -> tuple[ReferenceBank, Calibration]:
-    """Embed the reference, and learn what its own held-out slices say of confidence."""
-    fitted = model._fitted
-    keys = embed(model.module, fitted.panel, fitted.adjacency, "expression")
-    image_keys = embed(model.module, fitted.features, fitted.adjacency, "image")
-    bank = build_bank(model.adata, model._where, fitted, keys, image_keys)
-    return bank, calibrate_bank(model._predictor_of(bank))

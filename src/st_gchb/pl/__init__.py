@@ -5,5 +5,6 @@ from st_gchb.pl._history import history
 from st_gchb.pl._maps import measured_vs_predicted
 from st_gchb.pl._methods import metric_bars
 from st_gchb.pl._ranking import gene_ranking
+from st_gchb.pl._save import save
 
-__all__ = ["confidence", "gene_ranking", "history", "measured_vs_predicted", "metric_bars"]
+__all__ = ["confidence", "gene_ranking", "history", "measured_vs_predicted", "metric_bars", "save"]

@@ -84,8 +84,8 @@ def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None
     whole = bool((values == np.round(values)).all())
     if not log_normalized and not whole:
         raise ExpressionError(
-            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of raw "
-            "counts. Pass the layer that has them (layer='counts'), or set log_normalized=True for log1p of counts per 10^4."
+            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of "
+            "raw counts. Pass the layer that has them (layer='counts'), or log_normalized=True for log1p values."
         )
     if log_normalized and (values.max() > _MAX_COUNT_LOG or (whole and values.max() > 1)):
         raise ExpressionError(

@@ -246,5 +246,5 @@ def rule_of(
             return rule
     raise GraphError(
         f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a "
-        f"query's graph could not be built by the same rule. Drop it (del adata.obsp[{connectivities_key!r}]) and set up again."
+        f"query's graph could not be built by the same rule. Drop it (del adata.obsp[...]) and set up again."
     )

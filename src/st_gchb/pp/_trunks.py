@@ -94,11 +94,16 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...],
 
 def _fitting(state: Mapping[str, Tensor]) -> str | None:
     """Name of the torchvision model whose trunk has just these tensors, or None."""
+    size = sum(value.numel() for value in state.values())
     for name in torchvision_names():
-        input_px = int(torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0])
-        # On the meta device, no memory is taken and no number drawn.
-        with torch.device("meta"):
-            candidate, head = _build(name, input_px, pretrained=True)
+        preset = torchvision.models.get_model_weights(name).DEFAULT
+        # Heads may be absent or of another width, and batch norm has tensors that are not counted as parameters.
+        other_family = name.startswith("regnet_") and not any(key.startswith("trunk_output.") for key in state)
+        if other_family or not 0.3 < size / preset.meta["num_params"] < 2:
+            continue
+        # On the meta device, no memory is taken and no number drawn; only RegNet computes with what it makes.
+        with torch.device("cpu" if name.startswith("regnet_") else "meta"):
+            candidate, head = _build(name, int(preset.transforms().crop_size[0]), pretrained=True)
         if not disagreement(candidate, trunk_state(state, head)):
             return name
     return None
