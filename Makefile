@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?=
+# Weights of a MobileNetV2 that lie beside the data need no download; without them the demo takes torchvision's resnet50.
+WEIGHTS ?= $(if $(DATA),$(wildcard $(DATA)/../../weights/mobilenet_v2_imagenet.safetensors))
 OUT    ?= demo
 PYTEST_ARGS ?=
 
@@ -53,7 +55,7 @@ $(VENV)/.docs: $(VENV)/.test
 env: $(VENV)/.test
 
 demo: $(VENV)/.test
-	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA))
+	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--encoder mobilenet_v2 --weights $(WEIGHTS))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

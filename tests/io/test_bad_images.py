@@ -120,3 +120,11 @@ def test_damage_inside_a_tiff_is_told_when_it_is_decoded(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ImageError, match="cannot be decoded"):
         open_image(path).read(0, 0, 64, 0, 80)
+
+
+def test_a_tiff_cut_short_is_told_before_anything_is_decoded(tmp_path):
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", compression="zlib", tile=(32, 32))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ImageError, match="cut short"):
+        open_image(path)

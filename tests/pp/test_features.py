@@ -227,7 +227,7 @@ def test_a_rule_holds_to_its_weights(tmp_path):
     with pytest.raises(WeightsUnavailableError, match="weights="):
         embed_by_rule(spots(2), rule, **options)
     embed_by_rule(spots(2), rule, weights=tmp_path / "moved.pth", **options)
-    state = {key: value + 1 for key, value in torch.load(tmp_path / "moved.pth").items()}
+    state = {key: value * 0.9 for key, value in torch.load(tmp_path / "moved.pth").items()}
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(EncoderError, match="hash"):
         embed_by_rule(spots(2), rule, **options)
@@ -312,9 +312,14 @@ def test_real_tissue(her2st_path, weights_path, route, tmp_path):
     embed_patches(adata, **options)
     features = adata.obsm["X_patch"]
     assert features.shape == (12, 1280)
-    # Patches of one tissue are alike, and no two are the same.
-    assert np.corrcoef(features).min() > 0.3
-    assert np.unique(features.round(3), axis=0).shape[0] == 12
-    with pytest.raises(CoordinateError, match="scale factor of about"):
-        with Image.open(her2st_path / "C2.jpg") as full:
+    with Image.open(her2st_path / "C2.jpg") as full:
+        side = round(150 / 0.7)
+        x, y = (int(np.floor(v - side / 2 + 0.5)) for v in adata.obsm["spatial"][5])
+        crop = full.crop((x, y, x + side, y + side)).resize((224, 224), Image.Resampling.BILINEAR)
+        with pytest.raises(CoordinateError, match="scale factor of about"):
             embed_patches(adata, encoder="texture", image=np.asarray(full.reduce(16)), um_per_px=11.2)
+    encoder = get_encoder("mobilenet_v2", weights_path)
+    expected = encoder(torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None])[0].numpy()
+    similarity = [np.corrcoef(expected, row)[0, 1] for row in features]
+    assert np.argmax(similarity) == 5
+    assert similarity[5] > 0.999

@@ -82,7 +82,7 @@ def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData
     train = task.train.copy()
     STGCHB.setup_anndata(train, slice_key=task.slice_key, features_key=task.features_key)
     model = STGCHB(train, preset, panel=task.panel, seed=task.seed, **settings)  # type: ignore[arg-type]
-    model.train(accelerator=task.device, enable_progress_bar=False)
+    model.train(accelerator=task.device, calibrate=False, enable_progress_bar=False)
     return model.predict(task.test, slice_key=task.slice_key)
 
 

@@ -15,6 +15,9 @@ SIGNS = ("similarity", "spread", "distance", "level")
 
 _OUTLIER_QUANTILE = 0.99
 
+_MAX_FOLDS = 5
+"""Networks that are trained for calibration at most."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -101,10 +104,11 @@ def calibrate(
 
 
 def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
-    """Rows of each slice; for a single slice, its left and right half."""
+    """Rows of each slice (of groups of slices where there are many); for a single slice, its left and right half."""
     names = list(dict.fromkeys(slices))
     if len(names) > 1:
-        return [np.flatnonzero(slices == name) for name in names]
+        groups = [names[start::_MAX_FOLDS] for start in range(min(_MAX_FOLDS, len(names)))]
+        return [np.flatnonzero(np.isin(slices, group)) for group in groups]
     left = coordinates[:, 0] <= np.median(coordinates[:, 0])
     return [rows for rows in (np.flatnonzero(left), np.flatnonzero(~left)) if len(rows)]
 

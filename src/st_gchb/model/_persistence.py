@@ -50,7 +50,7 @@ class PersistenceMixin(BaseModelClass):
             Passed to :meth:`anndata.AnnData.write_h5ad`.
         """
         self._trained_bank("save")
-        if self.rules_ is None or self.bank_ is None or self.calibration_ is None:
+        if self.rules_ is None or self.bank_ is None:
             raise NotTrainedError("save needs a trained model. Call model.train() first.")
         saved = SavedModel(
             preset=self.preset,

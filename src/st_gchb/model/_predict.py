@@ -13,7 +13,7 @@ from scipy import sparse
 
 from st_gchb import __version__
 from st_gchb._constants import Keys
-from st_gchb.model._calibration import Calibration, calibrate, calibration_folds, signs_of
+from st_gchb.model._calibration import Calibration, signs_of
 from st_gchb.model._inputs import context_features
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
@@ -53,28 +53,68 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
         return run(torch.from_numpy(dense.astype(np.float32)).to(module.device), edges).cpu().numpy()
 
 
-def read_out(
+@dataclass(frozen=True)
+class Answer:
+    """What retrieval and read-out say of a query's panel.
+
+    Parameters
+    ----------
+    embedding
+        Joint embedding of the patches, ``(n_query, n_embedding)``.
+    neighbors
+        Retrieved reference spots.
+    context
+        Inputs of the linear read-out, ``(n_query, n_inputs)``.
+    panel
+        Predicted log-normalised expression of the panel, ``(n_query, n_genes)``.
+    signs
+        What can be seen of the prediction without the truth, ``(n_query, 4)``.
+    """
+
+    embedding: np.ndarray
+    neighbors: Neighbors
+    context: np.ndarray
+    panel: np.ndarray
+    signs: np.ndarray
+
+
+def answer(
     p: Predictor,
-    neighbors: Neighbors,
-    context: np.ndarray,
-    table: ReferenceTable,
-    allowed: np.ndarray | None = None,
-) -> np.ndarray:
-    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``.
+    features: np.ndarray,
+    adjacency: sparse.csr_matrix,
+    k: int | None = None,
+    weighting: Weighting | None = None,
+) -> Answer:
+    """Embed patches, retrieve reference spots and read out the panel (Algorithm 1 of the paper).
 
     Parameters
     ----------
     p
         The trained parts.
-    neighbors
-        Retrieved spots.
-    context
-        Inputs of the linear read-out for the query, ``(n_query, n_inputs)``.
-    table
-        What to predict.
-    allowed
-        Mask of the reference spots that the linear read-out may use; by default all.
+    features, adjacency
+        Patch features and spot graph of the query.
+    k, weighting
+        By default the model's; a ``k`` of the model's own is at most the size of the reference.
     """
+    embedding = embed(p.module, features, adjacency, "image")
+    neighbors = find_neighbors(
+        embedding,
+        p.bank.keys,
+        k=min(p.settings.k, len(p.bank)) if k is None else k,
+        weighting=weighting or p.settings.weighting,
+        temperature=p.settings.query_temperature,
+        device=p.module.device,
+    )
+    context = p.rules.context(context_features(features, adjacency))
+    table = p.bank.table(None)
+    panel = read_out(p, neighbors, context, table)
+    return Answer(
+        embedding, neighbors, context, panel, signs_of(neighbors, panel, table.values, _nearest(p, embedding))
+    )
+
+
+def read_out(p: Predictor, neighbors: Neighbors, context: np.ndarray, table: ReferenceTable) -> np.ndarray:
+    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``."""
     weights = neighbors.matrix(len(p.bank))
     values = table.values.tocsc()
     width = values.shape[1]
@@ -82,27 +122,10 @@ def read_out(
     retrieved: np.ndarray = np.concatenate(blocks, axis=1).astype(np.float32)
     share = p.settings.linear_weight
     if share:
-        linear = LinearReadout(p.bank.context, p.settings.linear_penalty).predict(context, table.values, allowed)
+        linear = LinearReadout(p.bank.context, p.settings.linear_penalty).predict(context, table.values)
         retrieved = (1.0 - share) * retrieved + share * linear
     # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
     return np.maximum(retrieved, 0.0) if table.values.nnz == 0 or table.values.data.min() >= 0 else retrieved
-
-
-def calibrate_bank(p: Predictor) -> Calibration:
-    """Leave every slice of the reference out of bank and read-out once, and learn from the errors."""
-    table, truth = p.bank.table(None), p.bank.table(None).values
-    folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
-
-    def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        allowed = np.ones(len(p.bank), dtype=bool)
-        allowed[rows] = False
-        # The reference's patches are the queries here: keys of other slices, as for a new slide.
-        neighbors = _retrieve(p, p.bank.image_keys[rows], None, None, allowed)
-        prediction = read_out(p, neighbors, p.bank.context[rows], table, allowed)
-        similarity = _patch_similarity(p, p.bank.image_keys[rows], allowed)
-        return prediction, signs_of(neighbors, prediction, truth, similarity)
-
-    return calibrate(folds, held_out, truth)
 
 
 def predict(
@@ -115,67 +138,35 @@ def predict(
 ) -> AnnData:
     """Answer a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
     table = p.bank.table(layer)
-    embedding = embed(p.module, query.features, query.adjacency, "image")
-    neighbors = _retrieve(p, embedding, k, weighting, None)
-    context = p.rules.context(context_features(query.features, query.adjacency))
-    prediction = read_out(p, neighbors, context, table)
+    found = answer(p, query.features, query.adjacency, k, weighting)
+    prediction = found.panel if layer is None else read_out(p, found.neighbors, found.context, table)
     result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
-    result.obsm[Keys.EMBEDDING] = embedding
+    result.obsm[Keys.EMBEDDING] = found.embedding
     if Keys.SPATIAL in query.adata.uns:
         result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
-    panel = prediction if layer is None else read_out(p, neighbors, context, p.bank.table(None))
-    _annotate(p, query, result, neighbors, panel, embedding)
-    _carry_measured(p, query, result)
-    result.uns[Keys.UNS] = _provenance(p, layer, neighbors.ids.shape[1], weighting or p.settings.weighting)
+    if p.calibration is not None:
+        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs)
+        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs)
+        expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
+        result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
+    if layer is None:
+        _carry_measured(p, query, result)
+    result.uns[Keys.UNS] = _provenance(p, layer, found.neighbors.ids.shape[1], weighting or p.settings.weighting)
     if return_neighbors:
-        result.obsm[NEIGHBORS_KEY] = neighbors.ids
-        result.obsm[NEIGHBOR_WEIGHTS_KEY] = neighbors.weights
+        result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
+        result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
         result.uns[Keys.UNS]["reference"] = p.bank.origin.copy()
     return result
 
 
-def _retrieve(
-    p: Predictor, embedding: np.ndarray, k: int | None, weighting: Weighting | None, allowed: np.ndarray | None
-) -> Neighbors:
-    available = len(p.bank) if allowed is None else int(allowed.sum())
-    return find_neighbors(
-        embedding,
-        p.bank.keys,
-        k=min(p.settings.k, available) if k is None else k,
-        weighting=weighting or p.settings.weighting,
-        temperature=p.settings.query_temperature,
-        allowed=allowed,
-        device=p.module.device,
-    )
-
-
-def _patch_similarity(p: Predictor, embedding: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
+def _nearest(p: Predictor, embedding: np.ndarray) -> np.ndarray:
     """Mean cosine similarity to the nearest reference patches, ``(n_query,)``."""
-    available = len(p.bank) if allowed is None else int(allowed.sum())
-    found = find_neighbors(
-        embedding,
-        p.bank.image_keys,
-        k=min(_NEAREST, available),
-        weighting="mean",
-        allowed=allowed,
-        device=p.module.device,
+    k = min(_NEAREST, len(p.bank))
+    return find_neighbors(embedding, p.bank.image_keys, k=k, weighting="mean", device=p.module.device).similarity.mean(
+        1
     )
-    return found.similarity.mean(1)
-
-
-def _annotate(
-    p: Predictor, query: Query, result: AnnData, neighbors: Neighbors, panel: np.ndarray, embedding: np.ndarray
-) -> None:
-    if p.calibration is None:
-        return
-    similarity = _patch_similarity(p, embedding)
-    signs = signs_of(neighbors, panel, p.bank.table(None).values, similarity)
-    result.obs[Keys.CONFIDENCE] = p.calibration.confidence(signs)
-    result.obs[Keys.OUTLIER] = p.calibration.outlier(signs)
-    expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
-    result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
 
 
 def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:

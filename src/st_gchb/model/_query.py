@@ -115,7 +115,7 @@ def prepare_query(
         key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
     if Keys.SPATIAL in source.uns:
-        light.uns[Keys.SPATIAL] = source.uns[Keys.SPATIAL]
+        light.uns[Keys.SPATIAL] = _images_of(source, key)
     if rules.features_key in source.obsm:
         _check_query_features(source, rules)
         light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
@@ -197,6 +197,15 @@ def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None)
     if patient_key is not None:
         frame["patient"] = adata.obs[patient_key].astype(str).to_numpy()
     return frame
+
+
+def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
+    """Images of the slices that the query holds: a slice cut out of a larger object still carries the others'."""
+    libraries = dict(source.uns[Keys.SPATIAL])
+    if slice_key is None:
+        return libraries
+    own = set(source.obs[slice_key].astype(str))
+    return {name: library for name, library in libraries.items() if name in own} or libraries
 
 
 def _check_query_features(adata: AnnData, rules: Rules) -> None:

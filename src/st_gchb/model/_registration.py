@@ -72,7 +72,7 @@ class RegistrationMixin(BaseModelClass):
         --------
         >>> import st_gchb
         >>> from st_gchb.model import STGCHB
-        >>> ref = st_gchb.datasets.synthetic_tissue(1, n_spots=60, n_genes=40)
+        >>> ref = st_gchb.datasets.synthetic_tissue(1, n_rows=9, n_cols=9, n_genes=40)
         >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
         >>> STGCHB.setup_anndata(ref)
         """

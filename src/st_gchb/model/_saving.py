@@ -67,7 +67,7 @@ class SavedModel:
     state: dict[str, torch.Tensor]
     rules: Rules
     bank: ReferenceBank
-    calibration: Calibration
+    calibration: Calibration | None
     history: dict[str, pd.DataFrame]
     model_id: str
 
@@ -108,7 +108,8 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         "context.offset": rules.context.offset,
         "context.matrix": rules.context.matrix,
     }
-    network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
+    if saved.calibration is not None:
+        network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
     reference = {"keys": bank.keys, "image_keys": bank.image_keys, "context": bank.context}
     for name, table in bank.tables.items():
         csr = table.values
@@ -194,7 +195,6 @@ def read_model(folder: Path) -> SavedModel:
         origin = pd.read_parquet(folder / _ORIGIN)
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
-    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
     return SavedModel(
         preset=stored["preset"],
         seed=stored["seed"],
@@ -203,13 +203,20 @@ def read_model(folder: Path) -> SavedModel:
         state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
         rules=_rules(stored, network),
         bank=_bank(stored, reference, origin),
-        calibration=Calibration(**numbers | {"outlier_distance": float(numbers["outlier_distance"])}),
+        calibration=_calibration(network),
         history={
             key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
             for key, values in stored["history"].items()
         },
         model_id=stored["model_id"],
     )
+
+
+def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
+    if "calibration.centre" not in network:
+        return None
+    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
+    return Calibration(**numbers | {"outlier_distance": numbers["outlier_distance"].item()})
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:

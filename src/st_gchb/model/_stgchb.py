@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
+from st_gchb.model._crossfit import cross_fit, embed_reference
+from st_gchb.model._fitting import Fitted, build_module, fit, training_data
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._predict import Predictor, calibrate_bank, embed, predict
+from st_gchb.model._predict import Predictor, embed, predict
 from st_gchb.model._presets import Preset, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
@@ -55,13 +57,13 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
     --------
     >>> import st_gchb
     >>> from st_gchb.model import STGCHB
-    >>> ref = st_gchb.datasets.synthetic_tissue(2, n_spots=60, n_genes=40, seed=0)
+    >>> ref = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=40)
     >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
     >>> STGCHB.setup_anndata(ref, slice_key="slice")
     >>> model = STGCHB(ref, n_top_genes=30)
     >>> model.train(max_epochs=2, enable_progress_bar=False)
-    >>> model.predict(ref).layers["st_gchb"].shape
-    (120, 30)
+    >>> model.predict(ref).layers["st_gchb"].shape == (ref.n_obs, 30)
+    True
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         devices: int | list[int] | str = "auto",
         batch_size: int | None = None,
         early_stopping: bool = True,
+        calibrate: bool = True,
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
@@ -122,6 +125,9 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         early_stopping
             Stop when the loss on the validation split of the training slices no longer falls, and keep the best
             epoch's weights. Has no effect where ``validation_share`` is 0.
+        calibrate
+            Also train without each reference slice in turn (at most five times), to learn how confident a prediction
+            can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
         plan_kwargs
             Passed to the training plan, such as ``{"lr": 1e-4}``.
         trainer_kwargs
@@ -129,33 +135,27 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         """
         if self._adata is None:
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
-        run_training(
-            self,
-            training_data(self._fitted, self.adata),
-            self.settings,
-            self.seed,
-            max_epochs or self.settings.max_epochs,
-            batch_size or self.settings.batch_size,
+        run = partial(
+            run_training,
+            s=self.settings,
+            seed=self.seed,
+            max_epochs=max_epochs or self.settings.max_epochs,
+            batch_size=batch_size or self.settings.batch_size,
             early_stopping=early_stopping,
             accelerator=accelerator,
             devices=devices,
             plan_kwargs=plan_kwargs or {},
-            trainer_kwargs=trainer_kwargs,
         )
-        self._embed_reference()
-
-    def _embed_reference(self) -> None:
-        """Make the reference bank, and learn what its own held-out slices say of confidence."""
-        fitted = self._fitted
-        keys = embed(self.module, fitted.panel, fitted.adjacency, "expression")
-        image_keys = embed(self.module, fitted.features, fitted.adjacency, "image")
-        self.bank_ = build_bank(self.adata, self._where, fitted, keys, image_keys)
-        self.calibration_ = calibrate_bank(self._predictor_of(self.bank_))
+        fitted, where = self._fitted, self._where
+        run(self, training_data(fitted, self.adata), trainer_kwargs=trainer_kwargs)
+        self.bank_ = embed_reference(self.module, fitted, self.adata, where)
         self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
+        self.calibration_ = None
         logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
-
-    def _predictor_of(self, bank: ReferenceBank, calibration: Calibration | None = None) -> Predictor:
-        return Predictor(self.module, cast("Rules", self.rules_), bank, calibration, self.settings)
+        if calibrate:
+            logger.info("Calibration: training without each reference slice in turn.")
+            once_more = partial(run, trainer_kwargs=trainer_kwargs | {"enable_progress_bar": False})
+            self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     def _trained_bank(self, what: str) -> ReferenceBank:
         if not self.is_trained_ or self.bank_ is None:
@@ -227,7 +227,8 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             table=table,
             shapes=shapes,
         )
-        result = predict(self._predictor_of(bank, self.calibration_), prepared, layer, k, weighting, return_neighbors)
+        predictor = Predictor(self.module, cast("Rules", self.rules_), bank, self.calibration_, self.settings)
+        result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
         result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
         if isinstance(query, SpatialData):
             write_table(query, result, name=Keys.TABLE, **prepared.link)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 
 from st_gchb._logging import others_quiet
@@ -14,7 +13,7 @@ from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTraining
 
 
 def run_training(
-    model: BaseModelClass,
+    model: Any,
     training: TrainingData,
     s: ModelSettings,
     seed: int,
@@ -27,7 +26,11 @@ def run_training(
     plan_kwargs: dict[str, Any],
     trainer_kwargs: dict[str, Any],
 ) -> None:
-    """Fit the network with scvi-tools' runner; the other arguments are those of :meth:`st_gchb.model.STGCHB.train`."""
+    """Fit the network with scvi-tools' runner.
+
+    ``model`` is a :class:`~st_gchb.model.STGCHB` or a :class:`~st_gchb.model._crossfit.Trainee`; the other arguments
+    are those of :meth:`st_gchb.model.STGCHB.train`.
+    """
     data = GraphDataModule(
         training,
         n_hops=model.module.network.n_hops,

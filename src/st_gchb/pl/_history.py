@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from st_gchb._errors import InputError, MissingKeyError, NotTrainedError
 
 # scvi-tools' names of the total loss, and what a reader calls them.
-_TOTAL = {"train_loss_epoch": "training", "validation_loss": "validation"}
+_TOTAL = {"train_loss": "training", "validation_loss": "validation"}
 
 
 def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
@@ -45,7 +45,7 @@ def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | N
     --------
     >>> import pandas as pd
     >>> from st_gchb import pl
-    >>> losses = {"train_loss_epoch": pd.DataFrame({"train_loss_epoch": [3.0, 2.0, 1.5]})}
+    >>> losses = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0, 1.5]})}
     >>> pl.history(losses).get_xlabel()
     'epoch'
     """

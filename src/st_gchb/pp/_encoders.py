@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Encoder:
 
 def get_encoder(
     encoder: str | nn.Module | Encoder = "resnet50",
-    weights: str | None = "default",
+    weights: str | Path | None = "default",
     *,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Encoder:
@@ -115,13 +116,14 @@ def get_encoder(
         raise EncoderError(f"encoder is a {type(encoder).__name__}; expected a name or a torch.nn.Module.")
     if transform is not None:
         raise EncoderError(f"transform= goes with a torch.nn.Module; encoder {encoder!r} brings its own. Leave it out.")
+    named = None if weights is None else str(weights)
     if encoder == "texture":
         trunk = Trunk(Texture(), TEXTURE_INPUT_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "default")
         return _freeze(encoder, trunk, f"texture-{TEXTURE_VERSION}")
     if encoder.startswith("timm:"):
-        trunk = timm_trunk(encoder.removeprefix("timm:"), weights)
+        trunk = timm_trunk(encoder.removeprefix("timm:"), named)
     else:
-        trunk = torchvision_trunk(encoder, weights)
+        trunk = torchvision_trunk(encoder, named)
     return _freeze(encoder, trunk, f"{encoder}-{trunk.input_px}-{trunk.mean}-{trunk.std}")
 
 

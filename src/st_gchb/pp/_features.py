@@ -113,7 +113,7 @@ def embed_patches(
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
-    trunk = get_encoder(encoder, weights if weights is None else str(weights), transform=transform)
+    trunk = get_encoder(encoder, weights, transform=transform)
     folder = cache_folder(cache_dir) if cache else None
     features = embed_slices(slices, sides, trunk, views, batch_size, chosen, folder)
     size = (

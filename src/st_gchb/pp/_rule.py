@@ -94,7 +94,7 @@ def encoder_of_rule(
             "again as encoder=."
         )
     stored = None if rule.weights == "none" else rule.weights
-    trunk = get_encoder(encoder or rule.encoder, str(weights) if weights is not None else stored, transform=transform)
+    trunk = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
     if trunk.weights_sha256 != rule.weights_sha256:
         raise EncoderError(
             f"encoder {rule.encoder!r}: the weights {trunk.weights!r} have the hash {trunk.weights_sha256[:12]}..., "

@@ -1,0 +1,84 @@
+"""The reference's own leave-one-slice-out: train without each slice, predict it, learn what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+
+from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
+from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._predict import Predictor, answer, embed
+from st_gchb.model._presets import ModelSettings
+from st_gchb.model._setup import Registered
+from st_gchb.retrieval import ReferenceBank
+from st_gchb.train import TrainingData
+
+Train = Callable[[Any, TrainingData], None]
+"""Trains the ``module`` of its first argument."""
+
+
+class Trainee:
+    """What scvi-tools' runner needs of a model, for a network that is trained on the side.
+
+    Parameters
+    ----------
+    module
+        The network.
+    """
+
+    def __init__(self, module: STGCHBModule) -> None:
+        self.module = module
+        self.history_: dict[str, Any] | None = None
+        self.is_trained_ = False
+
+    def to_device(self, device: torch.device | str) -> None:
+        """Move the network."""
+        self.module.to(device)
+
+
+def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
+    """Make the reference bank of a trained network."""
+    keys = embed(module, fitted.panel, fitted.adjacency, "expression")
+    image_keys = embed(module, fitted.features, fitted.adjacency, "image")
+    return build_bank(adata, where, fitted, keys, image_keys)
+
+
+def cross_fit(
+    adata: AnnData, where: Registered, settings: ModelSettings, whole: Fitted, seed: int, train: Train
+) -> Calibration:
+    """Train without each slice of the reference in turn, and learn from the errors on it.
+
+    Input maps, network and bank of a fold see the other slices alone; the panel is the model's own, since it says for
+    which genes the answer is wanted.
+
+    Parameters
+    ----------
+    adata, where
+        The reference.
+    settings, seed
+        Of the model.
+    whole
+        What was fitted on the whole reference.
+    train
+        Trains one network.
+    """
+    panel = list(whole.rules.expression.genes)
+
+    def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rest = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
+        fitted = fit(rest, where, settings, panel, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trainee = Trainee(build_module(fitted, settings))
+        train(trainee, training_data(fitted, rest))
+        bank = embed_reference(trainee.module, fitted, rest, where)
+        p = Predictor(trainee.module, fitted.rules, bank, None, settings)
+        found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows])
+        return found.panel, found.signs
+
+    return calibrate(calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel)
