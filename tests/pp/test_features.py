@@ -52,7 +52,7 @@ class Mean(nn.Module):
 
 def embedded(adata=None, **options):
     adata = spots() if adata is None else adata
-    embed_patches(adata, **{**OPTIONS, "image": RGB, "cache": False, **options})
+    embed_patches(adata, **{**OPTIONS, "image": RGB, "cache": False, "views": 1, **options})
     return adata
 
 
@@ -163,7 +163,7 @@ def test_a_change_of_anything_that_matters_is_seen(cached, tmp_path):
         {"image": other},
         {"adata": moved},
         {"patch_um": 41.0},
-        {"views": 4},
+        {"views": 1},
         {"um_per_px": 1.1},
         {"encoder": Mean(2.0)},
         {"encoder": "texture"},
@@ -303,7 +303,7 @@ def test_real_tissue(her2st_path, weights_path, route, tmp_path):
         obs=pd.DataFrame({"slice": ["C2"] * 12}, index=[f"C2_{i}" for i in range(12)]),
         obsm={"spatial": table[["pixel_x", "pixel_y"]].to_numpy(float)},
     )
-    options = {"weights": weights_path, "encoder": "mobilenet_v2", "cache_dir": tmp_path}
+    options = {"weights": weights_path, "encoder": "mobilenet_v2", "cache_dir": tmp_path, "views": 1}
     if route == "uns":
         metadata = {"source_image_path": str(her2st_path / "C2.jpg")}
         adata.uns["spatial"] = {"C2": {"images": {}, "scalefactors": {"microns_per_pixel": 0.7}, "metadata": metadata}}

@@ -34,7 +34,7 @@ def embed_patches(
     weights: str | Path | None = "default",
     patch_um: float = DEFAULT_PATCH_UM,
     patch_px: float | None = None,
-    views: int = 1,
+    views: int = 4,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
@@ -63,7 +63,8 @@ def embed_patches(
         Side of a patch in px of the full-resolution image, instead of ``patch_um``; the size of a pixel is then not
         needed.
     views
-        1: the patch as it is; 4: mean over its rotations; 8: and over its mirrored rotations.
+        4: mean over the patch's rotations; 8: and over its mirrored rotations; 1: the patch as it is, in a quarter of
+        the time.
     image, image_key, slice_key, um_per_px
         As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
         region), and ``um_per_px`` is the size of its finest scale's pixels.
