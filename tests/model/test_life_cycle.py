@@ -103,9 +103,9 @@ def test_training_again_goes_on(reference):
     model.train(max_epochs=1, **options)
     first = model.model_id_
     seen = []
-    plan = model.module.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    hook = model.module.register_forward_pre_hook(lambda module, _: seen.append(module.training))
     model.train(max_epochs=2, **options)
-    plan.remove()
+    hook.remove()
     assert len(model.history["train_loss"]) == 3
     assert model.history["train_loss"].index.tolist() == [0, 1, 2]
     assert model.model_id_ != first
@@ -164,13 +164,11 @@ def test_provenance_says_what_was_run(model, query):
 
 def test_prediction_learns_from_the_reference(reference, held_out):
     """A reference whose genes follow the patches is predicted better than its own shuffle, by far."""
-    STGCHB.setup_anndata(reference)
     shuffled = reference.copy()
-    order = np.random.default_rng(0).permutation(shuffled.n_obs)
-    shuffled.X = shuffled.X[order]
-    STGCHB.setup_anndata(shuffled)
+    shuffled.X = shuffled.X[np.random.default_rng(0).permutation(shuffled.n_obs)]
     scores = []
     for adata in (reference, shuffled):
+        STGCHB.setup_anndata(adata)
         model = STGCHB(adata, n_top_genes=20)
         model.train(enable_progress_bar=False, calibrate=False, accelerator="cpu")
         prediction = model.predict(held_out)

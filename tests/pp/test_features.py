@@ -109,7 +109,7 @@ def test_a_patch_in_px_needs_no_scale_and_follows_the_images():
     adata.obsm["spatial"] *= 2
     with pytest.raises(ScaleError, match=r"um_per_px=.*patch_px="):
         embed_patches(adata, encoder="texture")
-    embed_patches(adata, encoder="texture", patch_px=80, cache=False)
+    embed_patches(adata, encoder="texture", patch_px=80, views=1, cache=False)
     np.testing.assert_array_equal(adata.obsm["X_patch"], embedded().obsm["X_patch"])
     assert "patch_um" not in adata.uns["X_patch"]
 
@@ -163,7 +163,7 @@ def test_a_change_of_anything_that_matters_is_seen(cached, tmp_path):
         {"image": other},
         {"adata": moved},
         {"patch_um": 41.0},
-        {"views": 1},
+        {"views": 4},
         {"um_per_px": 1.1},
         {"encoder": Mean(2.0)},
         {"encoder": "texture"},

@@ -51,6 +51,8 @@ def run_training(
         stop = {"early_stopping_patience": s.patience, "early_stopping_warmup_epochs": s.pretrain_epochs}
         options = {"early_stopping": True, "early_stopping_monitor": "validation_loss"} | stop | options
     epochs = s.pretrain_epochs + max_epochs
+    # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
+    model.module.train()
     with others_quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         TrainRunner(model, plan, data, epochs, accelerator, devices, callbacks=callbacks, **options)()
