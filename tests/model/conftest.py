@@ -63,7 +63,9 @@ def held_out(tissue: AnnData) -> AnnData:
 def query(tissue: AnnData) -> AnnData:
     """S3 as a slide with H&E alone: no genes, no features."""
     part = one_slice(tissue, "S3")
-    return AnnData(obs=part.obs[["slice"]].copy(), obsm={"spatial": part.obsm["spatial"]}, uns={"spatial": part.uns["spatial"]})
+    return AnnData(
+        obs=part.obs[["slice"]].copy(), obsm={"spatial": part.obsm["spatial"]}, uns={"spatial": part.uns["spatial"]}
+    )
 
 
 def one_slice(tissue: AnnData, name: str) -> AnnData:

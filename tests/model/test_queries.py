@@ -119,7 +119,7 @@ def test_a_slide_of_another_scale(model, query):
         "metadata": {},
     }
     coarse = values(model.predict(query))
-    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.98
+    assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.95
     # Taken for px of 1 µm, patches would be twice as wide: another answer.
     assert np.abs(values(model.predict(query, um_per_px=1.0)) - fine).mean() > 2 * np.abs(coarse - fine).mean()
 

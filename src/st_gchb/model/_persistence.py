@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import importlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,11 +14,11 @@ from scvi.model.base import BaseModelClass
 from st_gchb._compat import parse_device_args
 from st_gchb._errors import NotTrainedError
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import network_settings
+from st_gchb.model._fitting import Fitted, network_settings
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
-from st_gchb.model._query import Rules
+from st_gchb.model._query import Rules, check_training_data
 from st_gchb.model._saving import SavedModel, read_model, read_registry, write_model
 from st_gchb.retrieval import ReferenceBank
 
@@ -32,6 +33,7 @@ class PersistenceMixin(BaseModelClass):
     bank_: ReferenceBank | None
     calibration_: Calibration | None
     model_id_: str | None
+    _fitted: Fitted
 
     def save(
         self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False, **anndata_write_kwargs: Any
@@ -82,7 +84,7 @@ class PersistenceMixin(BaseModelClass):
         dir_path
             Folder written by :meth:`save`.
         adata
-            The training AnnData, to go on training.
+            The training AnnData with its patch features, to go on training.
         accelerator, device
             Where to put the network.
 
@@ -92,6 +94,8 @@ class PersistenceMixin(BaseModelClass):
             If there is no such folder, or a file of it is gone.
         ModelFileError
             If a file is damaged, or was written by another kind of model.
+        InputError, MissingKeyError
+            If ``adata`` is not what the model was trained on; it is then left as it was.
         """
         saved = read_model(Path(dir_path))
         arguments: dict[str, Any] = dict(preset=saved.preset, seed=saved.seed, **saved.settings)
@@ -99,6 +103,7 @@ class PersistenceMixin(BaseModelClass):
             model = cls(registry=saved.registry, **arguments)
         else:
             setup = dict(saved.registry["setup_args"])
+            check_training_data(adata, saved.rules, saved.bank, setup["slice_key"])
             cls.setup_anndata(adata, source_registry=saved.registry, **setup)
             model = cls(adata, panel=list(saved.rules.expression.genes), **arguments)
         model._restore(saved)
@@ -114,6 +119,9 @@ class PersistenceMixin(BaseModelClass):
         image_map = FixedMap(*(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix")))
         self.module = STGCHBModule(network_settings(saved.rules, image_map, self.settings), self.settings.loss)
         self.module.load_state_dict(saved.state)
+        if self._adata is not None:
+            # Fitted anew, components may differ in the last digit or in sign from those that the network knows.
+            self._fitted = replace(self._fitted, rules=saved.rules, image_map=image_map)
         self._describe()
 
     @staticmethod
@@ -124,6 +132,8 @@ class PersistenceMixin(BaseModelClass):
     @staticmethod
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of the setup call of a saved model."""
+        # scvi-tools uses it without importing it.
+        importlib.import_module("rich.pretty")
         AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path))
 
     def _describe(self) -> None:

@@ -14,13 +14,14 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
-from st_gchb._errors import EncoderError, ExpressionError, MissingKeyError, QueryError
+from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
+from st_gchb.retrieval import ReferenceBank
 
 
 @dataclass(frozen=True)
@@ -199,37 +200,61 @@ def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None)
     return frame
 
 
+def check_training_data(adata: AnnData, rules: Rules, bank: ReferenceBank, slice_key: str | None) -> None:
+    """Refuse to go on training on other data than those that a saved model was trained on.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        If spots, slices, genes or features are others.
+    """
+    spots, genes = bank.origin["name"].tolist(), bank.tables["all_genes"].columns
+    same = adata.obs_names.astype(str).tolist() == spots and adata.var_names.astype(str).equals(genes)
+    if same and slice_key is not None:
+        same = slice_key in adata.obs and adata.obs[slice_key].astype(str).tolist() == bank.slices.tolist()
+    if not same:
+        raise InputError(
+            f"adata ({adata.n_obs} spots x {adata.n_vars} genes) holds other spots, slices or genes than the model was "
+            f"trained on ({len(spots)} x {len(genes)}). Pass the training AnnData, or train a new model."
+        )
+    if rules.features_key not in adata.obsm:
+        made = "outside st-gchb" if rules.features is None else f"with {rules.features.to_dict()}"
+        raise MissingKeyError(
+            f"adata has no obsm[{rules.features_key!r}] (found {list(adata.obsm)}); the model was trained on features "
+            f"that were made {made}. Make them the same way first."
+        )
+    _check_query_features(adata, rules, "adata")
+
+
 def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
     """Images of the slices that the query holds: a slice cut out of a larger object still carries the others'."""
     libraries = dict(source.uns[Keys.SPATIAL])
     if slice_key is None:
         return libraries
-    own = set(source.obs[slice_key].astype(str))
+    own = set(source.obs[slice_key].astype(str)) if slice_key in source.obs else set()
     return {name: library for name, library in libraries.items() if name in own} or libraries
 
 
-def _check_query_features(adata: AnnData, rules: Rules) -> None:
+def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> None:
     key = rules.features_key
+    own = f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
+    remedy = own if name == "query" else "Make it the same way again."
     check_features(adata, key)
     width = np.asarray(adata.obsm[key]).shape[1]
     if width != rules.n_features:
         raise QueryError(
-            f"The query's obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. "
-            f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
+            f"The {name}'s obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. {remedy}"
         )
     if rules.features is None:
         return
     if key not in adata.uns:
-        logger.warning("The query's obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
+        logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
         return
     found = FeatureRule.from_uns(adata.uns[key])
     same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views")
-    differ = [name for name in same if getattr(found, name) != getattr(rules.features, name)]
+    differ = [one for one in same if getattr(found, one) != getattr(rules.features, one)]
     if differ:
         pairs = ", ".join(
-            f"{name} {getattr(found, name)!r} instead of {getattr(rules.features, name)!r}" for name in differ
+            f"{one} {getattr(found, one)!r} instead of {getattr(rules.features, one)!r}" for one in differ
         )
-        raise EncoderError(
-            f"The query's obsm[{key!r}] was made another way than the reference's: {pairs}. "
-            f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
-        )
+        raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {pairs}. {remedy}")

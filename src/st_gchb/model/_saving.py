@@ -25,6 +25,7 @@ from st_gchb.model._calibration import Calibration
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
+from st_gchb.model._record import decode, digest, encode
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank
@@ -76,8 +77,7 @@ def write_model(
     saved: SavedModel, folder: Path, *, overwrite: bool, adata: AnnData | None, write: dict[str, Any]
 ) -> None:
     """Write all files to a folder beside, then put it in place."""
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder} is there already. Pass overwrite=True to replace it, or another folder.")
+    _check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -90,12 +90,31 @@ def write_model(
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             folder.replace(old / folder.name)
-            part.replace(folder)
-            shutil.rmtree(old)
+            try:
+                part.replace(folder)
+            except OSError:
+                (old / folder.name).replace(folder)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    """Refuse to replace what is there, unless it was asked for and is a model and nothing else."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{folder} is there already. Pass overwrite=True to replace it, or another folder.")
+    known = (_JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else ["a file"]
+    if others:
+        raise InputError(
+            f"{folder} holds other things than a model ({others[:3]}), which would be lost. Pass another folder."
+        )
 
 
 def _write_tensors(saved: SavedModel, folder: Path) -> None:
@@ -121,7 +140,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
-    return {
+    record = {
         "format": FORMAT,
         "kind": "STGCHB",
         "version": __version__,
@@ -129,7 +148,7 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
         "preset": saved.preset,
         "seed": saved.seed,
         "settings": saved.settings,
-        "registry": _encode(saved.registry),
+        "registry": encode(saved.registry),
         "genes": list(rules.expression.genes),
         "log_normalized": rules.expression.log_normalized,
         "features": None if rules.features is None else rules.features.to_dict(),
@@ -141,6 +160,7 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
         "history": {key: frame.iloc[:, 0].tolist() for key, frame in saved.history.items()},
         "sha256": {name: sha256_of(folder / name) for name in (_TENSORS, _REFERENCE, _ORIGIN)},
     }
+    return record | {"record_sha256": digest(record)}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -162,7 +182,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             )
     try:
         settings = json.loads((folder / _JSON).read_text(encoding="utf-8"))
-        kind, written, hashes = settings["kind"], settings["format"], settings["sha256"]
+        kind, written, written_digest = settings["kind"], int(settings["format"]), settings.get("record_sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"{folder / _JSON} cannot be read ({error}): it is damaged. Copy the model again."
@@ -173,7 +193,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
         )
-    for name, expected in hashes.items():
+    if written_digest != digest(settings):
+        raise ModelFileError(f"{folder / _JSON} is not as it was written: it is damaged. Copy the model again.")
+    for name, expected in settings["sha256"].items():
         found = sha256_of(folder / name)
         if found != expected:
             raise ModelFileError(
@@ -184,7 +206,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def read_registry(folder: Path) -> dict[str, Any]:
     """The registry saved with a model."""
-    return _decode(read_settings(folder)["registry"])
+    return decode(read_settings(folder)["registry"])
 
 
 def read_model(folder: Path) -> SavedModel:
@@ -199,7 +221,7 @@ def read_model(folder: Path) -> SavedModel:
         preset=stored["preset"],
         seed=stored["seed"],
         settings=stored["settings"],
-        registry=_decode(stored["registry"]),
+        registry=decode(stored["registry"]),
         state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
         rules=_rules(stored, network),
         bank=_bank(stored, reference, origin),
@@ -221,11 +243,11 @@ def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
     """Identity of a trained model: hash of its network's numbers, its genes and its reference spots."""
-    digest = hashlib.sha256()
+    sha = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode() + value.cpu().numpy().tobytes())
-    digest.update("\n".join([*genes, *bank.origin["name"]]).encode())
-    return digest.hexdigest()[:16]
+        sha.update(key.encode() + value.cpu().numpy().tobytes())
+    sha.update("\n".join([*genes, *bank.origin["name"]]).encode())
+    return sha.hexdigest()[:16]
 
 
 def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
@@ -255,24 +277,3 @@ def _bank(stored: dict[str, Any], reference: dict[str, np.ndarray], origin: pd.D
         csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
         tables[name] = ReferenceTable(csr, pd.Index(columns))
     return ReferenceBank(reference["keys"], reference["image_keys"], reference["context"], origin, tables)
-
-
-def _encode(value: Any) -> Any:
-    """A registry as JSON: arrays are marked, so that they come back as arrays."""
-    if isinstance(value, dict):
-        return {str(key): _encode(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist(), "dtype": "object" if value.dtype.kind in "OUS" else str(value.dtype)}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        if "__array__" in value:
-            return np.array(value["__array__"], dtype=value["dtype"])
-        return {key: _decode(item) for key, item in value.items()}
-    return [_decode(item) for item in value] if isinstance(value, list) else value

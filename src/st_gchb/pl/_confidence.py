@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 
 from st_gchb._constants import Keys
 from st_gchb._errors import MissingKeyError
@@ -80,15 +82,18 @@ def confidence(
     values = pred.obs[Keys.CONFIDENCE].to_numpy(dtype=float)[tissue.rows]
     draw_values(ax, tissue, values, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=True)
     if Keys.OUTLIER in pred.obs:
-        _ring(ax, tissue.centers_px[pred.obs[Keys.OUTLIER].to_numpy(dtype=bool)[tissue.rows]])
+        outlier = pred.obs[Keys.OUTLIER].to_numpy(dtype=bool)[tissue.rows]
+        _ring(ax, tissue.centers_px[outlier], 1.15 * size * tissue.spot_px)
     color_bar([ax], norm, cmap, "confidence")
     ax.set_title("Confidence", fontsize=10)
     return ax
 
 
-def _ring(ax: Axes, centers: np.ndarray) -> None:
+def _ring(ax: Axes, centers: np.ndarray, diameter: float) -> None:
     if not len(centers):
         return
-    ax.scatter(*centers.T, s=40, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.2)
+    # Circles of the tissue's own unit: they stay around their spots at every size of the figure.
+    rings = [Circle((x, y), diameter / 2) for x, y in centers]
+    ax.add_collection(PatchCollection(rings, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.5))
     handle = Line2D([], [], marker="o", linestyle="", mfc="none", mec=_OUTLIER_COLOR, label="unlike the reference")
     ax.legend(handles=[handle], loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, fontsize=8)

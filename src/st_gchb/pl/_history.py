@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -19,35 +20,36 @@ _TOTAL = {"train_loss": "training", "validation_loss": "validation"}
 def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw losses against epochs.
 
-    Parameters
-    ----------
-    model
-        A trained model with ``history``, or that dictionary: name of a loss to a data frame of one column, indexed by
-        epoch.
-    keys
-        Losses to draw; the total on training and validation where left out, with the epoch of the lowest validation
-        loss marked.
-    ax
-        Axes to draw into; new ones where left out.
+        Parameters
+        ----------
+        model
+            A trained model with ``history``, or that dictionary: name of a loss to a data frame of one column, indexed by
+            epoch.
+        keys
+            Losses to draw; the total on training and validation where left out, with the epoch of the lowest validation
+            loss marked.
+        ax
+            Axes to draw into; new ones where left out.
 
-    Returns
-    -------
-    The axes.
+        Returns
+        -------
+        The axes.
 
-    Raises
-    ------
-    NotTrainedError
-        There is no history yet.
-    MissingKeyError
-        A key is not in the history.
+        Raises
+        ------
+        NotTrainedError
+            There is no history yet.
+        MissingKeyError
+            A key is not in the history.
 
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from st_gchb import pl
-    >>> losses = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0, 1.5]})}
-    >>> pl.history(losses).get_xlabel()
-    'epoch'
+        Examples
+        --------
+        >>> import numpy as np
+    import pandas as pd
+        >>> from st_gchb import pl
+        >>> losses = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0, 1.5]})}
+        >>> pl.history(losses).get_xlabel()
+        'epoch'
     """
     curves = model if isinstance(model, Mapping) else getattr(model, "history", None)
     if not curves:
@@ -66,7 +68,8 @@ def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | N
         # A single epoch is a point: a line through it would be invisible.
         ax.plot(values.index, values, label=_TOTAL.get(key, key), lw=1.6, marker="o" if len(values) < 2 else None)
     if keys is None and "validation_loss" in chosen:
-        best = _series(curves["validation_loss"], "validation_loss").idxmin()
+        validation = _series(curves["validation_loss"], "validation_loss")
+        best = int(np.asarray(validation.index)[np.argmin(validation)])
         ax.axvline(best, color="0.6", lw=1.0, ls=":", zorder=0, label=f"lowest, epoch {best}")
     ax.set(xlabel="epoch", ylabel="loss")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from scipy import sparse
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
@@ -107,19 +107,29 @@ def measured_vs_predicted(
         if show_tissue:
             draw_tissue(row[0], tissue, scale_bar=True)
             row[0].set_title("H&E", fontsize=10)
-        _draw_gene(row[int(show_tissue) :], tissue, values, cmap=cmap, size=size, image_alpha=image_alpha)
+        style: Any = {"cmap": cmap, "size": size, "image_alpha": image_alpha, "beside_tissue": show_tissue}
+        _draw_gene(row[int(show_tissue) :], tissue, values, **style)
         row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     return axs
 
 
 def _draw_gene(
-    row: Sequence[Axes], tissue: Tissue, values: dict[str, np.ndarray], *, cmap: str, size: float, image_alpha: float
+    row: Sequence[Axes],
+    tissue: Tissue,
+    values: dict[str, np.ndarray],
+    *,
+    cmap: str,
+    size: float,
+    image_alpha: float,
+    beside_tissue: bool,
 ) -> None:
     every = np.concatenate(list(values.values()))
     low, high = np.percentile(every, [1, 99])
     norm = Normalize(low, high if high > low else low + 1.0)
     for ax, (title, shown) in zip(row, values.items(), strict=True):
-        draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=True)
+        # Where the H&E has a column of its own, it carries the scale bar.
+        scale_bar = ax is row[0] and not beside_tissue
+        draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=scale_bar)
         ax.set_title(title, fontsize=10)
     if len(values) == 2:
         r = pearson(*(shown[:, None] for shown in values.values()))[0]
@@ -130,9 +140,8 @@ def _draw_gene(
 
 
 def _values(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
-    column = pred.layers[layer][:, pred.var_names.get_loc(gene)]
-    dense = column.toarray() if sparse.issparse(column) else np.asarray(column)
-    return dense.ravel()[tissue.rows].astype(float)
+    column = pred[tissue.rows, gene].to_df(layer).iloc[:, 0]
+    return column.to_numpy(dtype=float)
 
 
 def _check(pred: AnnData, genes: list[str], layer: str) -> None:

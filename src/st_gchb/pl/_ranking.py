@@ -13,6 +13,7 @@ from st_gchb._errors import InputError, MissingKeyError
 
 _COLOR = "#2a6f97"
 _CONSTANT_COLOR = "0.7"
+_MARKER_COLOR = "#c1440e"
 
 
 def gene_ranking(
@@ -24,7 +25,7 @@ def gene_ranking(
     threshold: float = 0.3,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw genes by their correlation, the best ones and markers named.
+    """Draw genes by their correlation; the best ones are listed, markers are named on the curve.
 
     Parameters
     ----------
@@ -33,9 +34,9 @@ def gene_ranking(
     column
         Measure to rank by.
     n_label
-        Number of best genes to name.
+        Number of best genes to list beside the curve.
     markers
-        Further genes to name, wherever they stand.
+        Genes to name on the curve, wherever they stand.
     threshold
         Correlation at which a line is drawn and above which genes are counted.
     ax
@@ -79,7 +80,8 @@ def gene_ranking(
         ax.scatter(places[constant], values[constant], s=7, color=_CONSTANT_COLOR, linewidths=0, label=label)
         ax.legend(frameon=False, fontsize=8, loc="lower left")
     _mark_threshold(ax, threshold, int((values > threshold).sum()), len(values))
-    _name_genes(ax, ranked.index, values, dict.fromkeys([*ranked.index[:n_label], *markers]))
+    _list_best(ax, ranked[column].head(n_label))
+    _name_markers(ax, np.flatnonzero(ranked.index.isin(list(markers))), ranked[column])
     ax.set(xlabel="gene, best first", ylabel=f"{column.capitalize()} correlation")
     ax.margins(x=0.02)
     ax.spines[["top", "right"]].set_visible(False)
@@ -100,20 +102,31 @@ def _mark_threshold(ax: Axes, threshold: float, n_above: int, n_genes: int) -> N
     )
 
 
-def _name_genes(ax: Axes, genes: pd.Index, values: np.ndarray, named: dict[str, None]) -> None:
-    """Write the names in a column right of the curve's head, evenly spaced so that they never overlap."""
-    places = np.sort([genes.get_loc(gene) for gene in named])
-    if not len(places):
-        return
-    heights = np.linspace(0.97, max(0.97 - 0.062 * (len(places) - 1), 0.05), len(places))
-    for place, height in zip(places, heights, strict=True):
+def _list_best(ax: Axes, best: pd.Series) -> None:
+    """List genes right of the axes, where no curve can run through their names."""
+    lines = [f"{value:.2f}  $\\it{{{_plain(gene)}}}$".replace("-", "−", 1) for gene, value in best.items()]
+    if lines:
+        text = "\n".join(["best genes", *lines])
+        ax.annotate(text, (1.02, 1.0), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
+
+
+def _plain(gene: object) -> str:
+    """Gene name as matplotlib's mathematical text wants it."""
+    return "".join(rf"\{c}" if c in r"_#%&${}" else "{-}" if c == "-" else c for c in str(gene))
+
+
+def _name_markers(ax: Axes, places: np.ndarray, ranked: pd.Series) -> None:
+    # The curve falls, so the place above and right of a point is free; every other name is lifted further.
+    for i, place in enumerate(places):
+        at = (place + 1, ranked.iloc[place])
+        ax.plot(*at, "o", ms=5, color=_MARKER_COLOR, mec="white", mew=0.6, zorder=3)
         ax.annotate(
-            str(genes[place]),
-            (place + 1, values[place]),
-            xytext=(0.16, height),
-            textcoords="axes fraction",
-            va="center",
+            str(ranked.index[place]),
+            at,
+            xytext=(14, 12 + 11 * (i % 2)),
+            textcoords="offset points",
             fontsize=8,
             fontstyle="italic",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.6, "shrinkA": 1, "shrinkB": 2},
+            color=_MARKER_COLOR,
+            arrowprops={"arrowstyle": "-", "color": _MARKER_COLOR, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
         )

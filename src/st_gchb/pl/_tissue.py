@@ -56,6 +56,11 @@ class Tissue:
         return np.asarray(self.spots.obsm[Keys.SPATIAL]) * self.scale
 
     @property
+    def spot_px(self) -> float:
+        """Diameter of a spot, image px."""
+        return float(self.spots.uns[Keys.SPATIAL][self.name][Keys.SCALEFACTORS][Keys.SPOT_DIAMETER]) * self.scale
+
+    @property
     def aspect(self) -> float:
         """Width of the drawn tissue over its height."""
         left, right, bottom, top = self.limits
@@ -65,8 +70,7 @@ class Tissue:
     def limits(self) -> tuple[float, float, float, float]:
         """Left, right, bottom and top of the spots and a rim, image px (y grows downwards)."""
         xy = self.centers_px
-        factors = self.spots.uns[Keys.SPATIAL][self.name][Keys.SCALEFACTORS]
-        rim = 1.5 * factors[Keys.SPOT_DIAMETER] * self.scale
+        rim = 1.5 * self.spot_px
         (left, top), (right, bottom) = xy.min(axis=0) - rim, xy.max(axis=0) + rim
         return left, right, bottom, top
 
@@ -186,4 +190,5 @@ def _spacing(xy: np.ndarray) -> float:
     """Distance from a spot to the next one in the median, px."""
     if len(xy) < 2:
         return 1.0
-    return float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    nearest = np.asarray(cKDTree(xy).query(xy, k=[2])[0])
+    return float(np.median(nearest))
