@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from st_gchb import __version__
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit: 0
     """
     arguments = build_parser().parse_args(argv)
+    # Notices of the libraries to their own developers would bury what the command says.
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
     set_verbosity("WARNING" if arguments.quiet else "INFO")
     try:
         arguments.run(arguments)

@@ -128,8 +128,12 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
         if n_top_genes < log_values.shape[1]:
             logger.info("n_top_genes=%d, but %d genes are expressed: all of them are taken.", n_top_genes, len(seen))
         return seen
-    table = ad.AnnData(log_values[:, seen], obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}))
-    table.obs_names = table.obs_names.astype(str)
+    names = pd.RangeIndex(len(slices)).astype(str)
+    table = ad.AnnData(
+        log_values[:, seen],
+        obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}, index=names),
+        var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
+    )
     batch_key = "slice" if table.obs["slice"].nunique() > 1 else None
     frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
     chosen = np.asarray(frame["highly_variable"].reindex(table.var_names) if batch_key else frame["highly_variable"])
