@@ -30,7 +30,7 @@ def made(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(_setup, "embed_patches", counting(_setup.embed_patches, "features", encoder="texture"))
+    monkeypatch.setattr(_setup, "embed_patches", counting(_setup.embed_patches, "features", encoder="texture", views=1))
     monkeypatch.setattr(_setup, "spatial_graph", counting(_setup.spatial_graph, "graph"))
     return calls
 

@@ -121,7 +121,7 @@ def test_a_slide_of_another_scale(model, query):
     coarse = values(model.predict(query))
     assert np.corrcoef(fine.ravel(), coarse.ravel())[0, 1] > 0.95
     # Taken for px of 1 µm, patches would be twice as wide: another answer.
-    assert np.abs(values(model.predict(query, um_per_px=1.0)) - fine).mean() > 2 * np.abs(coarse - fine).mean()
+    assert np.abs(values(model.predict(query, um_per_px=1.0)) - fine).mean() > 1.5 * np.abs(coarse - fine).mean()
 
 
 def test_some_of_the_genes(model, held_out):
@@ -148,7 +148,7 @@ def test_old_results_in_the_query_do_no_harm(model, query, kind):
     if kind == "obsp":
         query.obsp["spatial_connectivities"] = sp.csr_matrix(np.ones((query.n_obs, query.n_obs)))
     else:
-        st_gchb.pp.embed_patches(query, encoder="texture", cache=False)
+        st_gchb.pp.embed_patches(query, encoder="texture", views=1, cache=False)
     np.testing.assert_allclose(values(model.predict(query)), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -75,10 +75,8 @@ def test_nothing_is_pickled(model, query, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("pickle was used")
 
-    for module, names in (
-        (torch, ("load", "save")),
-        (pickle, ("load", "loads", "dump", "dumps", "Unpickler", "Pickler")),
-    ):
+    used = {torch: ("load", "save"), pickle: ("load", "loads", "dump", "dumps", "Unpickler", "Pickler")}
+    for module, names in used.items():
         for name in names:
             monkeypatch.setattr(module, name, refuse)
     model.save(tmp_path / "model")
@@ -244,7 +242,7 @@ def test_setup_arguments_are_shown(model, folder, capsys):
     assert "X_patch" in shown
     registry = STGCHB.load_registry(folder)
     assert registry["model_name"] == "STGCHB"
-    assert registry["setup_args"] == {key: value for key, value in model.registry["setup_args"].items()}
+    assert registry["setup_args"] == model.registry["setup_args"]
 
 
 def cut(path: Path):

@@ -41,7 +41,18 @@ def summary(
 
     Returns
     -------
-    Dictionary, all over genes and of Pearson's correlation unless named otherwise:
+    Dictionary of numbers, which JSON takes; the keys are explained in the notes.
+
+    Raises
+    ------
+    MissingKeyError
+        A column is absent, or a marker or training statistic is not in the panel.
+    InputError
+        The table is empty, holds NaN, or ``n_top`` is no positive number.
+
+    Notes
+    -----
+    All over genes, and of Pearson's correlation unless named otherwise:
 
     - ``AG`` mean over the panel;
     - ``HVG``, ``HEG`` mean over the ``n_top`` genes of largest variance, mean **in the held-out truth** (the paper's
@@ -51,13 +62,6 @@ def summary(
     - ``n>0.3`` number of genes above ``threshold``, ``n_constant`` number of genes that count as 0 because truth or
       prediction is constant, ``n_genes`` size of the panel;
     - ``RMSE`` mean of the genes' root mean squared errors, ``Spearman`` mean of their rank correlations.
-
-    Raises
-    ------
-    MissingKeyError
-        A column is absent, or a marker or training statistic is not in the panel.
-    InputError
-        The table is empty, holds NaN, or ``n_top`` is no positive number.
 
     Examples
     --------

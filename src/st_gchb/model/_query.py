@@ -21,6 +21,7 @@ from st_gchb.model._setup import check_features, check_names, guess_slice_key, p
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
+from st_gchb.pp._graph import slice_members
 from st_gchb.retrieval import ReferenceBank
 
 
@@ -114,6 +115,8 @@ def prepare_query(
     key = slice_key or resolved.slice_key
     if key is None:
         key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
+    # Patches take minutes: what makes a graph impossible is told before.
+    slice_members(source, key)
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
@@ -231,7 +234,7 @@ def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
     libraries = dict(source.uns[Keys.SPATIAL])
     if slice_key is None:
         return libraries
-    own = set(source.obs[slice_key].astype(str)) if slice_key in source.obs else set()
+    own = set(source.obs[slice_key].astype(str))
     return {name: library for name, library in libraries.items() if name in own} or libraries
 
 

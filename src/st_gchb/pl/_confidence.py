@@ -96,4 +96,6 @@ def _ring(ax: Axes, centers: np.ndarray, diameter: float) -> None:
     rings = [Circle((x, y), diameter / 2) for x, y in centers]
     ax.add_collection(PatchCollection(rings, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.5))
     handle = Line2D([], [], marker="o", linestyle="", mfc="none", mec=_OUTLIER_COLOR, label="unlike the reference")
-    ax.legend(handles=[handle], loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False, fontsize=8)
+    ax.legend(
+        handles=[handle], loc="upper left", bbox_to_anchor=(0.0, 0.0), frameon=False, fontsize=8, borderaxespad=0.2
+    )

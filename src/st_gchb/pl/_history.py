@@ -20,36 +20,35 @@ _TOTAL = {"train_loss": "training", "validation_loss": "validation"}
 def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw losses against epochs.
 
-        Parameters
-        ----------
-        model
-            A trained model with ``history``, or that dictionary: name of a loss to a data frame of one column, indexed by
-            epoch.
-        keys
-            Losses to draw; the total on training and validation where left out, with the epoch of the lowest validation
-            loss marked.
-        ax
-            Axes to draw into; new ones where left out.
+    Parameters
+    ----------
+    model
+        A trained model with ``history``, or that dictionary: name of a loss to a data frame of one column, indexed by
+        epoch.
+    keys
+        Losses to draw; the total on training and validation where left out, with the epoch of the lowest validation
+        loss marked.
+    ax
+        Axes to draw into; new ones where left out.
 
-        Returns
-        -------
-        The axes.
+    Returns
+    -------
+    The axes.
 
-        Raises
-        ------
-        NotTrainedError
-            There is no history yet.
-        MissingKeyError
-            A key is not in the history.
+    Raises
+    ------
+    NotTrainedError
+        There is no history yet.
+    MissingKeyError
+        A key is not in the history.
 
-        Examples
-        --------
-        >>> import numpy as np
-    import pandas as pd
-        >>> from st_gchb import pl
-        >>> losses = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0, 1.5]})}
-        >>> pl.history(losses).get_xlabel()
-        'epoch'
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb import pl
+    >>> losses = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0, 1.5]})}
+    >>> pl.history(losses).get_xlabel()
+    'epoch'
     """
     curves = model if isinstance(model, Mapping) else getattr(model, "history", None)
     if not curves:

@@ -19,7 +19,11 @@ from scipy.spatial import cKDTree
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
 
-_SCALE_BAR = {"location": "lower right", "box_alpha": 0.75, "border_pad": 0.4, "font_properties": {"size": 8}}
+_SCALE_BAR = {"font_properties": {"size": 8}, "pad": 0.3, "border_pad": 0.3}
+# On the H&E alone the bar has its place inside.
+_INSIDE = _SCALE_BAR | {"location": "lower right", "box_alpha": 0.75}
+# Where spots are drawn it stands under the panel, for many sections fill their rectangle.
+_UNDER = _SCALE_BAR | {"location": "upper right", "bbox_to_anchor": (1.0, 0.0), "frameon": False, "scale_loc": "left"}
 _COLUMN = "value"
 
 
@@ -148,8 +152,10 @@ def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str, label: str, exten
 def _scatter(
     ax: Axes, tissue: Tissue, shown: AnnData | None, *, image_alpha: float, scale_bar: bool, **kwargs: Any
 ) -> None:
+    under = scale_bar and tissue.um_per_px is not None and shown is not None
     if scale_bar and tissue.um_per_px is not None:
-        kwargs |= {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um", "scalebar_kwargs": _SCALE_BAR}
+        kwargs |= {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um"}
+        kwargs["scalebar_kwargs"] = _UNDER | {"bbox_transform": ax.transAxes} if under else _INSIDE
     sq.pl.spatial_scatter(
         tissue.spots if shown is None else shown,
         library_id=tissue.name,
@@ -159,7 +165,8 @@ def _scatter(
         scale_factor=tissue.scale,
         colorbar=False,
         title="",
-        axis_label=["", ""],
+        # The layout keeps no room for a scale bar outside the axes; a blank label does.
+        axis_label=[" " if under else "", ""],
         ax=ax,
         **kwargs,
     )

@@ -1,0 +1,317 @@
+"""Bad input: a typed error that says what to do, and the caller's object as it was."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from st_gchb._errors import (
+    CoordinateError,
+    EncoderError,
+    ExpressionError,
+    GraphError,
+    ImageError,
+    InputError,
+    MissingFileError,
+    MissingKeyError,
+    QueryError,
+    ScaleError,
+    SliceError,
+    STGCHBError,
+)
+from st_gchb.model import STGCHB
+
+
+def no_coordinates(adata):
+    del adata.obsm["spatial"]
+
+
+def nan_coordinates(adata):
+    adata.obsm["spatial"] = np.array(adata.obsm["spatial"])
+    adata.obsm["spatial"][3, 1] = np.nan
+
+
+def negative_coordinates(adata):
+    adata.obsm["spatial"] = adata.obsm["spatial"] * np.array([1, -1])
+
+
+def coordinates_of_a_larger_image(adata):
+    adata.obsm["spatial"] = adata.obsm["spatial"] * 12.5
+
+
+def coordinates_of_three_axes(adata):
+    adata.obsm["spatial"] = np.column_stack([adata.obsm["spatial"], np.zeros(adata.n_obs)])
+
+
+def one_spot_slice(adata):
+    adata.obs["slice"] = ["alone", *adata.obs["slice"].astype(str)[1:]]
+    adata.uns["spatial"]["alone"] = next(iter(adata.uns["spatial"].values()))
+
+
+def spots_without_neighbours(adata):
+    name = adata.obs["slice"].astype(str).iloc[0]
+    rows = np.flatnonzero(adata.obs["slice"] == name)[:3]
+    adata.obs["slice"] = adata.obs["slice"].astype(str)
+    adata.obs.iloc[rows, adata.obs.columns.get_loc("slice")] = "sparse"
+    adata.uns["spatial"]["sparse"] = adata.uns["spatial"][name]
+    adata.obsm["spatial"][rows] = [[200, 200], [600, 200], [200, 700]]
+
+
+def gaps_in_slices(adata):
+    adata.obs["slice"] = pd.Categorical([None, *adata.obs["slice"].astype(str)[1:]])
+
+
+def two_slices_and_no_column(adata):
+    del adata.obs["slice"]
+    adata.uns["spatial"]["other"] = next(iter(adata.uns["spatial"].values()))
+
+
+def twice_the_same_spot_name(adata):
+    names = adata.obs_names.tolist()
+    adata.obs_names = [names[1], *names[1:]]
+
+
+def twice_the_same_gene(adata):
+    names = adata.var_names.tolist()
+    adata.var_names = [names[1], *names[1:]]
+
+
+def no_image(adata):
+    del adata.uns["spatial"]
+
+
+def grey_image(adata):
+    for library in adata.uns["spatial"].values():
+        library["images"]["hires"] = library["images"]["hires"][..., 0]
+
+
+def image_that_moved(adata):
+    for library in adata.uns["spatial"].values():
+        library["metadata"]["source_image_path"] = "/nowhere/slide.tif"
+
+
+def no_size_of_a_pixel(adata):
+    for library in adata.uns["spatial"].values():
+        library["scalefactors"] = {"tissue_hires_scalef": 1.0}
+
+
+PLACE = {
+    "no coordinates": (no_coordinates, MissingKeyError, "obsm.*'spatial'.*Set adata.obsm"),
+    "NaN coordinates": (nan_coordinates, CoordinateError, "1 of .* spots.*Drop them"),
+    "negative coordinates": (negative_coordinates, CoordinateError, "negative.*Undo a shift"),
+    "coordinates off the image": (coordinates_of_a_larger_image, CoordinateError, "scale factor of about 0.0"),
+    "coordinates of three axes": (coordinates_of_three_axes, CoordinateError, "expected .*2.*x, y"),
+    "a slice of one spot": (one_spot_slice, SliceError, "'alone'.*1 spot.*Drop this slice"),
+    "spots without neighbours": (spots_without_neighbours, GraphError, "'sparse'.*neighbour.*Pass rule="),
+    "gaps in slices": (gaps_in_slices, SliceError, "(?i:fill the gaps or drop|drop them)"),
+    "no slice column": (two_slices_and_no_column, SliceError, "slice_key.*Pass"),
+    "spot names": (twice_the_same_spot_name, InputError, r"obs_names.*adata\.obs_names_make_unique\(\)"),
+    "no image": (no_image, ImageError, "Pass image="),
+    "grey image": (grey_image, ImageError, "hires|image of slice"),
+    "image that moved": (image_that_moved, MissingFileError, "/nowhere/slide.tif.*Pass image="),
+    "no size of a pixel": (no_size_of_a_pixel, ScaleError, "Pass um_per_px="),
+}
+
+
+def nan_expression(adata):
+    adata.X.data[5] = np.nan
+
+
+def infinite_expression(adata):
+    adata.X.data[5] = np.inf
+
+
+def scaled_expression(adata):
+    dense = adata.X.toarray()
+    adata.X = (dense - dense.mean(0)) / (dense.std(0) + 1)
+
+
+def normalised_expression(adata):
+    adata.X = sp.csr_matrix(np.log1p(adata.X.toarray() / 3))
+
+
+def empty_spot(adata):
+    dense = adata.X.toarray()
+    dense[4] = 0
+    adata.X = sp.csr_matrix(dense)
+
+
+def no_expression(adata):
+    adata.X = None
+
+
+def nan_features(adata):
+    adata.obsm["X_patch"][2, 2] = np.nan
+
+
+def one_way_graph(adata):
+    graph = sp.lil_matrix((adata.n_obs, adata.n_obs))
+    graph[0, 1] = 1
+    adata.obsp["spatial_connectivities"] = graph.tocsr()
+
+
+def graph_across_slices(adata):
+    graph = sp.lil_matrix((adata.n_obs, adata.n_obs))
+    graph[0, adata.n_obs - 1] = graph[adata.n_obs - 1, 0] = 1
+    adata.obsp["spatial_connectivities"] = graph.tocsr()
+
+
+TABLE = {
+    "gene names": (twice_the_same_gene, {}, InputError, r"var_names.*adata\.var_names_make_unique\(\)"),
+    "NaN": (nan_expression, {}, ExpressionError, "1 NaN or infinite.*(Remove|repair)"),
+    "infinite": (infinite_expression, {}, ExpressionError, "1 NaN or infinite"),
+    "scaled": (scaled_expression, {}, ExpressionError, "negative.*raw counts.*layer='counts'"),
+    "no counts": (normalised_expression, {}, ExpressionError, "whole numbers.*log_normalized=True"),
+    "counts said to be logs": (None, {"log_normalized": True}, ExpressionError, "log_normalized=False"),
+    "a spot without counts": (empty_spot, {}, ExpressionError, "first row: 4.*filter_cells"),
+    "no expression": (no_expression, {}, (MissingKeyError, ExpressionError), "counts"),
+    "layer": (None, {"layer": "raw"}, MissingKeyError, "'raw'.*truth"),
+    "slice_key": (None, {"slice_key": "section"}, SliceError, "'section'.*slice"),
+    "patient_key": (None, {"patient_key": "donor"}, MissingKeyError, "'donor'.*patient"),
+    "NaN features": (nan_features, {}, EncoderError, "1 spots.*embed_patches again"),
+    "one-way graph": (one_way_graph, {}, GraphError, "not symmetric.*spatial_graph"),
+    "graph across slices": (graph_across_slices, {}, GraphError, "2 edges between.*spatial_graph"),
+}
+
+
+def check(error, message, call):
+    with pytest.raises(STGCHBError) as caught:
+        call()
+    assert isinstance(caught.value, error), repr(caught.value)
+    assert isinstance(caught.value, ValueError | KeyError | FileNotFoundError)
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.fixture
+def plain(reference, monkeypatch):
+    """S1 and S2 without features, and an encoder that needs no download."""
+    import functools
+
+    from st_gchb.model import _setup
+
+    monkeypatch.setattr(_setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", views=1))
+    del reference.obsm["X_patch"], reference.uns["X_patch"]
+    return reference
+
+
+@pytest.mark.parametrize("name", PLACE)
+def test_bad_places_and_images_at_setup(plain, unchanged, name):
+    spoil, error, message = PLACE[name]
+    spoil(plain)
+    with unchanged(plain):
+        check(error, message, lambda: STGCHB.setup_anndata(plain))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_tables_at_setup(reference, unchanged, name):
+    spoil, options, error, message = TABLE[name]
+    if spoil:
+        spoil(reference)
+    with unchanged(reference):
+        check(error, message, lambda: STGCHB.setup_anndata(reference, **options))
+
+
+@pytest.mark.parametrize("name", PLACE)
+def test_bad_places_and_images_in_a_query(model, query, unchanged, name):
+    spoil, error, message = PLACE[name]
+    spoil(query)
+    with unchanged(query, model.adata):
+        check(error, message, lambda: model.predict(query))
+
+
+def only_obs(query):
+    return AnnData(obs=pd.DataFrame({"sample": ["a", "b"]}, index=["1", "2"]))
+
+
+def nothing_known(query):
+    return AnnData(obs=query.obs, obsm={"X_other": np.zeros((query.n_obs, 3))})
+
+
+def features_of_another_width(query):
+    query.obsm["X_patch"] = np.zeros((query.n_obs, 512), np.float32)
+    return query
+
+
+def features_of_another_encoder(query):
+    rule = {"encoder": "resnet50", "weights": "default", "weights_sha256": "0f", "patch_um": 150.0, "views": 4}
+    query.obsm["X_patch"] = np.zeros((query.n_obs, 107), np.float32)
+    query.uns["X_patch"] = rule | {"n_features": 107}
+    return query
+
+
+def features_with_nan(query):
+    query.obsm["X_patch"] = np.full((query.n_obs, 107), np.nan, np.float32)
+    return query
+
+
+def duplicated_genes(query):
+    return AnnData(np.ones((query.n_obs, 2), np.float32), obs=query.obs, var=pd.DataFrame(index=["A", "A"]))
+
+
+def no_spots(query):
+    return query[:0].copy()
+
+
+def one_spot(query):
+    return query[:1].copy()
+
+
+QUERIES = {
+    "only obs": (only_obs, {}, MissingKeyError, r"obsm\['spatial'\].*Set adata.obsm"),
+    "nothing known": (nothing_known, {}, MissingKeyError, r"'X_other'.*Set adata.obsm"),
+    "another width": (features_of_another_width, {}, QueryError, "512 features.*107.*Drop it"),
+    "another encoder": (features_of_another_encoder, {}, EncoderError, "encoder 'resnet50' instead of 'texture'.*Drop"),
+    "NaN features": (features_with_nan, {}, EncoderError, "embed_patches again"),
+    "duplicated genes": (duplicated_genes, {}, InputError, "var_names_make_unique"),
+    "no spots": (no_spots, {}, QueryError, "no spots"),
+    "one spot": (one_spot, {}, SliceError, "1 spot"),
+    "unknown slice_key": (lambda query: query, {"slice_key": "section"}, SliceError, "'section'.*'slice'"),
+    "a path": (lambda query: "S3.h5ad", {}, QueryError, "str.*AnnData or SpatialData"),
+    "a missing image": (lambda query: query, {"image": "/nowhere/slide.tif"}, MissingFileError, "/nowhere/slide.tif"),
+    "a wrong image": (
+        lambda query: query,
+        {"image": np.zeros((90, 100, 3), np.uint8), "um_per_px": 1.0},
+        CoordinateError,
+        "scale factor",
+    ),
+    "a pixel of no size": (lambda query: query, {"um_per_px": -1.0}, ScaleError, "positive"),
+    "a table of an AnnData": (lambda query: query, {"table": "t"}, InputError, "SpatialData"),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_bad_queries(model, query, unchanged, name):
+    make, options, error, message = QUERIES[name]
+    bad = make(query)
+    with unchanged(query, model.adata, *([bad] if isinstance(bad, AnnData) else [])):
+        check(error, message, lambda: model.predict(bad, **options))
+    with unchanged(query):
+        check(error, message, lambda: model.get_latent_representation(bad, "image", **options))
+
+
+@pytest.mark.parametrize("spoil", [nan_expression, scaled_expression, normalised_expression, empty_spot])
+def test_bad_expression_is_not_embedded(model, held_out, unchanged, spoil):
+    spoil(held_out)
+    with unchanged(held_out):
+        check(ExpressionError, "counts|NaN", lambda: model.get_latent_representation(held_out))
+        # Its patches are as good as ever.
+        assert model.predict(held_out).n_obs == held_out.n_obs
+
+
+def test_a_graph_that_no_query_could_have(reference, unchanged):
+    """Every other edge of the array taken out: there is no rule by which a query's graph could be built."""
+    STGCHB.setup_anndata(reference)
+    graph = sp.triu(reference.obsp["spatial_connectivities"]).tocoo()
+    keep = np.random.default_rng(0).random(graph.nnz) < 0.5
+    half = sp.coo_matrix((graph.data[keep], (graph.row[keep], graph.col[keep])), shape=graph.shape)
+    reference.obsp["spatial_connectivities"] = (half + half.T).tocsr()
+    reference.uns.pop("spatial_neighbors")
+    STGCHB.setup_anndata(reference)
+    with unchanged(reference):
+        check(GraphError, "radius graph.*Drop it", lambda: STGCHB(reference))

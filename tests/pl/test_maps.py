@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import copy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from anndata import AnnData
+from matplotlib.colors import Normalize
+from matplotlib_scalebar.scalebar import ScaleBar
+
+from st_gchb import pl
+from st_gchb._errors import CoordinateError, InputError, MissingKeyError, SliceError
+
+
+def spots_of(ax):
+    """The collection of spots that squidpy drew."""
+    return max(ax.collections, key=lambda c: len(c.get_paths()))
+
+
+def scale_bar_of(ax) -> ScaleBar | None:
+    return next((artist for artist in ax.get_children() if isinstance(artist, ScaleBar)), None)
+
+
+def pixels(ax) -> np.ndarray:
+    ax.figure.canvas.draw()
+    return np.asarray(ax.figure.canvas.buffer_rgba())
+
+
+def test_one_row_a_gene_with_tissue_measured_and_predicted(pred):
+    axs = pl.measured_vs_predicted(pred, ["ERBB2", "CD74"], slice="C2")
+    assert axs.shape == (2, 3)
+    assert [ax.get_title() for ax in axs[0]] == ["H&E", "Measured", "Predicted, r = 1.00"]
+    assert [row[0].get_ylabel() for row in axs] == ["ERBB2", "CD74"]
+    np.testing.assert_allclose(spots_of(axs[0, 1]).get_array(), np.tile(np.arange(5.0), 5))
+    np.testing.assert_allclose(spots_of(axs[0, 2]).get_array(), np.tile(np.arange(5.0) / 2, 5))
+
+
+def test_the_picture_shows_the_values(pred):
+    """Spots at the left of a rising gene are dark in viridis, at the right bright; the H&E lies under them."""
+    axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C2", show_tissue=False, size=2.0)
+    picture = pixels(axs[0, 0])
+    colors = []
+    for x, y in [(100.0, 140.0), (260.0, 140.0)]:
+        column, row = axs[0, 0].transData.transform((x / 4, y / 4))
+        colors.append(picture[picture.shape[0] - 1 - int(row), int(column), :3].astype(int))
+    viridis = [np.array(plt.get_cmap("viridis")(v)[:3]) * 255 for v in (0.0, 1.0)]
+    np.testing.assert_allclose(colors, viridis, atol=6)
+
+
+def test_measured_and_predicted_share_one_named_colour_scale(pred):
+    axs = pl.measured_vs_predicted(pred, ["ERBB2", "CD74"], slice="C2")
+    for row in axs:
+        limits = {(spots_of(ax).norm.vmin, spots_of(ax).norm.vmax) for ax in row[1:]}
+        assert len(limits) == 1
+    bars = [ax for ax in axs[0, 0].figure.axes if ax not in set(axs.ravel())]
+    assert [bar.get_ylabel() for bar in bars] == ["log(1 + counts per 10⁴)"] * 2
+    values = np.concatenate([np.tile(np.arange(5.0), 5), np.tile(np.arange(5.0) / 2, 5)])
+    assert spots_of(axs[0, 1]).norm.vmax == pytest.approx(np.percentile(values, 99))
+
+
+def test_scale_bar_measures_full_resolution_px(pred):
+    """A shown px is four px of the slide, 0.5 µm each."""
+    axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C2")
+    assert scale_bar_of(axs[0, 0]).dx == pytest.approx(2.0)
+    assert scale_bar_of(axs[0, 1]) is None
+    axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C2", show_tissue=False)
+    assert scale_bar_of(axs[0, 0]).dx == pytest.approx(2.0)
+
+
+def test_no_scale_bar_where_the_px_size_is_not_known(pred):
+    del pred.uns["spatial"]["C2"]["scalefactors"]["microns_per_pixel"]
+    assert scale_bar_of(pl.measured_vs_predicted(pred, "ERBB2", slice="C2")[0, 0]) is None
+
+
+def test_without_truth_the_prediction_is_drawn_alone(pred):
+    del pred.layers["measured"]
+    axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C3")
+    assert [ax.get_title() for ax in axs[0]] == ["H&E", "Predicted"]
+
+
+def test_without_an_image_the_spots_are_drawn_right_way_up(pred):
+    pred.uns["spatial"]["C2"]["images"] = {}
+    ax = pl.measured_vs_predicted(pred, "ERBB2", slice="C2", show_tissue=False)[0, 0]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    assert len(spots_of(ax).get_array()) == 25
+    assert not ax.images
+
+
+def test_without_anything_in_uns(pred):
+    del pred.uns["spatial"]
+    ax = pl.measured_vs_predicted(pred, "ERBB2", slice="C2", show_tissue=False)[0, 0]
+    assert ax.get_xlim()[0] < 100.0 < 260.0 < ax.get_xlim()[1]
+
+
+def test_constant_gene_is_drawn(pred):
+    pred.layers["measured"] = np.ones((50, 3), dtype=np.float32)
+    pred.layers["st_gchb"] = np.ones((50, 3), dtype=np.float32)
+    axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C2")
+    assert axs[0, 2].get_title() == "Predicted, r = 0.00"
+
+
+def test_tissue_is_cut_to_the_spots(pred):
+    ax = pl.measured_vs_predicted(pred, "ERBB2", slice="C2")[0, 0]
+    # Spots from 100 to 260 px and a rim of 1.5 spots, at a quarter of the size.
+    assert ax.get_xlim() == pytest.approx(((100 - 24) / 4, (260 + 24) / 4))
+    assert ax.get_ylim() == pytest.approx(((260 + 24) / 4, (100 - 24) / 4))
+
+
+def test_draws_into_given_axes(pred):
+    figure, axs = plt.subplots(1, 3, squeeze=False)
+    assert pl.measured_vs_predicted(pred, "ERBB2", slice="C2", axs=axs) is axs
+    assert plt.get_fignums() == [figure.number]
+    with pytest.raises(InputError, match=r"\(1, 3\); expected \(2, 3\)"):
+        pl.measured_vs_predicted(pred, ["ERBB2", "CD74"], slice="C2", axs=axs)
+
+
+def test_the_caller_s_object_is_left_as_it_was(pred):
+    before, uns = pred.copy(), copy.deepcopy(dict(pred.uns))
+    pl.measured_vs_predicted(pred, "ERBB2", slice="C2")
+    pl.confidence(pred, slice="C3")
+    assert list(pred.obs) == list(before.obs)
+    assert pred.uns["spatial"]["C2"]["scalefactors"] == uns["spatial"]["C2"]["scalefactors"]
+    assert set(pred.uns) == set(uns)
+    np.testing.assert_array_equal(pred.obsm["spatial"], before.obsm["spatial"])
+
+
+def test_confidence_marks_outliers_and_spans_zero_to_one(pred):
+    ax = pl.confidence(pred, slice="C2")
+    norm: Normalize = spots_of(ax).norm
+    assert (norm.vmin, norm.vmax) == (0.0, 1.0)
+    np.testing.assert_allclose(spots_of(ax).get_array(), np.linspace(0, 1, 50)[:25])
+    rings = min(ax.collections, key=lambda c: len(c.get_paths()))
+    assert len(rings.get_paths()) == 3
+    # Rings stand around their spots: the first three, at 100, 140 and 180 px.
+    centers = [path.get_extents().x0 / 2 + path.get_extents().x1 / 2 for path in rings.get_paths()]
+    np.testing.assert_allclose(centers, [25.0, 35.0, 45.0])
+    assert ax.get_legend().get_texts()[0].get_text() == "unlike the reference"
+    assert scale_bar_of(ax).dx == pytest.approx(2.0)
+
+
+def test_confidence_without_outliers_has_no_legend(pred):
+    pred.obs["st_gchb_outlier"] = False
+    assert pl.confidence(pred, slice="C2").get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"genes": "ERBB3"}, MissingKeyError, "'ERBB3' is not among the 3.*ERBB2"),
+        ({"genes": []}, InputError, "no gene was named"),
+        ({"genes": "ERBB2", "slice": None}, SliceError, r"2 slices, \['C2', 'C3'\]; name the one"),
+        ({"genes": "ERBB2", "slice": "C9"}, SliceError, "no slice 'C9'"),
+        ({"genes": "ERBB2", "slice_key": "section"}, MissingKeyError, "no column 'section'"),
+        ({"genes": "ERBB2", "layer": "absent"}, MissingKeyError, "no 'absent'; found"),
+    ],
+)
+def test_what_cannot_be_drawn(pred, arguments, error, says):
+    with pytest.raises(error, match=says):
+        pl.measured_vs_predicted(pred, **{"slice": "C2", **arguments})
+    assert plt.get_fignums() == []
+
+
+def test_objects_that_are_no_prediction(pred):
+    with pytest.raises(MissingKeyError, match="no 'st_gchb_confidence'"):
+        pl.confidence(AnnData(pred.X))
+    del pred.obsm["spatial"]
+    with pytest.raises(CoordinateError, match="obsm"):
+        pl.measured_vs_predicted(pred, "ERBB2", slice="C2")
+
+
+def test_one_slice_needs_no_name(pred):
+    assert pl.confidence(pred[:25].copy()).get_title() == "Confidence"
+    alone = pred[:25].copy()
+    alone.uns["spatial"] = {"whatever": alone.uns["spatial"]["C2"]}
+    del alone.obs["slice"]
+    assert scale_bar_of(pl.confidence(alone)) is not None
