@@ -78,12 +78,13 @@ if os.environ.get("ST_GCHB_DOCS_LINKS"):
 
 html_theme = "sphinx_book_theme"
 html_title = "st-gchb"
-html_static_path = ["_static"] if (HERE / "_static").is_dir() else []
+html_static_path = ["_static"]
+html_css_files = ["formula.css"]
 html_theme_options = {
     "home_page_in_toc": True,
+    "navbar_persistent": [],
     "show_toc_level": 2,
     "use_download_button": False,
-    "navbar_persistent": [],
 }
 html_show_sourcelink = False
 
@@ -100,7 +101,7 @@ def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     """Turn a formula in TeX into MathML."""
     block = isinstance(node, nodes.math_block)
     formula = tex2mathml(node.astext(), as_block=block)
-    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    translator.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 

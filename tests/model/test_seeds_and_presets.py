@@ -26,7 +26,13 @@ def fresh(reference: AnnData) -> AnnData:
 
 
 def run(
-    reference: AnnData, query: AnnData, preset: str = "default", *, seed: int = 0, calibrate: bool = False, **settings: Any
+    reference: AnnData,
+    query: AnnData,
+    preset: str = "default",
+    *,
+    seed: int = 0,
+    calibrate: bool = False,
+    **settings: Any,
 ) -> tuple[STGCHB, AnnData]:
     model = STGCHB(fresh(reference), preset, seed=seed, n_top_genes=15, **settings)
     model.train(calibrate=calibrate, **QUIET)

@@ -18,10 +18,10 @@ def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
     r"""Moran's I of each gene over the spot graph.
 
     .. math:: I_g = \frac{n}{\sum_{ij} A_{ij}} \frac{\sum_{ij} A_{ij} z_{ig} z_{jg}}{\sum_i z_{ig}^2},
-        \qquad z_{ig} = x_{ig} - \bar x_g
+        \qquad z_{ig} = x_{ig} - \mu_g
 
-    computed for all genes at once as a sparse product. It is 1 for a gene that changes slowly over the tissue and
-    near 0 for one without pattern.
+    with the gene's mean µ, for all genes at once as a sparse product. It is 1 for a gene that
+    changes slowly over the tissue and near 0 for one without pattern.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
@@ -117,7 +118,8 @@ class PersistenceMixin(BaseModelClass):
         self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
         self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
         image_map = FixedMap(*(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix")))
-        self.module = STGCHBModule(network_settings(saved.rules, image_map, self.settings), self.settings.loss)
+        with torch.random.fork_rng():
+            self.module = STGCHBModule(network_settings(saved.rules, image_map, self.settings), self.settings.loss)
         self.module.load_state_dict(saved.state)
         if self._adata is not None:
             # Fitted anew, components may differ in the last digit or in sign from those that the network knows.

@@ -83,7 +83,8 @@ class RegistrationMixin(BaseModelClass):
         check_training_table(adata, where)
         complete_table(adata, where)
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=not log_normalized),
+            # Counts were checked whole; scvi-tools would draw a few values from numpy's global generator.
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, slice_key),
             ObsmField("features", features_key),
             ObsmField("spatial", Keys.SPATIAL),

@@ -222,7 +222,9 @@ def registered_table(sdata: SpatialData) -> AnnData:
     MissingKeyError
         If it has none.
     """
-    table = resolve(sdata).table
+    # scvi-tools leaves its mark on what was set up: of several tables that is the one.
+    marked = [table for table in sdata.tables.values() if "_scvi_uuid" in table.uns]
+    table = marked[0] if len(marked) == 1 else resolve(sdata).table
     if table is None:
         raise MissingKeyError("The SpatialData has no table. Call STGCHB.setup_spatialdata(sdata, table=...) first.")
     return table

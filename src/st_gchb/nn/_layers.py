@@ -72,7 +72,8 @@ class GraphEncoder(nn.Module):
     @property
     def n_hops(self) -> int:
         """Hops of the graph that a node's representation depends on."""
-        return 0 if self.kind == "none" else 1
+        # "gcn" divides by the degrees of a node's neighbours, which take one more hop to count.
+        return {"none": 0, "gcn": 2}.get(self.kind, 1)
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Node representations, ``(n, n_hidden)``; ``edge_index`` is ``(2, n_edges)``, both directions listed."""

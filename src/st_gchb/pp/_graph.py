@@ -214,8 +214,9 @@ def rule_of(
 ) -> GraphRule:
     """The rule behind a graph that is already there.
 
-    A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, the radius of its longest edge
-    is taken if that radius gives the very same graph.
+    A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, a radius is taken that gives the
+    very same graph: midway between its longest edge and the shortest distance without an edge, so that a query whose
+    spots lie a little wider apart has the same neighbours.
 
     Raises
     ------
@@ -239,8 +240,14 @@ def rule_of(
             for name, rows in members.items():
                 per_spot[rows] = scale[name]
         longest = float((np.linalg.norm(centers[graph.row] - centers[graph.col], axis=1) * per_spot[graph.row]).max())
-        rule = GraphRule("radius", longest * (1 + 1e-6), "um" if known_scale else "px")
         sizes = {name: float(value) for name, value in scale.items() if value is not None} if known_scale else None
+        unit: Literal["um", "px"] = "um" if known_scale else "px"
+        wide = GraphRule("radius", 1.5 * longest, unit)
+        spatial_graph(probe, rule=wide, slice_key=slice_key, um_per_px=sizes)
+        within = probe.obsp[Keys.DISTANCES].tocoo()
+        apart = np.asarray(adata.obsp[connectivities_key].tocsr()[within.row, within.col]).ravel() == 0
+        shortest = float((within.data * per_spot[within.row])[apart].min(initial=1.5 * longest))
+        rule = GraphRule("radius", (longest + shortest) / 2, unit)
         spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
         if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
             return rule

@@ -116,7 +116,8 @@ class _Steps(IterableDataset):
 def _parts(rows: np.ndarray, size: int, rng: np.random.Generator, shuffle: bool) -> list[np.ndarray]:
     """Cut spots into parts of about ``size``: a rest too small to contrast is spread over the other parts."""
     order = rng.permutation(rows) if shuffle else rows
-    return [part for part in np.array_split(order, max(1, round(len(order) / size))) if len(part) >= 2]
+    n_parts = min(round(len(order) / size), len(order) // 2)
+    return [part for part in np.array_split(order, max(1, n_parts)) if len(part) >= 2]
 
 
 class GraphDataModule(LightningDataModule):
