@@ -172,6 +172,7 @@ TABLE = {
     "no expression": (no_expression, {}, (MissingKeyError, ExpressionError), "counts"),
     "layer": (None, {"layer": "raw"}, MissingKeyError, "'raw'.*truth"),
     "slice_key": (None, {"slice_key": "section"}, SliceError, "'section'.*slice"),
+    "keyword": (None, {"slicekey": "slice"}, InputError, "setup_anndata.*'slicekey'.*did you mean.*slice_key"),
     "patient_key": (None, {"patient_key": "donor"}, MissingKeyError, "'donor'.*patient"),
     "NaN features": (nan_features, {}, EncoderError, "1 spots.*embed_patches again"),
     "one-way graph": (one_way_graph, {}, GraphError, "not symmetric.*spatial_graph"),

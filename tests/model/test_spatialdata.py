@@ -78,7 +78,8 @@ def routes(tissue):
     adata.layers.clear()
     sdata = both_slices(adata)
     STGCHB.setup_anndata(adata)
-    STGCHB.setup_spatialdata(sdata, encoder="texture", views=1)
+    st_gchb.pp.embed_patches(sdata, encoder="texture", views=1, cache=False)
+    STGCHB.setup_spatialdata(sdata)
     models = [STGCHB(data, n_top_genes=20) for data in (adata, sdata)]
     for model in models:
         model.train(**QUIET)
@@ -201,8 +202,8 @@ def test_one_table_of_several_is_set_up(tissue):
     sdata = as_spatialdata(section, "S1")
     sdata.tables["other"] = sdata["S1_table"].copy()
     with pytest.raises(InputError, match=r"2 tables.*table="):
-        STGCHB.setup_spatialdata(sdata, encoder="texture", views=1)
-    STGCHB.setup_spatialdata(sdata, table="other", encoder="texture", views=1)
+        STGCHB.setup_spatialdata(sdata, encoder="texture")
+    STGCHB.setup_spatialdata(sdata, table="other", encoder="texture")
     assert STGCHB(sdata, n_top_genes=10).adata is sdata["other"]
     assert not sdata["S1_table"].obsm
 
@@ -212,7 +213,7 @@ def no_table(sdata):
 
 
 def no_counts(sdata):
-    sdata["S1_table"].X = sdata["S1_table"].X - 1.5
+    sdata["S1_table"].X = sdata["S1_table"].X * 1.5
 
 
 def no_image(sdata):
@@ -228,6 +229,7 @@ def no_image(sdata):
         (None, {"encoder": "textur"}, "texture"),
         (None, {"table": "counts"}, "'counts'.*S1_table"),
         (None, {"slice_key": "section"}, "'section'"),
+        (None, {"slicekey": "region"}, "did you mean.*slice_key"),
     ],
 )
 def test_bad_spatialdata(tissue, unchanged, spoil, options, message):
@@ -235,7 +237,7 @@ def test_bad_spatialdata(tissue, unchanged, spoil, options, message):
     if spoil:
         spoil(sdata)
     with unchanged(sdata), pytest.raises((InputError, MissingKeyError), match=message):
-        STGCHB.setup_spatialdata(sdata, **({"encoder": "texture", "views": 1} | options))
+        STGCHB.setup_spatialdata(sdata, **({"encoder": "texture"} | options))
 
 
 def test_a_spatialdata_that_was_not_set_up(tissue):
@@ -251,7 +253,7 @@ def test_a_spatialdata_that_was_not_set_up(tissue):
 def test_real_section(her2st_path):
     """Section C5 of a tumour by both routes, through the full-resolution scan."""
     adata = st_gchb.datasets.her2st(["C5"], path=her2st_path)
-    options = {"encoder": "texture", "views": 1}
+    options = {"encoder": "texture"}
     with Image.open(her2st_path / "C5.jpg") as scan:
         pixels = np.asarray(scan)
     scale = adata.uns["spatial"]["C5"]["scalefactors"]["microns_per_pixel"]

@@ -101,9 +101,7 @@ def test_equations_3_and_4(rng):
 
 def test_equation_5(rng):
     t_alpha, t_rho, t_l = rng.normal(size=(10, 6)), rng.normal(size=(10, 4)), rng.normal(size=(10, 3))
-    found = nn.bottleneck_loss(
-        tensor(t_alpha), tensor(t_rho), tensor(t_l), beta=25.0, dependence=nn.nhsic, sigma=10.0
-    )
+    found = nn.bottleneck_loss(tensor(t_alpha), tensor(t_rho), tensor(t_l), beta=25.0, dependence=nn.nhsic, sigma=10.0)
     assert found.item() == pytest.approx(equation_5(t_alpha, t_rho, t_l, 25.0, 10.0), abs=1e-8)
 
 

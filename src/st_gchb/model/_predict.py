@@ -44,7 +44,7 @@ class Predictor:
 
 def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
     """L2-normalised joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``."""
-    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)  # type: ignore[attr-defined]
+    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
     graph = adjacency.tocoo()
     edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(module.device)
     run = module.network.embed_expression if modality == "expression" else module.network.embed_image

@@ -17,6 +17,7 @@ from st_gchb._constants import Keys
 from st_gchb._logging import others_quiet
 from st_gchb.model._setup import (
     Registered,
+    check_arguments,
     check_training_table,
     complete_spatialdata,
     complete_table,
@@ -62,6 +63,8 @@ class RegistrationMixin(BaseModelClass):
             Key in ``obsm`` of the patch features.
         connectivities_key
             Key in ``obsp`` of the spot graph.
+        kwargs
+            Passed to :meth:`scvi.data.AnnDataManager.register_fields`, such as ``source_registry``.
 
         Raises
         ------
@@ -76,6 +79,7 @@ class RegistrationMixin(BaseModelClass):
         >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
         >>> STGCHB.setup_anndata(ref)
         """
+        check_arguments(kwargs, cls.setup_anndata)
         slice_key = guess_slice_key(adata, slice_key)
         patient_key = guess_patient_key(adata, patient_key)
         setup_method_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "__class__"})
@@ -131,6 +135,7 @@ class RegistrationMixin(BaseModelClass):
         InputError, MissingKeyError, MissingFileError
             Or a subclass.
         """
+        check_arguments(setup, cls.setup_anndata, also=cls.setup_spatialdata)
         target, resolved_key = complete_spatialdata(
             sdata,
             {"table": table, "image": image, "shapes": shapes},

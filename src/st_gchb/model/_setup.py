@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,9 @@ from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._expression import check_expression
 from st_gchb.pp._graph import slice_members
+
+_TRANSFER = {"source_registry", "extend_categories", "allow_missing_labels"}
+"""What scvi-tools takes when a model is loaded with data."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,24 @@ def guess_slice_key(adata: AnnData, slice_key: str | None) -> str | None:
             f"Pass the column of obs that names each spot's slice; columns: {list(adata.obs.columns)[:12]}."
         )
     return None
+
+
+def check_arguments(given: Mapping[str, Any], function: Callable[..., Any], also: Any = None) -> None:
+    """Refuse keywords that no one takes, before anything is computed or written.
+
+    Raises
+    ------
+    InputError
+        With names that are close.
+    """
+    known = {name for one in (function, also) if one is not None for name in inspect.signature(one).parameters}
+    known = (known - {"adata", "sdata", "kwargs", "setup"}) | _TRANSFER
+    for name in set(given) - known:
+        close = difflib.get_close_matches(name, sorted(known), n=3)
+        raise InputError(
+            f"{(also or function).__name__} has no argument {name!r}; "
+            f"{f'did you mean {close}?' if close else f'known: {sorted(known - _TRANSFER)}.'}"
+        )
 
 
 def check_names(adata: AnnData) -> None:

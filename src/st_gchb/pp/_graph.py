@@ -226,27 +226,25 @@ def rule_of(
     prefix = connectivities_key.removesuffix("_connectivities")
     params = adata.uns.get(f"{prefix}_neighbors", {}).get("params", {})
     if "mode" in params:
-        known = {key: params[key] for key in GraphRule.__dataclass_fields__ if key in params}
-        return GraphRule(**known)
+        return GraphRule(**{key: params[key] for key in GraphRule.__dataclass_fields__ if key in params})
     graph = adata.obsp[connectivities_key].tocoo()
     centers = spot_centers(adata)
     probe = AnnData(obs=adata.obs.copy(), obsm={Keys.SPATIAL: centers})
     if graph.nnz:
         members = slice_members(adata, slice_key)
         scale = {name: _um_per_px(adata, name, um_per_px) for name in members}
-        known_scale = all(value is not None for value in scale.values())
+        known = {name: value for name, value in scale.items() if value is not None}
+        sizes = known if len(known) == len(members) else None
+        unit: Literal["um", "px"] = "px" if sizes is None else "um"
         per_spot = np.ones(adata.n_obs)
-        if known_scale:
-            for name, rows in members.items():
-                per_spot[rows] = scale[name]
+        for name, rows in members.items():
+            per_spot[rows] = 1.0 if sizes is None else sizes[name]
         longest = float((np.linalg.norm(centers[graph.row] - centers[graph.col], axis=1) * per_spot[graph.row]).max())
-        sizes = {name: float(value) for name, value in scale.items() if value is not None} if known_scale else None
-        unit: Literal["um", "px"] = "um" if known_scale else "px"
         wide = GraphRule("radius", 1.5 * longest, unit)
         spatial_graph(probe, rule=wide, slice_key=slice_key, um_per_px=sizes)
-        within = probe.obsp[Keys.DISTANCES].tocoo()
-        apart = np.asarray(adata.obsp[connectivities_key].tocsr()[within.row, within.col]).ravel() == 0
-        shortest = float((within.data * per_spot[within.row])[apart].min(initial=1.5 * longest))
+        pairs = probe.obsp[Keys.DISTANCES].tocoo()
+        apart = np.asarray(adata.obsp[connectivities_key].tocsr()[pairs.row, pairs.col]).ravel() == 0
+        shortest = float((pairs.data * per_spot[pairs.row])[apart].min(initial=1.5 * longest))
         rule = GraphRule("radius", (longest + shortest) / 2, unit)
         spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
         if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:

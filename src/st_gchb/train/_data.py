@@ -73,7 +73,8 @@ def split_spots(data: TrainingData, validation_share: float, rng: np.random.Gene
             n_validation = int(round(validation_share * len(rows)))
             if n_validation >= 2:
                 centre = data.coordinates[rng.choice(rows)]
-                distance = np.linalg.norm(data.coordinates[rows] - centre, axis=1)
+                # Rounded: on an array many spots are equally far, and the last digit must not choose among them.
+                distance = np.linalg.norm(data.coordinates[rows] - centre, axis=1).round(3)
                 validation.append(rows[np.argsort(distance, kind="stable")[:n_validation]])
     chosen = np.sort(np.concatenate(validation)) if validation else np.empty(0, dtype=np.int64)
     return np.setdiff1d(np.arange(len(data)), chosen), chosen
