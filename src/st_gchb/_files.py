@@ -27,9 +27,17 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     part = Path(name)
     try:
         yield part
+        make_readable(part)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the rights that a plain ``open`` would have given it: temporary files are their maker's alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def sha256_of(path: str | Path) -> str:

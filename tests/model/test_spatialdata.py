@@ -253,7 +253,7 @@ def test_a_spatialdata_that_was_not_set_up(tissue):
 def test_real_section(her2st_path):
     """Section C5 of a tumour by both routes, through the full-resolution scan."""
     adata = st_gchb.datasets.her2st(["C5"], path=her2st_path)
-    options = {"encoder": "texture"}
+    options = {"encoder": "texture", "views": 1}
     with Image.open(her2st_path / "C5.jpg") as scan:
         pixels = np.asarray(scan)
     scale = adata.uns["spatial"]["C5"]["scalefactors"]["microns_per_pixel"]
@@ -261,7 +261,8 @@ def test_real_section(her2st_path):
     sdata = as_spatialdata(adata, "C5", pixels=pixels, diameter=100 / scale)
     query = as_spatialdata(adata, "C5", pixels=pixels, diameter=100 / scale, scale_factors=[4])
     STGCHB.setup_anndata(adata, slice_key="slice")
-    STGCHB.setup_spatialdata(sdata, um_per_px=scale, **options)
+    st_gchb.pp.embed_patches(sdata, um_per_px=scale, **options)
+    STGCHB.setup_spatialdata(sdata, um_per_px=scale)
     predictions = []
     for data in (adata, sdata):
         model = STGCHB(data, n_top_genes=50)

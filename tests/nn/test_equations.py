@@ -1,6 +1,4 @@
-"""Equations 1 to 7 of the paper, transcribed to NumPy from its text, against the package's losses."""
-
-from __future__ import annotations
+"""Equations 1 to 7, written a second time from the paper in plain NumPy, against the package's losses and network."""
 
 import math
 from dataclasses import replace
@@ -9,176 +7,287 @@ import numpy as np
 import pytest
 import torch
 
-from st_gchb import nn
 from st_gchb.model._presets import PRESETS
+from st_gchb.nn import (
+    GraphBatch,
+    NetworkSettings,
+    STGCHBNetwork,
+    bottleneck_loss,
+    cka,
+    dgi_loss,
+    gaussian_kernel,
+    hsic,
+    literal_alignment_loss,
+    nhsic,
+)
 
-PAPER = PRESETS["paper"].loss
+# ---- The paper's equations, by name. float64, loops, nothing of the package. ----
 
 
-# --- the paper, in loops -------------------------------------------------------------------------------------------
+def paper_discriminator(node, readout, weight):
+    """D(Z_i, h): the bilinear discriminator of deep graph infomax."""
+    return 1.0 / (1.0 + math.exp(-float(node @ weight @ readout)))
 
 
-def sigmoid(x):
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-def equation_1(z, corrupted, weight):
-    """D(z, h) = sigmoid(z W h), h = sum of the rows of Z."""
-    h = z.sum(0)
+def paper_dgi(z, z_corrupted, weight):
+    """Equation 1 with the read-out h = sum of all Z_i."""
+    readout = np.zeros(z.shape[1])
+    for node in z:
+        readout = readout + node
     total = 0.0
-    for i in range(len(z)):
-        total += math.log(sigmoid(z[i] @ weight @ h)) + math.log(1.0 - sigmoid(corrupted[i] @ weight @ h))
+    for node, corrupted in zip(z, z_corrupted, strict=True):
+        total += math.log(paper_discriminator(node, readout, weight))
+        total += math.log(1.0 - paper_discriminator(corrupted, readout, weight))
     return -total
 
 
-def kernel(x, sigma):
+def paper_kernel(x, sigma):
+    """Gaussian kernel; the width's convention exp(-d^2 / sigma^2) is the published code's."""
     n = len(x)
-    return np.array([[math.exp(-np.sum((x[i] - x[j]) ** 2) / sigma**2) for j in range(n)] for i in range(n)])
+    kernel = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            kernel[i, j] = math.exp(-float(((x[i] - x[j]) ** 2).sum()) / sigma**2)
+    return kernel
 
 
-def equation_3(k_a, k_b):
+def paper_hsic(k_a, k_b):
+    """Equation 3."""
     n = len(k_a)
     j = np.eye(n) - np.ones((n, n)) / n
     return np.trace(k_a @ j @ k_b @ j) / (n - 1) ** 2
 
 
-def equation_4(k_a, k_b):
-    return equation_3(k_a, k_b) / math.sqrt((1 + equation_3(k_a, k_a)) * (1 + equation_3(k_b, k_b)))
+def paper_nhsic(k_a, k_b):
+    """Equation 4."""
+    return paper_hsic(k_a, k_b) / math.sqrt((1 + paper_hsic(k_a, k_a)) * (1 + paper_hsic(k_b, k_b)))
 
 
-def equation_5(t_alpha, t_rho, t_l, beta, sigma):
-    k_alpha, k_rho, k_l = (kernel(x, sigma) for x in (t_alpha, t_rho, t_l))
-    return equation_4(k_alpha, k_rho) - beta * equation_4(k_l, k_rho)
+def paper_bottleneck(t_alpha, t_rho, t_l, beta, sigma):
+    """Equation 5 (equation 2 with X = T_alpha, T = T_rho, Y = T_l), the signs as printed."""
+    k_alpha, k_rho, k_l = (paper_kernel(t, sigma) for t in (t_alpha, t_rho, t_l))
+    return paper_nhsic(k_alpha, k_rho) - beta * paper_nhsic(k_l, k_rho)
 
 
 def softmax(row):
-    e = np.exp(row - row.max())
-    return e / e.sum()
+    shifted = [math.exp(value - max(row)) for value in row]
+    return [value / sum(shifted) for value in shifted]
 
 
-def equation_6(t_l, g_f, temperature):
-    return np.stack([softmax(row) for row in (g_f @ g_f.T + t_l @ t_l.T) / 2 * temperature])
+def cross_entropy(logits, target):
+    """-sum_j target_j log softmax(logits)_j of one row."""
+    top = max(logits)
+    log_sum = top + math.log(sum(math.exp(value - top) for value in logits))
+    return -sum(t * (value - log_sum) for t, value in zip(target, logits, strict=True))
 
 
-def equation_7(t_l, g_f, temperature):
-    target, cross = equation_6(t_l, g_f, temperature), t_l @ g_f.T
-
-    def cross_entropy(logits, targets):
-        return np.array([-(t * np.log(softmax(row))).sum() for row, t in zip(logits, targets, strict=True)])
-
-    return np.mean(cross_entropy(cross, target) + cross_entropy(cross.T, target.T))
-
-
-# --- losses one by one ---------------------------------------------------------------------------------------------
+def paper_alignment(t_l, g_f, temperature):
+    """Equations 6 and 7."""
+    n = len(t_l)
+    sim_cro, sim_spt, sim_img = t_l @ g_f.T, t_l @ t_l.T, g_f @ g_f.T
+    target = np.array([softmax(list((sim_img[i] + sim_spt[i]) / 2 * temperature)) for i in range(n)])
+    values = [cross_entropy(sim_cro[i], target[i]) + cross_entropy(sim_cro.T[i], target.T[i]) for i in range(n)]
+    return sum(values) / n
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(3)
+# ---- The package's functions. ----
 
 
-def tensor(x):
-    return torch.from_numpy(np.asarray(x, dtype=np.float64))
+def draw(*shape, seed=0, scale=1.0):
+    return np.random.default_rng(seed).normal(size=shape) * scale
 
 
-def test_equation_1(rng):
-    z, corrupted, weight = rng.normal(size=(9, 4)) / 3, rng.normal(size=(9, 4)) / 3, rng.normal(size=(4, 4)) / 3
-    h = z.sum(0)
-    found = nn.dgi_loss(tensor(z @ weight @ h), tensor(corrupted @ weight @ h), "sum")
-    assert found.item() == pytest.approx(equation_1(z, corrupted, weight), abs=1e-8)
-    mean = nn.dgi_loss(tensor(z @ weight @ h), tensor(corrupted @ weight @ h), "mean")
-    assert mean.item() == pytest.approx(found.item() / 9)
+def close(found, expected):
+    assert math.isfinite(expected)
+    assert float(found) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-def test_equations_3_and_4(rng):
-    a, b = rng.normal(size=(12, 5)), rng.normal(size=(12, 3))
-    k_a, k_b = kernel(a, 2.0), kernel(b, 1.5)
-    t_a, t_b = nn.gaussian_kernel(tensor(a), 2.0), nn.gaussian_kernel(tensor(b), 1.5)
-    np.testing.assert_allclose(t_a.numpy(), k_a, atol=1e-10)
-    assert nn.hsic(t_a, t_b).item() == pytest.approx(equation_3(k_a, k_b), abs=1e-10)
-    assert nn.nhsic(t_a, t_b).item() == pytest.approx(equation_4(k_a, k_b), abs=1e-10)
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_dgi_loss_is_equation_1(n):
+    z, corrupted, weight = draw(n, 4, seed=1, scale=0.5), draw(n, 4, seed=2, scale=0.5), draw(4, 4, seed=3)
+    logits = [torch.from_numpy(x @ weight @ z.sum(0)) for x in (z, corrupted)]
+    close(dgi_loss(*logits, "sum"), paper_dgi(z, corrupted, weight))
+    close(dgi_loss(*logits, "mean"), paper_dgi(z, corrupted, weight) / n)
 
 
-def test_equation_5(rng):
-    t_alpha, t_rho, t_l = rng.normal(size=(10, 6)), rng.normal(size=(10, 4)), rng.normal(size=(10, 3))
-    found = nn.bottleneck_loss(tensor(t_alpha), tensor(t_rho), tensor(t_l), beta=25.0, dependence=nn.nhsic, sigma=10.0)
-    assert found.item() == pytest.approx(equation_5(t_alpha, t_rho, t_l, 25.0, 10.0), abs=1e-8)
+def test_dgi_loss_stays_finite_where_the_sigmoid_saturates():
+    logits = torch.tensor([-500.0, 500.0], requires_grad=True)
+    loss = dgi_loss(logits, -logits, "sum")
+    loss.backward()
+    assert loss.item() == pytest.approx(1000.0)
+    assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_equations_6_and_7(rng, temperature):
-    t_l, g_f = rng.normal(size=(7, 5)), rng.normal(size=(7, 5))
-    found = nn.literal_alignment_loss(tensor(t_l), tensor(g_f), temperature)
-    assert found.item() == pytest.approx(equation_7(t_l, g_f, temperature), abs=1e-8)
+@pytest.mark.parametrize("sigma", [0.7, 10.0])
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_kernel_hsic_and_nhsic_are_equations_3_and_4(n, sigma):
+    x, y = draw(n, 5, seed=n), draw(n, 3, seed=n + 1, scale=4.0)
+    k_x, k_y = paper_kernel(x, sigma), paper_kernel(y, sigma)
+    t_x, t_y = (gaussian_kernel(torch.from_numpy(a), sigma) for a in (x, y))
+    np.testing.assert_allclose(t_x.numpy(), k_x, rtol=1e-9)
+    close(hsic(t_x, t_y), paper_hsic(k_x, k_y))
+    close(nhsic(t_x, t_y), paper_nhsic(k_x, k_y))
+    close(cka(t_x, t_y), paper_hsic(k_x, k_y) / math.sqrt(paper_hsic(k_x, k_x) * paper_hsic(k_y, k_y)))
 
 
-# --- the paper preset's joint loss ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(0)
-    settings = nn.NetworkSettings(
-        n_features=6,
-        n_genes=5,
-        n_image_inputs=4,
-        n_expression_inputs=3,
-        n_hidden=4,
-        n_embedding=4,
-        image_graph="gcn",
-        expression_graph="gcn",
+@pytest.mark.parametrize("beta", [0.0, 1.0, 25.0])
+def test_bottleneck_loss_is_equation_5_with_the_printed_signs(beta):
+    t_alpha, t_rho, t_l = draw(12, 6, seed=1, scale=3), draw(12, 8, seed=2, scale=2), draw(12, 4, seed=3, scale=2)
+    t_l[:, :4] += t_rho[:, :4]
+    found = bottleneck_loss(
+        *(torch.from_numpy(t) for t in (t_alpha, t_rho, t_l)), beta=beta, dependence=nhsic, sigma=10.0
     )
-    return nn.STGCHBNetwork(settings).double().eval()
+    close(found, paper_bottleneck(t_alpha, t_rho, t_l, beta, 10.0))
 
 
-@pytest.fixture
-def batch(rng):
-    n = 14
-    line = np.arange(n - 1)
-    edges = np.concatenate([np.stack([line, line + 1]), np.stack([line + 1, line])], axis=1)
-    return nn.GraphBatch(
-        image=tensor(rng.normal(size=(n, 4)) / 2),
-        expression=tensor(rng.normal(size=(n, 3)) / 2),
-        edge_index=torch.from_numpy(edges),
-        groups=torch.zeros(n, dtype=torch.long),
-        rows=torch.tensor([0, 2, 3, 5, 8, 11]),
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("n", [2, 16])
+def test_literal_alignment_is_equations_6_and_7(n, temperature):
+    t_l, g_f = draw(n, 6, seed=4), draw(n, 6, seed=5)
+    found = literal_alignment_loss(torch.from_numpy(t_l), torch.from_numpy(g_f), temperature)
+    close(found, paper_alignment(t_l, g_f, temperature))
+
+
+# ---- The terms that the network of the `paper` preset adds up. ----
+
+PAPER = PRESETS["paper"]
+
+
+def paper_network(seed=0):
+    torch.manual_seed(seed)
+    settings = NetworkSettings(
+        n_features=7,
+        n_genes=5,
+        n_image_inputs=PAPER.n_image_components,
+        n_expression_inputs=5,
+        n_tail=6,
+        n_hidden=4,
+        n_embedding=8,
+        image_graph=PAPER.image_graph,
+        expression_graph=PAPER.expression_graph,
+        dropout=PAPER.dropout,
+    )
+    network = STGCHBNetwork(settings).double().eval()
+    with torch.no_grad():
+        # Wide inputs spread the kernels at sigma = 10, and small weights keep log(1 - D) finite as it is printed.
+        for branch in (network.image, network.expression):
+            branch.infomax.weight *= 0.02
+    return network
+
+
+def ring(n, offset=0):
+    """A slice whose spots lie in a ring: each has two neighbours."""
+    i = torch.arange(n)
+    edges = torch.stack([i, (i + 1) % n])
+    return torch.cat([edges, edges.flip(0)], 1) + offset
+
+
+def batch_of(sizes, rows=None, seed=6):
+    n, starts = sum(sizes), np.cumsum([0, *sizes[:-1]])
+    return GraphBatch(
+        image=torch.from_numpy(draw(n, 7, seed=seed, scale=15.0)),
+        expression=torch.from_numpy(draw(n, 5, seed=seed + 1, scale=10.0)),
+        edge_index=torch.cat([ring(size, int(start)) for size, start in zip(sizes, starts, strict=True)], 1),
+        groups=torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+        rows=torch.arange(n) if rows is None else torch.tensor(rows),
         inner=torch.arange(n),
     )
 
 
-def test_the_paper_presets_joint_loss(network, batch, monkeypatch):
-    # The corruption is random: a fixed permutation lets both sides see the same one.
-    order = torch.randperm(len(batch.image))
-    monkeypatch.setattr("st_gchb.nn._networks.permute_rows", lambda x, groups: x[order])
-    with torch.no_grad():
-        terms = {name: value.item() for name, value in network.loss(batch, PAPER).items()}
-        expected = {}
-        rows, embedded = batch.rows.numpy(), {}
-        for name, branch in (("image", network.image), ("expression", network.expression)):
-            inputs = getattr(batch, name)
-            out = branch(inputs, batch.edge_index)
-            corrupted = branch.infomax.encoder(inputs[order], batch.edge_index).numpy()
-            hidden, output = out.hidden.numpy(), out.embedding.numpy()
-            expected[f"dgi_{name}"] = equation_1(hidden, corrupted, branch.infomax.weight.numpy())
-            expected[f"bottleneck_{name}"] = equation_5(inputs.numpy()[rows], hidden[rows], output[rows], 25.0, 10.0)
-            embedded[name] = output[rows]
-        expected["alignment"] = equation_7(embedded["expression"], embedded["image"], 1.0)
-    assert terms.keys() == expected.keys()
-    for name, value in expected.items():
-        assert terms[name] == pytest.approx(value, abs=1e-5), name
+def reverse_within(x, groups):
+    """A corruption that is known: each slice's rows in reversed order."""
+    order = torch.arange(len(x))
+    for group in groups.unique():
+        rows = torch.nonzero(groups == group).squeeze(1)
+        order[rows] = rows.flip(0)
+    return x[order]
 
 
-def test_an_ablation_is_one_setting(network, batch):
-    def names(**changed):
-        return set(network.loss(batch, replace(PAPER, **changed)))
-
-    everything = names()
-    assert everything - names(bottleneck=0.0) == {"bottleneck_image", "bottleneck_expression"}
-    assert everything - names(dgi_image=0.0) == {"dgi_image"}
-    assert everything - names(dgi_expression=0.0) == {"dgi_expression"}
+@pytest.fixture
+def known_corruption(monkeypatch):
+    monkeypatch.setattr("st_gchb.nn._networks.permute_rows", reverse_within)
 
 
-def test_the_paper_preset_is_the_published_one():
-    paper = PRESETS["paper"]
-    assert (paper.beta, paper.sigma, paper.dependence, paper.temperature) == (25.0, 10.0, "nhsic", 1.0)
-    assert (paper.k, paper.weighting, paper.batch_size, paper.linear_weight) == (50, "mean", 16, 0.0)
+def arrays(branch, inputs, edges):
+    out = branch(inputs, edges)
+    return [t.detach().numpy() for t in (out.inputs, out.hidden, out.embedding)]
+
+
+def test_the_paper_preset_adds_the_terms_of_the_paper_with_weight_one():
+    loss = PAPER.loss
+    assert loss.literal
+    assert loss.dependence == "nhsic"
+    assert (loss.sigma, loss.beta) == (10.0, 25.0)
+    assert loss.dgi_image == loss.dgi_expression == loss.bottleneck == 1.0
+    assert set(paper_network().loss(batch_of([6]), loss)) == {
+        "alignment",
+        "dgi_image",
+        "dgi_expression",
+        "bottleneck_image",
+        "bottleneck_expression",
+    }
+
+
+@pytest.mark.parametrize("rows", [None, [1, 4, 5, 8]], ids=["all spots", "a mini-batch of the slice"])
+def test_every_term_of_the_paper_preset(rows, known_corruption):
+    network, batch, loss = paper_network(), batch_of([9], rows), PAPER.loss
+    terms = {name: term.item() for name, term in network.loss(batch, loss).items()}
+    embeddings = {}
+    for name in ("image", "expression"):
+        branch, inputs = getattr(network, name), getattr(batch, name)
+        t_alpha, t_rho, t_l = arrays(branch, inputs, batch.edge_index)
+        _, corrupted, _ = arrays(branch, inputs.flip(0), batch.edge_index)
+        weight = branch.infomax.weight.detach().numpy()
+        # Equation 1 runs over the slice, the other equations over the mini-batch.
+        close(terms[f"dgi_{name}"], paper_dgi(t_rho, corrupted, weight))
+        part = batch.rows.numpy()
+        close(terms[f"bottleneck_{name}"], paper_bottleneck(t_alpha[part], t_rho[part], t_l[part], 25.0, 10.0))
+        embeddings[name] = t_l[part]
+    close(terms["alignment"], paper_alignment(embeddings["expression"], embeddings["image"], 1.0))
+
+
+def test_the_terms_are_no_trivial_numbers(known_corruption):
+    """The comparison above would say little if DGI were 2 n log 2 or the kernels all ones."""
+    terms = paper_network().loss(batch_of([9]), PAPER.loss)
+    for name in ("image", "expression"):
+        assert abs(terms[f"dgi_{name}"].item() - 18 * math.log(2)) > 0.1
+        assert abs(terms[f"bottleneck_{name}"].item()) > 0.01
+
+
+def test_two_slices_have_their_own_read_outs(known_corruption):
+    network, batch = paper_network(), batch_of([5, 7])
+    together = network.loss(batch, PAPER.loss)
+    for name in ("image", "expression"):
+        branch, inputs = getattr(network, name), getattr(batch, name)
+        weight = branch.infomax.weight.detach().numpy()
+        values = []
+        for part, n in ((slice(0, 5), 5), (slice(5, 12), 7)):
+            _, z, _ = arrays(branch, inputs[part], ring(n))
+            _, corrupted, _ = arrays(branch, inputs[part].flip(0), ring(n))
+            values.append(paper_dgi(z, corrupted, weight))
+        close(together[f"dgi_{name}"], sum(values) / 2)
+
+
+def test_pretraining_is_equation_1_alone(known_corruption):
+    network, batch = paper_network(), batch_of([9])
+    joint, alone = network.loss(batch, PAPER.loss), network.pretraining_loss(batch, PAPER.loss)
+    assert set(alone) == {"dgi_image", "dgi_expression"}
+    for name, term in alone.items():
+        close(term, joint[name].item())
+
+
+@pytest.mark.parametrize(
+    ("left_out", "terms"),
+    [
+        ({"bottleneck": 0.0}, {"bottleneck_image", "bottleneck_expression"}),
+        ({"dgi_image": 0.0}, {"dgi_image"}),
+        ({"dgi_expression": 0.0}, {"dgi_expression"}),
+    ],
+    ids=["ablation A", "ablation C", "ablation D"],
+)
+def test_an_ablation_leaves_its_term_out_and_no_other(left_out, terms, known_corruption):
+    network, batch = paper_network(), batch_of([9])
+    whole, ablated = network.loss(batch, PAPER.loss), network.loss(batch, replace(PAPER.loss, **left_out))
+    assert set(whole) - set(ablated) == terms
+    for name, term in ablated.items():
+        close(term, whole[name].item())

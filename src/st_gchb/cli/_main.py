@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from st_gchb import __version__
 from st_gchb._errors import STGCHBError
@@ -44,9 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, and where the help is, instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2."""
+        self.exit(2, f"st-gchb: error: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="st-gchb", description="Gene expression from H&E: train on slides that have both, predict for H&E alone."
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")

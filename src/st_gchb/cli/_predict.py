@@ -58,7 +58,10 @@ def run(arguments: argparse.Namespace) -> None:
     genes = arguments.genes or _predictable(prediction)
     missing = [gene for gene in genes if gene not in prediction.var_names]
     if missing:
-        raise InputError(f"--genes {missing}: not among the {prediction.n_vars} predicted ones.")
+        raise InputError(
+            f"--genes {missing}: not among the {prediction.n_vars} predicted ones. "
+            "Name others, or predict every gene of the reference with --layer all_genes."
+        )
     with write_whole(arguments.out / "prediction.h5ad") as part:
         prediction.write_h5ad(part)
     with write_whole(arguments.out / "spots.csv") as part:

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from st_gchb._constants import Keys
-from st_gchb._errors import SliceError
+from st_gchb._errors import InputError, SliceError
 from st_gchb.pp._graph import slice_members
 
 
@@ -60,6 +60,8 @@ def leave_one_out(
     >>> [fold.name for fold in leave_one_out(anndata.AnnData(obs=obs))]
     ['A', 'B']
     """
+    if by not in ("slice", "patient"):
+        raise InputError(f"by={by!r} is unknown; expected 'slice' or 'patient'.")
     key = slice_key if by == "slice" else patient_key
     if key not in adata.obs:
         raise SliceError(

@@ -17,7 +17,7 @@ from st_gchb._logging import logger, track
 from st_gchb.evaluate._folds import Fold, hide_expression, leave_one_out
 from st_gchb.evaluate._methods import METHODS, Method, Task
 from st_gchb.metrics import morans_agreement, per_gene, summary
-from st_gchb.model._setup import pixel_sizes
+from st_gchb.model._setup import check_names, pixel_sizes
 from st_gchb.pp import spatial_graph
 from st_gchb.pp._expression import check_expression, choose_panel, log_normalise
 
@@ -153,8 +153,15 @@ def _evaluate(
         raise MissingKeyError(
             f"obsm has no {features_key!r}; found {list(adata.obsm)}. Run st_gchb.pp.embed_patches first."
         )
+    check_names(adata)
     check_expression(adata.X, log_normalized=False, name="X")
     seeds = [int(seed) for seed in seeds]
+    if not chosen or not seeds:
+        raise InputError(f"There is nothing to run: {len(chosen)} methods, {len(seeds)} seeds. Name at least one each.")
+    if markers:
+        # Each fold has a panel of its own: a marker that one lacks is told now, not after the folds before.
+        for fold in folds:
+            _present(markers, _prepare(adata, fold, n_top_genes, slice_key, features_key).panel)
     runs = [(fold, name, seed) for fold in folds for name in chosen for seed in seeds]
     scores, genes, pictured = [], [], None
     prepared: dict[str, _Prepared] = {}
@@ -163,7 +170,7 @@ def _evaluate(
             prepared = {fold.name: _prepare(adata, fold, n_top_genes, slice_key, features_key)}
         ready = prepared[fold.name]
         task = Task(ready.train, ready.test, ready.panel, features_key, slice_key, seed, device)
-        prediction = np.asarray(chosen[name](task))
+        prediction = _checked(np.asarray(chosen[name](task)), ready.truth.shape, name)
         frame = per_gene(ready.truth, prediction, ready.panel)
         row: dict[str, Any] = {"fold": fold.name, "seed": seed, "method": name}
         row |= summary(
@@ -242,6 +249,15 @@ def _methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]
     return {name: METHODS[name] for name in methods}
 
 
+def _checked(prediction: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if prediction.shape != shape or not np.isfinite(prediction).all():
+        raise InputError(
+            f"Method {name!r} answered with an array of shape {prediction.shape}; expected finite values, {shape}: "
+            "one row per held-out spot, one column per gene of task.panel."
+        )
+    return prediction
+
+
 def _present(markers: Sequence[str] | None, panel: list[str]) -> list[str] | None:
     if not markers:
         return None
@@ -254,4 +270,8 @@ def _present(markers: Sequence[str] | None, panel: list[str]) -> list[str] | Non
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(plain, list):
+        return [_plain(item) for item in plain]
+    # JSON has no word for what is not a number.
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from st_gchb import __version__
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
-from st_gchb._files import sha256_of
+from st_gchb._files import make_readable, sha256_of
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._module import STGCHBModule
@@ -87,6 +87,8 @@ def write_model(
         if adata is not None:
             adata.write_h5ad(part / _ADATA, **write)
         part.chmod(0o755)
+        for file in part.iterdir():
+            make_readable(file)
         if folder.exists():
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             folder.replace(old / folder.name)

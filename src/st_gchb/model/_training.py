@@ -9,7 +9,7 @@ from scvi.train import TrainRunner
 
 from st_gchb._logging import others_quiet
 from st_gchb.model._presets import ModelSettings
-from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, TrainingData
+from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly, TrainingData
 
 
 def run_training(
@@ -47,9 +47,7 @@ def run_training(
     if data.n_val:
         options.setdefault("check_val_every_n_epoch", 1)
     if early_stopping and data.n_val:
-        callbacks.append(KeepBest())
-        stop = {"early_stopping_patience": s.patience, "early_stopping_warmup_epochs": s.pretrain_epochs}
-        options = {"early_stopping": True, "early_stopping_monitor": "validation_loss"} | stop | options
+        callbacks += [KeepBest(), StopEarly(options.pop("early_stopping_patience", s.patience))]
     epochs = s.pretrain_epochs + max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()

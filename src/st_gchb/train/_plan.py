@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
@@ -61,6 +62,25 @@ class Pretraining(Callback):
         _module(pl_module).pretraining = False
 
 
+class StopEarly(EarlyStopping):
+    """Lightning's early stopping on the validation loss, from the end of the infomax stage on.
+
+    Parameters
+    ----------
+    patience
+        Epochs without improvement that are waited for.
+    """
+
+    def __init__(self, patience: int) -> None:
+        # Lightning would otherwise count at the end of the training epoch, past the condition below.
+        super().__init__("validation_loss", patience=patience, mode="min", check_on_train_epoch_end=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count this epoch, unless it belongs to the infomax stage."""
+        if not _module(pl_module).pretraining:
+            super().on_validation_end(trainer, pl_module)
+
+
 class KeepBest(Callback):
     """Keeps the weights of the epoch with the lowest validation loss in memory and puts them back at the end.
 
@@ -78,9 +98,9 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the weights if the validation loss is the lowest so far."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if _module(pl_module).pretraining:
+        if trainer.sanity_checking or _module(pl_module).pretraining:
             return
+        value = trainer.callback_metrics.get(self.monitor)
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
             self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}

@@ -1,0 +1,144 @@
+"""Bad input: status 2, one line that says what to do, and nothing written."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pytest
+
+from st_gchb.cli import main
+
+TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])
+def test_data_that_are_not_there(refused, model, tmp_path, command):
+    options = ["--model", model] if command == "predict" else TEXTURE
+    said = refused(command, "--data", tmp_path / "no.h5ad", *options, "--out", tmp_path / "out")
+    assert "no.h5ad" in said
+    assert not (tmp_path / "out").exists()
+
+
+def text(path):
+    (path / "a.txt").write_text("x")
+    return path / "a.txt"
+
+
+def broken(path):
+    (path / "a.h5ad").write_bytes(b"\x89HDF\r\n but not really")
+    return path / "a.h5ad"
+
+
+def empty_folder(path):
+    (path / "empty").mkdir()
+    return path / "empty"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [(text, "expected an .h5ad"), (broken, "write_h5ad"), (empty_folder, "holds no her2st")]
+)
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])
+def test_data_that_are_no_slides(refused, model, tmp_path, command, make, message):
+    options = ["--model", model] if command == "predict" else TEXTURE
+    said = refused(command, "--data", make(tmp_path), *options, "--out", tmp_path / "out")
+    assert message in said
+
+
+def test_a_store_that_is_none(refused, model, tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    said = refused("predict", "--data", tmp_path / "a.zarr", "--model", model, "--out", tmp_path / "out")
+    assert "a.zarr" in said
+
+
+USAGE = {
+    "no command": ([], "command"),
+    "unknown command": (["infer"], "infer"),
+    "no data": (["train", "--out", "m"], "--data"),
+    "unknown option": (["train", "--data", "x", "--out", "m", "--epochs", "3"], "--epochs"),
+    "a word for a number": (["train", "--data", "x", "--out", "m", "--seed", "one"], "--seed"),
+    "unknown preset": (["train", "--data", "x", "--out", "m", "--preset", "papre"], "papre"),
+    "unknown device": (["train", "--data", "x", "--out", "m", "--device", "abacus"], "abacus"),
+}
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_arguments_that_are_none(refused, name):
+    arguments, message = USAGE[name]
+    assert message in refused(*arguments)
+
+
+def test_training(refused, slides, model, tmp_path):
+    train = ["train", "--data", slides, "--out", tmp_path / "out", "--device", "cpu"]
+    assert "'S9'" in refused(*train, "--slices", "S1", "S9")
+    assert "textur" in refused(*train, "--encoder", "textur")
+    assert "no.safetensors" in refused(*train, "--encoder", "resnet18", "--weights", tmp_path / "no.safetensors")
+    assert "section" in refused(*train, *TEXTURE, "--slice-key", "section", "--slices", "S1")
+    assert "patch_um" in refused(*train, *TEXTURE, "--patch-um", -3)
+    assert "n_top_genes" in refused(*train, *TEXTURE, "--quiet", "--n-top-genes", 0)
+    assert not (tmp_path / "out").exists()
+    before = sorted(path.stat().st_mtime_ns for path in model.iterdir())
+    assert "--overwrite" in refused("train", "--data", slides, *TEXTURE, "--out", model)
+    assert sorted(path.stat().st_mtime_ns for path in model.iterdir()) == before
+
+
+def test_counts_that_are_none(refused, slides, tmp_path):
+    adata = anndata.read_h5ad(slides)
+    adata.X = np.log1p(adata.X.toarray())
+    adata.write_h5ad(tmp_path / "logs.h5ad")
+    data = ["--data", tmp_path / "logs.h5ad", *TEXTURE, "--quiet", "--out", tmp_path / "out"]
+    for command in ("train", "evaluate", "demo"):
+        assert "whole numbers" in refused(command, *data), command
+    assert not (tmp_path / "out").exists()
+
+
+def test_prediction(refused, slides, model, tmp_path):
+    predict = ["predict", "--data", slides, "--out", tmp_path / "out", "--quiet"]
+    assert "nowhere" in refused(*predict, "--model", tmp_path / "nowhere")
+    assert "model.json" in refused(*predict, "--model", tmp_path)
+    predict += ["--model", model]
+    assert "'S9'" in refused(*predict, "--slices", "S9")
+    assert "ERBB2" in refused(*predict, "--slices", "S3", "--genes", "ERBB2")
+    assert "k=0" in refused(*predict, "--slices", "S3", "--k", 0)
+    assert "nothing" in refused(*predict, "--slices", "S3", "--layer", "nothing")
+    assert "no.tif" in refused(*predict, "--slices", "S3", "--image", tmp_path / "no.tif")
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation(refused, slides, tmp_path):
+    evaluate = ["evaluate", "--data", slides, *TEXTURE, "--quiet", "--n-top-genes", 20, "--out", tmp_path / "out"]
+    assert "lasso" in refused(*evaluate, "--methods", "lasso")
+    assert "at least 2" in refused(*evaluate, "--slices", "S1")
+    assert "Gene99" in refused(*evaluate, "--methods", "mean", "--markers", "Gene99")
+    assert "nothing to run" in refused(*evaluate, "--methods", "mean", "--seeds", 0)
+    assert "ERBB2" in refused(*evaluate, "--methods", "mean", "--seeds", 1, "--genes", "ERBB2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made(refused, slides, model, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    out = ["--out", tmp_path / "file" / "out", "--quiet"]
+    evaluate = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--seeds", 1, "--n-top-genes", 20]
+    train = ["train", "--data", slides, "--slices", "S1", *TEXTURE, "--max-epochs", 1, "--n-top-genes", 10]
+    for command in (evaluate, train, ["predict", "--model", model, "--data", slides, "--slices", "S3"]):
+        assert "file" in refused(*command, *out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_our_own_faults_are_not_hidden(slides, tmp_path, monkeypatch):
+    """An error that is not about the input is a bug, and shows where."""
+    monkeypatch.setattr("st_gchb.evaluate.write_report", lambda *_, **__: 1 / 0)
+    command = [
+        "evaluate",
+        "--data",
+        slides,
+        *TEXTURE,
+        "--methods",
+        "mean",
+        "--seeds",
+        1,
+        "--n-top-genes",
+        20,
+        "--quiet",
+    ]
+    with pytest.raises(ZeroDivisionError):
+        main([str(argument) for argument in [*command, "--out", tmp_path]])

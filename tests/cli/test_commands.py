@@ -1,0 +1,234 @@
+"""The four commands, in the order in which a user meets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from PIL import Image
+
+import st_gchb
+from st_gchb.cli import main
+from st_gchb.cli._main import build_parser
+from st_gchb.model import STGCHB
+
+COMMANDS = ["demo", "train", "predict", "evaluate"]
+TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
+
+
+def picture(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def assert_drawn(path):
+    pixels = picture(path)
+    assert min(pixels.shape[:2]) > 150
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 300
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_is_understood(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert {"--seed", "--device", "--quiet"} <= set(re.findall(r"--[a-z-]+", said))
+    example = said.split("example:\n")[1].strip()
+    program, *arguments = shlex.split(example)
+    assert program == "st-gchb"
+    assert arguments[0] == command
+    # Every option of the example is one.
+    assert build_parser().parse_args(arguments).run
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"st-gchb {st_gchb.__version__}"
+
+
+def test_train(model, slides, tmp_path, capsys):
+    loaded = STGCHB.load(model, accelerator="cpu")
+    assert list(loaded.bank_.origin["slice"].unique()) == ["S1", "S2"]
+    assert len(loaded.rules_.expression.genes) == 20
+    assert loaded.rules_.features.encoder == "texture"
+    assert loaded.seed == 0
+    arguments = ["train", "--data", slides, "--slices", "S1", *TEXTURE, "--n-top-genes", 15, "--max-epochs", 1]
+    arguments += ["--preset", "bleep", "--seed", 3, "--patch-um", 80, "--out", tmp_path / "model"]
+    for more in ([], ["--overwrite"]):
+        assert main([str(argument) for argument in [*arguments, *more]]) == 0
+        assert "model" in capsys.readouterr().out
+    loaded = STGCHB.load(tmp_path / "model", accelerator="cpu")
+    assert (loaded.preset, loaded.seed, loaded.rules_.features.patch_um) == ("bleep", 3, 80.0)
+
+
+def test_a_slide_without_a_slice_column(slides, tmp_path):
+    adata = anndata.read_h5ad(slides)
+    adata = adata[adata.obs["slice"] == "S1"].copy()
+    adata.uns["spatial"] = {"S1": adata.uns["spatial"]["S1"]}
+    del adata.obs["slice"]
+    adata.write_h5ad(tmp_path / "one.h5ad")
+    arguments = ["--data", tmp_path / "one.h5ad", "--device", "cpu", "--quiet"]
+    train = ["train", *arguments, *TEXTURE, "--max-epochs", 1, "--n-top-genes", 10, "--out", tmp_path / "model"]
+    predict = ["predict", *arguments, "--model", tmp_path / "model", "--out", tmp_path / "out"]
+    for command in (train, predict):
+        assert main([str(argument) for argument in command]) == 0
+    assert (tmp_path / "out" / "prediction.png").exists()
+
+
+def test_predict(model, slides, tmp_path, capsys):
+    query = anndata.read_h5ad(slides)
+    query = query[query.obs["slice"] == "S3"].copy()
+    query.uns["spatial"] = {"S3": query.uns["spatial"]["S3"]}
+    expected = STGCHB.load(model, accelerator="cpu").predict(query, k=9)
+    genes = list(expected.var_names[:2])
+    bare = AnnData(
+        obs=query.obs[["slice"]], obsm={"spatial": query.obsm["spatial"]}, uns={"spatial": query.uns["spatial"]}
+    )
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    command = ["predict", "--model", model, "--k", 9, "--device", "cpu", "--genes", *genes]
+    for name, data in (("all", [slides, "--slices", "S3"]), ("bare", [tmp_path / "bare.h5ad"])):
+        out = tmp_path / name
+        assert main([str(argument) for argument in [*command, "--data", *data, "--out", out]]) == 0
+        assert f"{query.n_obs} spots x 20 genes" in capsys.readouterr().out
+        assert {path.name for path in out.iterdir()} == {"prediction.h5ad", "spots.csv", "S3.png"}
+        prediction = anndata.read_h5ad(out / "prediction.h5ad")
+        np.testing.assert_allclose(prediction.layers["st_gchb"], expected.layers["st_gchb"], rtol=1e-5, atol=1e-6)
+        assert prediction.uns["st_gchb"]["k"] == 9
+        assert ("measured" in prediction.layers) == (name == "all")
+        spots = pd.read_csv(out / "spots.csv", index_col=0)
+        assert spots.index.tolist() == query.obs_names.tolist()
+        np.testing.assert_allclose(spots[genes], expected[:, genes].layers["st_gchb"], rtol=1e-5)
+        np.testing.assert_allclose(spots[["x_px", "y_px"]], query.obsm["spatial"])
+        assert spots["st_gchb_confidence"].between(0, 1).all()
+        assert_drawn(out / "S3.png")
+
+
+def test_predict_draws_the_most_predictable_genes_of_each_slice(model, slides, tmp_path):
+    command = ["predict", "--model", model, "--data", slides, "--out", tmp_path, "--device", "cpu", "--quiet"]
+    assert main([str(argument) for argument in command]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"S1.png", "S2.png", "S3.png"}
+    prediction = anndata.read_h5ad(tmp_path / "prediction.h5ad")
+    best = prediction.var["st_gchb_expected_pcc"].nlargest(3).index
+    assert set(best) <= set(pd.read_csv(tmp_path / "spots.csv").columns)
+
+
+def test_predict_another_table(model, slides, tmp_path):
+    command = ["predict", "--model", model, "--data", slides, "--slices", "S3", "--layer", "all_genes"]
+    command += ["--device", "cpu", "--quiet", "--out", tmp_path]
+    assert main([str(argument) for argument in command]) == 0
+    assert anndata.read_h5ad(tmp_path / "prediction.h5ad").n_vars == 40
+
+
+def test_predict_a_spatialdata(model, tissue, tmp_path):
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel
+
+    part = tissue[tissue.obs["slice"] == "S3"]
+    pixels = tissue.uns["spatial"]["S3"]["images"]["hires"]
+    shapes = ShapesModel.parse(part.obsm["spatial"], geometry=0, radius=27.5, index=part.obs_names.to_numpy())
+    image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))
+    SpatialData(images={"he": image}, shapes={"spots": shapes}).write(tmp_path / "s.zarr")
+    command = ["predict", "--model", model, "--data", tmp_path / "s.zarr", "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in [*command, "--device", "cpu", "--quiet"]]) == 0
+    prediction = anndata.read_h5ad(tmp_path / "out" / "prediction.h5ad")
+    expected = STGCHB.load(model, accelerator="cpu").predict(part.copy())
+    np.testing.assert_allclose(prediction.layers["st_gchb"], expected.layers["st_gchb"], rtol=0, atol=1e-5)
+    assert list((tmp_path / "out").glob("*.png"))
+
+
+def test_evaluate(slides, tmp_path, capsys):
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "ridge", "mean", "--n-top-genes", 20, "--seeds", 2]
+    command += ["--seed", 5, "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in command]) == 0
+    said = capsys.readouterr().out
+    assert "| ridge |" in said
+    names = {"metrics.json", "scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png", "methods.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert all(name in said for name in names)
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["settings"]["seeds"] == [5, 6]
+    assert record["settings"]["folds"] == ["S1", "S2", "S3"]
+    assert (tmp_path / "out" / "table.md").read_text().strip() in said
+    assert_drawn(tmp_path / "out" / "measured_vs_predicted.png")
+
+
+def test_evaluate_by_patient(slides, tmp_path):
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--by", "patient", "--n-top-genes", 20]
+    assert main([str(argument) for argument in [*command, "--seeds", 1, "--quiet", "--out", tmp_path]]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["folds"] == ["P1", "P2", "P3"]
+
+
+@pytest.fixture
+def short_methods(monkeypatch):
+    """The demo trains as long as it takes to look good: here it is to run at all."""
+    from functools import partial
+
+    from st_gchb.evaluate import METHODS
+
+    for name in ("default", "bleep"):
+        monkeypatch.setitem(METHODS, name, partial(METHODS[name], max_epochs=1))
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_demo_on_ones_own_slides(slides, tmp_path, capsys):
+    command = ["demo", "--data", slides, *TEXTURE, "--n-top-genes", 20, "--out", tmp_path]
+    assert main([str(argument) for argument in command]) == 0
+    said = capsys.readouterr().out
+    assert "Slice S3 predicted from S1, S2 (measured expression" in said
+    assert all(f"| {name} |" in said for name in ("default", "bleep", "ridge-neighbors", "knn", "mean"))
+    assert_drawn(tmp_path / "measured_vs_predicted.png")
+    assert str(tmp_path / "measured_vs_predicted.png") in said
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["folds"] == ["S3"]
+
+
+@pytest.mark.usefixtures("short_methods")
+def test_demo_needs_nothing(tissue, tmp_path, capsys, monkeypatch):
+    made = []
+
+    def small(*arguments, **options):
+        made.append((arguments, options))
+        return tissue.copy()
+
+    monkeypatch.setattr(st_gchb.datasets, "synthetic_tissue", small)
+    # Without data neither encoder nor weights are downloaded, whatever the defaults are.
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the demo went to the network"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--device", "cpu", "--seed", "7", "--quiet"]) == 0
+    assert made == [((4,), {"seed": 7})]
+    assert "simulated expression" in capsys.readouterr().out
+    assert_drawn(tmp_path / "demo" / "measured_vs_predicted.png")
+
+
+def test_quiet_says_nothing_but_the_answer(model, slides, tmp_path, capsys):
+    command = ["predict", "--model", model, "--data", slides, "--slices", "S3", "--out", tmp_path, "--device", "cpu"]
+    assert main([str(argument) for argument in [*command, "--quiet"]]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert len(said.out.splitlines()) == 1
+
+
+def test_as_a_process(model, tmp_path):
+    """One line on stderr and status 2, with all that importing the libraries would say."""
+    command = [sys.executable, "-m", "st_gchb.cli", "predict", "--model", str(model), "--out", str(tmp_path / "out")]
+    ran = subprocess.run([*command, "--data", str(tmp_path / "no.h5ad")], capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("st-gchb: error: ")
+    assert "no.h5ad" in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,98 @@
+"""The files of an evaluation: read by machines, looked at by people."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from st_gchb._errors import MissingKeyError
+from st_gchb.evaluate import evaluate, write_report
+
+
+@pytest.fixture
+def result(tissue):
+    return evaluate(tissue, methods=["ridge", "mean"], n_top_genes=20, seeds=[0, 1], device="cpu")
+
+
+def strictly(text):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_files(result, tmp_path):
+    paths = write_report(result, tmp_path / "deep" / "report")
+    assert set(paths) == {"metrics", "scores", "per_gene", "table", "tissue", "bars"}
+    assert {path.name for path in (tmp_path / "deep" / "report").iterdir()} == {path.name for path in paths.values()}
+
+    record = strictly(paths["metrics"].read_text())
+    assert record["settings"]["folds"] == ["S1", "S2", "S3"]
+    assert record["settings"]["features"]["encoder"] == "texture"
+    assert set(record["methods"]) == {"ridge", "mean"}
+    table = result.table()
+    assert record["methods"]["ridge"]["AG"]["mean"] == pytest.approx(table.loc["ridge", ("AG", "mean")])
+    assert record["methods"]["mean"]["AG"] == {"mean": 0.0, "sd": 0.0}
+    assert len(record["by_fold"]) == 2 * 3 * 2
+    assert {"torch", "scvi-tools", "st-gchb", "python"} <= set(record["versions"])
+
+    scores = pd.read_csv(paths["scores"])
+    pd.testing.assert_frame_equal(scores, result.scores, check_dtype=False)
+    with paths["per_gene"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 2 * 20
+    assert {"gene", "pearson", "spearman", "rmse", "constant", "fold", "seed", "method"} <= set(rows[0])
+    assert {row["method"] for row in rows} == {"ridge", "mean"}
+
+    lines = paths["table"].read_text().splitlines()
+    assert lines[0].startswith("| method | AG | HVG | HEG |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| ridge", "| mean"]
+    assert f"{table.loc['ridge', ('AG', 'mean')]:.3f} ± " in lines[2]
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_pictures(result, tmp_path):
+    paths = write_report(result, tmp_path)
+    for name in ("tissue", "bars"):
+        with Image.open(paths[name]) as image:
+            assert image.format == "PNG"
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) > 200
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (500 if name == "tissue" else 5)
+    before = paths["tissue"].read_bytes()
+    other = [gene for gene in result.pictured.var_names if gene not in ("",)][:1]
+    write_report(result, tmp_path, genes=other)
+    assert paths["tissue"].read_bytes() != before
+
+
+def test_an_unknown_gene_to_draw(result, tmp_path):
+    with pytest.raises(MissingKeyError, match="ERBB2"):
+        write_report(result, tmp_path, genes=["ERBB2"])
+
+
+def test_one_seed_has_no_spread(tissue, tmp_path):
+    # A slide of unknown scale: not a number is no JSON either.
+    tissue.uns["X_patch"] = tissue.uns["X_patch"] | {"patch_px": 150.0, "um_per_px": np.full(3, np.nan)}
+    del tissue.uns["X_patch"]["patch_um"]
+    result = evaluate(tissue, methods=["mean"], n_top_genes=20, seeds=[3], device="cpu")
+    paths = write_report(result, tmp_path)
+    record = strictly(paths["metrics"].read_text())
+    assert record["methods"]["mean"]["AG"] == {"mean": 0.0, "sd": None}
+    assert record["settings"]["features"]["um_per_px"] == [None, None, None]
+    assert "±" not in paths["table"].read_text()
+
+
+def test_the_picture_shows_the_first_method_on_the_last_slice(tissue, result):
+    pictured = result.pictured
+    assert set(pictured.obs["slice"]) == {"S3"}
+    held_out = tissue[tissue.obs["slice"] == "S3"]
+    counts = held_out.X.toarray().astype(np.float64)
+    truth = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)
+    columns = held_out.var_names.get_indexer(pictured.var_names)
+    np.testing.assert_allclose(pictured.layers["measured"], truth[:, columns], rtol=1e-5)
+    assert pictured.layers["st_gchb"].std(0).min() > 0

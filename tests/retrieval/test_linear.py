@@ -1,0 +1,60 @@
+"""The linear read-out against scikit-learn's ridge regression."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.linear_model import Ridge
+
+from st_gchb.retrieval import LinearReadout
+
+RNG = np.random.default_rng(0)
+INPUTS = (RNG.normal(size=(60, 7)) * [5, 3, 2, 1, 1, 1, 0.1] + 4).astype(np.float32)
+TARGET = np.maximum(INPUTS @ RNG.normal(size=(7, 5)) + RNG.normal(size=(60, 5)), 0)
+QUERY = (RNG.normal(size=(11, 7)) * 3 + 4).astype(np.float32)
+
+
+def ridge(penalty, rows=slice(None)):
+    """Penalty as documented: a share of the inputs' total variance, per spot."""
+    x = INPUTS[rows].astype(float)
+    alpha = penalty * len(x) * x.var(0).sum()
+    return Ridge(alpha=alpha, fit_intercept=True).fit(x, TARGET[rows]).predict(QUERY)
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 0.012, 1.0])
+def test_it_is_ridge_with_an_intercept(penalty):
+    found = LinearReadout(INPUTS, penalty).predict(QUERY, TARGET)
+    np.testing.assert_allclose(found, ridge(penalty), rtol=1e-4, atol=1e-4)
+
+
+def test_a_huge_penalty_leaves_the_mean():
+    found = LinearReadout(INPUTS, 1e9).predict(QUERY, TARGET)
+    np.testing.assert_allclose(found, np.broadcast_to(TARGET.mean(0), found.shape), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
+def test_a_sparse_table_gives_what_the_dense_one_gives(kind):
+    readout = LinearReadout(INPUTS, 0.012)
+    table = kind(TARGET.astype(np.float32))
+    np.testing.assert_allclose(readout.predict(QUERY, table), readout.predict(QUERY, TARGET), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_what_is_not_allowed_has_no_influence(kind):
+    allowed = np.arange(60) % 3 > 0
+    found = LinearReadout(INPUTS, 0.012).predict(QUERY, kind(TARGET), allowed)
+    np.testing.assert_allclose(found, ridge(0.012, allowed), rtol=1e-4, atol=1e-4)
+    spoilt = TARGET.copy()
+    spoilt[~allowed] = 1e6
+    np.testing.assert_array_equal(found, LinearReadout(INPUTS, 0.012).predict(QUERY, kind(spoilt), allowed))
+
+
+def test_inputs_that_never_change_say_the_mean():
+    found = LinearReadout(np.ones((60, 3), np.float32), 0.012).predict(np.ones((2, 3)), TARGET)
+    np.testing.assert_allclose(found, np.broadcast_to(TARGET.mean(0), found.shape), rtol=1e-5)
+
+
+def test_the_order_of_the_reference_does_not_matter_and_nothing_is_changed():
+    order, before = np.random.default_rng(1).permutation(60), INPUTS.copy()
+    one = LinearReadout(INPUTS, 0.012).predict(QUERY, TARGET)
+    np.testing.assert_allclose(LinearReadout(INPUTS[order], 0.012).predict(QUERY, TARGET[order]), one, rtol=1e-4)
+    np.testing.assert_array_equal(INPUTS, before)

@@ -1,0 +1,146 @@
+"""Search of the nearest reference spots against a naive loop."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from st_gchb._errors import InputError
+from st_gchb.retrieval import find_neighbors
+
+
+def unit(n, d, seed):
+    x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def naive(query, keys, k, allowed=None):
+    """Algorithm 1, lines 5 and 6: for each query spot the k keys of the largest inner product."""
+    ids = []
+    for row in query:
+        ranked = sorted(
+            (i for i in range(len(keys)) if allowed is None or allowed[i]),
+            key=lambda i: -sum(float(a) * float(b) for a, b in zip(row, keys[i], strict=True)),
+        )
+        ids.append(ranked[:k])
+    return np.array(ids)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n_query=st.integers(1, 6),
+    n_keys=st.integers(1, 25),
+    data=st.data(),
+    seed=st.integers(0, 10_000),
+)
+def test_top_k_is_that_of_a_naive_loop(n_query, n_keys, data, seed):
+    query, keys = unit(n_query, 5, seed), unit(n_keys, 5, seed + 1)
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=n_keys, max_size=n_keys).filter(any)))
+    k = data.draw(st.integers(1, int(allowed.sum())))
+    found = find_neighbors(query, keys, k=k, allowed=allowed)
+    np.testing.assert_array_equal(found.ids, naive(query, keys, k, allowed))
+    expected = np.take_along_axis(query @ keys.T, found.ids, 1)
+    np.testing.assert_allclose(found.similarity, expected, atol=1e-6)
+    assert allowed[found.ids].all()
+
+
+@pytest.mark.parametrize("values_at_once", [1, 41, 100, 2**25])
+def test_chunks_change_nothing(monkeypatch, values_at_once):
+    query, keys = unit(23, 6, 0), unit(40, 6, 1)
+    whole = find_neighbors(query, keys, k=7)
+    monkeypatch.setattr("st_gchb.retrieval._search._CHUNK_VALUES", values_at_once)
+    found = find_neighbors(query, keys, k=7)
+    np.testing.assert_array_equal(found.ids, whole.ids)
+    np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-5)
+
+
+def test_similarities_held_at_once_are_bounded(monkeypatch):
+    sizes = []
+    topk = torch.topk
+
+    def watched(values, *args, **kwargs):
+        sizes.append(values.numel())
+        return topk(values, *args, **kwargs)
+
+    monkeypatch.setattr("st_gchb.retrieval._search._CHUNK_VALUES", 100)
+    monkeypatch.setattr("st_gchb.retrieval._search.torch.topk", watched)
+    find_neighbors(unit(23, 6, 0), unit(40, 6, 1), k=7)
+    assert max(sizes) <= 100
+    assert sum(sizes) == 23 * 40
+
+
+def test_no_spot_is_retrieved_from_what_is_not_allowed():
+    keys = unit(30, 6, 1)
+    slices = np.repeat(["a", "b", "c"], 10)
+    found = find_neighbors(keys, keys, k=10, allowed=slices != "b")
+    assert "b" not in slices[found.ids]
+    own = find_neighbors(keys, keys, k=1)
+    assert own.ids[:, 0].tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "mean"])
+@pytest.mark.parametrize("temperature", [1e-3, 0.2, 10.0])
+def test_weights_are_shares(weighting, temperature):
+    found = find_neighbors(unit(9, 6, 0), unit(40, 6, 1), k=15, weighting=weighting, temperature=temperature)
+    assert found.weights.shape == (9, 15)
+    assert (found.weights >= 0).all()
+    np.testing.assert_allclose(found.weights.sum(1), 1, rtol=1e-5)
+
+
+def test_softmax_weights_are_the_formula():
+    query, keys = unit(4, 6, 0), unit(20, 6, 1)
+    found = find_neighbors(query, keys, k=8, weighting="softmax", temperature=0.3)
+    scores = np.exp(found.similarity.astype(float) / 0.3)
+    np.testing.assert_allclose(found.weights, scores / scores.sum(1, keepdims=True), rtol=1e-5)
+    assert (np.diff(found.weights, axis=1) <= 0).all()
+
+
+def test_a_cold_softmax_is_the_nearest_spot_alone_and_a_hot_one_the_mean():
+    query, keys = unit(4, 6, 0), unit(20, 6, 1)
+    cold = find_neighbors(query, keys, k=8, temperature=1e-4).weights
+    hot = find_neighbors(query, keys, k=8, temperature=1e4).weights
+    np.testing.assert_allclose(cold[:, 0], 1, atol=1e-3)
+    np.testing.assert_allclose(hot, 1 / 8, rtol=1e-3)
+
+
+def test_mean_is_the_plain_mean_of_the_retrieved_expression():
+    """Algorithm 1, line 7."""
+    query, keys = unit(5, 6, 0), unit(30, 6, 1)
+    expression = np.random.default_rng(2).poisson(2.0, (30, 4)).astype(float)
+    found = find_neighbors(query, keys, k=12, weighting="mean")
+    prediction = found.matrix(30) @ expression
+    expected = [expression[ids].mean(0) for ids in naive(query, keys, 12)]
+    np.testing.assert_allclose(prediction, expected, rtol=1e-5)
+
+
+def test_the_matrix_is_the_weighted_average():
+    query, keys = unit(5, 6, 0), unit(30, 6, 1)
+    expression = np.random.default_rng(2).random((30, 4))
+    found = find_neighbors(query, keys, k=12, temperature=0.1)
+    matrix = found.matrix(30)
+    assert matrix.shape == (5, 30)
+    expected = [found.weights[i] @ expression[found.ids[i]] for i in range(5)]
+    np.testing.assert_allclose(matrix @ expression, expected, rtol=1e-5)
+
+
+def test_no_query_gives_no_neighbours():
+    found = find_neighbors(np.empty((0, 6), np.float32), unit(30, 6, 1), k=3)
+    assert found.ids.shape == found.similarity.shape == found.weights.shape == (0, 3)
+    assert found.matrix(30).shape == (0, 30)
+
+
+@pytest.mark.parametrize("k", [0, -1, 31])
+def test_a_k_that_the_reference_cannot_give(k):
+    with pytest.raises(InputError, match=rf"k={k}, but the reference has 30 spots\. Pass a k between 1 and 30"):
+        find_neighbors(unit(2, 6, 0), unit(30, 6, 1), k=k)
+
+
+def test_a_k_larger_than_what_is_allowed():
+    with pytest.raises(InputError, match="the reference has 5 spots"):
+        find_neighbors(unit(2, 6, 0), unit(30, 6, 1), k=6, allowed=np.arange(30) < 5)
+
+
+def test_an_unknown_weighting():
+    with pytest.raises(InputError, match=r"weighting='median'.*softmax.*mean"):
+        find_neighbors(unit(2, 6, 0), unit(30, 6, 1), k=3, weighting="median")

@@ -1,0 +1,174 @@
+"""What Lightning does with the plan: stages, logged terms, and the weights that are kept."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from scvi.module.base import LossOutput
+
+from st_gchb.model._module import STGCHBModule
+from st_gchb.nn import LossSettings, NetworkSettings
+from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
+
+TERMS = ("alignment", "dgi_image", "dgi_expression", "bottleneck_image", "bottleneck_expression")
+
+
+ALL = LossSettings(dgi_image=0.1, dgi_expression=0.1, bottleneck=0.1)
+
+
+def module_for(data):
+    torch.manual_seed(0)
+    sizes = NetworkSettings(data.image.shape[1], data.expression.shape[1], None, None, n_hidden=8, n_embedding=4)
+    return STGCHBModule(sizes, ALL)
+
+
+class Overfitting(STGCHBModule):
+    """One weight that starts at 0 and that training drives up, past the value that is best in validation."""
+
+    def __init__(self, best):
+        super().__init__(NetworkSettings(1, 1, None, None, n_hidden=1, n_embedding=1), ALL)
+        self.best, self.w = best, torch.nn.Parameter(torch.zeros(()))
+
+    def loss(self, batch):
+        loss = (self.w - (100.0 if self.training else self.best)) ** 2
+        return LossOutput(loss=loss, n_obs_minibatch=len(batch.rows), extra_metrics={"term": loss.detach()})
+
+
+class Watch(Callback):
+    """Notes weights, logged values and the stage at the end of each epoch's validation."""
+
+    def __init__(self):
+        self.losses, self.states, self.stages, self.logged = [], [], [], []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.losses.append(float(trainer.callback_metrics["validation_loss"]))
+        self.states.append({k: v.detach().clone() for k, v in pl_module.module.state_dict().items()})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.stages.append(pl_module.module.pretraining)
+        self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+def train(data, *, n_epochs, pretrain=0, lr=1e-3, callbacks=(), share=0.2, module=None, sanity=0):
+    module = module or module_for(data)
+    steps = GraphDataModule(
+        data, n_hops=1, batch_size=16, sampler="spots", validation_share=share, seed=0, pretrain_epochs=pretrain
+    )
+    plan = STGCHBTrainingPlan(module, optimizer="AdamW", lr=lr)
+    trainer = Trainer(
+        max_epochs=n_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=sanity,
+        callbacks=[*callbacks, Pretraining(pretrain)],
+    )
+    torch.manual_seed(0)
+    trainer.fit(plan, steps)
+    return module
+
+
+def assert_same_state(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+
+
+def test_the_best_epochs_weights_are_put_back(data):
+    watch, keep = Watch(), KeepBest()
+    module = train(data, n_epochs=8, lr=0.1, module=Overfitting(best=2.0), callbacks=[watch, keep])
+    best = watch.losses.index(min(watch.losses))
+    assert 0 < best < 7, "the best epoch is the first or the last: this run would show nothing"
+    assert (keep.epoch, keep.best) == (best, watch.losses[best])
+    assert watch.states[-1]["w"] > watch.states[best]["w"] + 0.1
+    assert_same_state(module.state_dict(), watch.states[best])
+
+
+def test_without_it_the_last_epochs_weights_stay(data):
+    watch = Watch()
+    module = train(data, n_epochs=8, lr=0.1, module=Overfitting(best=2.0), callbacks=[watch])
+    assert_same_state(module.state_dict(), watch.states[-1])
+
+
+def test_weights_before_the_first_epoch_are_no_candidates(data):
+    """Lightning's trial validation runs on untrained weights, on a few steps alone."""
+    watch, keep = Watch(), KeepBest()
+    module = train(data, n_epochs=3, lr=0.1, module=Overfitting(best=0.0), callbacks=[watch, keep], sanity=2)
+    assert watch.losses[0] == 0 < min(watch.losses[1:])
+    assert keep.best == watch.losses[1]
+    assert_same_state(module.state_dict(), watch.states[1])
+
+
+def test_early_stopping_waits_for_its_patience(data):
+    watch = Watch()
+    train(data, n_epochs=12, lr=0.1, module=Overfitting(best=1.2), callbacks=[watch, StopEarly(2)])
+    assert len(watch.losses) == watch.losses.index(min(watch.losses)) + 1 + 2
+    assert len(watch.losses) < 12
+
+
+def test_early_stopping_counts_no_epoch_of_pretraining(data):
+    watch = Watch()
+    train(data, n_epochs=12, pretrain=5, module=Overfitting(best=0.0), callbacks=[watch, StopEarly(2)])
+    assert watch.losses == sorted(watch.losses)  # from the first epoch on there is nothing to wait for
+    assert watch.stages == [True] * 5 + [False] * 3
+
+
+def epochs(keep, values, *, pretraining=0):
+    """Play epochs with given validation losses; the only weight is the epoch's number."""
+    layer = torch.nn.Linear(1, 1)
+    layer.pretraining = False
+    plan = SimpleNamespace(module=layer)
+    for epoch, value in enumerate(values):
+        layer.pretraining = epoch < pretraining
+        torch.nn.init.constant_(layer.weight, epoch)
+        metrics = {} if value is None else {"validation_loss": torch.tensor(value)}
+        trainer = SimpleNamespace(callback_metrics=metrics, current_epoch=epoch, sanity_checking=False)
+        keep.on_validation_end(trainer, plan)
+    keep.on_fit_end(None, plan)
+    return layer.weight.item()
+
+
+def test_the_lowest_loss_counts_and_the_first_of_equals():
+    assert epochs(KeepBest(), [3.0, 1.0, 2.0, 1.0]) == 1
+    assert epochs(KeepBest(), [3.0, 2.0, 1.0]) == 2
+
+
+def test_epochs_of_pretraining_are_no_candidates():
+    assert epochs(KeepBest(), [0.1, 3.0, 2.0, 2.5], pretraining=1) == 2
+
+
+def test_a_loss_that_is_nan_or_absent_is_no_candidate():
+    assert epochs(KeepBest(), [float("nan"), 2.0, float("nan")]) == 1
+    assert epochs(KeepBest(), [None, None, None]) == 2
+
+
+def test_pretraining_is_infomax_alone_and_ends(data):
+    watch = Watch()
+    module = train(data, n_epochs=3, pretrain=2, callbacks=[watch])
+    assert watch.stages == [True, True, False]
+    assert not module.pretraining
+    for term in TERMS:
+        assert (f"{term}_train" in watch.logged[1]) == term.startswith("dgi")
+        assert f"{term}_train" in watch.logged[2]
+
+
+def test_a_run_that_ends_in_pretraining_leaves_the_joint_stage(data):
+    assert not train(data, n_epochs=1, pretrain=5, callbacks=[]).pretraining
+
+
+def test_the_logged_loss_is_the_sum_of_the_logged_terms(data):
+    watch = Watch()
+    train(data, n_epochs=1, callbacks=[watch])
+    (logged,) = watch.logged
+    for mode in ("train", "validation"):
+        assert logged[f"{mode}_loss"] == pytest.approx(sum(logged[f"{term}_{mode}"] for term in TERMS), rel=1e-4)
+
+
+def test_training_lowers_the_loss_and_the_seed_fixes_the_weights(data):
+    watch = Watch()
+    first = train(data, n_epochs=5, lr=1e-2, share=0.0, callbacks=[watch])
+    assert watch.logged[-1]["train_loss"] < watch.logged[0]["train_loss"]
+    assert_same_state(train(data, n_epochs=5, lr=1e-2, share=0.0).state_dict(), first.state_dict())
