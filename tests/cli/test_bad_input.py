@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata
 import numpy as np
 import pytest
+import torch
 
 from st_gchb.cli import main
 
@@ -34,9 +35,10 @@ def empty_folder(path):
     return path / "empty"
 
 
-@pytest.mark.parametrize(
-    ("make", "message"), [(text, "expected an .h5ad"), (broken, "write_h5ad"), (empty_folder, "holds no her2st")]
-)
+NO_SLIDES = [(text, "expected an .h5ad"), (broken, "write_h5ad"), (empty_folder, "holds no her2st")]
+
+
+@pytest.mark.parametrize(("make", "message"), NO_SLIDES)
 @pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])
 def test_data_that_are_no_slides(refused, model, tmp_path, command, make, message):
     options = ["--model", model] if command == "predict" else TEXTURE
@@ -51,7 +53,7 @@ def test_a_store_that_is_none(refused, model, tmp_path):
 
 
 USAGE = {
-    "no command": ([], "command"),
+    "no command": ([], "evaluate"),
     "unknown command": (["infer"], "infer"),
     "no data": (["train", "--out", "m"], "--data"),
     "unknown option": (["train", "--data", "x", "--out", "m", "--epochs", "3"], "--epochs"),
@@ -119,26 +121,34 @@ def test_a_folder_that_cannot_be_made(refused, slides, model, tmp_path):
     out = ["--out", tmp_path / "file" / "out", "--quiet"]
     evaluate = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--seeds", 1, "--n-top-genes", 20]
     train = ["train", "--data", slides, "--slices", "S1", *TEXTURE, "--max-epochs", 1, "--n-top-genes", 10]
-    for command in (evaluate, train, ["predict", "--model", model, "--data", slides, "--slices", "S3"]):
-        assert "file" in refused(*command, *out)
+    predict = ["predict", "--model", model, "--data", slides, "--slices", "S3"]
+    for command in (evaluate, train, predict, ["demo"]):
+        assert "no folder" in refused(*command, *out)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full(refused, slides, model, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", full)
+    predict = ["predict", "--model", model, "--data", slides, "--slices", "S3", "--quiet", "--out", tmp_path / "out"]
+    assert "No space left" in refused(*predict)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_our_own_faults_are_not_hidden(slides, tmp_path, monkeypatch):
     """An error that is not about the input is a bug, and shows where."""
     monkeypatch.setattr("st_gchb.evaluate.write_report", lambda *_, **__: 1 / 0)
-    command = [
-        "evaluate",
-        "--data",
-        slides,
-        *TEXTURE,
-        "--methods",
-        "mean",
-        "--seeds",
-        1,
-        "--n-top-genes",
-        20,
-        "--quiet",
-    ]
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--seeds", 1, "--n-top-genes", 20]
     with pytest.raises(ZeroDivisionError):
-        main([str(argument) for argument in [*command, "--out", tmp_path]])
+        main([str(argument) for argument in [*command, "--quiet", "--out", tmp_path]])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])
+def test_a_gpu_that_is_not_there(refused, slides, model, tmp_path, command):
+    options = ["--model", model] if command == "predict" else ["--encoder", "texture"]
+    said = refused(command, "--data", slides, *options, "--device", "gpu", "--out", tmp_path / "out")
+    assert "cpu" in said
+    assert not (tmp_path / "out").exists()

@@ -96,9 +96,8 @@ def test_predict(model, slides, tmp_path, capsys):
     query.uns["spatial"] = {"S3": query.uns["spatial"]["S3"]}
     expected = STGCHB.load(model, accelerator="cpu").predict(query, k=9)
     genes = list(expected.var_names[:2])
-    bare = AnnData(
-        obs=query.obs[["slice"]], obsm={"spatial": query.obsm["spatial"]}, uns={"spatial": query.uns["spatial"]}
-    )
+    parts = {"obsm": {"spatial": query.obsm["spatial"]}, "uns": {"spatial": query.uns["spatial"]}}
+    bare = AnnData(obs=query.obs[["slice"]], **parts)
     bare.write_h5ad(tmp_path / "bare.h5ad")
     command = ["predict", "--model", model, "--k", 9, "--device", "cpu", "--genes", *genes]
     for name, data in (("all", [slides, "--slices", "S3"]), ("bare", [tmp_path / "bare.h5ad"])):
@@ -224,8 +223,9 @@ def test_quiet_says_nothing_but_the_answer(model, slides, tmp_path, capsys):
 
 def test_as_a_process(model, tmp_path):
     """One line on stderr and status 2, with all that importing the libraries would say."""
-    command = [sys.executable, "-m", "st_gchb.cli", "predict", "--model", str(model), "--out", str(tmp_path / "out")]
-    ran = subprocess.run([*command, "--data", str(tmp_path / "no.h5ad")], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "import sys; from st_gchb.cli import main; sys.exit(main())"]
+    command += ["predict", "--model", model, "--data", tmp_path / "no.h5ad", "--out", tmp_path / "out"]
+    ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert ran.stdout == ""
     (line,) = ran.stderr.splitlines()

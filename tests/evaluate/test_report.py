@@ -65,14 +65,14 @@ def test_pictures(result, tmp_path):
         assert min(pixels.shape[:2]) > 200
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > (500 if name == "tissue" else 5)
     before = paths["tissue"].read_bytes()
-    other = [gene for gene in result.pictured.var_names if gene not in ("",)][:1]
-    write_report(result, tmp_path, genes=other)
+    write_report(result, tmp_path, genes=[result.pictured.var_names[0]])
     assert paths["tissue"].read_bytes() != before
 
 
 def test_an_unknown_gene_to_draw(result, tmp_path):
     with pytest.raises(MissingKeyError, match="ERBB2"):
-        write_report(result, tmp_path, genes=["ERBB2"])
+        write_report(result, tmp_path / "report", genes=["ERBB2"])
+    assert not (tmp_path / "report").exists()
 
 
 def test_one_seed_has_no_spread(tissue, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def new_command(commands: Any, name: str, summary: str, example: str) -> argpars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or gpu (default: auto)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: auto")
     parser.add_argument("--quiet", action="store_true", help="warnings only, no progress bars")
     return parser
 
@@ -108,8 +109,28 @@ def embed(adata: Any, arguments: argparse.Namespace) -> None:
 
     if Keys.FEATURES in adata.obsm:
         return
-    device = {"gpu": "cuda"}.get(arguments.device, arguments.device)
-    options = {"patch_um": arguments.patch_um, "views": arguments.views, "device": device}
-    pp.embed_patches(
-        adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=arguments.slice_key, **options
-    )
+    options = {"patch_um": arguments.patch_um, "views": arguments.views, "device": torch_device(arguments)}
+    slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
+    pp.embed_patches(adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=slice_key, **options)
+
+
+def torch_device(arguments: argparse.Namespace) -> str:
+    """The device as torch names it."""
+    return {"gpu": "cuda"}.get(arguments.device, arguments.device)
+
+
+def check_machine(arguments: argparse.Namespace) -> None:
+    """Refuse a device that is not there and an output folder that cannot be made, before hours are spent.
+
+    Raises
+    ------
+    InputError
+        With the device or the folder.
+    """
+    if arguments.device not in ("auto", "cpu"):
+        from st_gchb.pp._embed import choose_device
+
+        choose_device(torch_device(arguments))
+    there = next(path for path in (arguments.out, *arguments.out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"--out {arguments.out}: {there} is no folder that can be written to. Name another one.")

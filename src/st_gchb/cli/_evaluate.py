@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from st_gchb._errors import InputError
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
 
@@ -38,6 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
     from st_gchb.evaluate._run import DEFAULT_METHODS
 
     adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
+    absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]
+    if absent:
+        raise InputError(f"--genes {absent}: not among the {adata.n_vars} genes of the data. Name others.")
     embed(adata, arguments)
     result = evaluate(
         adata,

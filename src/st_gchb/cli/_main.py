@@ -12,6 +12,7 @@ from st_gchb import __version__
 from st_gchb._errors import STGCHBError
 from st_gchb._logging import set_verbosity
 from st_gchb.cli import _demo, _evaluate, _predict, _train
+from st_gchb.cli._arguments import check_machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=category)
     set_verbosity("WARNING" if arguments.quiet else "INFO")
     try:
+        check_machine(arguments)
         arguments.run(arguments)
-    except STGCHBError as error:
+    # Also what the system says of files: a full disk is no fault of ours that a traceback would help with.
+    except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

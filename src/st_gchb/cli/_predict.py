@@ -78,7 +78,12 @@ def _read_query(arguments: argparse.Namespace) -> Any:
     if path.suffix == ".zarr":
         import spatialdata
 
-        return spatialdata.read_zarr(path)
+        try:
+            return spatialdata.read_zarr(path)
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"--data {path} cannot be read as SpatialData ({error}). Write it with sdata.write."
+            ) from error
     if path.suffix == ".h5ad":
         return take_slices(read_h5ad(path), arguments.slices, arguments.slice_key)
     return read_slides(path, arguments.slices, arguments.slice_key)
@@ -98,7 +103,7 @@ def _spots(prediction: Any, genes: list[str]) -> Any:
     frame = prediction.obs.copy()
     frame["x_px"], frame["y_px"] = prediction.obsm[Keys.SPATIAL][:, 0], prediction.obsm[Keys.SPATIAL][:, 1]
     for gene in genes:
-        frame[gene] = prediction[:, gene].layers[Keys.LAYER][:, 0]
+        frame[gene] = prediction.layers[Keys.LAYER][:, prediction.var_names.get_loc(gene)]
     return frame
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from st_gchb import pl
+from st_gchb._errors import MissingKeyError
 from st_gchb._files import write_whole
 from st_gchb.evaluate._run import Evaluation
 from st_gchb.metrics import pearson
@@ -35,7 +36,16 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: list[str] | N
     Returns
     -------
     Paths by name: ``metrics``, ``scores``, ``per_gene``, ``table``, ``tissue``, ``bars``.
+
+    Raises
+    ------
+    MissingKeyError
+        If a gene is not in the panel; nothing is written then.
     """
+    if result.pictured is not None:
+        absent = [gene for gene in genes or [] if gene not in result.pictured.var_names]
+        if absent:
+            raise MissingKeyError(f"Genes {absent} are not in the panel of {result.pictured.n_vars}. Draw others.")
     out = Path(folder)
     names = ("metrics.json", "scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png", "methods.png")
     paths = dict(

@@ -134,9 +134,9 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
         obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}, index=names),
         var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
     )
-    batch_key = "slice" if table.obs["slice"].nunique() > 1 else None
-    frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False)
-    chosen = np.asarray(frame["highly_variable"].reindex(table.var_names) if batch_key else frame["highly_variable"])
+    # With a batch key, be it of one batch, scanpy breaks ties: the panel has exactly the size asked for.
+    frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
+    chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
     return seen[np.flatnonzero(chosen)]
 
 

@@ -245,10 +245,11 @@ def rule_of(
         pairs = probe.obsp[Keys.DISTANCES].tocoo()
         apart = np.asarray(adata.obsp[connectivities_key].tocsr()[pairs.row, pairs.col]).ravel() == 0
         shortest = float((pairs.data * per_spot[pairs.row])[apart].min(initial=1.5 * longest))
-        rule = GraphRule("radius", (longest + shortest) / 2, unit)
-        spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
-        if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
-            return rule
+        if shortest > longest:
+            rule = GraphRule("radius", (longest + shortest) / 2, unit)
+            spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
+            if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
+                return rule
     raise GraphError(
         f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a "
         f"query's graph could not be built by the same rule. Drop it (del adata.obsp[...]) and set up again."
