@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def add_parser(commands: Any) -> None:
@@ -18,9 +22,13 @@ def add_parser(commands: Any) -> None:
         "Leave one slice (or patient) out, predict it, and compare with what was measured.",
         "st-gchb evaluate --data her2st/ --encoder mobilenet_v2 --weights mobilenet_v2.safetensors --out evaluation/",
     )
+    parser.description = (
+        f"{parser.description} Finished runs are kept in OUT/runs: the same command goes on where it was stopped."
+    )
     add_data(parser)
     add_encoder(parser)
     parser.add_argument("--by", default="slice", choices=("slice", "patient"), help="what is left out (default: slice)")
+    parser.add_argument("--held-out", metavar="SLICE", help="leave out this slice alone (default: each in turn)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default, paper, bleep, paper-A to -D, ridge, ...")
     parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: 3)")
@@ -29,30 +37,56 @@ def add_parser(commands: Any) -> None:
         "--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 best of the variable ones)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, the tables and the pictures")
-    parser.set_defaults(run=run)
+    parser.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call in OUT/runs first")
+    parser.set_defaults(run=run, when_interrupted=when_interrupted)
+
+
+def when_interrupted(arguments: argparse.Namespace) -> str:
+    """What a user who stopped the command can do next."""
+    return f"{'without --fresh ' if arguments.fresh else ''}the same command goes on from there"
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write the report."""
-    from st_gchb.evaluate import evaluate, write_report
+    from st_gchb.evaluate import evaluate, evaluate_fold, write_report
     from st_gchb.evaluate._report import markdown
     from st_gchb.evaluate._run import DEFAULT_METHODS
 
     adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
-    absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]
-    if absent:
-        raise InputError(f"--genes {absent}: not among the {adata.n_vars} genes of the data. Name others.")
+    methods = arguments.methods or DEFAULT_METHODS
+    _check(adata, arguments, methods)
     embed(adata, arguments)
-    result = evaluate(
-        adata,
-        methods=arguments.methods or DEFAULT_METHODS,
-        by=arguments.by,
-        n_top_genes=arguments.n_top_genes,
-        seeds=range(arguments.seed, arguments.seed + arguments.seeds),
-        markers=arguments.markers,
-        slice_key=arguments.slice_key,
-        device=arguments.device,
-    )
+    options = {
+        "methods": methods,
+        "n_top_genes": arguments.n_top_genes,
+        "seeds": range(arguments.seed, arguments.seed + arguments.seeds),
+        "markers": arguments.markers,
+        "slice_key": arguments.slice_key,
+        "device": arguments.device,
+        "runs_dir": arguments.out / "runs",
+        "fresh": arguments.fresh,
+    }
+    if arguments.held_out is None:
+        result = evaluate(adata, by=arguments.by, **options)
+    else:
+        result = evaluate_fold(adata, arguments.held_out, **options)
     paths = write_report(result, arguments.out, genes=arguments.genes)
     print(markdown(result))
     print(f"\nwritten to {arguments.out}: {', '.join(path.name for path in paths.values())}")
+
+
+def _check(adata: AnnData, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Refuse what can be refused before patches are embedded, which may take long."""
+    from st_gchb.evaluate._folds import hold_one_out, leave_one_out
+    from st_gchb.evaluate._protocol import choose_methods
+
+    absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]
+    if absent:
+        raise InputError(f"--genes {absent}: not among the {adata.n_vars} genes of the data. Name others.")
+    choose_methods(methods)
+    if arguments.held_out is None:
+        leave_one_out(adata, arguments.by, slice_key=arguments.slice_key)
+    elif arguments.by == "patient":
+        raise InputError(f"--held-out {arguments.held_out} leaves one slice out. Drop it, or --by patient.")
+    else:
+        hold_one_out(adata, arguments.held_out, slice_key=arguments.slice_key)

@@ -11,7 +11,7 @@ from typing import NoReturn
 from st_gchb import __version__
 from st_gchb._errors import STGCHBError
 from st_gchb._logging import set_verbosity
-from st_gchb.cli import _demo, _evaluate, _predict, _train
+from st_gchb.cli import _demo, _evaluate, _predict, _study, _train
 from st_gchb.cli._arguments import check_machine
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, or 2 on bad input.
+    Exit status: 0, 2 on bad input, or 130 when it was stopped by Ctrl-C.
 
     Examples
     --------
@@ -45,7 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into an end of its own.
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print(_interrupted(arguments), file=sys.stderr)
+        return 130
     return 0
+
+
+def _interrupted(arguments: argparse.Namespace) -> str:
+    advice = getattr(arguments, "when_interrupted", None)
+    return f"st-gchb: interrupted; {advice(arguments)}" if advice else "st-gchb: interrupted"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -62,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="st-gchb", description="Gene expression from H&E: train on slides that have both, predict for H&E alone."
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,train,predict,evaluate}")
-    for module in (_demo, _train, _predict, _evaluate):
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,train,predict,evaluate,study}")
+    for module in (_demo, _train, _predict, _evaluate, _study):
         module.add_parser(commands)
     return parser

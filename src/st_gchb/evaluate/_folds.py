@@ -12,6 +12,9 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb.pp._graph import slice_members
 
+_NO_NAME = ("", "nan", "None", "<NA>")
+"""An empty cell, and what it becomes when a column is turned into text."""
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -51,7 +54,7 @@ def leave_one_out(
     Raises
     ------
     SliceError
-        If there is one slice or patient only, or a spot has none.
+        If there is one slice or patient only, a spot has none, or a slice belongs to two patients.
 
     Examples
     --------
@@ -63,15 +66,52 @@ def leave_one_out(
     if by not in ("slice", "patient"):
         raise InputError(f"by={by!r} is unknown; expected 'slice' or 'patient'.")
     key = slice_key if by == "slice" else patient_key
-    if key not in adata.obs:
-        raise SliceError(
-            f"Leaving one {by} out needs obs[{key!r}]; found {list(adata.obs.columns)[:12]}. Add or name the column."
-        )
-    members = slice_members(adata, key)
+    for needed in dict.fromkeys((key, slice_key)):
+        if needed not in adata.obs:
+            found = list(adata.obs.columns)[:12]
+            raise SliceError(f"Leaving one {by} out needs obs[{needed!r}]; found {found}. Add or name the column.")
+    slices = slice_members(adata, slice_key)
+    members = slices if by == "slice" else _patients(adata, slices, slice_key, patient_key)
     if len(members) < 2:
         raise SliceError(f"obs[{key!r}] holds {len(members)} {by}; leaving one out needs at least 2.")
     everything = np.arange(adata.n_obs)
     return [Fold(name, np.setdiff1d(everything, rows), rows) for name, rows in members.items()]
+
+
+def hold_one_out(adata: AnnData, held_out: str, *, slice_key: str = Keys.SLICE) -> list[Fold]:
+    """The one fold that holds a slice out.
+
+    Raises
+    ------
+    SliceError
+        If there is no such slice, or no other one.
+    """
+    folds = leave_one_out(adata, "slice", slice_key=slice_key)
+    chosen = [fold for fold in folds if fold.name == held_out]
+    if not chosen:
+        raise SliceError(f"obs[{slice_key!r}] has no slice {held_out!r}; found {sorted(fold.name for fold in folds)}.")
+    return chosen
+
+
+def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, patient_key: str) -> dict[str, np.ndarray]:
+    """Rows of each patient, whose slices are all and only theirs."""
+    column = adata.obs[patient_key]
+    names = column.astype(str).str.strip()
+    unknown = (column.isna() | names.isin(_NO_NAME)).to_numpy()
+    without = [name for name, rows in slices.items() if unknown[rows].any()]
+    if without:
+        raise SliceError(
+            f"Slices {without} have spots without a patient: obs[{patient_key!r}] is empty for {int(unknown.sum())} of "
+            f"{adata.n_obs} spots. Fill the column, drop these slices, or leave one slice out instead (by='slice')."
+        )
+    owners = {name: sorted(set(names.iloc[rows])) for name, rows in slices.items()}
+    split = {name: patients for name, patients in owners.items() if len(patients) > 1}
+    if split:
+        raise SliceError(
+            f"Slices belong to one patient each, but obs[{patient_key!r}] names more for {split}. Correct the column, "
+            f"or give sections of two patients two names in obs[{slice_key!r}]."
+        )
+    return {patient: np.flatnonzero(names == patient) for patient in dict.fromkeys(names)}
 
 
 def hide_expression(adata: AnnData, features_key: str) -> AnnData:

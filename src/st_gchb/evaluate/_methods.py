@@ -6,7 +6,8 @@ log-normalised expression of the held-out spots, ``(n_test, n_genes)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from st_gchb._constants import Keys
 from st_gchb.model import STGCHB
-from st_gchb.model._inputs import context_features
+from st_gchb.model._inputs import ContextRule
 from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp import spatial_graph
 from st_gchb.pp._expression import log_normalise
@@ -66,7 +67,9 @@ class Task:
         if not neighbors:
             return plain[0], plain[1]
         graphs = [self._graph(table) for table in tables]
-        return context_features(plain[0], graphs[0]), context_features(plain[1], graphs[1])
+        slices = [table.obs[self.slice_key].astype(str).to_numpy() for table in tables]
+        look = ContextRule(n_rings=1)
+        return look(plain[0], graphs[0], slices[0]), look(plain[1], graphs[1], slices[1])
 
     def _graph(self, table: AnnData) -> Any:
         probe = AnnData(obs=table.obs[[self.slice_key]].copy(), obsm={Keys.SPATIAL: table.obsm[Keys.SPATIAL]})
@@ -79,11 +82,30 @@ Method = Callable[[Task], np.ndarray]
 
 def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData:
     """Train the model on a task and answer its held-out spots; the model's whole answer."""
-    train = task.train.copy()
-    STGCHB.setup_anndata(train, slice_key=task.slice_key, features_key=task.features_key)
-    model = STGCHB(train, preset, panel=task.panel, seed=task.seed, **settings)  # type: ignore[arg-type]
-    model.train(accelerator=task.device, calibrate=False, enable_progress_bar=False)
-    return model.predict(task.test, slice_key=task.slice_key)
+    settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
+    where = {"slice_key": task.slice_key, "features_key": task.features_key}
+    with trained(task.train, where, settings, accelerator=task.device, calibrate=False) as model:
+        return model.predict(task.test, slice_key=task.slice_key)
+
+
+@contextmanager
+def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **options: Any) -> Iterator[STGCHB]:
+    """A model trained on a copy of ``train``, of which nothing stays in memory afterwards.
+
+    scvi-tools keeps every table that was set up for as long as the process lives: over hundreds of runs, gigabytes.
+    """
+    table = AnnData(train.X, obs=train.obs.copy(), var=train.var[[]].copy())
+    for key in (Keys.SPATIAL, where["features_key"]):
+        table.obsm[key] = train.obsm[key]
+        if key in train.uns:
+            table.uns[key] = train.uns[key]
+    STGCHB.setup_anndata(table, **where)  # type: ignore[arg-type]
+    model = STGCHB(table, **settings)
+    try:
+        model.train(enable_progress_bar=False, **options)
+        yield model
+    finally:
+        model.deregister_manager(table)
 
 
 def _model(task: Task, preset: str, **settings: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ import pandas as pd
 from st_gchb import pl
 from st_gchb._errors import MissingKeyError
 from st_gchb._files import write_whole
-from st_gchb.evaluate._run import Evaluation
+from st_gchb.evaluate._result import Evaluation
 from st_gchb.metrics import pearson
 
 _SHOWN = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
@@ -89,8 +89,16 @@ def as_json(result: Evaluation) -> dict[str, Any]:
     }
     return {
         "settings": result.settings,
+        "runs": result.runs,
         "methods": methods,
         "by_fold": json.loads(result.scores.to_json(orient="records")),
+        **machine_and_versions(),
+    }
+
+
+def machine_and_versions() -> dict[str, Any]:
+    """What a figure depends on beside the settings."""
+    return {
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
     }

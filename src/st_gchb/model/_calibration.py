@@ -53,7 +53,7 @@ class Calibration:
 
 
 def signs_of(
-    neighbors: Neighbors, prediction: np.ndarray, table: sparse.csr_matrix, patch_similarity: np.ndarray
+    neighbors: Neighbors, prediction: np.ndarray, table: sparse.csr_matrix, distance: np.ndarray
 ) -> np.ndarray:
     """What can be seen of a prediction without the truth, ``(n_query, 4)``.
 
@@ -66,7 +66,7 @@ def signs_of(
     mean = weights @ table
     first = np.asarray(mean.multiply(mean).mean(axis=1)).ravel()
     spread = np.sqrt(np.maximum(second - first, 0.0))
-    return np.stack([similarity, spread, 1.0 - patch_similarity, prediction.mean(1)], axis=1)
+    return np.stack([similarity, spread, distance, prediction.mean(1)], axis=1)
 
 
 def calibrate(

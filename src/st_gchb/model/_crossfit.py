@@ -44,7 +44,7 @@ class Trainee:
 def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
     """Make the reference bank of a trained network."""
     keys = embed(module, fitted.panel, fitted.adjacency, "expression")
-    image_keys = embed(module, fitted.features, fitted.adjacency, "image")
+    image_keys = embed(module, fitted.context, fitted.adjacency, "image")
     return build_bank(adata, where, fitted, keys, image_keys)
 
 
@@ -78,7 +78,7 @@ def cross_fit(
         train(trainee, training_data(fitted, rest))
         bank = embed_reference(trainee.module, fitted, rest, where)
         p = Predictor(trainee.module, fitted.rules, bank, None, settings)
-        found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows])
+        found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows], whole.slices[rows])
         return found.panel, found.signs
 
     return calibrate(calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel)

@@ -12,10 +12,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_gchb._constants import Keys
-from st_gchb.model._inputs import FixedMap, context_features, fit_map
+from st_gchb.model._inputs import ContextRule, FixedMap, fit_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
-from st_gchb.model._query import Rules, origin_table, pixel_sizes
+from st_gchb.model._query import Rules, origin_table, pixel_sizes, slice_names
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
@@ -23,6 +23,9 @@ from st_gchb.pp._expression import fit_expression, log_normalise
 from st_gchb.pp._graph import rule_of
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
+
+_APPEARANCE = 32
+"""Components of the patch features in which a query is compared with the reference's range."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,15 @@ class Fitted:
     rules
         What a query goes through.
     image_map
-        Map of patch features to the image branch's inputs.
+        Map of context features to the image branch's inputs.
     log_values
         Log-normalised expression over all genes, ``(n_spots, n_all_genes)``.
     panel
         The same, of the panel, ``(n_spots, n_genes)``.
     features
         Patch features, ``(n_spots, n_features)``.
+    context
+        What is seen of each spot and its surroundings, ``(n_spots, n_context)``.
     adjacency
         Spot graph.
     slices
@@ -52,6 +57,7 @@ class Fitted:
     log_values: sparse.csr_matrix
     panel: sparse.csr_matrix
     features: np.ndarray
+    context: np.ndarray
     adjacency: sparse.csr_matrix
     slices: np.ndarray
 
@@ -73,23 +79,22 @@ def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[
     )
     features = np.asarray(adata.obsm[where.features_key], dtype=np.float32)
     adjacency = (adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32)
+    look = ContextRule(settings.context_rings, features.mean(0) if settings.center_slices else None)
+    context = look(features, adjacency, slices)
     rules = Rules(
         expression=expression,
         features=_feature_rule(adata, where.features_key),
         features_key=where.features_key,
         n_features=features.shape[1],
         graph=_graph_rule(adata, where),
-        context=fit_map(context_features(features, adjacency), settings.linear_components, whiten=False, seed=seed),
+        context=look,
+        linear=fit_map(context, settings.linear_components, whitening=0.0, seed=seed),
+        appearance=fit_map(features, _APPEARANCE, whitening=1.0, seed=seed),
         slice_key=where.slice_key,
     )
-    image_map = fit_map(features, settings.n_image_components, whiten=True, seed=seed)
+    image_map = fit_map(context, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
-    return Fitted(rules, image_map, log_values, panel_values, features, adjacency, slices)
-
-
-def slice_names(adata: AnnData, slice_key: str | None) -> np.ndarray:
-    """Slice of each spot, ``(n_spots,)``."""
-    return np.full(adata.n_obs, "slice") if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
+    return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
 
 
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
@@ -109,7 +114,7 @@ def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
 def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings) -> NetworkSettings:
     """Sizes of the network; components are as many as the data allow."""
     return NetworkSettings(
-        n_features=rules.n_features,
+        n_features=rules.n_features * (rules.context.n_rings + 1),
         n_genes=len(rules.expression.genes),
         n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
         n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
@@ -127,7 +132,7 @@ def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
     dense = fitted.panel.toarray()
     expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
     return TrainingData(
-        image=torch.from_numpy(fitted.image_map(fitted.features)),
+        image=torch.from_numpy(fitted.image_map(fitted.context)),
         expression=torch.from_numpy(expression(dense)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
@@ -152,8 +157,14 @@ def build_bank(
                 values.columns if isinstance(values, pd.DataFrame) else [f"{name}_{i}" for i in range(values.shape[1])]
             )
             tables[name] = make(values, columns)
-    context = fitted.rules.context(context_features(fitted.features, fitted.adjacency))
-    return ReferenceBank(keys, image_keys, context, origin_table(adata, where.slice_key, where.patient_key), tables)
+    return ReferenceBank(
+        keys,
+        image_keys,
+        fitted.rules.linear(fitted.context),
+        fitted.rules.appearance(fitted.features),
+        origin_table(adata, where.slice_key, where.patient_key),
+        tables,
+    )
 
 
 def _is_numeric(values: Any) -> bool:

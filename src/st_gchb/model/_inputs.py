@@ -1,4 +1,4 @@
-"""Fixed input maps: features to components, and the context that the linear read-out sees."""
+"""Fixed input maps: features to components, and what is seen of a patch and its surroundings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
+
+_SPOTS_OF_DOUBT = 20
+"""Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class FixedMap:
         return (centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix).astype(np.float32)
 
 
-def fit_map(x: np.ndarray, n_components: int | None, *, whiten: bool, seed: int) -> FixedMap:
+def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> FixedMap:
     """Standardise each feature, then principal components; fitted on training spots alone.
 
     Parameters
@@ -31,8 +34,9 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whiten: bool, seed: int)
         Features of the training spots, ``(n_spots, n_features)``.
     n_components
         Number of components; ``None`` only standardises.
-    whiten
-        Give all components variance 1.
+    whitening
+        0 keeps each component's variance, 1 makes them all equal, between is a power of it. Where it is not 0, the
+        components' mean variance is 1.
     seed
         Seed of the solver.
     """
@@ -43,11 +47,61 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whiten: bool, seed: int)
         return FixedMap(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
     solver = "randomized" if width < min(x.shape) // 2 else "full"
-    pca = PCA(width, whiten=whiten, svd_solver=solver, random_state=seed).fit((x - offset) * inverse)
+    pca = PCA(width, svd_solver=solver, random_state=seed).fit((x - offset) * inverse)
     matrix = pca.components_.T
-    if whiten:
-        matrix = matrix / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
+    if whitening:
+        variance = np.maximum(pca.explained_variance_, 1e-12)
+        matrix = matrix * variance ** (-whitening / 2) / np.sqrt((variance ** (1 - whitening)).mean())
     return FixedMap(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ContextRule:
+    """What is seen of a spot: its own features, and the mean features of the rings of neighbours around it.
+
+    Parameters
+    ----------
+    n_rings
+        Number of rings; 0 sees the spot alone.
+    center
+        Mean features of the training spots, ``(n_features,)``, where features are centred on their slice; ``None``
+        where they are not. Slides differ in stain and scanner more than their spots do in tissue.
+    """
+
+    n_rings: int
+    center: np.ndarray | None = None
+
+    def __call__(self, features: np.ndarray, adjacency: sparse.csr_matrix, slices: np.ndarray) -> np.ndarray:
+        """Context features, ``(n_spots, (n_rings + 1) * n_features)``.
+
+        Parameters
+        ----------
+        features
+            Patch features, ``(n_spots, n_features)``.
+        adjacency
+            Spot graph, ``(n_spots, n_spots)``.
+        slices
+            Slice of each spot, ``(n_spots,)``.
+        """
+        own = features if self.center is None else centered(features, slices, self.center)
+        rings = [own]
+        for _ in range(self.n_rings):
+            rings.append(neighbor_mean(rings[-1], adjacency))
+        return np.hstack(rings).astype(np.float32)
+
+
+def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Features less the mean of their slice, ``(n_spots, n_features)``.
+
+    A few spots say little of their slide's mean: it is drawn towards ``center``, half-way for a slice of 20
+    spots.
+    """
+    result = np.array(features, dtype=np.float32)
+    for name in np.unique(slices):
+        rows = np.flatnonzero(slices == name)
+        share = len(rows) / (len(rows) + _SPOTS_OF_DOUBT)
+        result[rows] -= (share * features[rows].mean(0, dtype=np.float64) + (1 - share) * center).astype(np.float32)
+    return result
 
 
 def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
@@ -55,8 +109,3 @@ def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndar
     degree = np.asarray(adjacency.sum(axis=1)).ravel()
     mean = (adjacency @ features) / np.maximum(degree, 1.0)[:, None]
     return np.where(degree[:, None] > 0, mean, features).astype(np.float32)
-
-
-def context_features(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
-    """A spot's features and its neighbours' mean, ``(n_spots, 2 * n_features)``."""
-    return np.hstack([features, neighbor_mean(features, adjacency)]).astype(np.float32)

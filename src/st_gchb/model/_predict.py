@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 
 from st_gchb import __version__
 from st_gchb._constants import Keys
 from st_gchb.model._calibration import Calibration, signs_of
-from st_gchb.model._inputs import context_features
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Query, Rules, measured_panel
@@ -28,7 +28,7 @@ _COLUMNS = 512
 """Genes that are made dense at once."""
 
 _NEAREST = 10
-"""Reference patches whose mean similarity says how far a query patch lies from the reference."""
+"""Reference patches whose mean distance says how far a query patch lies from the reference."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Answer:
         Joint embedding of the patches, ``(n_query, n_embedding)``.
     neighbors
         Retrieved reference spots.
-    context
+    linear
         Inputs of the linear read-out, ``(n_query, n_inputs)``.
     panel
         Predicted log-normalised expression of the panel, ``(n_query, n_genes)``.
@@ -73,7 +73,7 @@ class Answer:
 
     embedding: np.ndarray
     neighbors: Neighbors
-    context: np.ndarray
+    linear: np.ndarray
     panel: np.ndarray
     signs: np.ndarray
 
@@ -82,6 +82,7 @@ def answer(
     p: Predictor,
     features: np.ndarray,
     adjacency: sparse.csr_matrix,
+    slices: np.ndarray,
     k: int | None = None,
     weighting: Weighting | None = None,
 ) -> Answer:
@@ -91,12 +92,13 @@ def answer(
     ----------
     p
         The trained parts.
-    features, adjacency
-        Patch features and spot graph of the query.
+    features, adjacency, slices
+        Patch features, spot graph and slices of the query.
     k, weighting
         By default the model's; a ``k`` of the model's own is at most the size of the reference.
     """
-    embedding = embed(p.module, features, adjacency, "image")
+    context = p.rules.context(features, adjacency, slices)
+    embedding = embed(p.module, context, adjacency, "image")
     neighbors = find_neighbors(
         embedding,
         p.bank.keys,
@@ -105,15 +107,14 @@ def answer(
         temperature=p.settings.query_temperature,
         device=p.module.device,
     )
-    context = p.rules.context(context_features(features, adjacency))
+    linear = p.rules.linear(context)
     table = p.bank.table(None)
-    panel = read_out(p, neighbors, context, table)
-    return Answer(
-        embedding, neighbors, context, panel, signs_of(neighbors, panel, table.values, _nearest(p, embedding))
-    )
+    panel = read_out(p, neighbors, linear, table)
+    distance = _distance(p.rules.appearance(features), p.bank.appearance)
+    return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, panel, table.values, distance))
 
 
-def read_out(p: Predictor, neighbors: Neighbors, context: np.ndarray, table: ReferenceTable) -> np.ndarray:
+def read_out(p: Predictor, neighbors: Neighbors, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
     """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``."""
     weights = neighbors.matrix(len(p.bank))
     values = table.values.tocsc()
@@ -122,7 +123,7 @@ def read_out(p: Predictor, neighbors: Neighbors, context: np.ndarray, table: Ref
     retrieved: np.ndarray = np.concatenate(blocks, axis=1).astype(np.float32)
     share = p.settings.linear_weight
     if share:
-        linear = LinearReadout(p.bank.context, p.settings.linear_penalty).predict(context, table.values)
+        linear = LinearReadout(p.bank.linear, p.settings.linear_penalty).predict(inputs, table.values)
         retrieved = (1.0 - share) * retrieved + share * linear
     # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
     return np.maximum(retrieved, 0.0) if table.values.nnz == 0 or table.values.data.min() >= 0 else retrieved
@@ -138,8 +139,8 @@ def predict(
 ) -> AnnData:
     """Answer a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
     table = p.bank.table(layer)
-    found = answer(p, query.features, query.adjacency, k, weighting)
-    prediction = found.panel if layer is None else read_out(p, found.neighbors, found.context, table)
+    found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
+    prediction = found.panel if layer is None else read_out(p, found.neighbors, found.linear, table)
     result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
@@ -161,12 +162,11 @@ def predict(
     return result
 
 
-def _nearest(p: Predictor, embedding: np.ndarray) -> np.ndarray:
-    """Mean cosine similarity to the nearest reference patches, ``(n_query,)``."""
-    k = min(_NEAREST, len(p.bank))
-    return find_neighbors(embedding, p.bank.image_keys, k=k, weighting="mean", device=p.module.device).similarity.mean(
-        1
-    )
+def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean distance to the nearest reference patches, ``(n_query,)``."""
+    search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
+    distances: np.ndarray = search.kneighbors(query)[0]
+    return distances.mean(1)
 
 
 def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:

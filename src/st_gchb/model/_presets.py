@@ -25,6 +25,12 @@ class ModelSettings:
         Size of the panel.
     n_expression_components, n_image_components
         Principal components that enter the branches; ``None`` leaves PCA out (the paper's ablation B for expression).
+    image_whitening
+        0 keeps the variance of the image components, 1 makes them all equal, between is a power of it.
+    context_rings
+        Rings of neighbours whose mean patch features stand beside the spot's own.
+    center_slices
+        Take the mean patch features of a slice away from its spots, in the reference and in a query.
     n_image_tail
         Width of a trainable linear layer on the frozen trunk's features, 0 for none.
     image_graph, expression_graph
@@ -55,19 +61,22 @@ class ModelSettings:
 
     n_top_genes: int = 2000
     n_expression_components: int | None = 64
-    n_image_components: int | None = 64
+    n_image_components: int | None = 128
+    image_whitening: float = 0.5
+    context_rings: int = 2
+    center_slices: bool = True
     n_image_tail: int = 0
-    image_graph: GraphKind = "sage"
-    expression_graph: GraphKind = "sage"
+    image_graph: GraphKind = "none"
+    expression_graph: GraphKind = "none"
     n_hidden: int = 256
     n_embedding: int = 128
     dropout: float = 0.4
     literal: bool = False
     temperature: float = 0.2
     soft_targets: bool = True
-    dgi_image: float = 0.1
-    dgi_expression: float = 0.1
-    bottleneck: float = 0.1
+    dgi_image: float = 0.0
+    dgi_expression: float = 0.0
+    bottleneck: float = 0.05
     beta: float = 5.0
     dependence: Literal["cka", "nhsic"] = "cka"
     sigma: float | None = None
@@ -99,6 +108,9 @@ PRESETS: dict[str, ModelSettings] = {
     "paper": ModelSettings(
         n_expression_components=813,
         n_image_components=None,
+        image_whitening=1.0,
+        context_rings=0,
+        center_slices=False,
         n_image_tail=1000,
         image_graph="gcn",
         expression_graph="gcn",
@@ -121,10 +133,7 @@ PRESETS: dict[str, ModelSettings] = {
     ),
     # The default without graph, DGI, bottleneck and linear read-out, with BLEEP's plain mean of 50.
     "bleep": ModelSettings(
-        image_graph="none",
-        expression_graph="none",
-        dgi_image=0.0,
-        dgi_expression=0.0,
+        context_rings=0,
         bottleneck=0.0,
         k=50,
         weighting="mean",
@@ -160,9 +169,11 @@ def _check(settings: ModelSettings) -> None:
     for name in positive:
         if getattr(settings, name) <= 0:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected a value above 0.")
-    for name in ("dropout", "validation_share", "linear_weight"):
+    for name in ("dropout", "validation_share", "linear_weight", "image_whitening"):
         if not 0 <= getattr(settings, name) <= 1:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected a share between 0 and 1.")
+    if settings.context_rings < 0:
+        raise InputError(f"context_rings={settings.context_rings}; expected 0 (the spot alone) or more.")
     if settings.batch_size < 2:
         raise InputError(f"batch_size={settings.batch_size}; contrastive learning needs at least 2 spots in a step.")
     choices = {
@@ -175,3 +186,21 @@ def _check(settings: ModelSettings) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected one of {list(allowed)}.")
+
+
+def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:
+    """Refuse to retrieve more spots than there are.
+
+    A preset's own ``k`` is an upper limit where similarities weigh the spots; a plain mean of all spots would be the
+    same for every query.
+
+    Raises
+    ------
+    InputError
+        If the reference has too few spots.
+    """
+    chosen = settings.k != PRESETS[preset].k
+    if settings.k > n_reference and (chosen or settings.weighting == "mean"):
+        raise InputError(
+            f"k={settings.k}, but the reference has {n_reference} spots. Pass a k below {n_reference}, or more slices."
+        )

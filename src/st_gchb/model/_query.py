@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb.model._inputs import FixedMap
+from st_gchb.model._inputs import ContextRule, FixedMap
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
@@ -42,7 +42,11 @@ class Rules:
     graph
         How spots become neighbours.
     context
+        What is seen of a spot and its surroundings.
+    linear
         Map of context features to the inputs of the linear read-out.
+    appearance
+        Map of patch features to the components in which a query is compared with the reference's range.
     slice_key
         Column of ``obs`` that told the training slices apart.
     """
@@ -52,7 +56,9 @@ class Rules:
     features_key: str
     n_features: int
     graph: GraphRule
-    context: FixedMap
+    context: ContextRule
+    linear: FixedMap
+    appearance: FixedMap
     slice_key: str | None
 
 
@@ -70,8 +76,8 @@ class Query:
         Patch features, ``(n_query, n_features)``.
     adjacency
         Spot graph, ``(n_query, n_query)``.
-    slice_key
-        Column that tells its slices apart.
+    slices
+        Slice of each spot, ``(n_query,)``.
     link
         For SpatialData the columns by which rows are matched to shapes, ``region_key`` and ``instance_key``.
     """
@@ -80,7 +86,7 @@ class Query:
     source: AnnData
     features: np.ndarray
     adjacency: sparse.csr_matrix
-    slice_key: str | None
+    slices: np.ndarray
     link: dict[str, str]
 
 
@@ -144,7 +150,7 @@ def prepare_query(
     features = light.obsm[rules.features_key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
-    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), key, known)
+    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), slice_names(light, key), known)
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:
@@ -193,11 +199,16 @@ def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix
     return values[:, source.var_names.get_indexer(rule.genes)].tocsr()
 
 
+def slice_names(adata: AnnData, slice_key: str | None) -> np.ndarray:
+    """Slice of each spot, ``(n_spots,)``."""
+    return np.full(adata.n_obs, "slice") if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
+
+
 def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None) -> pd.DataFrame:
     """Where each spot comes from: name, slice, patient where known, x and y in px."""
     positions = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)
     frame = pd.DataFrame({"name": adata.obs_names.astype(str), "x": positions[:, 0], "y": positions[:, 1]})
-    frame["slice"] = "slice" if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
+    frame["slice"] = slice_names(adata, slice_key)
     if patient_key is not None:
         frame["patient"] = adata.obs[patient_key].astype(str).to_numpy()
     return frame

@@ -22,7 +22,7 @@ from st_gchb import __version__
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._files import make_readable, sha256_of
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._inputs import FixedMap
+from st_gchb.model._inputs import ContextRule, FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
 from st_gchb.model._record import decode, digest, encode
@@ -31,7 +31,7 @@ from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.retrieval._bank import ReferenceTable
 
-FORMAT = 1
+FORMAT = 2
 _JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -126,12 +126,16 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         "expression.offset": rules.expression.offset,
         "expression.matrix": rules.expression.matrix,
         "expression.variance": rules.expression.variance,
-        "context.offset": rules.context.offset,
-        "context.matrix": rules.context.matrix,
+        "linear.offset": rules.linear.offset,
+        "linear.matrix": rules.linear.matrix,
+        "appearance.offset": rules.appearance.offset,
+        "appearance.matrix": rules.appearance.matrix,
     }
+    if rules.context.center is not None:
+        network["context.center"] = rules.context.center
     if saved.calibration is not None:
         network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
-    reference = {"keys": bank.keys, "image_keys": bank.image_keys, "context": bank.context}
+    reference = {"keys": bank.keys, "image_keys": bank.image_keys, "linear": bank.linear, "appearance": bank.appearance}
     for name, table in bank.tables.items():
         csr = table.values
         parts = {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr, "shape": np.array(csr.shape)}
@@ -156,6 +160,7 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
         "features": None if rules.features is None else rules.features.to_dict(),
         "features_key": rules.features_key,
         "n_features": rules.n_features,
+        "context_rings": rules.context.n_rings,
         "graph": rules.graph.to_dict(),
         "slice_key": rules.slice_key,
         "tables": {name: list(table.columns) for name, table in saved.bank.tables.items()},
@@ -194,6 +199,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if written > FORMAT:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
+        )
+    if written < FORMAT:
+        raise ModelFileError(
+            f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
+            f"{FORMAT}. Train the model again."
         )
     if written_digest != digest(settings):
         raise ModelFileError(f"{folder / _JSON} is not as it was written: it is damaged. Copy the model again.")
@@ -266,7 +276,9 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
         features_key=stored["features_key"],
         n_features=stored["n_features"],
         graph=GraphRule(**stored["graph"]),
-        context=FixedMap(network["context.offset"], network["context.matrix"]),
+        context=ContextRule(stored["context_rings"], network.get("context.center")),
+        linear=FixedMap(network["linear.offset"], network["linear.matrix"]),
+        appearance=FixedMap(network["appearance.offset"], network["appearance.matrix"]),
         slice_key=stored["slice_key"],
     )
 
@@ -278,4 +290,5 @@ def _bank(stored: dict[str, Any], reference: dict[str, np.ndarray], origin: pd.D
         shape = (int(part["shape"][0]), int(part["shape"][1]))
         csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
         tables[name] = ReferenceTable(csr, pd.Index(columns))
-    return ReferenceBank(reference["keys"], reference["image_keys"], reference["context"], origin, tables)
+    arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
+    return ReferenceBank(origin=origin, tables=tables, **arrays)

@@ -20,7 +20,7 @@ from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._fitting import Fitted, build_module, fit, training_data
 from st_gchb.model._persistence import PersistenceMixin
 from st_gchb.model._predict import Predictor, embed, predict
-from st_gchb.model._presets import Preset, settings_for
+from st_gchb.model._presets import Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._saving import new_model_id
@@ -86,6 +86,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         self.calibration_: Calibration | None = None
         self.model_id_: str | None = None
         if adata is not None:
+            check_k(self.settings, preset, adata.n_obs)
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self._fitted: Fitted = fit(adata, self._where, self.settings, panel, self.seed)
@@ -260,6 +261,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         rules = cast("Rules", self.rules_)
         query = prepare_query(adata, rules, **where)
         if modality == "image":
-            return embed(self.module, query.features, query.adjacency, "image")
+            context = rules.context(query.features, query.adjacency, query.slices)
+            return embed(self.module, context, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")

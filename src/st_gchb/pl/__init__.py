@@ -5,6 +5,17 @@ from st_gchb.pl._history import history
 from st_gchb.pl._maps import measured_vs_predicted
 from st_gchb.pl._methods import metric_bars
 from st_gchb.pl._ranking import gene_ranking
+from st_gchb.pl._reliability import reliability
 from st_gchb.pl._save import save
+from st_gchb.pl._variants import variants
 
-__all__ = ["confidence", "gene_ranking", "history", "measured_vs_predicted", "metric_bars", "save"]
+__all__ = [
+    "confidence",
+    "gene_ranking",
+    "history",
+    "measured_vs_predicted",
+    "metric_bars",
+    "reliability",
+    "save",
+    "variants",
+]

@@ -12,6 +12,7 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import PCA
 
+from st_gchb._compat import torch_threads_kept
 from st_gchb._constants import TARGET_SUM
 from st_gchb._errors import ExpressionError, MissingKeyError
 from st_gchb._logging import logger
@@ -135,7 +136,8 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
         var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
     )
     # With a batch key, be it of one batch, scanpy breaks ties: the panel has exactly the size asked for.
-    frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
+    with torch_threads_kept():
+        frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
     chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
     return seen[np.flatnonzero(chosen)]
 

@@ -38,10 +38,12 @@ class ReferenceBank:
     keys
         Joint embedding of each reference spot's expression, L2-normalised, ``(n_reference, d)``.
     image_keys
-        Joint embedding of each reference spot's patch, ``(n_reference, d)``: what a query is compared with to see
-        whether it lies in the reference's range.
-    context
+        Joint embedding of each reference spot's patch, ``(n_reference, d)``.
+    linear
         Inputs of the linear read-out, ``(n_reference, n_inputs)``.
+    appearance
+        Whitened components of the patch features, ``(n_reference, n_components)``: what a query is compared with to
+        see whether it lies in the reference's range.
     origin
         One row per reference spot: name, slice, patient where known, x and y in full-resolution px.
     tables
@@ -50,7 +52,8 @@ class ReferenceBank:
 
     keys: np.ndarray
     image_keys: np.ndarray
-    context: np.ndarray
+    linear: np.ndarray
+    appearance: np.ndarray
     origin: pd.DataFrame
     tables: dict[str, ReferenceTable] = field(default_factory=dict)
 

@@ -1,0 +1,141 @@
+"""What is asked of an evaluation, and everything that can be refused before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.evaluate._folds import Fold
+from st_gchb.evaluate._methods import METHODS, Method
+from st_gchb.evaluate._panels import choose_panels, present
+from st_gchb.evaluate._reference import check_reference
+from st_gchb.model._setup import check_features, check_names
+from st_gchb.pp._coordinates import spot_centers
+from st_gchb.pp._embed import choose_device
+from st_gchb.pp._expression import check_expression, log_normalise
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The same for all folds, methods and seeds.
+
+    Parameters
+    ----------
+    by
+        What is held out, ``"slice"`` or ``"patient"``.
+    n_top_genes
+        Size of the panel.
+    seeds
+        Every method is run once per seed.
+    markers
+        Genes of the measure MG.
+    slice_key, features_key
+        Where slices and features are.
+    device
+        Lightning's accelerator.
+    """
+
+    by: str
+    n_top_genes: int
+    seeds: Sequence[int]
+    markers: Sequence[str] | None
+    slice_key: str = Keys.SLICE
+    features_key: str = Keys.FEATURES
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked protocol on a table of spots.
+
+    Parameters
+    ----------
+    adata
+        The caller's table; not changed.
+    folds, methods, protocol
+        What is run on what.
+    log_values
+        Log-normalised expression of all spots, ``(n_spots, n_all_genes)``.
+    columns
+        Columns of each fold's panel, by the fold's name.
+    """
+
+    adata: AnnData
+    folds: list[Fold]
+    methods: dict[str, Method]
+    protocol: Protocol
+    log_values: sparse.csr_matrix
+    columns: dict[str, np.ndarray]
+
+    def panel(self, fold: Fold) -> list[str]:
+        """Genes that the methods predict in a fold."""
+        return list(self.adata.var_names[self.columns[fold.name]])
+
+
+def make_plan(
+    adata: AnnData, folds: list[Fold], methods: Sequence[str] | Mapping[str, Method], protocol: Protocol
+) -> Plan:
+    """Check everything that can be checked before a method is run.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        Or a subclass.
+    """
+    chosen = choose_methods(methods)
+    if not chosen or not protocol.seeds:
+        raise InputError(
+            f"There is nothing to run: {len(chosen)} methods, {len(protocol.seeds)} seeds. Name at least one each."
+        )
+    if protocol.n_top_genes < 2:
+        raise InputError(f"n_top_genes={protocol.n_top_genes}; expected the size of the panel, at least 2.")
+    # torch has its own name for Lightning's "gpu".
+    choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device))
+    _check_table(adata, protocol.features_key)
+    check_reference(folds, chosen)
+    log_values = log_normalise(adata.X, log_normalized=False)
+    slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
+    columns = choose_panels(log_values, adata.var_names, slices, folds, protocol.n_top_genes)
+    plan = Plan(adata, folds, chosen, protocol, log_values, columns)
+    for fold in folds:
+        present(protocol.markers, plan.panel(fold))
+    return plan
+
+
+def choose_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
+    """Methods by name.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or a method that cannot be called.
+    """
+    if isinstance(methods, Mapping):
+        for name, method in methods.items():
+            if not callable(method):
+                raise InputError(
+                    f"Method {name!r} is of type {type(method).__name__}; expected a function of a task, such as "
+                    "those in st_gchb.evaluate.METHODS."
+                )
+        return dict(methods)
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise InputError(f"Unknown methods {unknown}; known: {list(METHODS)}.")
+    return {name: METHODS[name] for name in methods}
+
+
+def _check_table(adata: AnnData, features_key: str) -> None:
+    if features_key not in adata.obsm:
+        raise MissingKeyError(
+            f"obsm has no {features_key!r}; found {list(adata.obsm)}. Run st_gchb.pp.embed_patches first."
+        )
+    check_features(adata, features_key)
+    spot_centers(adata)
+    check_names(adata)
+    check_expression(adata.X, log_normalized=False, name="X")

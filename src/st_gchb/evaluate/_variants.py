@@ -1,0 +1,159 @@
+"""What the study compares: for each question, the default with something changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from st_gchb.evaluate._methods import Method, _model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that differs from a preset.
+
+    Parameters
+    ----------
+    name
+        What is changed, as tables show it.
+    settings
+        Fields of :class:`~st_gchb.model.ModelSettings`.
+    preset
+        What the other settings are taken from.
+    features
+        Arguments of :func:`~st_gchb.pp.embed_patches` that differ from the study's own, such as ``patch_um``.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    preset: str = "default"
+    features: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> Method:
+        """The variant as a method of :func:`~st_gchb.evaluate.evaluate`."""
+        return partial(_model, preset=self.preset, **self.settings)
+
+
+def each(setting: str, *values: Any, label: str | None = None, **also: Any) -> list[Variant]:
+    """One variant per value of a setting."""
+    return [Variant(f"{label or setting} {value}", {setting: value, **also}) for value in values]
+
+
+_DEFAULT = Variant("default")
+_SAGE: dict[str, Any] = {"context_rings": 0, "image_graph": "sage", "expression_graph": "sage"}
+_PAPER_BOTTLENECK: dict[str, Any] = {"dependence": "nhsic", "sigma": 10.0, "beta": 25.0, "bottleneck": 1.0}
+
+_TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("bleep with the default's components", {}),
+    ("+ softmax over 400", {"k": 400, "weighting": "softmax"}),
+    ("+ centred slices", {"center_slices": True}),
+    ("+ rings of neighbours", {"context_rings": 2}),
+    ("+ bottleneck", {"bottleneck": 0.05}),
+    ("+ linear read-out (default)", {"linear_weight": 0.4}),
+)
+
+
+def _cumulative() -> Iterator[Variant]:
+    settings: dict[str, Any] = {"center_slices": False}
+    for name, added in _TOGETHER:
+        settings = settings | added
+        yield Variant(name, settings, preset="bleep")
+
+
+STUDY: dict[str, list[Variant]] = {
+    "together": list(_cumulative()),
+    "alone": [
+        _DEFAULT,
+        Variant("without rings of neighbours", {"context_rings": 0}),
+        Variant("without centred slices", {"center_slices": False}),
+        Variant("without bottleneck", {"bottleneck": 0.0}),
+        Variant("without linear read-out", {"linear_weight": 0.0}),
+        Variant("without retrieval (linear read-out alone)", {"linear_weight": 1.0}),
+        Variant("plain mean of 50", {"k": 50, "weighting": "mean"}),
+    ],
+    "graph": [
+        *each("context_rings", 0, 1, 2, 3, label="rings of neighbours:"),
+        Variant("GraphSAGE, image branch", _SAGE | {"expression_graph": "none"}),
+        Variant("GraphSAGE, expression branch", _SAGE | {"image_graph": "none"}),
+        Variant("GraphSAGE, both branches", _SAGE),
+        Variant("GCN, both branches", _SAGE | {"image_graph": "gcn", "expression_graph": "gcn"}),
+        Variant("2 rings and GraphSAGE in both branches", _SAGE | {"context_rings": 2}),
+    ],
+    "dgi": [
+        Variant("GraphSAGE without DGI", _SAGE),
+        *(
+            Variant(f"joint, {name}, weight {weight}", _SAGE | dict.fromkeys(keys, weight))
+            for name, keys in (
+                ("image", ("dgi_image",)),
+                ("expression", ("dgi_expression",)),
+                ("both", ("dgi_image", "dgi_expression")),
+            )
+            for weight in (0.1, 1.0)
+        ),
+        Variant(
+            "pre-trained 50 epochs, both, weight 0.1",
+            _SAGE | {"dgi_image": 0.1, "dgi_expression": 0.1, "pretrain_epochs": 50},
+        ),
+        Variant("2 rings, joint, both, weight 0.1", {"dgi_image": 0.1, "dgi_expression": 0.1}),
+    ],
+    "bottleneck": [
+        *each("bottleneck", 0.0, 0.02, 0.05, 0.1, 0.5, 1.0, label="CKA, median bandwidth, beta 5, weight"),
+        *each("beta", 1.0, 25.0, label="CKA, median bandwidth, weight 0.05, beta"),
+        Variant("CKA, sigma 10, beta 5, weight 0.05", {"sigma": 10.0}),
+        Variant("equation 4, median bandwidth, beta 5, weight 0.05", {"dependence": "nhsic"}),
+        Variant("equation 4, sigma 10, beta 25, weight 0.05", _PAPER_BOTTLENECK | {"bottleneck": 0.05}),
+        Variant("equation 4, sigma 10, beta 25, weight 1 (as published)", _PAPER_BOTTLENECK),
+    ],
+    "alignment": [
+        *each("temperature", 0.05, 0.1, 0.2, 0.5, label="soft targets, temperature"),
+        *each("temperature", 0.1, 0.2, label="hard targets, temperature", soft_targets=False),
+        Variant("equations 6 and 7 to the letter (no L2 norm, targets times 1)", {"literal": True, "temperature": 1.0}),
+    ],
+    "components": [
+        *each("n_image_components", 32, 64, 128, 256, None, label="image components:"),
+        *each("image_whitening", 0.0, 0.5, 1.0, label="whitening"),
+        *each("n_expression_components", 16, 64, 256, None, label="expression components:"),
+    ],
+    "query": [
+        *each("k", 50, 100, 200, 400, label="softmax, temperature 0.2, k ="),
+        *each("k", 50, 100, 200, label="plain mean, k =", weighting="mean"),
+        *each("query_temperature", 0.05, 0.1, 0.5, label="softmax, k = 400, temperature"),
+    ],
+    "read-out": each("linear_weight", 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, label="share of the linear read-out"),
+    "training": [
+        *each("max_epochs", 5, 10, 20, 40, 80, label="epochs:"),
+        *each("validation_share", 0.0, 0.1, label="spots kept for early stopping:"),
+        *each("dropout", 0.2, 0.4, 0.6, label="dropout"),
+        *each("n_embedding", 64, 128, 256, label="embedding of"),
+    ],
+    "patch": [Variant(f"patch of {side} µm", features={"patch_um": float(side)}) for side in (75, 100, 150, 200, 300)],
+    "views": [
+        Variant(f"mean of {n} view{'s' * (n > 1)}{note}", features={"views": n})
+        for n, note in ((1, ""), (4, " (rotations)"), (8, " (rotations and mirror images)"))
+    ],
+}
+"""Variants by question. Each question is one table of the study."""
+
+
+def candidates() -> list[Variant]:
+    """What the default is chosen from, by inner validation: each neighbourhood with and without each other part."""
+    neighborhoods: dict[str, dict[str, Any]] = {
+        "no graph": {"context_rings": 0},
+        "GraphSAGE": _SAGE,
+        "GraphSAGE + DGI": _SAGE | {"dgi_image": 0.1, "dgi_expression": 0.1},
+        "1 ring": {"context_rings": 1},
+        "2 rings": {"context_rings": 2},
+    }
+    return [
+        Variant(
+            f"{name}, bottleneck {bottleneck}, linear {linear}, {'centred' if centered else 'not centred'}",
+            around | {"bottleneck": bottleneck, "linear_weight": linear, "center_slices": centered},
+        )
+        for name, around in neighborhoods.items()
+        for bottleneck in (0.0, 0.05, 0.5)
+        for linear in (0.0, 0.4)
+        for centered in (False, True)
+    ]

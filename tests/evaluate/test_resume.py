@@ -1,0 +1,361 @@
+"""An evaluation that was stopped goes on where it stopped, and never with the runs of another one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from st_gchb._errors import InputError
+from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, write_report
+from st_gchb.model import STGCHB
+from st_gchb.model._presets import PRESETS
+from st_gchb.train import STGCHBTrainingPlan
+
+QUICK = {"n_top_genes": 20, "seeds": [0, 1], "device": "cpu"}
+CALLS: list[tuple[str, int]] = []
+STOP_AT: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    CALLS.clear()
+    STOP_AT.clear()
+
+
+def noise(task, scale=1.0):
+    if len(CALLS) in STOP_AT:
+        raise KeyboardInterrupt
+    CALLS.append((task.test.obs["slice"].iloc[0], task.seed))
+    return scale * np.random.default_rng([task.seed, task.test.n_obs]).random((task.test.n_obs, len(task.panel)))
+
+
+OWN = {"noise": noise, "louder": partial(noise, scale=2.0)}
+
+
+def assert_same(one, other):
+    pd.testing.assert_frame_equal(one.scores, other.scores, check_exact=True)
+    pd.testing.assert_frame_equal(one.genes, other.genes, check_exact=True)
+    assert one.settings == other.settings
+    np.testing.assert_array_equal(one.pictured.layers["st_gchb"], other.pictured.layers["st_gchb"])
+    np.testing.assert_array_equal(one.pictured.layers["measured"], other.pictured.layers["measured"])
+    pd.testing.assert_frame_equal(one.pictured.obs, other.pictured.obs)
+
+
+@pytest.mark.parametrize("by", ["slice", "patient"])
+def test_goes_on_where_it_stopped(tissue, tmp_path, by):
+    whole = evaluate(tissue, methods=OWN, by=by, **QUICK)
+    n_runs = len(whole.scores)
+    CALLS.clear()
+    STOP_AT.append(5)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tissue, methods=OWN, by=by, runs_dir=tmp_path / "runs", **QUICK)
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 5
+    STOP_AT.clear()
+    resumed = evaluate(tissue, methods=OWN, by=by, runs_dir=tmp_path / "runs", **QUICK)
+    assert len(CALLS) == n_runs
+    assert resumed.runs == {"made": n_runs - 5, "taken": 5}
+    assert_same(whole, resumed)
+    again = evaluate(tissue, methods=OWN, by=by, runs_dir=tmp_path / "runs", **QUICK)
+    assert len(CALLS) == n_runs
+    assert again.runs == {"made": 0, "taken": n_runs}
+    assert_same(whole, again)
+    write_report(again, tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["runs"] == again.runs
+
+
+def test_a_killed_process(tissue, tmp_path):
+    """Killed for good in the third run, with what it was writing cut short."""
+    tissue.write_h5ad(tmp_path / "tissue.h5ad")
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom pathlib import Path\nimport anndata, numpy as np\n"
+        "from st_gchb.evaluate import evaluate\n\n"
+        "def noise(task):\n"
+        "    if Path('deadly').exists() and len(list(Path('runs').glob('*.json'))) == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return np.random.default_rng(task.seed).random((task.test.n_obs, len(task.panel)))\n\n"
+        "def run():\n"
+        "    data = anndata.read_h5ad('tissue.h5ad')\n"
+        "    return evaluate(data, methods={'noise': noise}, n_top_genes=20, seeds=[0], device='cpu', runs_dir='runs')\n"
+    )
+    (tmp_path / "deadly").touch()
+    code = "import mine; r = mine.run(); print(r.runs); r.scores.to_json('scores.json', double_precision=15)"
+    command = [sys.executable, "-c", code]
+    killed = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert killed.returncode == -9
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 2
+    (tmp_path / "deadly").unlink()
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "{'made': 1, 'taken': 2}"
+    resumed = (tmp_path / "scores.json").read_text()
+    shutil.rmtree(tmp_path / "runs")
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert (tmp_path / "scores.json").read_text() == resumed
+
+
+def test_one_fold_gives_its_runs_to_all(tissue, tmp_path):
+    evaluate_fold(tissue, "S1", methods=OWN, runs_dir=tmp_path, **QUICK)
+    assert evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK).runs == {"made": 8, "taken": 4}
+
+
+def test_a_picture_that_was_not_kept_is_made(tissue, tmp_path):
+    evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
+    turned = {"louder": OWN["louder"], "noise": OWN["noise"]}
+    result = evaluate(tissue, methods=turned, runs_dir=tmp_path, **QUICK)
+    assert result.runs == {"made": 1, "taken": 11}
+    assert result.pictured.layers["st_gchb"].max() > 1
+    assert evaluate(tissue, methods=turned, runs_dir=tmp_path, **QUICK).runs["made"] == 0
+
+
+def other_count(adata):
+    adata.X[0, np.flatnonzero(adata.X[0].toarray())[0]] += 1
+
+
+def other_feature(adata):
+    adata.obsm["X_patch"][3, 3] += 1e-3
+
+
+def other_position(adata):
+    adata.obsm["spatial"][0, 0] += 1
+
+
+def other_slice(adata):
+    names = adata.obs["slice"].astype(str)
+    names.iloc[0] = "S2"
+    adata.obs["slice"] = names.to_numpy()
+
+
+def other_gene(adata):
+    adata.var_names = ["Other", *adata.var_names[1:]]
+
+
+CHANGES = {
+    "counts": (other_count, {}),
+    "features": (other_feature, {}),
+    "positions": (other_position, {}),
+    "slices": (other_slice, {}),
+    "genes": (other_gene, {}),
+    "panel": (None, {"n_top_genes": 21}),
+    "markers": (None, {"markers": True}),
+    "seed": (None, {"seeds": [7]}),
+    "keyword": (None, {"methods": {"noise": partial(noise, scale=3.0)}}),
+    "name": (None, {"methods": {"other": noise}}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_runs_are_no_answer(tissue, tmp_path, change):
+    spoil, options = CHANGES[change]
+    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK, "seeds": [0]}
+    first = evaluate(tissue, **base)
+    if options.get("markers"):
+        options = {"markers": [first.genes["gene"].iloc[0]]}
+    if spoil is not None:
+        spoil(tissue)
+    assert evaluate(tissue, **(base | options)).runs == {"made": 3, "taken": 0}
+    assert evaluate(tissue, **(base | options)).runs == {"made": 0, "taken": 3}
+    assert list(tmp_path.glob("*.damaged*")) == []
+
+
+def test_what_no_run_depends_on_does_not_matter(tissue, tmp_path):
+    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    tissue.X = tissue.X.toarray()
+    tissue.obs["weather"] = "fine"
+    assert evaluate(tissue, **base).runs["made"] == 0
+
+
+def test_another_version(tissue, tmp_path, monkeypatch):
+    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    monkeypatch.setattr("st_gchb.evaluate._keys.__version__", "99.0")
+    assert evaluate(tissue, **base).runs["taken"] == 0
+
+
+def test_a_changed_preset_is_another_method(tissue, tmp_path, monkeypatch):
+    short = {"max_epochs": 1}
+    methods = {name: partial(METHODS[name], **short) for name in ("default", "bleep")}
+    base = {"methods": methods, "runs_dir": tmp_path, **QUICK, "seeds": [0]}
+    assert evaluate_fold(tissue, "S1", **base).runs == {"made": 2, "taken": 0}
+    assert evaluate_fold(tissue, "S1", **base).runs == {"made": 0, "taken": 2}
+    # A keyword that says what the preset says is the same method.
+    methods["default"] = partial(methods["default"], beta=PRESETS["default"].beta)
+    assert evaluate_fold(tissue, "S1", **base).runs == {"made": 0, "taken": 2}
+    changed = PRESETS["default"].__class__(**{**vars(PRESETS["default"]), "dropout": 0.123})
+    monkeypatch.setitem(PRESETS, "default", changed)
+    assert evaluate_fold(tissue, "S1", **base).runs == {"made": 1, "taken": 1}
+
+
+def test_the_model_goes_on_with_the_same_numbers(tissue, tmp_path):
+    """What was trained before a run leaves no trace in it."""
+    methods = {"bleep": partial(METHODS["bleep"], max_epochs=1), "mean": METHODS["mean"]}
+    whole = evaluate(tissue, methods=methods, **QUICK)
+    evaluate_fold(tissue, "S2", methods=methods, runs_dir=tmp_path, **QUICK)
+    resumed = evaluate(tissue, methods=methods, runs_dir=tmp_path, **QUICK)
+    assert resumed.runs["taken"] == 4
+    assert_same(whole, resumed)
+
+
+class Counting:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, task):
+        self.calls += 1
+        return noise(task)
+
+
+def test_methods_that_cannot_be_told_apart_are_made_every_time(tissue, tmp_path, caplog):
+    counting = Counting()
+    methods = {"object": counting, "closure": lambda task: noise(task), "noise": noise}
+    with caplog.at_level(logging.INFO, "st_gchb"):
+        for _ in range(2):
+            result = evaluate_fold(tissue, "S1", methods=methods, runs_dir=tmp_path, **QUICK)
+    assert result.runs == {"made": 4, "taken": 2}
+    assert counting.calls == 4
+    assert "['closure', 'object'] are made every time" in caplog.text
+    assert f"2 of 6 runs taken from {tmp_path}" in caplog.text
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def changed(content):
+    return content.replace(b'"AG": 0.', b'"AG": 0.9', 1).replace(b'"AG": -0.', b'"AG": 0.9', 1)
+
+
+DAMAGE = {"empty": lambda _: b"", "cut": cut, "garbage": lambda _: b"\x93NUMPY\x00\xff", "changed": changed}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_told_and_made_again(tissue, tmp_path, caplog, damage):
+    base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
+    whole = evaluate(tissue, **base)
+    path = sorted(tmp_path.glob("*.json"))[2]
+    content = path.read_bytes()
+    for number in range(2):
+        broken = DAMAGE[damage](content)
+        assert broken != content
+        path.write_bytes(broken)
+        caplog.clear()
+        resumed = evaluate(tissue, **base)
+        assert resumed.runs == {"made": 1, "taken": 11}
+        assert_same(whole, resumed)
+        aside = path.with_name(path.name + [".damaged", ".damaged1"][number])
+        assert aside.read_bytes() == broken
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert str(path) in warning
+        assert aside.name in warning
+        assert path.read_bytes() == content
+
+
+def test_a_run_of_another_name(tissue, tmp_path, caplog):
+    base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    one, other, *_ = sorted(tmp_path.glob("*.json"))
+    shutil.copy(one, other)
+    assert evaluate(tissue, **base).runs == {"made": 1, "taken": 11}
+    assert "another run" in caplog.text
+    assert other.with_name(other.name + ".damaged").exists()
+
+
+def test_a_folder_in_the_place_of_a_run(tissue, tmp_path):
+    base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    path = min(tmp_path.glob("*.json"))
+    path.unlink()
+    path.mkdir()
+    (path / "precious").touch()
+    assert evaluate(tissue, **base).runs == {"made": 1, "taken": 11}
+    assert (path.with_name(path.name + ".damaged") / "precious").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_prediction(tissue, tmp_path, caplog, damage):
+    base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
+    whole = evaluate(tissue, **base)
+    (path,) = tmp_path.glob("*.npy")
+    if damage == "cut":
+        path.write_bytes(cut(path.read_bytes()))
+    else:
+        path.unlink()
+    resumed = evaluate(tissue, **base)
+    assert resumed.runs == {"made": 1, "taken": 11}
+    assert path.name in caplog.text
+    assert_same(whole, resumed)
+
+
+def test_fresh(tissue, tmp_path):
+    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    (tmp_path / "notes.json").write_text("mine")
+    (tmp_path / "S1-noise-seed0-0123456789ab.json.damaged").write_text("")
+    (tmp_path / ".S1-noise-seed0-0123456789ab.x7_8abcd.json").write_text("")
+    with pytest.raises(InputError):
+        evaluate(tissue, fresh=True, **(base | {"seeds": []}))
+    assert len(list(tmp_path.iterdir())) == 10
+    assert evaluate(tissue, fresh=True, **base).runs == {"made": 6, "taken": 0}
+    assert len(list(tmp_path.iterdir())) == 8
+    assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+def test_a_file_where_the_folder_should_be(tissue, tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(InputError, match="runs' is no folder"):
+        evaluate(tissue, methods=OWN, runs_dir=tmp_path / "runs", **QUICK)
+    assert CALLS == []
+
+
+def test_a_disk_that_is_full_loses_nothing(tissue, tmp_path, monkeypatch, caplog):
+    whole = evaluate(tissue, methods=OWN, **QUICK)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("st_gchb._files.os.replace", full)
+    result = evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
+    assert_same(whole, result)
+    assert caplog.text.count("No space left") == 12
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_training_is_ctrl_c(tissue, tmp_path, monkeypatch):
+    """Lightning would end the process with status 1, and be deaf to the next Ctrl-C."""
+    import signal
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(STGCHBTrainingPlan, "training_step", stop)
+    before = signal.getsignal(signal.SIGINT)
+    methods = {"mean": METHODS["mean"], "bleep": METHODS["bleep"]}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_fold(tissue, "S1", methods=methods, runs_dir=tmp_path, **QUICK)
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    signal.signal(signal.SIGINT, before)
+    assert {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.json")} == {"S1-mean-seed0", "S1-mean-seed1"}
+
+
+def test_another_end_in_a_method_stays_that_end(tissue):
+    def leave(task):
+        sys.exit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        evaluate_fold(tissue, "S1", methods={"leave": leave}, **QUICK)
+    assert caught.value.code == 3
+
+
+def test_a_graph_that_is_there_already_counts(tissue, tmp_path):
+    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
+    evaluate(tissue, **base)
+    STGCHB.setup_anndata(tissue, slice_key="slice")
+    assert evaluate(tissue, **base).runs["taken"] == 0
+    assert evaluate(tissue, **base).runs["made"] == 0
