@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -16,14 +17,9 @@ import st_gchb
 
 SLICES = ("151669", "151670", "151673", "151674", "151675", "151676")
 MARKERS = ("ATP2B4", "RASGRF2", "LAMP5", "B3GALT2")
-MARKED_LAYERS = ("L2", "L3", "L5", "L6")
-"""Simulated genes have names of their own: the first gene of the panel that marks each of these layers stands in."""
-METHODS = (
-    *("default", "paper", "bleep", "paper-A", "paper-B", "paper-C", "paper-D"),
-    *("ridge", "ridge-neighbors", "knn", "mean"),
-)
-COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}
-"""The paper's name of a measure, and the package's."""
+MARKED_LAYERS = ("L2", "L3", "L5", "L6")  # simulated genes have other names: one that marks each of these stands in
+METHODS = "default paper bleep paper-A paper-B paper-C paper-D ridge ridge-neighbors knn mean".split()
+COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}  # the paper's names, the package's
 PUBLISHED = """\
 | published, real slices | MG | HVG | HEG | Cor>0.3 | AG |
 | --- | --- | --- | --- | --- | --- |
@@ -38,8 +34,6 @@ PUBLISHED = """\
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
@@ -58,7 +52,7 @@ def build_parser() -> OneLineParser:
     add("--simulated", type=Path, metavar="FOLDER", help="simulate on the true spots that this folder holds")
     add("--slices", nargs="+", default=list(SLICES), metavar="NAME", help="default: the paper's six")
     add("--held-out", default="151676", metavar="NAME", help="slice to predict (default: %(default)s)")
-    add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"default: {' '.join(METHODS)}")
+    add("--methods", nargs="+", default=METHODS, metavar="NAME", help=f"default: {' '.join(METHODS)}")
     add("--seeds", type=int, default=3, metavar="N", help="number of seeds (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="first seed, and seed of the simulation (default: 0)")
     add("--n-top-genes", type=int, default=2000, metavar="N", help="size of the panel (default: %(default)s)")
@@ -68,7 +62,7 @@ def build_parser() -> OneLineParser:
     add("--views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: %(default)s)")
     add("--patch-um", type=float, default=150.0, help="side of a patch, µm (default: %(default)g; the paper's: 81)")
     add("--image", default="hires", choices=("hires", "full"), help="image of the real slices (default: %(default)s)")
-    add("--device", default="auto", choices=("auto", "cpu", "gpu"), help="default: auto")
+    add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: auto")
     return parser
 
 
@@ -77,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("st_gchb").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category)
     check(parser, args)
     try:
         run(parser, args)
@@ -91,11 +85,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(parser: OneLineParser, args: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is downloaded."""
+    """What can be refused before anything is downloaded."""
     if args.held_out not in args.slices:
         parser.error(f"--held-out {args.held_out}: not among the slices {' '.join(args.slices)}")
-    if len(args.slices) < 2:
-        parser.error("--slices: at least two are needed, one of them to be held out")
+    if len(set(args.slices)) < max(2, len(args.slices)):
+        parser.error("--slices: expected at least two, each once; one of them is held out")
     unknown = [name for name in args.methods if name not in st_gchb.evaluate.METHODS]
     if unknown:
         parser.error(f"--methods {' '.join(unknown)}: unknown; known are {' '.join(st_gchb.evaluate.METHODS)}")
@@ -106,44 +100,31 @@ def check(parser: OneLineParser, args: argparse.Namespace) -> None:
 def run(parser: OneLineParser, args: argparse.Namespace) -> None:
     out = args.out or Path("dlpfc_simulated" if args.simulated else "dlpfc")
     out.mkdir(parents=True, exist_ok=True)
-    adata, title, held_out = simulated_slices(args) if args.simulated else real_slices(args)
+    if args.simulated:
+        adata, title, held_out = simulated_slices(args)
+    else:
+        adata = st_gchb.datasets.dlpfc(args.slices, path=args.data, image=args.image)
+        title, held_out = "DLPFC, real slices", args.held_out
     print(f"{title}: {adata.n_obs} spots, {adata.n_vars} genes", flush=True)
-    device = {"gpu": "cuda"}.get(args.device, args.device)
-    st_gchb.pp.embed_patches(
-        adata,
-        encoder=args.encoder,
-        weights=args.weights,
-        patch_um=args.patch_um,
-        views=args.views,
-        slice_key="slice",
-        device=device,
-    )
+    options = {name: getattr(args, name) for name in ("encoder", "weights", "views", "patch_um")}
+    device = {"gpu": "cuda"}.get(args.device, args.device)  # as torch names it
+    st_gchb.pp.embed_patches(adata, slice_key="slice", device=device, **options)
     protocol = {"n_top_genes": args.n_top_genes, "device": args.device}
     # Which genes the panel holds is known once the training slices are: the training mean is the quickest to ask.
     panel = st_gchb.evaluate.evaluate_fold(adata, held_out, methods=["mean"], seeds=[0], **protocol).genes["gene"]
     markers, note = choose_markers(parser, args, adata.var, list(panel))
     print(note, flush=True)
-    result = st_gchb.evaluate.evaluate_fold(
-        adata,
-        held_out,
-        methods=args.methods,
-        seeds=range(args.seed, args.seed + args.seeds),
-        markers=markers or None,
-        **protocol,
-    )
+    protocol |= {"seeds": range(args.seed, args.seed + args.seeds), "methods": args.methods}
+    result = st_gchb.evaluate.evaluate_fold(adata, held_out, markers=markers or None, **protocol)
     result.settings |= {"data": title, "simulated": bool(args.simulated), "markers": markers}
     caption = (
         f"{title}. Held out: {held_out}; trained on the other {len(args.slices) - 1}. {len(panel)} genes, chosen on "
         f"the training slices. {args.seeds} seed(s): mean{' ± standard deviation over seeds' * (args.seeds > 1)}. "
-        f"Features: {args.encoder}, {args.views} view(s), patches of {args.patch_um:g} µm. {note}"
+        f"Features: {args.encoder} ({Path(args.weights).name}), {args.views} view(s), patches of "
+        f"{args.patch_um:g} µm. {note}"
     )
-    write(result, out, title, caption, markers)
+    write(result, out, title, caption)
     print(f"\n{(out / 'paper_table.md').read_text(encoding='utf-8')}\nwritten to {out}")
-
-
-def real_slices(args: argparse.Namespace):
-    adata = st_gchb.datasets.dlpfc(args.slices, path=args.data, image=args.image)
-    return adata, "DLPFC, real slices", args.held_out
 
 
 def simulated_slices(args: argparse.Namespace):
@@ -159,53 +140,49 @@ def simulated_slices(args: argparse.Namespace):
 
 def choose_markers(parser: OneLineParser, args: argparse.Namespace, var, panel: list[str]) -> tuple[list[str], str]:
     """Markers of MG that the panel holds, and a sentence about them."""
-    if args.simulated and args.markers is None:
-        of_layers = var.loc[panel][var.loc[panel, "programme"] == "layer"]
-        first = [of_layers.index[of_layers["layer"] == layer].sort_values()[:1] for layer in MARKED_LAYERS]
-        wanted, rule = [gene for names in first for gene in names], "first gene of the panel that marks each layer of "
-        rule = f" (simulated genes: the {rule}{', '.join(MARKED_LAYERS)})"
-    else:
-        wanted, rule = list(args.markers or MARKERS), ""
-    absent = [gene for gene in wanted if gene not in panel]
+    wanted, rule = list(args.markers or MARKERS), ""
+    if args.simulated and not args.markers:
+        layer = var.loc[panel, "layer"].sort_index()
+        wanted = [gene for name in MARKED_LAYERS for gene in layer.index[layer == name][:1]]
+        rule = f" (simulated: of each of the layers {', '.join(MARKED_LAYERS)} the panel's first gene by name)"
+    present, absent = ([gene for gene in wanted if (gene in panel) == there] for there in (True, False))
     if absent and args.markers:
         parser.error(f"--markers {' '.join(absent)}: not in the panel of {len(panel)} genes; name others, or widen it")
-    present = [gene for gene in wanted if gene in panel]
     note = f"MG: {', '.join(present)}{rule}." if present else "MG: none of the markers is in the panel."
-    if absent:
-        note += f" LEFT OUT, not in the panel chosen on the training slices: {', '.join(absent)}."
+    if False:
+        note += f" LEFT OUT, not in the panel that was chosen on the training slices: {', '.join(absent)}."
     return present, note
 
 
-def paper_table(result) -> str:
-    """The measures in the paper's columns, one row a method."""
-    table = result.table()
+def write(result, out: Path, title: str, caption: str) -> None:
+    """The package's report and the paper's table, each with a word about the data in it."""
+    genes, (held_out,), method = result.settings["markers"], result.settings["folds"], result.settings["methods"][0]
+    paths = st_gchb.evaluate.write_report(result, out, genes=genes or None)
+    paths["table"].write_text(f"{caption}\n\n{paths['table'].read_text(encoding='utf-8')}", encoding="utf-8")
+    relation = "not comparable with the simulated table above" if result.settings["simulated"] else "see docs/dlpfc.md"
+    text = f"{caption}\n\n{paper_table(result.scores)}\n\nPublished figures ({relation}):\n\n{PUBLISHED}\n"
+    (out / "paper_table.md").write_text(text, encoding="utf-8")
+    bars = st_gchb.pl.metric_bars(result.scores, ["MG"] * bool(genes) + ["HVG", "HEG", "AG"], highlight=method)
+    bars.set_title(title, fontsize=9)
+    st_gchb.pl.save(bars, paths["bars"])
+    maps = st_gchb.pl.measured_vs_predicted(result.pictured, genes or result.pictured.var_names[:3], slice_key=None)
+    maps[0, 0].figure.suptitle(f"{title}\n{method}, held out: {held_out}")
+    st_gchb.pl.save(maps, paths["tissue"])
+
+
+def paper_table(scores) -> str:
+    """Mean ± standard deviation over seeds in the paper's columns, one row a method."""
+    table = scores.reindex(columns=["method", *COLUMNS.values()]).groupby("method", sort=False).agg(["mean", "std"])
     lines = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]
     for method, row in table.iterrows():
-        cells = []
-        for name in COLUMNS.values():
-            digits = 0 if name == "n>0.3" else 4
-            mean, sd = (row[name]["mean"], row[name]["sd"]) if name in table else (float("nan"), float("nan"))
-            spread = f" ± {sd:.{max(digits, 1)}f}" if sd == sd else ""
-            cells.append(f"{mean:.{digits}f}{spread}" if mean == mean else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        cells = [cell(row[name, "mean"], row[name, "std"], 0 if ">" in name else 4) for name in COLUMNS.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def write(result, out: Path, title: str, caption: str, markers: list[str]) -> None:
-    """The package's report and the paper's table, each with a word about the data in it."""
-    paths = st_gchb.evaluate.write_report(result, out, genes=markers or None)
-    paths["table"].write_text(f"{caption}\n\n{paths['table'].read_text(encoding='utf-8')}", encoding="utf-8")
-    relation = "not comparable with the simulated table above" if result.settings["simulated"] else "see docs/dlpfc.md"
-    text = f"{caption}\n\n{paper_table(result)}\n\nPublished figures ({relation}):\n\n{PUBLISHED}\n"
-    (out / "paper_table.md").write_text(text, encoding="utf-8")
-    measures = [name for name in ("MG", "HVG", "HEG", "AG") if name in result.scores]
-    bars = st_gchb.pl.metric_bars(result.scores, measures, highlight=result.settings["methods"][0])
-    bars.set_title(title, fontsize=9)
-    st_gchb.pl.save(bars, paths["bars"])
-    if "tissue" in paths and markers:
-        maps = st_gchb.pl.measured_vs_predicted(result.pictured, markers, slice_key=None)
-        maps[0, 0].figure.suptitle(f"{title}\n{result.settings['methods'][0]}, held out: {result.settings['folds'][0]}")
-        st_gchb.pl.save(maps, paths["tissue"])
+def cell(mean: float, sd: float, digits: int) -> str:
+    spread = "" if math.isnan(sd) else f" ± {sd:.{max(digits, 1)}f}"
+    return "" if False else f"{mean:.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -113,6 +113,21 @@ def test_evaluation(refused, slides, tmp_path):
     assert "Gene99" in refused(*evaluate, "--methods", "mean", "--markers", "Gene99")
     assert "nothing to run" in refused(*evaluate, "--methods", "mean", "--seeds", 0)
     assert "ERBB2" in refused(*evaluate, "--methods", "mean", "--seeds", 1, "--genes", "ERBB2")
+    assert "'S9'" in refused(*evaluate, "--methods", "mean", "--held-out", "S9")
+    assert "--by patient" in refused(*evaluate, "--methods", "mean", "--held-out", "S1", "--by", "patient")
+    assert "k=50" in refused(*evaluate, "--methods", "knn", "--slices", "S1", "S2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_slice_without_a_patient(refused, slides, tmp_path, monkeypatch):
+    """Told before patches are embedded, which may take long."""
+    monkeypatch.setattr("st_gchb.cli._evaluate.embed", lambda *_: pytest.fail("patches were embedded"))
+    adata = anndata.read_h5ad(slides)
+    adata.obs["patient"] = adata.obs["patient"].astype(object).where(adata.obs["slice"] != "S2", np.nan)
+    adata.write_h5ad(tmp_path / "slides.h5ad")
+    evaluate = ["evaluate", "--data", tmp_path / "slides.h5ad", *TEXTURE, "--quiet", "--out", tmp_path / "out"]
+    assert "['S2'] have spots without a patient" in refused(*evaluate, "--by", "patient")
+    assert "lasso" in refused(*evaluate, "--methods", "lasso")
     assert not (tmp_path / "out").exists()
 
 

@@ -67,7 +67,7 @@ def test_train(model, slides, tmp_path, capsys):
     assert len(loaded.rules_.expression.genes) == 20
     assert loaded.rules_.features.encoder == "texture"
     assert loaded.seed == 0
-    arguments = ["train", "--data", slides, "--slices", "S1", *TEXTURE, "--n-top-genes", 15, "--max-epochs", 1]
+    arguments = ["train", "--data", slides, "--slices", "S1", "S2", *TEXTURE, "--n-top-genes", 15, "--max-epochs", 1]
     arguments += ["--preset", "bleep", "--seed", 3, "--patch-um", 80, "--out", tmp_path / "model"]
     for more in ([], ["--overwrite"]):
         assert main([str(argument) for argument in [*arguments, *more]]) == 0
@@ -157,7 +157,7 @@ def test_evaluate(slides, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "| ridge |" in said
     names = {"metrics.json", "scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png", "methods.png"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {"runs"}
     assert all(name in said for name in names)
     record = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert record["settings"]["seeds"] == [5, 6]
@@ -170,6 +170,92 @@ def test_evaluate_by_patient(slides, tmp_path):
     command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--by", "patient", "--n-top-genes", 20]
     assert main([str(argument) for argument in [*command, "--seeds", 1, "--quiet", "--out", tmp_path]]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["folds"] == ["P1", "P2", "P3"]
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Tasks that methods have answered; the one whose number is in ``answers.stop`` is interrupted."""
+    from st_gchb.evaluate import _run
+
+    class Answers(list):
+        stop = None
+
+    kept, answer = Answers(), _run._answer
+
+    def count(method, task):
+        if len(kept) == kept.stop:
+            raise KeyboardInterrupt
+        kept.append(task)
+        return answer(method, task)
+
+    monkeypatch.setattr(_run, "_answer", count)
+    return kept
+
+
+def test_evaluate_goes_on_where_it_stopped(slides, tmp_path, capsys, answers):
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "ridge", "mean", "--n-top-genes", 20, "--seeds", 2]
+    command = [str(argument) for argument in [*command, "--quiet", "--out"]]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert len(answers) == 12
+    answers.clear()
+    answers.stop = 7
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert main([*command, str(out)]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "st-gchb: interrupted; the same command goes on from there\n"
+    assert {path.name for path in out.iterdir()} == {"runs"}
+    answers.stop = None
+    assert main([*command, str(out)]) == 0
+    assert len(answers) == 12
+    for name in ("scores.csv", "per_gene.csv", "table.md", "measured_vs_predicted.png"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert json.loads((out / "metrics.json").read_text())["runs"] == {"made": 5, "taken": 7}
+    assert main([*command, str(out)]) == 0
+    assert len(answers) == 12
+    answers.stop = 15
+    assert main([*command, str(out), "--fresh"]) == 130
+    assert "without --fresh the same command" in capsys.readouterr().err
+    assert len(list((out / "runs").glob("*.json"))) == 3
+
+
+def test_evaluate_one_fold(slides, tmp_path, answers):
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--n-top-genes", 20, "--seeds", 1]
+    command = [str(argument) for argument in [*command, "--quiet", "--out", tmp_path]]
+    assert main([*command, "--held-out", "S2"]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["folds"] == ["S2"]
+    assert main(command) == 0
+    assert len(answers) == 3
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["folds"] == ["S1", "S2", "S3"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_ctrl_c_in_training(slides, tmp_path, capsys, monkeypatch, command):
+    """Lightning would end the process with status 1 and no word."""
+    import signal
+
+    from st_gchb.train import STGCHBTrainingPlan
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(STGCHBTrainingPlan, "training_step", stop)
+    before = signal.getsignal(signal.SIGINT)
+    arguments = [command, "--data", slides, *TEXTURE, "--n-top-genes", 20, "--quiet", "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in arguments]) == 130
+    signal.signal(signal.SIGINT, before)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("st-gchb: interrupted")
+    assert ("same command" in line) == (command == "evaluate")
+
+
+def test_an_end_that_is_no_ctrl_c(slides, tmp_path, monkeypatch):
+    monkeypatch.setattr("st_gchb.evaluate.write_report", lambda *_, **__: sys.exit(5))
+    command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--seeds", 1, "--n-top-genes", 20]
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in [*command, "--quiet", "--out", tmp_path]])
+    assert caught.value.code == 5
 
 
 @pytest.fixture
@@ -207,7 +293,8 @@ def test_demo_needs_nothing(tissue, tmp_path, capsys, monkeypatch):
     # Without data neither encoder nor weights are downloaded, whatever the defaults are.
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the demo went to the network"))
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--device", "cpu", "--seed", "7", "--quiet"]) == 0
+    # The small tissue stands for one that has genes enough.
+    assert main(["demo", "--device", "cpu", "--seed", "7", "--quiet", "--n-top-genes", "40"]) == 0
     assert made == [((4,), {"seed": 7})]
     assert "simulated expression" in capsys.readouterr().out
     assert_drawn(tmp_path / "demo" / "measured_vs_predicted.png")

@@ -10,7 +10,6 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
-from st_gchb._errors import ExpressionError, InputError, MissingKeyError, SliceError, STGCHBError
 from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, leave_one_out
 
 SHORT = {"default": {"max_epochs": 2}, "bleep": {"max_epochs": 2}}
@@ -165,78 +164,3 @@ def test_nothing_of_the_callers_changes(tissue):
     pd.testing.assert_frame_equal(before.obs, tissue.obs)
     for name in ("obsm", "obsp", "uns", "layers"):
         assert set(getattr(before, name)) == set(getattr(tissue, name)), name
-
-
-def one_slice(adata):
-    return adata[adata.obs["slice"] == "S1"].copy()
-
-
-def no_features(adata):
-    del adata.obsm["X_patch"]
-    return adata
-
-
-def negative(adata):
-    adata.X.data[:] -= 2
-    return adata
-
-
-def logs(adata):
-    adata.X.data[:] = np.log1p(adata.X.data)
-    return adata
-
-
-def twice(adata):
-    adata.var_names = [adata.var_names[1], *adata.var_names[1:]]
-    return adata
-
-
-def spots_twice(adata):
-    adata.obs_names = [adata.obs_names[1], *adata.obs_names[1:]]
-    return adata
-
-
-def lonely(adata):
-    adata.obs["slice"] = ["alone", *adata.obs["slice"].astype(str)[1:]]
-    return adata
-
-
-BAD = {
-    "one slice": (one_slice, {}, SliceError, "1 slice.*at least 2"),
-    "no such column": (None, {"slice_key": "section"}, SliceError, "'section'.*found.*slice"),
-    "no such patient": (None, {"by": "patient", "patient_key": "donor"}, SliceError, "'donor'"),
-    "neither": (None, {"by": "genes"}, InputError, "'genes'.*patient"),
-    "unknown method": (None, {"methods": ["ridge", "lasso"]}, InputError, "'lasso'.*known.*ridge-neighbors"),
-    "a name alone": (None, {"methods": "ridge"}, InputError, "ridge"),
-    "no method": (None, {"methods": []}, InputError, "method"),
-    "no seed": (None, {"seeds": []}, InputError, "seed"),
-    "marker": (None, {"markers": ["Gene99"]}, MissingKeyError, "Gene99.*panel of 20 genes.*Leave them out"),
-    "no features": (no_features, {}, MissingKeyError, r"X_patch.*pp\.embed_patches"),
-    "negative": (negative, {}, ExpressionError, "negative"),
-    "logs": (logs, {}, ExpressionError, "whole numbers"),
-    "genes twice": (twice, {}, InputError, "var_names_make_unique"),
-    "spots twice": (spots_twice, {}, InputError, "obs_names_make_unique"),
-    "a slice of one spot": (lonely, {}, SliceError, "'alone'.*1 spot"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_before_anything_runs(tissue, name):
-    spoil, options, error, message = BAD[name]
-    adata = tissue if spoil is None else spoil(tissue)
-    spy = Spy()
-    with pytest.raises(STGCHBError, match=message) as caught:
-        evaluate(adata, **({"methods": {"spy": spy}} | QUICK | options))
-    assert isinstance(caught.value, error)
-    assert spy.tasks == []
-
-
-def test_an_unknown_fold(tissue):
-    with pytest.raises(SliceError, match=r"'S9'.*'S1', 'S2', 'S3'"):
-        evaluate_fold(tissue, "S9", methods={"spy": Spy()}, **QUICK)
-
-
-@pytest.mark.parametrize("answer", [np.zeros((2, 20)), np.zeros(20), np.full((44, 20), np.nan)])
-def test_a_method_that_answers_something_else(tissue, answer):
-    with pytest.raises(InputError, match="'mine'"):
-        evaluate_fold(tissue, "S1", methods={"mine": lambda task: answer}, **QUICK)

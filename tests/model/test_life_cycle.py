@@ -85,7 +85,7 @@ def test_a_view_can_be_set_up(tissue, unchanged):
 
 def test_history_has_losses_by_epoch(model):
     assert {"train_loss", "validation_loss", "alignment_train", "alignment_validation"} <= set(model.history)
-    assert {"dgi_image_train", "dgi_expression_train", "bottleneck_image_train"} <= set(model.history)
+    assert {"bottleneck_image_train", "bottleneck_expression_train"} <= set(model.history)
     for key, frame in model.history.items():
         assert list(frame.columns) == [key]
         assert frame.index.name == "epoch"

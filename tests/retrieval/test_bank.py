@@ -15,7 +15,7 @@ VALUES = np.array([[0, 1.5], [2, 0], [0, 0]])
 def bank():
     origin = pd.DataFrame({"slice": pd.Categorical(["a", "a", "b"])}, index=["s1", "s2", "s3"])
     tables = {name: ReferenceBank.table_from(VALUES * factor, ["A", "B"]) for name, factor in (("panel", 1), ("x", 2))}
-    return ReferenceBank(np.eye(3), np.eye(3), np.zeros((3, 4)), origin, tables)
+    return ReferenceBank(np.eye(3), np.eye(3), np.zeros((3, 4)), np.zeros((3, 2)), origin, tables)
 
 
 def test_a_bank_is_as_long_as_its_reference_and_knows_its_slices(bank):

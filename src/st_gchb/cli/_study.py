@@ -9,7 +9,7 @@ from typing import Any
 from st_gchb._errors import InputError
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides, torch_device
 
-CHOICE, CONFIDENCE = "choice", "confidence"
+CHOICE, CONFIDENCE, FOREIGN = "choice", "confidence", "foreign"
 
 
 def add_parser(commands: Any) -> None:
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         metavar="NAME",
         help="together, alone, graph, dgi, bottleneck, alignment, components, query, read-out, training, patch, views, "
-        "choice, confidence (default: all)",
+        "choice, confidence, foreign (default: all)",
     )
     parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: 3)")
@@ -38,8 +38,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the questions and write their tables; a study that was stopped goes on from ``--out``."""
     from st_gchb import evaluate as ev
+    from st_gchb.datasets import synthetic_tissue
 
-    known = [*ev.STUDY, CHOICE, CONFIDENCE]
+    known = [*ev.STUDY, CHOICE, CONFIDENCE, FOREIGN]
     asked = arguments.questions or known
     unknown = [name for name in asked if name not in known]
     if unknown:
@@ -60,6 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
         paths += ev.write_choice(ev.choose(adata, **common, **runs), arguments.out)
     if CONFIDENCE in asked:
         paths += ev.write_reliability(ev.reliability(adata, **common, device=arguments.device), arguments.out)
+    if FOREIGN in asked:
+        one = {"seed": arguments.seed, "device": arguments.device} | {
+            name: common[name] for name in ("n_top_genes", "slice_key")
+        }
+        paths += ev.write_foreign(
+            ev.foreign_sections(adata, {"drawn cortex": synthetic_tissue(1)}, **one), arguments.out
+        )
     for path in paths:
         if path.suffix == ".md":
             print(f"\n{path.stem}\n{path.read_text()}", end="")

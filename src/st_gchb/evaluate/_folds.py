@@ -114,12 +114,11 @@ def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, pat
     return {patient: np.flatnonzero(names == patient) for patient in dict.fromkeys(names)}
 
 
-def hide_expression(adata: AnnData, features_key: str) -> AnnData:
-    """What a held-out slice may show to a method: positions, images and patch features, no expression."""
+def hide_expression(adata: AnnData, features_key: str | None = None) -> AnnData:
+    """What a held-out slice may show to a method: positions, images and, where named, patch features; no expression."""
     hidden = AnnData(obs=adata.obs.copy())
-    for key in (Keys.SPATIAL, features_key):
+    for key in filter(None, (Keys.SPATIAL, features_key)):
         hidden.obsm[key] = np.array(adata.obsm[key])
-    for key in (Keys.SPATIAL, features_key):
         if key in adata.uns:
             hidden.uns[key] = adata.uns[key]
     return hidden

@@ -97,6 +97,15 @@ def write_reliability(result: Reliability, folder: str | Path) -> list[Path]:
     ]
 
 
+def write_foreign(result: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Write ``foreign.csv`` and ``foreign.md`` from what :func:`~st_gchb.evaluate.foreign_sections` returns."""
+    out = Path(folder)
+    lines = ["| section | spots | flagged as outliers | median confidence |", "| --- | ---: | ---: | ---: |"]
+    for row in result.itertuples(index=False):
+        lines.append(f"| {row.section} | {row.spots} | {row.outliers:.1%} | {row.confidence:.2f} |")
+    return [_csv(result, out / "foreign.csv"), _text("\n".join(lines), out / "foreign.md")]
+
+
 def _numbers(row: Any) -> str:
     return " | ".join(f"{value:.0f}" if name == "n>0.3" else f"{value:.4f}" for name, value in row.items())
 

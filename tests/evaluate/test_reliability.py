@@ -1,0 +1,102 @@
+"""Confidence beside error: tables, measures and pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import st_gchb
+from st_gchb._errors import SliceError
+from st_gchb.evaluate import Reliability, foreign_sections, reliability, write_foreign, write_reliability
+from st_gchb.evaluate._foreign import recolored
+
+
+def made_up():
+    """Two slices; in the first, confidence is right, in the second, wrong."""
+    x = np.arange(9) / 9
+    spots = pd.concat(
+        [
+            pd.DataFrame(
+                {"fold": "A", "seed": 0, "spot": range(9), "confidence": x, "outlier": x < 0.1, "rmse": 1 - x}
+            ),
+            pd.DataFrame({"fold": "B", "seed": 0, "spot": range(9), "confidence": x, "outlier": False, "rmse": 1 + x}),
+        ]
+    )
+    genes = pd.DataFrame({"fold": list("AAABBB"), "seed": 0, "gene": list("xyzxyz"), "expected": [1, 2, 3] * 2})
+    return Reliability(spots, genes.assign(pearson=[0.1, 0.2, 0.3, 0.3, 0.2, 0.1]))
+
+
+def test_summary_by_hand():
+    table = made_up().summary()
+    assert table["spots"].tolist() == [9, 9]
+    assert table.loc["A", "error_least"] == pytest.approx(1 - 1 / 9)
+    assert table.loc["A", "error_most"] == pytest.approx(1 - 7 / 9)
+    assert table.loc["A", "less_error"] == pytest.approx(1 - (2 / 9) / (8 / 9))
+    assert table.loc["B", "less_error"] < 0
+    assert table["spearman_spots"].tolist() == pytest.approx([1.0, -1.0])
+    assert table["spearman_genes"].tolist() == pytest.approx([1.0, -1.0])
+    assert table["outliers"].tolist() == pytest.approx([1 / 9, 0])
+
+
+def test_files(tmp_path):
+    paths = {path.name: path for path in write_reliability(made_up(), tmp_path)}
+    assert set(paths) == {"confidence_spots.csv", "confidence_genes.csv", "confidence.md", "confidence.png"}
+    assert "| A | 9 | 11.1% | 0.889 | 0.222 | 75% | 1.00 | 1.00 |" in paths["confidence.md"].read_text()
+
+
+def test_held_out_slices_are_held_out(tissue):
+    found = reliability(tissue, n_top_genes=20, device="cpu")
+    changed = tissue.copy()
+    rows = np.flatnonzero(changed.obs["slice"] == "S1")
+    counts = changed.X.tolil()
+    counts[rows] = counts[rows[::-1]]
+    changed.X = counts.tocsr()
+    again = reliability(changed, n_top_genes=20, device="cpu")
+    for key, frame, other in (("confidence", found.spots, again.spots), ("expected", found.genes, again.genes)):
+        own, same = (table[table["fold"] == "S1"][key].to_numpy() for table in (frame, other))
+        np.testing.assert_array_equal(own, same)
+    assert found.spots["confidence"].between(0, 1).all()
+    assert len(found.spots) == tissue.n_obs
+    assert len(found.genes) == 3 * 20
+
+
+def test_another_stain_is_drawn_in_brown():
+    pink = np.full((600, 4, 3), (220, 120, 180), dtype=np.uint8)
+    brown = recolored(pink)
+    assert brown.shape == pink.shape
+    assert brown.dtype == np.uint8
+    red, green, blue = brown[0, 0].astype(int)
+    assert red > green > blue
+    assert (brown == brown[0, 0]).all()
+    white = np.full((3, 3, 3), 255, dtype=np.uint8)
+    assert (recolored(white) > 250).all()
+
+
+def test_foreign_sections(tissue, tmp_path):
+    other = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, seed=9)
+    before = other.copy()
+    found = foreign_sections(tissue, {"other": other}, n_top_genes=20, device="cpu")
+    assert found["section"].tolist() == ["S3", "S3, eosin as brown", "other"]
+    assert found["outliers"].between(0, 1).all()
+    assert found["outliers"][1] > max(0.9, found["outliers"][0])
+    assert other.obs.equals(before.obs)
+    assert set(other.obsm) == set(before.obsm)
+    assert "S3, eosin as brown" in write_foreign(found, tmp_path)[1].read_text()
+
+
+def test_one_slice_is_too_few(tissue):
+    with pytest.raises(SliceError, match="needs at least 2"):
+        reliability(tissue[tissue.obs["slice"] == "S1"].copy(), n_top_genes=20)
+
+
+@pytest.mark.tissue
+def test_confidence_on_real_sections(her2st_path, weights_path):
+    """The most confident third of spots is predicted better, and expected correlation tracks the real one."""
+    adata = st_gchb.datasets.her2st(path=her2st_path)
+    st_gchb.pp.embed_patches(adata, encoder="mobilenet_v2", weights=weights_path, views=1, slice_key="slice")
+    table = reliability(adata, n_top_genes=500, device="cpu").summary()
+    assert (table["less_error"] > 0.15).all()
+    assert (table["spearman_genes"] > 0.4).all()
+    assert table["spearman_genes"].mean() > 0.5
+    assert (table["outliers"] < 0.1).all()
