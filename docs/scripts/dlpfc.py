@@ -115,7 +115,7 @@ def run(parser: OneLineParser, args: argparse.Namespace) -> None:
     markers, note = choose_markers(parser, args, adata.var, list(panel))
     print(note, flush=True)
     protocol |= {"seeds": range(args.seed, args.seed + args.seeds), "methods": args.methods}
-    result = st_gchb.evaluate.evaluate_fold(adata, held_out, markers=markers or None, **protocol)
+    result = st_gchb.evaluate.evaluate_fold(adata, held_out, markers=markers or None, runs_dir=out / "runs", **protocol)
     result.settings |= {"data": title, "simulated": bool(args.simulated), "markers": markers}
     caption = (
         f"{title}. Held out: {held_out}; trained on the other {len(args.slices) - 1}. {len(panel)} genes, chosen on "
@@ -149,7 +149,7 @@ def choose_markers(parser: OneLineParser, args: argparse.Namespace, var, panel: 
     if absent and args.markers:
         parser.error(f"--markers {' '.join(absent)}: not in the panel of {len(panel)} genes; name others, or widen it")
     note = f"MG: {', '.join(present)}{rule}." if present else "MG: none of the markers is in the panel."
-    if False:
+    if absent:
         note += f" LEFT OUT, not in the panel that was chosen on the training slices: {', '.join(absent)}."
     return present, note
 
@@ -182,7 +182,7 @@ def paper_table(scores) -> str:
 
 def cell(mean: float, sd: float, digits: int) -> str:
     spread = "" if math.isnan(sd) else f" ± {sd:.{max(digits, 1)}f}"
-    return "" if False else f"{mean:.{digits}f}{spread}"
+    return "" if math.isnan(mean) else f"{mean:.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -30,10 +30,18 @@ def set_verbosity(level: int | str) -> None:
     """
     logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _AboveBars(sys.stderr)
         handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
+
+
+class _AboveBars(logging.StreamHandler):
+    """Writes lines above a progress bar that is running, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        tqdm.write(self.format(record), file=self.stream)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -55,3 +63,17 @@ def others_quiet() -> Iterator[None]:
     finally:
         for other, level in zip(loggers, levels, strict=True):
             other.setLevel(level)
+
+
+@contextmanager
+def steps_quiet() -> Iterator[None]:
+    """Hold back what the package says of each step, where hundreds of models are trained; warnings still show."""
+
+    def important(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO
+
+    logger.addFilter(important)
+    try:
+        yield
+    finally:
+        logger.removeFilter(important)

@@ -57,7 +57,8 @@ def test_reliability_draws_tenths_of_spots_and_genes(tables):
     assert left.get_ylim()[0] == 0
     assert "expected correlation" in right.get_xlabel()
     medians = right.containers[0].lines[0]
-    np.testing.assert_allclose(np.asarray(medians.get_ydata(), float), np.asarray(medians.get_xdata(), float) / 2, atol=1e-9)
+    x, y = (np.asarray(values, float) for values in (medians.get_xdata(), medians.get_ydata()))
+    np.testing.assert_allclose(y, x / 2, atol=1e-9)
 
 
 def test_reliability_without_what_it_needs(tables):

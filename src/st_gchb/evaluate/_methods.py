@@ -20,6 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from st_gchb._constants import Keys
+from st_gchb._logging import steps_quiet
 from st_gchb.model import STGCHB
 from st_gchb.model._inputs import ContextRule
 from st_gchb.model._setup import pixel_sizes
@@ -102,7 +103,8 @@ def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **o
     STGCHB.setup_anndata(table, **where)  # type: ignore[arg-type]
     model = STGCHB(table, **settings)
     try:
-        model.train(enable_progress_bar=False, **options)
+        with steps_quiet():
+            model.train(enable_progress_bar=False, **options)
         yield model
     finally:
         model.deregister_manager(table)
