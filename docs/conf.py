@@ -33,7 +33,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+# Tables of the study are included by its page.
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "study/*.md"]
 
 autosummary_generate = True
 autosummary_imported_members = False

@@ -88,8 +88,8 @@ def test_a_killed_process(tissue, tmp_path):
     )
     code = "import mine; r = mine.run(); print(r.runs); r.scores.to_json('scores.json', double_precision=15)"
     command = [sys.executable, "-c", code]
-    killed = subprocess.run([*command, "deadly"], cwd=tmp_path, capture_output=True, check=False)
-    assert killed.returncode == -9
+    killed = subprocess.run([*command, "deadly"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
     assert len(list((tmp_path / "runs").glob("*.json"))) == 2
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "{'made': 1, 'taken': 2}"

@@ -47,7 +47,8 @@ _SAGE: dict[str, Any] = {"context_rings": 0, "image_graph": "sage", "expression_
 _PAPER_BOTTLENECK: dict[str, Any] = {"dependence": "nhsic", "sigma": 10.0, "beta": 25.0, "bottleneck": 1.0}
 
 _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("bleep with the default's components", {}),
+    ("bleep", {}),
+    ("+ the default's 128 half-whitened image components", {"n_image_components": 128, "image_whitening": 0.5}),
     ("+ softmax over 400", {"k": 400, "weighting": "softmax"}),
     ("+ centred slices", {"center_slices": True}),
     ("+ rings of neighbours", {"context_rings": 2}),
@@ -57,7 +58,7 @@ _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def _cumulative() -> Iterator[Variant]:
-    settings: dict[str, Any] = {"center_slices": False}
+    settings: dict[str, Any] = {}
     for name, added in _TOGETHER:
         settings = settings | added
         yield Variant(name, settings, preset="bleep")
