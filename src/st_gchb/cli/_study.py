@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: 3)")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and pictures; finished runs stay")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command goes on from there")
 
 
 def run(arguments: argparse.Namespace) -> None:

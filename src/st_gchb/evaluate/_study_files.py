@@ -50,11 +50,11 @@ def write_choice(result: Choice, folder: str | Path) -> list[Path]:
     """Write ``choice_inner.csv``, ``choice_outer.csv`` and ``choice.md``."""
     out = Path(folder)
     best = result.ranking()
-    lines = ["| candidate | inner mean of the three | " + " | ".join(CRITERION) + " | chosen for |"]
+    lines = ["| candidate | inner mean of the three | " + " | ".join(CRITERION) + " | slices it was chosen for |"]
     lines.append("| --- |" + " ---: |" * (len(CRITERION) + 2))
     for name, row in best.head(_BEST).iterrows():
         numbers = " | ".join(f"{row[key]:.4f}" for key in ("score", *CRITERION))
-        lines.append(f"| {name} | {numbers} | {int(row['chosen'])} slices |")
+        lines.append(f"| {name} | {numbers} | {int(row['chosen'])} |")
     measures = [*CRITERION, "n>0.3"]
     lines += ["", "| held-out slice | chosen on the other slices | " + " | ".join(measures) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(measures))
