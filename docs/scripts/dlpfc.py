@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("st_gchb").setLevel(logging.INFO)
-    for category in (DeprecationWarning, FutureWarning):
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
     check(parser, args)
     try:

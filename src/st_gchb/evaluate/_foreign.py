@@ -16,6 +16,9 @@ from st_gchb.evaluate._folds import hide_expression, leave_one_out
 from st_gchb.evaluate._methods import trained
 from st_gchb.pp import slices_of
 
+_BROWN = 4.0
+"""Brown for a unit of eosin: with less, what is left would be a pale haematoxylin stain."""
+
 _STRIP = 512
 """Rows of an image that are recoloured at once, px."""
 
@@ -101,7 +104,7 @@ def recolored(image: np.ndarray) -> np.ndarray:
     result = np.empty_like(image)
     for start in range(0, len(image), _STRIP):
         stains = rgb2hed(image[start : start + _STRIP])
-        stains[..., 2] = stains[..., 1]
+        stains[..., 2] = _BROWN * stains[..., 1]
         stains[..., 1] = 0.0
         result[start : start + _STRIP] = np.round(255 * np.clip(hed2rgb(stains), 0, 1)).astype(np.uint8)
     return result

@@ -15,6 +15,12 @@ SIGNS = ("similarity", "spread", "distance", "level")
 
 _OUTLIER_QUANTILE = 0.99
 
+_OUTLIER_SLIDE = 1.4
+"""How many times farther than the farthest reference slice the middle of a slide must lie to be flagged as a whole."""
+
+_SLIDE_SPOTS = 20
+"""A slide of fewer spots has no middle to speak of: its spots are judged one by one."""
+
 _MAX_FOLDS = 5
 """Networks that are trained for calibration at most."""
 
@@ -31,6 +37,8 @@ class Calibration:
         Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share that is worse.
     outlier_distance
         Distance to the nearest reference patches beyond which a spot is flagged, the 99 % quantile of the reference's.
+    outlier_slide
+        Median distance beyond which a whole slide is flagged: a stain shifts all spots a little, none very far.
     expected_pcc
         Pearson correlation of each panel gene on held-out reference slices, mean over slices, ``(n_genes,)``.
     """
@@ -40,6 +48,7 @@ class Calibration:
     coefficients: np.ndarray
     expected_errors: np.ndarray
     outlier_distance: float
+    outlier_slide: float
     expected_pcc: np.ndarray
 
     def confidence(self, signs: np.ndarray) -> np.ndarray:
@@ -47,9 +56,15 @@ class Calibration:
         error = _linear(signs, self.centre, self.scale, self.coefficients)
         return 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
 
-    def outlier(self, signs: np.ndarray) -> np.ndarray:
-        """Whether a spot's patch is farther from the reference's than theirs are from each other, ``(n_query,)``."""
-        return signs[:, SIGNS.index("distance")] > self.outlier_distance
+    def outlier(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+        """Whether a spot's patch, or its slide as a whole, is unlike those of the reference, ``(n_query,)``."""
+        distance = signs[:, SIGNS.index("distance")]
+        flagged = distance > self.outlier_distance
+        for name in np.unique(slices):
+            rows = slices == name
+            if rows.sum() >= _SLIDE_SPOTS and np.median(distance[rows]) > self.outlier_slide:
+                flagged |= rows
+        return flagged
 
 
 def signs_of(
@@ -73,6 +88,7 @@ def calibrate(
     folds: list[np.ndarray],
     predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     truth: sparse.csr_matrix,
+    slices: np.ndarray,
 ) -> Calibration:
     """Leave each fold of the reference out once, and learn from what happens.
 
@@ -84,6 +100,8 @@ def calibrate(
         From held-out rows to their prediction ``(n, n_genes)`` and signs ``(n, 4)``, made without these rows.
     truth
         Log-normalised panel of the reference, ``(n_reference, n_genes)``.
+    slices
+        Slice of each reference spot, ``(n_reference,)``.
     """
     signs = np.zeros((truth.shape[0], len(SIGNS)))
     errors = np.zeros(truth.shape[0])
@@ -99,8 +117,10 @@ def calibrate(
     penalty = np.diag([*[0.01 * len(signs)] * len(SIGNS), 0.0])
     coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ errors)
     expected = np.sort(_linear(signs, centre, scale, coefficients))
-    distance = float(np.quantile(signs[:, SIGNS.index("distance")], _OUTLIER_QUANTILE))
-    return Calibration(centre, scale, coefficients, expected, distance, np.mean(correlations, axis=0))
+    distance = signs[:, SIGNS.index("distance")]
+    farthest = max(float(np.median(distance[slices == name])) for name in np.unique(slices))
+    limits = float(np.quantile(distance, _OUTLIER_QUANTILE)), _OUTLIER_SLIDE * farthest
+    return Calibration(centre, scale, coefficients, expected, *limits, np.mean(correlations, axis=0))
 
 
 def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:

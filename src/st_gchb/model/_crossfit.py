@@ -81,4 +81,6 @@ def cross_fit(
         found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows], whole.slices[rows])
         return found.panel, found.signs
 
-    return calibrate(calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel)
+    return calibrate(
+        calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel, whole.slices
+    )

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_gchb._constants import Keys
-from st_gchb.model._inputs import ContextRule, FixedMap, fit_map
+from st_gchb.model._inputs import ContextRule, FixedMap, fit_appearance, fit_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, origin_table, pixel_sizes, slice_names
@@ -23,9 +23,6 @@ from st_gchb.pp._expression import fit_expression, log_normalise
 from st_gchb.pp._graph import rule_of
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
-
-_APPEARANCE = 32
-"""Components of the patch features in which a query is compared with the reference's range."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[
         graph=_graph_rule(adata, where),
         context=look,
         linear=fit_map(context, settings.linear_components, whitening=0.0, seed=seed),
-        appearance=fit_map(features, _APPEARANCE, whitening=1.0, seed=seed),
+        appearance=fit_appearance(features, seed),
         slice_key=where.slice_key,
     )
     image_map = fit_map(context, settings.n_image_components, whitening=settings.image_whitening, seed=seed)

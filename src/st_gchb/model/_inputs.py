@@ -8,6 +8,9 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
 
+_APPEARANCE = 32
+"""Components of the patch features in which a query is compared with the reference's range."""
+
 _SPOTS_OF_DOUBT = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
@@ -53,6 +56,53 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
         variance = np.maximum(pca.explained_variance_, 1e-12)
         matrix = matrix * variance ** (-whitening / 2) / np.sqrt((variance ** (1 - whitening)).mean())
     return FixedMap(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class AppearanceMap:
+    """Where a patch lies in the reference's range, and how far outside of it.
+
+    Parameters
+    ----------
+    offset, inverse
+        Mean and inverse standard deviation of the training spots' features, ``(n_features,)``.
+    components
+        Principal directions, ``(n_features, n_components)``.
+    scale
+        Inverse standard deviations of the components, ``(n_components,)``.
+    rest
+        Inverse of the training spots' mean distance from the components' space, ``(1,)``.
+    """
+
+    offset: np.ndarray
+    inverse: np.ndarray
+    components: np.ndarray
+    scale: np.ndarray
+    rest: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Whitened components, and last the distance from their space, ``(n, n_components + 1)``.
+
+        A stain that the reference does not hold moves patches where its own patches never vary: components alone
+        would not show it.
+        """
+        standard = (x - self.offset) * self.inverse
+        inside = standard @ self.components
+        outside = np.linalg.norm(standard - inside @ self.components.T, axis=1, keepdims=True)
+        weight = np.sqrt(len(self.scale)) * self.rest
+        return np.hstack([inside * self.scale, outside * weight]).astype(np.float32)
+
+
+def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
+    """Fit an :class:`AppearanceMap` on the features of the training spots, ``(n_spots, n_features)``."""
+    plain = fit_map(x, None, whitening=0.0, seed=seed)
+    standard = plain(x)
+    pca = PCA(min(_APPEARANCE, *x.shape), random_state=seed).fit(standard)
+    components = pca.components_.T
+    outside = np.linalg.norm(standard - (standard @ components) @ components.T, axis=1).mean()
+    scale = 1.0 / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
+    arrays = (plain.offset, plain.matrix, components, scale, np.array([1.0 / max(outside, 1e-6)]))
+    return AppearanceMap(*(array.astype(np.float32) for array in arrays))
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def predict(
         result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
     if p.calibration is not None:
         result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs)
-        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs)
+        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs, query.slices)
         expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
         result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
     if layer is None:

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb.model._inputs import ContextRule, FixedMap
+from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
@@ -46,7 +46,7 @@ class Rules:
     linear
         Map of context features to the inputs of the linear read-out.
     appearance
-        Map of patch features to the components in which a query is compared with the reference's range.
+        Map of patch features to the coordinates in which a query is compared with the reference's range.
     slice_key
         Column of ``obs`` that told the training slices apart.
     """
@@ -58,7 +58,7 @@ class Rules:
     graph: GraphRule
     context: ContextRule
     linear: FixedMap
-    appearance: FixedMap
+    appearance: AppearanceMap
     slice_key: str | None
 
 

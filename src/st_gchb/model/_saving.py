@@ -22,7 +22,7 @@ from st_gchb import __version__
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._files import make_readable, sha256_of
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._inputs import ContextRule, FixedMap
+from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
 from st_gchb.model._record import decode, digest, encode
@@ -128,8 +128,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         "expression.variance": rules.expression.variance,
         "linear.offset": rules.linear.offset,
         "linear.matrix": rules.linear.matrix,
-        "appearance.offset": rules.appearance.offset,
-        "appearance.matrix": rules.appearance.matrix,
+        **{f"appearance.{name}": np.asarray(value) for name, value in vars(rules.appearance).items()},
     }
     if rules.context.center is not None:
         network["context.center"] = rules.context.center
@@ -250,7 +249,8 @@ def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
     if "calibration.centre" not in network:
         return None
     numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
-    return Calibration(**numbers | {"outlier_distance": numbers["outlier_distance"].item()})
+    limits = {name: numbers[name].item() for name in ("outlier_distance", "outlier_slide")}
+    return Calibration(**numbers | limits)
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
@@ -278,7 +278,7 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
         graph=GraphRule(**stored["graph"]),
         context=ContextRule(stored["context_rings"], network.get("context.center")),
         linear=FixedMap(network["linear.offset"], network["linear.matrix"]),
-        appearance=FixedMap(network["appearance.offset"], network["appearance.matrix"]),
+        appearance=AppearanceMap(*(network[f"appearance.{name}"] for name in AppearanceMap.__dataclass_fields__)),
         slice_key=stored["slice_key"],
     )
 

@@ -42,8 +42,8 @@ class ReferenceBank:
     linear
         Inputs of the linear read-out, ``(n_reference, n_inputs)``.
     appearance
-        Whitened components of the patch features, ``(n_reference, n_components)``: what a query is compared with to
-        see whether it lies in the reference's range.
+        Coordinates of the patch features, ``(n_reference, n_coordinates)``, in which a query is compared with the
+        reference's range.
     origin
         One row per reference spot: name, slice, patient where known, x and y in full-resolution px.
     tables

@@ -1,0 +1,82 @@
+"""What is flagged, and how expected errors become confidence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from st_gchb.model._calibration import SIGNS, Calibration, calibrate
+from st_gchb.model._inputs import fit_appearance
+
+RNG = np.random.default_rng(0)
+SLICES = np.repeat(["A", "B", "C"], 100)
+TRUTH = sparse.csr_matrix(RNG.random((300, 5)).astype(np.float32))
+DISTANCE = RNG.normal(1.0, 0.1, 300)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    """Error grows with the spread of the neighbours, and with nothing else."""
+    spread = RNG.random(300)
+    signs = np.column_stack([RNG.random(300), spread, DISTANCE, RNG.random(300)])
+
+    def predict(rows):
+        return TRUTH[rows].toarray() + spread[rows, None], signs[rows]
+
+    folds = [np.flatnonzero(SLICES == name) for name in "ABC"]
+    return calibrate(folds, predict, TRUTH, SLICES)
+
+
+def signs_at(distance, spread=0.5):
+    signs = np.full((len(distance), len(SIGNS)), 0.5)
+    signs[:, SIGNS.index("distance")], signs[:, SIGNS.index("spread")] = distance, spread
+    return signs
+
+
+def test_a_far_spot_is_flagged_alone(calibration):
+    distance = np.full(50, 1.0)
+    distance[7] = 3.0
+    flagged = calibration.outlier(signs_at(distance), np.full(50, "Q"))
+    assert np.flatnonzero(flagged).tolist() == [7]
+    assert calibration.outlier_distance == pytest.approx(np.quantile(DISTANCE, 0.99))
+
+
+def test_a_slide_that_lies_off_is_flagged_as_a_whole(calibration):
+    medians = [np.median(DISTANCE[SLICES == name]) for name in "ABC"]
+    assert calibration.outlier_slide == pytest.approx(1.4 * max(medians))
+    slices = np.repeat(["near", "off"], 40)
+    distance = np.repeat([1.0, 1.5], 40)
+    distance[40:50] = 1.0
+    flagged = calibration.outlier(signs_at(distance), slices)
+    assert not flagged[:40].any()
+    assert flagged[40:].all()
+
+
+def test_a_handful_of_spots_is_no_slide():
+    """Nineteen spots beyond the limit of slides, but not of spots, are left; twenty are flagged."""
+    limits = {"outlier_distance": 5.0, "outlier_slide": 2.0}
+    arrays = {name: np.zeros(4) for name in ("centre", "scale", "coefficients", "expected_errors", "expected_pcc")}
+    calibration = Calibration(**limits, **arrays)
+    for n, expected in ((19, False), (20, True)):
+        assert (calibration.outlier(signs_at(np.full(n, 3.0)), np.full(n, "Q")) == expected).all()
+
+
+def test_confidence_falls_with_expected_error(calibration):
+    confidence = calibration.confidence(signs_at(np.ones(9), spread=np.linspace(0, 1, 9)))
+    assert (np.diff(confidence) < 0).all()
+    assert confidence[0] > 0.95
+    assert confidence[-1] < 0.05
+
+
+def test_appearance_sees_what_the_reference_never_varies_in():
+    rng = np.random.default_rng(1)
+    reference = np.hstack([rng.normal(size=(200, 40)) @ rng.normal(size=(40, 60)), rng.normal(size=(200, 3)) * 0.01])
+    look = fit_appearance(reference.astype(np.float32), seed=0)
+    own = look(reference)
+    assert own.shape == (200, 33)
+    np.testing.assert_allclose(own[:, :32].std(0), 1.0, rtol=0.02)
+    assert own[:, 32].mean() == pytest.approx(np.sqrt(32), rel=0.01)
+    moved = reference.copy()
+    moved[:, -1] += 1.0
+    assert (look(moved)[:, 32] > 2 * own[:, 32]).all()
