@@ -1,4 +1,4 @@
-"""The four commands, in the order in which a user meets them."""
+"""The commands, in the order in which a user meets them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from st_gchb.cli import main
 from st_gchb.cli._main import build_parser
 from st_gchb.model import STGCHB
 
-COMMANDS = ["demo", "train", "predict", "evaluate"]
+COMMANDS = ["demo", "train", "predict", "evaluate", "study"]
 TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
 
 

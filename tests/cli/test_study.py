@@ -1,0 +1,33 @@
+"""``st-gchb study``: the tables that it was asked for, and no others."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from st_gchb.cli import main
+
+QUICK = ["--encoder", "texture", "--views", "1", "--device", "cpu", "--n-top-genes", "20", "--seeds", "1", "--quiet"]
+
+
+def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "study"
+    arguments = ["study", "--data", str(slides), "--questions", "read-out", "confidence", "--out", str(out), *QUICK]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    written = {path.name for path in out.iterdir()}
+    tables = {"study.csv", "study.json", "read-out.md", "confidence.md", "confidence_spots.csv", "confidence_genes.csv"}
+    assert written == tables | {"read-out.png", "confidence.png", "runs"}
+    assert (out / "read-out.md").read_text() in said
+    assert set(pd.read_csv(out / "study.csv")["question"]) == {"read-out"}
+    first = (out / "read-out.md").read_bytes()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+    assert main(arguments) == 0
+    assert (out / "read-out.md").read_bytes() == first
+    assert kept == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+
+
+def test_an_unknown_question_is_told_before_anything_is_read(refused, tmp_path):
+    said = refused("study", "--data", tmp_path, "--questions", "colour", "--out", tmp_path / "out")
+    assert "--questions ['colour']: unknown; known are together, alone" in said
+    assert not (tmp_path / "out").exists()
