@@ -86,7 +86,7 @@ def study(
     ...     adata, ["read-out"], encoder="texture", n_top_genes=50, seeds=[0], features={"cache": False}
     ... )
     >>> len(result.table("read-out"))
-    6
+    10
     """
     asked = list(STUDY) if questions is None else list(questions)
     unknown = [name for name in asked if name not in STUDY]

@@ -15,7 +15,7 @@ from st_gchb.evaluate._reliability import Reliability
 from st_gchb.evaluate._report import machine_and_versions
 from st_gchb.evaluate._study import Study, study_table
 
-_REFERENCES = ("default", "+ linear read-out (default)")
+_REFERENCES = ("default", "+ linear read-out by gene (default)")
 _BEST = 10
 """Candidates that the table of a choice shows."""
 

@@ -53,7 +53,8 @@ _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ centred slices", {"center_slices": True}),
     ("+ rings of neighbours", {"context_rings": 2}),
     ("+ bottleneck", {"bottleneck": 0.05}),
-    ("+ linear read-out (default)", {"linear_weight": 0.4}),
+    ("+ linear read-out, 40 % of every gene", {"linear_weight": 0.4, "linear_full_at": 0.0}),
+    ("+ linear read-out by gene (default)", {"linear_full_at": 0.3}),
 )
 
 
@@ -71,8 +72,9 @@ STUDY: dict[str, list[Variant]] = {
         Variant("without rings of neighbours", {"context_rings": 0}),
         Variant("without centred slices", {"center_slices": False}),
         Variant("without bottleneck", {"bottleneck": 0.0}),
+        Variant("linear read-out with the same share of every gene", {"linear_full_at": 0.0}),
         Variant("without linear read-out", {"linear_weight": 0.0}),
-        Variant("without retrieval (linear read-out alone)", {"linear_weight": 1.0}),
+        Variant("without retrieval (linear read-out alone)", {"linear_weight": 1.0, "linear_full_at": 0.0}),
         Variant("plain mean of 50", {"k": 50, "weighting": "mean"}),
     ],
     "graph": [
@@ -123,12 +125,14 @@ STUDY: dict[str, list[Variant]] = {
         *each("k", 50, 100, 200, label="plain mean, k =", weighting="mean"),
         *each("query_temperature", 0.05, 0.1, 0.5, label="softmax, k = 400, temperature"),
     ],
-    "read-out": each("linear_weight", 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, label="share of the linear read-out"),
+    "read-out": [
+        *each("linear_weight", 0.0, 0.2, 0.4, 0.6, 0.8, label="by gene, at most"),
+        *each("linear_weight", 0.2, 0.4, 0.6, 0.8, 1.0, label="every gene,", linear_full_at=0.0),
+    ],
     "training": [
-        *each("max_epochs", 5, 10, 20, 40, 80, label="epochs:"),
+        *each("max_epochs", 5, 10, 20, 40, label="epochs:"),
         *each("validation_share", 0.0, 0.1, label="spots kept for early stopping:"),
         *each("dropout", 0.2, 0.4, 0.6, label="dropout"),
-        *each("n_embedding", 64, 128, 256, label="embedding of"),
     ],
     "patch": [Variant(f"patch of {side} µm", features={"patch_um": float(side)}) for side in (75, 100, 150, 200, 300)],
     "views": [
@@ -143,18 +147,23 @@ def candidates() -> list[Variant]:
     """What the default is chosen from, by inner validation: each neighbourhood with and without each other part."""
     neighborhoods: dict[str, dict[str, Any]] = {
         "no graph": {"context_rings": 0},
-        "GraphSAGE": _SAGE,
         "GraphSAGE + DGI": _SAGE | {"dgi_image": 0.1, "dgi_expression": 0.1},
         "1 ring": {"context_rings": 1},
         "2 rings": {"context_rings": 2},
     }
+    readouts: dict[str, dict[str, Any]] = {
+        "retrieval alone": {"linear_weight": 0.0},
+        "read-out of every gene": {"linear_full_at": 0.0},
+        "read-out by gene": {},
+    }
     return [
         Variant(
-            f"{name}, bottleneck {bottleneck}, linear {linear}, {'centred' if centered else 'not centred'}",
-            around | {"bottleneck": bottleneck, "linear_weight": linear, "center_slices": centered},
+            f"{name}, {'bottleneck' if bottleneck else 'no bottleneck'}, {readout}, "
+            f"{'centred' if centered else 'not centred'}",
+            around | linear | {"bottleneck": bottleneck, "center_slices": centered},
         )
         for name, around in neighborhoods.items()
-        for bottleneck in (0.0, 0.05, 0.5)
-        for linear in (0.0, 0.4)
+        for bottleneck in (0.0, 0.05)
+        for readout, linear in readouts.items()
         for centered in (False, True)
     ]

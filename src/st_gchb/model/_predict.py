@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from st_gchb import __version__
 from st_gchb._constants import Keys
-from st_gchb.model._calibration import Calibration, signs_of
+from st_gchb.model._calibration import Calibration, calibration_folds, signs_of
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Query, Rules, measured_panel
@@ -121,10 +121,10 @@ def read_out(p: Predictor, neighbors: Neighbors, inputs: np.ndarray, table: Refe
     width = values.shape[1]
     blocks: list[Any] = [weights @ values[:, start : start + _COLUMNS].toarray() for start in range(0, width, _COLUMNS)]
     retrieved: np.ndarray = np.concatenate(blocks, axis=1).astype(np.float32)
-    share = p.settings.linear_weight
-    if share:
-        linear = LinearReadout(p.bank.linear, p.settings.linear_penalty).predict(inputs, table.values)
-        retrieved = (1.0 - share) * retrieved + share * linear
+    if p.settings.linear_weight:
+        readout = LinearReadout(p.bank.linear, p.settings.linear_penalty)
+        share = _linear_share(p, readout, table)
+        retrieved = (1.0 - share) * retrieved + share * readout.predict(inputs, table.values)
     # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
     return np.maximum(retrieved, 0.0) if table.values.nnz == 0 or table.values.data.min() >= 0 else retrieved
 
@@ -160,6 +160,22 @@ def predict(
         result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
         result.uns[Keys.UNS]["reference"] = p.bank.origin.copy()
     return result
+
+
+def _linear_share(p: Predictor, readout: LinearReadout, table: ReferenceTable) -> np.ndarray | np.float32:
+    """Share of the linear read-out in each column, ``(n_columns,)``, by what it is worth on held-out slices.
+
+    Where ridge knows little of a gene, it mostly adds noise to what was retrieved.
+    """
+    whole = np.float32(p.settings.linear_weight)
+    if not p.settings.linear_full_at:
+        return whole
+    folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
+    if len(folds) < 2:  # spots in one line, of one slice
+        return whole
+    correlation = readout.held_out_correlation(table.values, folds)
+    share: np.ndarray = whole * np.clip(correlation / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)
+    return share
 
 
 def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:

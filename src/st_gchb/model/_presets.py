@@ -54,9 +54,12 @@ class ModelSettings:
         Share of each slice's spots kept for early stopping, and epochs without improvement that are waited for.
     k, weighting, query_temperature
         Of the retrieval.
-    linear_weight, linear_components, linear_penalty
-        Share of the linear read-out in a prediction, principal components of the context features that it sees, and
-        ridge penalty as a share of their variance.
+    linear_weight, linear_full_at
+        Largest share of the linear read-out in a prediction, and the correlation on held-out reference slices from
+        which on a gene gets it; below, the share falls to 0 with the correlation. 0 gives all genes the same share.
+    linear_components, linear_penalty
+        Principal components of the context features that the read-out sees, and ridge penalty as a share of their
+        variance.
     """
 
     n_top_genes: int = 2000
@@ -92,6 +95,7 @@ class ModelSettings:
     weighting: Weighting = "softmax"
     query_temperature: float = 0.2
     linear_weight: float = 0.4
+    linear_full_at: float = 0.3
     linear_components: int = 256
     linear_penalty: float = 0.012
 
@@ -131,7 +135,7 @@ PRESETS: dict[str, ModelSettings] = {
         weighting="mean",
         linear_weight=0.0,
     ),
-    # No graph, DGI, bottleneck and linear read-out, BLEEP's plain mean of 50, and the inputs with which it does best.
+    # No graph, DGI, bottleneck and linear read-out; BLEEP's plain mean of 50; inputs with which it did best on her2st.
     "bleep": ModelSettings(
         n_image_components=64,
         image_whitening=1.0,
@@ -172,7 +176,7 @@ def _check(settings: ModelSettings) -> None:
     for name in positive:
         if getattr(settings, name) <= 0:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected a value above 0.")
-    for name in ("dropout", "validation_share", "linear_weight", "image_whitening"):
+    for name in ("dropout", "validation_share", "linear_weight", "linear_full_at", "image_whitening"):
         if not 0 <= getattr(settings, name) <= 1:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected a share between 0 and 1.")
     if settings.context_rings < 0:

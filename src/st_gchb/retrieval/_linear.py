@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+
+_BLOCK_VALUES = 2**25
+"""Values of a table that are dense at once: 256 MiB of float64."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,42 @@ class LinearReadout:
         # X centred makes X'(Y - mean) = X'Y, so the table may stay sparse.
         coefficients = np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), np.asarray((y.T @ x).T))
         return ((query.astype(np.float64) - centre) @ coefficients + mean).astype(np.float32)
+
+    def held_out_correlation(self, target: sparse.csr_matrix, folds: Sequence[np.ndarray]) -> np.ndarray:
+        """How well each column of a table is predicted where the read-out was not fitted.
+
+        Parameters
+        ----------
+        target
+            Any table of the reference, ``(n_reference, n_columns)``.
+        folds
+            Rows of each part of the reference that is left out once, such as its slices.
+
+        Returns
+        -------
+        Pearson correlation within the parts, pooled over them, ``(n_columns,)``; 0 for a constant column.
+        """
+        x = self.inputs.astype(np.float64)
+        parts = [self._without(x, rows) for rows in folds]
+        values, width = target.tocsc(), max(16, _BLOCK_VALUES // len(x))
+        found = []
+        for start in range(0, target.shape[1], width):
+            y = values[:, start : start + width].toarray().astype(np.float64)
+            product, total = x.T @ y, y.sum(0)
+            sums = np.zeros((3, y.shape[1]))
+            for rows, (inverse, centre) in zip(folds, parts, strict=True):
+                own = y[rows]
+                rest = product - x[rows].T @ own - np.outer(centre, total - own.sum(0))
+                predicted = (x[rows] - x[rows].mean(0)) @ (inverse @ rest)
+                own = own - own.mean(0)
+                sums += [(predicted * own).sum(0), (predicted**2).sum(0), (own**2).sum(0)]
+            found.append(sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-24)))
+        return np.concatenate(found) if found else np.zeros(0)
+
+    def _without(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inverse of the penalised Gram matrix of the other rows, and their mean."""
+        rest = np.delete(x, rows, axis=0)
+        centre = rest.mean(0)
+        gram = (rest - centre).T @ (rest - centre)
+        ridge = max(self.penalty * np.trace(gram), 1e-12)
+        return np.linalg.inv(gram + ridge * np.eye(len(gram))), centre
