@@ -119,3 +119,21 @@ def test_a_k_beyond_the_reference_is_told_before_training(reference):
     with pytest.raises(InputError, match="k=50, but the reference has 30 spots"):
         STGCHB(small, "bleep")
     STGCHB(small)  # the default's k is an upper limit
+
+
+def test_a_gene_gets_as_much_of_the_read_out_as_held_out_slices_say(reference):
+    """Of a table with one column that follows the patches and 20 of noise, only the first is read out linearly."""
+    adata = reference.copy()
+    seen = adata.obsm["X_patch"][:, 0]
+    noise = np.random.default_rng(0).random((adata.n_obs, 20))
+    adata.obsm["types"] = np.column_stack([seen - seen.min(), noise]).astype(np.float32)
+    STGCHB.setup_anndata(adata, slice_key="slice")
+    answers = {}
+    for weight, full_at in ((0.0, 0.3), (0.4, 0.3), (0.4, 0.0)):
+        model = STGCHB(adata, n_top_genes=20, linear_weight=weight, linear_full_at=full_at)
+        model.train(max_epochs=1, calibrate=False, enable_progress_bar=False, accelerator="cpu")
+        answers[weight, full_at] = model.predict(adata, layer="types").layers["st_gchb"]
+    by_gene, every, retrieved = answers[0.4, 0.3], answers[0.4, 0.0], answers[0.0, 0.3]
+    np.testing.assert_allclose(by_gene[:, 0], every[:, 0], rtol=1e-4)
+    shift = [np.abs(answer - retrieved)[:, 1:].mean() for answer in (by_gene, every)]
+    assert shift[0] < 0.5 * shift[1]

@@ -6,6 +6,7 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 
 from st_gchb.retrieval import LinearReadout
+from st_gchb.retrieval import _linear as linear_module
 
 RNG = np.random.default_rng(0)
 INPUTS = (RNG.normal(size=(60, 7)) * [5, 3, 2, 1, 1, 1, 0.1] + 4).astype(np.float32)
@@ -58,3 +59,32 @@ def test_the_order_of_the_reference_does_not_matter_and_nothing_is_changed():
     one = LinearReadout(INPUTS, 0.012).predict(QUERY, TARGET)
     np.testing.assert_allclose(LinearReadout(INPUTS[order], 0.012).predict(QUERY, TARGET[order]), one, rtol=1e-4)
     np.testing.assert_array_equal(INPUTS, before)
+
+
+def test_held_out_correlation_is_that_of_read_outs_fitted_without_each_part():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(90, 7)).astype(np.float32)
+    y = (x[:, :3] @ rng.normal(size=(3, 5)) + rng.normal(size=(90, 5))).astype(np.float32)
+    y[:, 4] = 1.0
+    folds = [np.arange(0, 90, 3), np.arange(1, 90, 3), np.arange(2, 90, 3)]
+    parts = []
+    for rows in folds:
+        rest = np.setdiff1d(np.arange(90), rows)
+        predicted = LinearReadout(x[rest], 0.01).predict(x[rows], y[rest])
+        parts.append((predicted - predicted.mean(0), y[rows] - y[rows].mean(0)))
+    predicted, measured = (np.concatenate(half) for half in zip(*parts, strict=True))
+    norm = np.sqrt((predicted**2).sum(0) * (measured**2).sum(0))
+    expected = np.where(norm > 1e-6, (predicted * measured).sum(0) / np.maximum(norm, 1e-6), 0.0)
+    found = LinearReadout(x, 0.01).held_out_correlation(sparse.csr_matrix(y), folds)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found[0] > 0.3
+    assert abs(found[4]) < 1e-3
+
+
+def test_held_out_correlation_does_not_depend_on_how_many_columns_are_dense_at_once(monkeypatch):
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(40, 5)), sparse.csr_matrix(rng.random((40, 50)).astype(np.float32))
+    folds = [np.arange(20), np.arange(20, 40)]
+    whole = LinearReadout(x, 0.1).held_out_correlation(y, folds)
+    monkeypatch.setattr(linear_module, "_BLOCK_VALUES", 1)  # 16 columns at once
+    np.testing.assert_allclose(LinearReadout(x, 0.1).held_out_correlation(y, folds), whole)
