@@ -163,19 +163,26 @@ def test_provenance_says_what_was_run(model, query):
 
 
 def test_prediction_learns_from_the_reference(reference, held_out):
-    """A reference whose genes follow the patches is predicted better than its own shuffle, by far."""
-    shuffled = reference.copy()
-    shuffled.X = shuffled.X[np.random.default_rng(0).permutation(shuffled.n_obs)]
-    scores = []
-    for adata in (reference, shuffled):
+    """A reference whose genes follow the patches is predicted better than its own shuffles, by far."""
+
+    def correlation(adata):
         STGCHB.setup_anndata(adata)
         model = STGCHB(adata, n_top_genes=20)
         model.train(enable_progress_bar=False, calibrate=False, accelerator="cpu")
         prediction = model.predict(held_out)
-        measured = np.asarray(prediction.X)
-        scores.append(st_gchb.metrics.pearson(measured, prediction.layers["st_gchb"]).mean())
-    assert scores[0] > 0.15
-    assert abs(scores[1]) < scores[0] / 2
+        return st_gchb.metrics.pearson(np.asarray(prediction.X), prediction.layers["st_gchb"]).mean()
+
+    def shuffled(seed):
+        adata = reference.copy()
+        adata.X = adata.X[np.random.default_rng(seed).permutation(adata.n_obs)]
+        return adata
+
+    learned = correlation(reference)
+    # The genes of 45 spots hang together, so that one shuffle alone is right or wrong for all of them by chance.
+    by_chance = [correlation(shuffled(seed)) for seed in range(8)]
+    assert learned > 0.15
+    assert learned > max(by_chance)
+    assert abs(np.mean(by_chance)) < learned / 2
 
 
 def test_measured_expression_is_carried_where_the_query_has_it(model, held_out):
