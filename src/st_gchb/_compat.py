@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 
 def parse_device_args(*arguments: Any, **options: Any) -> Any:
     """scvi-tools' own reading of ``accelerator`` and ``devices``, so that ``load`` takes what ``train`` takes."""
@@ -29,3 +31,17 @@ def torch_threads_kept() -> Iterator[None]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
+
+
+def squidpy_tissue(pixels: np.ndarray) -> np.ndarray:
+    """Mask ``(h, w)`` of a picture ``(h, w, 3)`` by squidpy's ``detect_tissue``, which is experimental."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+    from squidpy.experimental.im import detect_tissue
+
+    from st_gchb._logging import others_quiet
+
+    with others_quiet():
+        image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))
+        labels = detect_tissue(SpatialData(images={"slide": image}), "slide", inplace=False)
+    return np.asarray(labels) > 0

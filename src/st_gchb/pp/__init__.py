@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from st_gchb.pp._rule import FeatureRule
     from st_gchb.pp._slides import Slice, slices_of
     from st_gchb.pp._tables import Resolved, resolve, write_table
+    from st_gchb.pp._tissue import Tissue, find_tissue
 
 __all__ = [
     "Encoder",
@@ -22,8 +23,10 @@ __all__ = [
     "GraphRule",
     "Resolved",
     "Slice",
+    "Tissue",
     "embed_by_rule",
     "embed_patches",
+    "find_tissue",
     "get_encoder",
     "read_patches",
     "resolve",
@@ -39,8 +42,10 @@ _MODULES = {
     "GraphRule": "_graph",
     "Resolved": "_tables",
     "Slice": "_slides",
+    "Tissue": "_tissue",
     "embed_by_rule": "_features",
     "embed_patches": "_features",
+    "find_tissue": "_tissue",
     "get_encoder": "_encoders",
     "read_patches": "_patches",
     "resolve": "_tables",
