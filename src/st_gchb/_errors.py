@@ -31,6 +31,10 @@ class ImageError(InputError):
     """An image cannot be read, or is no 8-bit RGB image."""
 
 
+class TissueError(InputError):
+    """No tissue was found where query positions were to be laid."""
+
+
 class ScaleError(InputError):
     """The physical size of a pixel is unknown or contradictory."""
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from st_gchb.pp._rule import FeatureRule
     from st_gchb.pp._slides import Slice, slices_of
     from st_gchb.pp._tables import Resolved, resolve, write_table
+    from st_gchb.pp._tiles import tile_tissue
     from st_gchb.pp._tissue import Tissue, find_tissue
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "resolve",
     "slices_of",
     "spatial_graph",
+    "tile_tissue",
     "write_table",
 ]
 
@@ -51,6 +53,7 @@ _MODULES = {
     "resolve": "_tables",
     "slices_of": "_slides",
     "spatial_graph": "_graph",
+    "tile_tissue": "_tiles",
     "write_table": "_tables",
 }
 

@@ -1,0 +1,101 @@
+"""Query positions of a SpatialData: circles, and a table that annotates them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import get_transformation
+
+from st_gchb._constants import Keys
+from st_gchb._errors import ImageError, InputError, MissingKeyError
+from st_gchb.io import open_image
+from st_gchb.pp._layout import lay_tiles
+from st_gchb.pp._roi import roi_of_shapes
+
+
+def tile_spatialdata(
+    sdata: SpatialData,
+    roi: Any,
+    settings: dict[str, Any],
+    um_per_px: float | None,
+    name: str,
+    image: str | None,
+    overwrite: bool,
+) -> SpatialData:
+    """Add positions on an image element as ``shapes[name]`` and ``tables[name + "_table"]``.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the image. Changed in memory only, and not when an error is raised.
+    roi, um_per_px, name, image, overwrite
+        As :func:`~st_gchb.pp.tile_tissue` takes them.
+    settings
+        What :func:`~st_gchb.pp._layout.lay_tiles` takes by name.
+
+    Returns
+    -------
+    SpatialData
+        ``sdata`` itself.
+
+    Raises
+    ------
+    MissingKeyError, ImageError, InputError
+        The image is not there, or there are several; or the names are taken.
+    """
+    table_name = f"{name}_table"
+    element = _find_image(sdata, image)
+    _check_names(sdata, {name: "shapes", table_name: "tables"}, overwrite)
+    slide = open_image(sdata.images[element], um_per_px, name=f"image element {element!r}")
+    region = roi_of_shapes(sdata, roi, element) if isinstance(roi, str) else roi
+    tiles = lay_tiles(slide, region, **settings)
+    shapes = ShapesModel.parse(
+        tiles.grid.centers_px,
+        geometry=0,
+        radius=tiles.diameter_px / 2,
+        index=np.arange(len(tiles.grid)),
+        # The circles are in the image's own px, and go wherever it goes.
+        transformations=dict(get_transformation(sdata.images[element], get_all=True)),
+    )
+    table = tiles.table(name)
+    table.obs.insert(0, "region", pd.Categorical([name] * table.n_obs))
+    table.obs.insert(1, "instance_id", shapes.index.to_numpy())
+    factors = {Keys.SPOT_DIAMETER: tiles.diameter_px, Keys.UM_PER_PX: tiles.um_per_px}
+    table.uns[Keys.SPATIAL] = {name: {Keys.SCALEFACTORS: factors}}
+    parsed = TableModel.parse(table, region=name, region_key="region", instance_key="instance_id")
+    for key, elements in ((name, sdata.shapes), (table_name, sdata.tables)):
+        if key in elements:
+            del elements[key]
+    sdata.shapes[name] = shapes
+    sdata.tables[table_name] = parsed
+    return sdata
+
+
+def _find_image(sdata: SpatialData, image: str | None) -> str:
+    names = sorted(sdata.images)
+    if image is not None:
+        if image not in names:
+            raise MissingKeyError(f"the SpatialData has no image {image!r}; image= takes one of {names}.")
+        return image
+    if not names:
+        raise ImageError(
+            "the SpatialData has no image element; expected the H&E image. Add it with Image2DModel.parse."
+        )
+    if len(names) > 1:
+        raise InputError(f"the SpatialData has {len(names)} images, {names}. Pass image= with the H&E's finest.")
+    return names[0]
+
+
+def _check_names(sdata: SpatialData, wanted: dict[str, str], overwrite: bool) -> None:
+    """See that the names are free, or held by what may be replaced."""
+    for key, kind in wanted.items():
+        if key not in sdata:
+            continue
+        if key not in getattr(sdata, kind):
+            raise InputError(f"the SpatialData has another element called {key!r}. Pass another name=.")
+        if not overwrite:
+            raise InputError(f"the SpatialData has {kind} {key!r} already. Pass another name=, or overwrite=True.")
