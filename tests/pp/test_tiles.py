@@ -73,6 +73,17 @@ def test_a_hexagonal_grid_is_numbered_as_visium_does():
     np.testing.assert_allclose(grid.centers_px, steps)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.5, 20), st.integers(0, 2**31), st.floats(-30, 200))
+def test_points_are_looked_up(h, w, downsample, seed, start):
+    rng = np.random.default_rng(seed)
+    tissue = Tissue(rng.random((h, w)) < 0.5, downsample, 1.0)
+    points = start + rng.random((20, 2)) * 50
+    for (x, y), answer in zip(points, tissue.at(points), strict=True):
+        inside = 0 <= x / downsample < w and 0 <= y / downsample < h
+        assert answer == (inside and tissue.mask[int(y / downsample), int(x / downsample)])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(8, 60), st.tuples(st.floats(-20, 180), st.floats(-20, 180)))
 def test_share_of_a_round_tile(seed, diameter, center):
@@ -86,20 +97,21 @@ def test_share_of_a_round_tile(seed, diameter, center):
 
 @settings(max_examples=50, deadline=None)
 @given(
-    KINDS, st.floats(8, 60), st.integers(0, 2**31), st.floats(0.1, 1), st.lists(st.tuples(*[st.floats(-9, 170)] * 2))
+    KINDS, st.floats(8, 60), st.integers(0, 2**31), st.floats(0.1, 1), st.lists(st.tuples(*[st.integers(-9, 170)] * 2))
 )
 @example("hex", 10.0, 0, 0.5, [])
 def test_positions_lie_on_tissue_and_in_the_region_and_none_is_missing(kind, spacing_um, seed, least, corners):
     rng = np.random.default_rng(seed)
     mask = np.repeat(np.repeat(rng.random((6, 8)) < 0.5, 5, axis=0), 5, axis=1)
     roi = shapely.convex_hull(shapely.MultiPoint(corners)) if len(corners) > 2 else None
-    assume(roi is None or roi.intersection(box(0, 0, 160, 120)).area > 1)
+    slide = box(0, 0, 160, 120)
+    assume(roi is None or roi.intersection(slide).area > 1)
     options = {"spacing_um": spacing_um, "um_per_px": 2.0, "grid": kind, "min_tissue": least}
     grid = lay_grid(kind, spacing_um / 2, (0, 0, 160, 120))
     share = tissue_share(Tissue(mask, 4.0, 8.0), grid.centers_px, spacing_um / 2)
     keep = share >= least
     if roi is not None:
-        keep &= shapely.intersects_xy(roi, *grid.centers_px.T)
+        keep &= shapely.intersects_xy(roi.intersection(slide), *grid.centers_px.T)
     if not keep.any():
         with pytest.raises(TissueError):
             tile_tissue(BLANK, tissue=mask, roi=roi, **options)

@@ -58,7 +58,7 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
     spacing_px
         Distance between neighbours, px.
     bounds_px
-        Left, top, right and bottom of the part, px; the ends belong to it.
+        Left, top, right and bottom of the part, px; the ends belong to it. A part of no width holds no position.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
     """
     left, top, right, bottom = bounds_px
     pitch = spacing_px * math.sqrt(0.75) if kind == "hex" else spacing_px
-    expected = (right - left) / spacing_px * ((bottom - top) / pitch)
+    expected = max(right - left, 0) / spacing_px * (max(bottom - top, 0) / pitch)
     if expected > _MAX_POSITIONS:
         raise InputError(
             f"a spacing of {spacing_px:.3g} px gives {expected:.2g} positions on {right - left:.0f} x "
@@ -87,9 +87,9 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
         )
     first, last = math.ceil(top / pitch - 0.5), math.floor(bottom / pitch - 0.5)
     shift = 0.5 if kind == "hex" else 0.0
-    # One column more at both ends, since every other row is shifted; what lies outside goes below.
-    start, end = math.floor(left / spacing_px - 0.5 - shift), math.ceil(right / spacing_px - 0.5)
-    row, col = (part.ravel() for part in np.mgrid[first : last + 1, start : end + 1])
+    # Rounded down, so that rows which are shifted have their first column too; what lies outside goes below.
+    start, end = math.floor(left / spacing_px - 0.5), math.floor(right / spacing_px - 0.5)
+    col, row = (part.ravel() for part in np.meshgrid(np.arange(start, end + 1), np.arange(first, last + 1)))
     odd = row % 2
     x, y = (col + 0.5 + shift * odd) * spacing_px, (row + 0.5) * pitch
     grid = Grid(np.column_stack([x, y]), row, 2 * col + odd if kind == "hex" else col)

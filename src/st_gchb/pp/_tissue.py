@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -134,6 +135,8 @@ def find_tissue(
     slide = open_image(image, um_per_px)
     size = pixel_size(slide)
     pixels, scale = slide.thumbnail(min(_LONGEST_PX, max(1, math.ceil(max(slide.shape_px) * size / resolution_um))))
+    if isinstance(image, str | os.PathLike):
+        slide.release()
     coarse = size / scale
     if method == "all":
         mask = np.ones(pixels.shape[:2], dtype=bool)
