@@ -31,6 +31,10 @@ class ImageError(InputError):
     """An image cannot be read, or is no 8-bit RGB image."""
 
 
+class DamageError(ImageError):
+    """Part of an image cannot be decoded; the rest of it may be whole."""
+
+
 class TissueError(InputError):
     """No tissue was found where query positions were to be laid."""
 
