@@ -14,7 +14,7 @@ from scipy import sparse
 
 from st_gchb._errors import CoordinateError, GraphError, InputError, SliceError
 from st_gchb.pp import GraphRule, spatial_graph
-from st_gchb.pp._graph import rule_of
+from st_gchb.pp._foreign_graph import rule_of
 
 CONNECTIVITIES, DISTANCES = "spatial_connectivities", "spatial_distances"
 
@@ -155,7 +155,7 @@ def test_squidpy_reads_the_graph():
 
 def test_um_and_px_agree():
     in_px, in_um, given_um = spots(hexagonal()), spots(hexagonal(), um_per_px=[0.5]), spots(hexagonal())
-    assert spatial_graph(in_px) == GraphRule("radius", 160.0, "px")
+    assert spatial_graph(in_px) == GraphRule("radius", 160.0, "px", pitch=100.0)
     rule = spatial_graph(in_um, slice_key="slice")
     assert (rule.unit, rule.radius) == ("um", pytest.approx(80.0))
     assert spatial_graph(given_um, um_per_px=0.5) == rule

@@ -20,7 +20,7 @@ from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import fit_expression, log_normalise
-from st_gchb.pp._graph import rule_of
+from st_gchb.pp._foreign_graph import rule_of
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 

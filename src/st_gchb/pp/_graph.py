@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import squidpy as sq
 from anndata import AnnData
 from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
 
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError, InputError, SliceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb.pp._coordinates import spot_centers
+from st_gchb.pp._interleave import interleave, nearest_distances, side_by_side, spacing_of
 
 GraphMode = Literal["radius", "knn"]
 
@@ -36,12 +37,17 @@ class GraphRule:
         ``"um"`` where the size of a pixel is known, else ``"px"``.
     n_neighbors
         For ``"knn"``.
+    pitch
+        Median distance from a spot to the nearest, in ``unit``, in the finest of the slices that the rule was made on.
+        Positions that lie finer, such as a dense grid, are taken apart into interleaved grids of about this pitch, so
+        that a position sees what a spot of the reference sees. ``None`` takes it from the slices given.
     """
 
     mode: GraphMode = "radius"
     radius: float | None = None
     unit: Literal["um", "px"] = "um"
     n_neighbors: int = 6
+    pitch: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and ``uns``; what does not apply is left out."""
@@ -77,7 +83,7 @@ def spatial_graph(
 
     Returns
     -------
-    The rule with its radius filled in, which :class:`~st_gchb.model.STGCHB` stores and applies to queries.
+    The rule with radius and pitch filled in, which :class:`~st_gchb.model.STGCHB` stores and applies to queries.
 
     Raises
     ------
@@ -98,24 +104,14 @@ def spatial_graph(
     >>> int(adata.obsp["spatial_connectivities"].sum(1).max())
     8
     """
-    rule = rule or GraphRule()
     coordinates = spot_centers(adata)
     members = slice_members(adata, slice_key)
-    scale = {name: _um_per_px(adata, name, um_per_px) for name in members}
-    known = all(value is not None for value in scale.values())
-    if rule.mode == "radius" and rule.radius is None:
-        unit: Literal["um", "px"] = "um" if known else "px"
-        rule = GraphRule("radius", _default_radius(coordinates, members, scale if known else None), unit)
-    if rule.mode == "radius" and rule.unit == "um" and not known:
-        unknown = [name for name, value in scale.items() if value is None]
-        raise GraphError(
-            f"The graph's radius is {rule.radius:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
-            "Pass um_per_px=, or set uns['spatial'][slice]['scalefactors']['microns_per_pixel']."
-        )
+    scale = {name: um_per_px_of(adata, name, um_per_px) for name in members}
+    rule = _fill(rule or GraphRule(), coordinates, members, scale)
     n = adata.n_obs
     pieces = []
     for name, rows in members.items():
-        distances = _slice_distances(coordinates[rows], rule, scale[name])
+        distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name])
         if distances.nnz == 0:
             raise GraphError(
                 f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: "
@@ -166,7 +162,7 @@ def slice_members(adata: AnnData, slice_key: str | None) -> dict[str, np.ndarray
     return members
 
 
-def _um_per_px(adata: AnnData, name: str, given: float | dict[str, float] | None) -> float | None:
+def um_per_px_of(adata: AnnData, name: str, given: float | dict[str, float] | None) -> float | None:
     if isinstance(given, dict):
         return given.get(name)
     if given is not None:
@@ -177,26 +173,54 @@ def _um_per_px(adata: AnnData, name: str, given: float | dict[str, float] | None
     return None if value is None else float(value)
 
 
-def _default_radius(
-    coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None] | None
-) -> float:
-    nearest = []
-    for name, rows in members.items():
-        distance = NearestNeighbors(n_neighbors=1).fit(coordinates[rows]).kneighbors()[0][:, 0]
-        nearest.append(distance * ((scale[name] or 1.0) if scale else 1.0))
-    radius = PITCH_FACTOR * float(np.median(np.concatenate(nearest)))
-    if radius <= 0:
-        raise GraphError("Most spots share their position with another spot. Drop duplicates from obsm['spatial'].")
-    return radius
+def _fill(
+    rule: GraphRule, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
+) -> GraphRule:
+    """Complete a rule from the slices that it is made on."""
+    known = all(value is not None for value in scale.values())
+    if rule.unit == "um" and not known and rule.radius is not None:
+        unknown = [name for name, value in scale.items() if value is None]
+        raise GraphError(
+            f"The graph's radius is {rule.radius:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
+            "Pass um_per_px=, or set uns['spatial'][slice]['scalefactors']['microns_per_pixel']."
+        )
+    if rule.pitch is not None:
+        return rule
+    unit: Literal["um", "px"] = rule.unit if rule.radius is not None else ("um" if known else "px")
+    size = {name: (scale[name] or 1.0) if unit == "um" else 1.0 for name in members}
+    radius = rule.radius
+    if radius is None and rule.mode == "radius":
+        nearest = [nearest_distances(coordinates[rows]) * size[name] for name, rows in members.items()]
+        radius = PITCH_FACTOR * float(np.median(np.concatenate(nearest)))
+        if radius <= 0:
+            raise GraphError("Most spots share their position with another spot. Drop duplicates from obsm['spatial'].")
+    spacings = [spacing_of(coordinates[rows]) * size[name] for name, rows in members.items()]
+    pitch = min((spacing for spacing in spacings if spacing > 0), default=0.0)
+    return replace(rule, radius=radius, unit=unit, pitch=pitch)
 
 
-def _slice_distances(coordinates: np.ndarray, rule: GraphRule, um_per_px: float | None) -> sparse.csr_matrix:
+def _slice_distances(
+    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphRule, um_per_px: float | None
+) -> sparse.csr_matrix:
     """Symmetric distances between neighbours in one slice, px, CSR without a diagonal."""
-    spots = AnnData(obsm={Keys.SPATIAL: coordinates})
+    px = 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
+    # Nearest neighbours ask for no µm: where these are unknown, positions are taken as they lie.
+    comparable = rule.unit == "px" or um_per_px is not None
+    pitch, spacing = float(rule.pitch or 0) * px, spacing_of(coordinates)
+    stride = round(pitch / spacing) if spacing > 0 and comparable else 1
+    placed, parts = coordinates, np.zeros(len(coordinates), dtype=np.int64)
+    if stride > 1:
+        parts = interleave(coordinates, obs, stride)
+        placed = side_by_side(coordinates, parts, 2 * max(pitch, float(rule.radius or 0) * px))
+        logger.info(
+            "Positions lie %.3g times finer than the reference's spots: %d interleaved grids.",
+            pitch / spacing,
+            len(np.unique(parts)),
+        )
+    spots = AnnData(obsm={Keys.SPATIAL: placed})
     with others_quiet():
         if rule.mode == "radius":
-            radius = float(rule.radius or 0) / (um_per_px if rule.unit == "um" and um_per_px else 1.0)
-            sq.gr.spatial_neighbors_radius(spots, radius=radius)
+            sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
         elif rule.mode == "knn":
             sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(coordinates) - 1))
         else:
@@ -204,53 +228,9 @@ def _slice_distances(coordinates: np.ndarray, rule: GraphRule, um_per_px: float 
     # squidpy's kNN graph is directed, and its distances drop pairs at one place: rebuild both from the edges.
     edges = spots.obsp[Keys.CONNECTIVITIES]
     edges = sparse.triu(edges.maximum(edges.T), k=1).tocoo()
+    # A part with fewer positions than neighbours are asked for reaches into another.
+    within = parts[edges.row] == parts[edges.col]
+    edges = sparse.coo_matrix((edges.data[within], (edges.row[within], edges.col[within])), shape=edges.shape)
     length = np.linalg.norm(coordinates[edges.row] - coordinates[edges.col], axis=1)
     i, j = np.concatenate([edges.row, edges.col]), np.concatenate([edges.col, edges.row])
     return sparse.csr_matrix((np.tile(length, 2), (i, j)), shape=(len(coordinates),) * 2)
-
-
-def rule_of(
-    adata: AnnData, connectivities_key: str, slice_key: str | None, um_per_px: float | dict[str, float] | None
-) -> GraphRule:
-    """The rule behind a graph that is already there.
-
-    A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, a radius is taken that gives the
-    very same graph: midway between its longest edge and the shortest distance without an edge, so that a query whose
-    spots lie a little wider apart has the same neighbours.
-
-    Raises
-    ------
-    GraphError
-        If no rule is known that gives this graph: a query's graph could then not be built the same way.
-    """
-    prefix = connectivities_key.removesuffix("_connectivities")
-    params = adata.uns.get(f"{prefix}_neighbors", {}).get("params", {})
-    if "mode" in params:
-        return GraphRule(**{key: params[key] for key in GraphRule.__dataclass_fields__ if key in params})
-    graph = adata.obsp[connectivities_key].tocoo()
-    centers = spot_centers(adata)
-    probe = AnnData(obs=adata.obs.copy(), obsm={Keys.SPATIAL: centers})
-    if graph.nnz:
-        members = slice_members(adata, slice_key)
-        scale = {name: _um_per_px(adata, name, um_per_px) for name in members}
-        known = {name: value for name, value in scale.items() if value is not None}
-        sizes = known if len(known) == len(members) else None
-        unit: Literal["um", "px"] = "px" if sizes is None else "um"
-        per_spot = np.ones(adata.n_obs)
-        for name, rows in members.items():
-            per_spot[rows] = 1.0 if sizes is None else sizes[name]
-        longest = float((np.linalg.norm(centers[graph.row] - centers[graph.col], axis=1) * per_spot[graph.row]).max())
-        wide = GraphRule("radius", 1.5 * longest, unit)
-        spatial_graph(probe, rule=wide, slice_key=slice_key, um_per_px=sizes)
-        pairs = probe.obsp[Keys.DISTANCES].tocoo()
-        apart = np.asarray(adata.obsp[connectivities_key].tocsr()[pairs.row, pairs.col]).ravel() == 0
-        shortest = float((pairs.data * per_spot[pairs.row])[apart].min(initial=1.5 * longest))
-        if shortest > longest:
-            rule = GraphRule("radius", (longest + shortest) / 2, unit)
-            spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
-            if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
-                return rule
-    raise GraphError(
-        f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a "
-        f"query's graph could not be built by the same rule. Drop it (del adata.obsp[...]) and set up again."
-    )
