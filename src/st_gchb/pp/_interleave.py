@@ -108,5 +108,5 @@ def _by_array(rows: Any, cols: Any, stride: int) -> Labels | None:
 
 
 def _has_pitch(coordinates: Coordinates, parts: Labels, pitch: float) -> bool:
-    spread = side_by_side(coordinates, parts, 3 * pitch)
-    return abs(spacing_of(spread) / pitch - 1) < _TOLERANCE
+    nearest = nearest_distances(side_by_side(coordinates, parts, 3 * pitch))[:, 0]
+    return bool((np.abs(np.quantile(nearest, [0.25, 0.75]) / pitch - 1) < _TOLERANCE).all())
