@@ -44,10 +44,10 @@ class _AboveBars(logging.StreamHandler):
         tqdm.write(self.format(record), file=self.stream)
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar, which is absent when the logger is quieter than ``INFO``."""
+def track(items: Iterable[T], description: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
+    """Iterate with a progress bar after ``delay`` seconds, absent when the logger is quieter than ``INFO``."""
     quiet = logger.getEffectiveLevel() > logging.INFO
-    return iter(tqdm(items, desc=description, total=total, disable=quiet, leave=False))
+    return iter(tqdm(items, desc=description, total=total, disable=quiet, leave=False, delay=delay))
 
 
 @contextmanager

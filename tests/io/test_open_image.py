@@ -14,7 +14,6 @@ from spatialdata.models import Image2DModel
 from st_gchb._errors import ScaleError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io import _elements as elements
-from st_gchb.io import _tiff as tiff
 
 
 @pytest.fixture
@@ -118,14 +117,25 @@ def test_a_pyramid_has_its_levels(tmp_path, pixels, subifds):
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_tiff_in_large_pieces_is_not_decoded_for_each_window(tmp_path, pixels, monkeypatch, mapped):
-    monkeypatch.setattr(tiff, "_MAX_CHUNK_PX", 1000)
+def test_tiff_in_one_piece_is_not_decoded_for_each_window(tmp_path, pixels, monkeypatch, mapped):
     compression = None if mapped else "zlib"
     tifffile.imwrite(tmp_path / "one.tif", pixels, photometric="rgb", rowsperstrip=300, compression=compression)
+    decoded = []
+    original = tifffile.imread
+    monkeypatch.setattr(tifffile, "imread", lambda *args, **kwargs: decoded.append(args) or original(*args, **kwargs))
     image = open_image(tmp_path / "one.tif")
-    np.testing.assert_array_equal(image.read(0, 10, 20, 30, 50), pixels[10:20, 30:50])
-    assert isinstance(image.levels[0]._pixels, np.memmap) is mapped
-    assert isinstance(image.levels[0]._pixels, np.ndarray)
+    for _ in range(3):
+        np.testing.assert_array_equal(image.read(0, 10, 20, 30, 50), pixels[10:20, 30:50])
+    assert len(decoded) == (0 if mapped else 1)
+    assert image.levels[0].whole_bytes == (0 if mapped else pixels.size)
+
+
+def test_a_mapped_file_is_let_go_after_each_window(tmp_path, pixels):
+    """Pages of a mapping that stays open would count as the process's memory, all of the slide in the end."""
+    tifffile.imwrite(tmp_path / "plain.tif", pixels, photometric="rgb")
+    window = open_image(tmp_path / "plain.tif").read(0, 0, 50, 0, 50)
+    assert not isinstance(window, np.memmap)
+    assert window.base is None
 
 
 def test_a_large_lazy_array_is_read_window_by_window(pixels, monkeypatch):
@@ -139,8 +149,8 @@ def test_strips_are_read_in_bands_and_tiles_in_squares(tmp_path):
     wide = np.zeros((64, 5000, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "strips.tif", wide, photometric="rgb", rowsperstrip=8, compression="zlib")
     tifffile.imwrite(tmp_path / "tiles.tif", wide, photometric="rgb", tile=(64, 64), compression="zlib")
-    assert open_image(tmp_path / "strips.tif").block_shape(0)[1] == 5000
-    assert open_image(tmp_path / "tiles.tif").block_shape(0) == (64, 2048)
+    assert open_image(tmp_path / "strips.tif").pieces(0)[1].tolist() == [0, 5000]
+    assert np.diff(open_image(tmp_path / "tiles.tif").pieces(0)[1]).max() == 1024
 
 
 RESOLUTIONS = {

@@ -127,14 +127,14 @@ def test_several_slices_keep_their_rows():
 def cached(tmp_path, monkeypatch):
     """Count the patches that reach an encoder, with a cache of the test's own."""
     passed = []
-    original = embed.read_patches
+    original = embed.whole_patches
 
     def read(*args, **kwargs):
         for rows, patches in original(*args, **kwargs):
             passed.append(len(rows))
             yield rows, patches
 
-    monkeypatch.setattr(embed, "read_patches", read)
+    monkeypatch.setattr(embed, "whole_patches", read)
 
     def run(adata=None, **options):
         before = sum(passed)

@@ -1,29 +1,62 @@
 """Patches against plain slicing, and against spatialdata's own reader."""
 
+import re
+
+import dask.array
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from spatialdata import SpatialData
 from spatialdata.dataloader import ImageTilesDataset
 from spatialdata.models import Image2DModel, ShapesModel
 
-from st_gchb._errors import ScaleError
+from st_gchb._errors import ImageError, InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
+from st_gchb.io import _chunks as io_chunks
 from st_gchb.pp import Slice, read_patches
 from st_gchb.pp import _patches as module
+from st_gchb.pp import _sweep as sweep
 from st_gchb.pp._patches import choose_level, mirrored, windows
 
 RGB = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 
 
-def patches_of(image, centers, side, out, batch_size=64):
+class Counted:
+    """A level that notes how often each of its chunks is decoded, and the largest window that is asked for."""
+
+    def __init__(self, array, chunks):
+        self.array, self.shape, self.largest = array, array.shape, 0
+        self.chunks = chunks
+        self.edges = io_chunks.chunk_edges(chunks, array.shape[:2])
+        self.times = np.zeros([len(edges) - 1 for edges in self.edges], dtype=int)
+
+    def __getitem__(self, window):
+        touched = []
+        for edges, part in zip(self.edges, window, strict=True):
+            assert {part.start, part.stop} <= set(edges.tolist()) or self.chunks is None, "part of a chunk is read"
+            touched.append((edges[:-1] < part.stop) & (edges[1:] > part.start))
+        self.times[np.ix_(*touched)] += 1
+        pixels = self.array[window]
+        self.largest = max(self.largest, pixels.size)
+        return pixels
+
+
+def least_memory(image, centers, side, batch_size):
+    """The memory that the error asks for where there is too little."""
+    with pytest.raises(InputError, match="memory_mb=") as caught:
+        patches_of(image, centers, side, side, batch_size, 1e-6)
+    return int(re.search(r"Pass memory_mb=(\d+)", str(caught.value)).group(1))
+
+
+def patches_of(image, centers, side, out, batch_size=64, memory_mb=512):
     centers = np.asarray(centers, dtype=float)
     slide = Slice("a", np.arange(len(centers)), centers, image)
     result = np.zeros((len(centers), out, out, 3), dtype=np.uint8)
     seen = np.zeros(len(centers), dtype=int)
-    for rows, patches in read_patches(slide, side, out, batch_size):
+    for rows, patches in read_patches(slide, side, out, batch_size, memory_mb):
         assert len(rows) <= batch_size
         result[rows] = patches
         seen[rows] += 1
@@ -36,15 +69,19 @@ def patches_of(image, centers, side, out, batch_size=64):
     centers=st.lists(st.tuples(st.floats(0, 150), st.floats(0, 120)), min_size=1, max_size=12),
     side=st.integers(1, 60),
     batch_size=st.integers(1, 5),
-    block=st.sampled_from([7, 40, 2048]),
+    chunks=st.sampled_from([None, (7, 7), (1, 150), (40, 50), (120, 150), ((50, 70), (20, 30, 100))]),
+    cell=st.sampled_from([5, 16, 512]),
+    tight=st.booleans(),
 )
-def test_windows_are_those_of_plain_slicing_on_a_mirrored_slide(centers, side, batch_size, block):
+def test_windows_are_those_of_plain_slicing_on_a_mirrored_slide(centers, side, batch_size, chunks, cell, tight):
     pad = 100
     padded = np.pad(RGB, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    found = None
+    image = SlideImage([Counted(RGB, chunks)], [1.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_PX", block)
-        found = patches_of(open_image(RGB), centers, side, side, batch_size)
+        patch.setattr(sweep, "_CELL_PX", cell)
+        patch.setattr(io_chunks, "PIECE_PX", 2 * cell)
+        needed = least_memory(image, centers, side, batch_size) if tight else 512
+        found = patches_of(image, centers, side, side, batch_size, needed)
     for (x, y), patch_found in zip(centers, found, strict=True):
         x0, y0 = (int(np.floor(np.round(v - side / 2, 6) + 0.5)) + pad for v in (x, y))
         np.testing.assert_array_equal(patch_found, padded[y0 : y0 + side, x0 : x0 + side])
@@ -126,36 +163,99 @@ def test_levels_agree_on_what_they_show(tmp_path):
     assert np.abs(flat.astype(int) - pyramid).max() <= 2
 
 
-class Counting:
-    """An array that notes the area that is read from it."""
-
-    def __init__(self, array):
-        self.array, self.shape, self.area, self.largest = array, array.shape, 0, 0
-
-    def __getitem__(self, window):
-        part = self.array[window]
-        self.area += part.shape[0] * part.shape[1]
-        self.largest = max(self.largest, part.size)
-        return part
+def lattice(side, step):
+    y, x = np.mgrid[step / 2 : side : step, step / 2 : side : step]
+    return np.random.default_rng(0).permutation(np.column_stack([x.ravel(), y.ravel()]))
 
 
-def test_each_region_is_read_about_once_and_memory_is_bounded():
-    level = Counting(np.zeros((6000, 6000, 3), dtype=np.uint8))
-    y, x = np.mgrid[50:6000:50, 50:6000:50]
-    centers = np.random.default_rng(0).permutation(np.column_stack([x.ravel(), y.ravel()]).astype(float))
-    slide = Slice("a", np.arange(len(centers)), centers, SlideImage([level], [1.0]))
-    assert sum(len(rows) for rows, _ in read_patches(slide, 48, 48, 256)) == len(centers)
-    assert level.area < 1.6 * 6000 * 6000
-    assert level.largest <= 3 * (2048 + 48) ** 2
+@pytest.mark.parametrize("chunks", [(64, 64), (1, 1500), (700, 700), (1500, 1500), ((100, 1400), (900, 600))])
+def test_each_chunk_is_decoded_once(chunks):
+    level = Counted(np.zeros((1500, 1500, 3), dtype=np.uint8), chunks)
+    patches_of(SlideImage([level], [1.0]), lattice(1500, 50), 80, 20)
+    assert (level.times == 1).all()
 
 
-def test_large_windows_are_not_all_held_at_once(monkeypatch):
-    monkeypatch.setattr(module, "_CROP_PX", 100 * 100 * 2)
-    held = []
-    original = module._crop
-    monkeypatch.setattr(module, "_crop", lambda *args: held.append(len(args[2])) or original(*args))
-    patches_of(open_image(RGB), [[75, 60]] * 7, 100, 10)
-    assert max(held) == 2
+def test_only_what_is_needed_is_decoded():
+    level = Counted(np.zeros((1024, 2048, 3), dtype=np.uint8), (64, 64))
+    patches_of(SlideImage([level], [1.0]), [[130, 130], [1700, 100]], 40, 20)
+    # The chunks of each window, and none between the two.
+    assert level.times.sum() == 4 + 1
+    assert level.times.max() == 1
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Bands of windows, from which one can read what was held."""
+    made = []
+
+    class Watched(sweep.Windows):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Windows", Watched)
+    return made
+
+
+@pytest.mark.parametrize(("memory_mb", "most"), [(64, 1.0), (3, 1.0), (1.6, 1.4)])
+def test_decoded_pixels_stay_within_the_memory(watched, memory_mb, most):
+    """A slide of 27 MB: less memory is made do with by decoding the chunks between bands twice."""
+    level = Counted(np.zeros((3000, 3000, 3), dtype=np.uint8), (128, 128))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_CELL_PX", 128)
+        patch.setattr(io_chunks, "PIECE_PX", 256)
+        patches_of(SlideImage([level], [1.0]), lattice(3000, 60), 100, 20, 16, memory_mb)
+    assert 0 < max(band.peak_bytes for band in watched) <= memory_mb * 1e6
+    assert 1.0 <= level.times.mean() <= most
+    assert level.times.min() == 1
+    assert all(band.held_bytes == 0 and not band._cells for band in watched)
+    assert (len(watched) > 1) == (most > 1)
+
+
+def test_the_plan_is_what_is_held(watched):
+    level = Counted(np.zeros((2000, 1000, 3), dtype=np.uint8), (300, 200))
+    image, centers = SlideImage([level], [1.0]), lattice(1000, 40)
+    grid = sweep.Grid.of(image, 0)
+    starts, side = windows(centers, 90, 1.0)
+    _, peak = sweep.plan(module._boxes(starts, side, (2000, 1000)), grid, 10**9)
+    patches_of(image, centers, 90, 20)
+    (band,) = watched
+    assert 0.6 * peak < band.peak_bytes <= peak
+
+
+def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched, monkeypatch):
+    """Windows that overlap 36-fold are cut out a few at a time, from chunks that are decoded once."""
+    cut = []
+    original = module._resample
+    monkeypatch.setattr(module, "_resample", lambda crops, out: cut.append(crops.nbytes) or original(crops, out))
+    level = Counted(np.zeros((1200, 1200, 3), dtype=np.uint8), (128, 128))
+    patches_of(SlideImage([level], [1.0]), lattice(1200, 15), 90, 20, 64, 8)
+    assert (level.times == 1).all()
+    assert max(cut) <= 8e6 / 8
+    assert watched[0].peak_bytes < 8e6
+
+
+def test_too_little_memory_is_an_error_that_names_what_is_needed():
+    image = SlideImage([Counted(RGB, (120, 150))], [1.0])
+    with pytest.raises(InputError, match=r"120 x 150 px.*Pass memory_mb=\d+ or more, or a smaller batch_size"):
+        patches_of(image, [[75, 60]], 40, 40, memory_mb=0.01)
+    for wrong in (0, -1, float("nan"), "much"):
+        with pytest.raises(InputError, match="memory_mb"):
+            patches_of(image, [[75, 60]], 40, 40, memory_mb=wrong)
+
+
+def test_a_file_that_is_decoded_whole_has_to_fit(tmp_path):
+    Image.fromarray(np.zeros((1000, 1000, 3), dtype=np.uint8)).save(tmp_path / "he.jpg")
+    with pytest.raises(ImageError, match=r"he\.jpg.*only be decoded whole.*3 MB.*memory_mb=.*tiled TIFF"):
+        patches_of(open_image(tmp_path / "he.jpg"), [[75, 60]], 40, 40, memory_mb=2)
+    assert patches_of(open_image(tmp_path / "he.jpg"), [[75, 60]], 40, 40, memory_mb=20).any() == np.False_
+
+
+def test_a_lazy_array_is_read_in_parts_where_it_is_too_large_to_be_kept():
+    image = open_image(dask.array.zeros((2000, 2000, 3), dtype=np.uint8, chunks=(100, 100, 3)))
+    assert image.levels[0].whole_bytes == 12_000_000
+    patches_of(image, [[75, 60]], 40, 40, memory_mb=9)
+    assert image.levels[0].whole_bytes == 0
 
 
 def test_every_reader_gives_the_same_patches(tmp_path):

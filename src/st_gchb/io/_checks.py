@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from st_gchb._errors import ImageError
+from st_gchb._errors import DamageError, ImageError
 
 EXPECTED = "expected an 8-bit RGB image of shape (height, width, 3)"
 
@@ -70,3 +70,13 @@ def as_rgb_array(array: npt.NDArray, name: str) -> npt.NDArray[np.uint8]:
             "Convert it: image.astype('uint8') where the values lie in 0 to 255."
         )
     return (array * 255).round().astype(np.uint8)
+
+
+def damage_or_failure(error: Exception, name: str) -> ImageError:
+    """Say that pixels cannot be decoded (:class:`DamageError`), or that the system does not give their bytes."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageError(f"{name}: the pixels cannot be read ({error}). Check the disk or the connection, try again.")
+    return DamageError(
+        f"{name}: the pixels cannot be decoded ({error}). The file is damaged or its compression is not known: fetch "
+        "it again, or export it as OME-TIFF with JPEG or deflate compression."
+    )

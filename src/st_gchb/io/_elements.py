@@ -2,40 +2,61 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import zlib
 from typing import Any
 
 import numpy as np
 import xarray
 
-from st_gchb._errors import ImageError
-from st_gchb.io._checks import EXPECTED, as_rgb_array, check_dtype, check_layout
+from st_gchb._errors import DamageError, ImageError
+from st_gchb.io._checks import EXPECTED, as_rgb_array, check_dtype, check_layout, damage_or_failure
 from st_gchb.io._slide import RGB, SlideImage
 
-_HOLD_BYTES = 2**30
+_HOLD_BYTES = 2**28
 """A lazy level up to this size is computed once and kept until released; a larger one is read window by window."""
+_DAMAGE = (OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
+"""What codecs raise on bytes that they cannot decode."""
 
 
 class LazyLevel:
-    """A dask array ``(h, w, 3)``, computed once where it is small, window by window where it is large."""
+    """A dask or zarr array ``(h, w, 3)``, computed once where it is small, window by window where it is large."""
 
     def __init__(self, array: Any, name: str) -> None:
         self._array, self._name = array, name
         self.shape = tuple(int(side) for side in array.shape)
-        self._hold = math.prod(self.shape) <= _HOLD_BYTES
+        self.chunks = getattr(array, "chunks", None)
+        self._hold = hasattr(array, "compute") and math.prod(self.shape) <= _HOLD_BYTES
         self._pixels: RGB | None = None
 
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of decoded pixels that the first window brings and that are kept."""
+        return math.prod(self.shape) if self._hold else 0
+
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
+        if self._hold and self._pixels is None:
+            try:
+                self._pixels = self._compute((slice(None), slice(None)))
+            except DamageError:
+                # The rest can be had window by window.
+                self._hold = False
+        return self._compute(window) if self._pixels is None else self._pixels[window]
+
+    def _compute(self, window: tuple[slice, slice]) -> RGB:
         try:
-            if not self._hold:
-                return np.asarray(self._array[window])
-            if self._pixels is None:
-                self._pixels = np.asarray(self._array)
+            return np.asarray(self._array[window])
         except FileNotFoundError as error:
             raise ImageError(
                 f"{self._name}: the pixels that the lazy image stands for are gone ({error}). Read the object again."
             ) from error
-        return self._pixels[window]
+        except _DAMAGE as error:
+            raise damage_or_failure(error, self._name) from error
+
+    def read_in_parts(self) -> None:
+        """Keep nothing from now on."""
+        self._hold, self._pixels = False, None
 
     def release(self) -> None:
         """Give the computed pixels back."""
@@ -67,7 +88,7 @@ def open_lazy(array: Any, name: str) -> SlideImage:
     """Open a dask or zarr array of shape ``(h, w, 3)``."""
     check_layout(tuple(array.shape), name)
     check_dtype(np.dtype(array.dtype), name)
-    return SlideImage([LazyLevel(array, name) if hasattr(array, "compute") else array], [1.0], name=name)
+    return SlideImage([LazyLevel(array, name)], [1.0], name=name)
 
 
 def _level(array: xarray.DataArray, name: str) -> Any:

@@ -37,6 +37,7 @@ class PillowLevel:
     def __init__(self, path: Path, height: int, width: int) -> None:
         self.path = path
         self.shape = (height, width, 3)
+        self.whole_bytes = height * width * 3
         self._pixels: RGB | None = None
 
     def __getitem__(self, window: Any) -> RGB:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from st_gchb._errors import ImageError
-
-_BAND_PX = 2048
-"""Rows that are read at once where a whole level is passed over."""
+from st_gchb._errors import DamageError, ImageError
+from st_gchb.io._chunks import Box, Edges, boxes_between, chunk_edges, piece_edges, within_box
+from st_gchb.io._thumbnail import hash_pixels, shrink
 
 RGB = npt.NDArray[np.uint8]
 
@@ -27,7 +25,8 @@ class SlideImage:
     Parameters
     ----------
     levels
-        Arrays of shape ``(h, w, 3)``, finest first. Anything with ``shape`` and slicing in two dimensions will do.
+        Arrays of shape ``(h, w, 3)``, finest first. Anything with ``shape`` and slicing in two dimensions will do; what
+        is decoded in chunks says so in ``chunks`` (height, width), what is decoded whole in ``whole_bytes``.
     downsamples
         Size of a pixel of each level in pixels of the first.
     um_per_px
@@ -71,8 +70,10 @@ class SlideImage:
 
         Raises
         ------
+        DamageError
+            Pixels of the window cannot be decoded.
         ImageError
-            The image turns out to be damaged when its pixels are decoded.
+            The image cannot be read.
 
         Examples
         --------
@@ -90,20 +91,73 @@ class SlideImage:
             raise ImageError(f"{self.name}: level {level} holds {window.dtype} pixels; expected uint8.")
         return window
 
-    def block_shape(self, level: int, block_px: int = _BAND_PX) -> tuple[int, int]:
-        """Height and width of the region that is best read at once, px of the level.
+    def chunks(self, level: int) -> tuple[Edges, Edges]:
+        """Edges of the regions that are decoded as one, along rows and along columns, px of the level."""
+        return chunk_edges(getattr(self.levels[level], "chunks", None), self.level_shape(level))
 
-        A file in strips decodes whole rows, whatever is asked for: there, a band across the slide is read.
+    def pieces(self, level: int) -> tuple[Edges, Edges]:
+        """Edges of the regions of whole chunks that are best read at once, along rows and along columns."""
+        return piece_edges(self.chunks(level))
+
+    def read_chunks(self, level: int, box: Box) -> tuple[RGB, list[tuple[Box, DamageError]]]:
+        """Read a window of whole chunks, and around those that cannot be decoded.
+
+        Parameters
+        ----------
+        level
+            Index of the level.
+        box
+            ``(y0, y1, x0, x1)``, px of the level, on the edges of :meth:`chunks`.
+
+        Returns
+        -------
+        tuple
+            Pixels, black where they cannot be decoded; and the chunks that cannot, each with its error.
+
+        Raises
+        ------
+        ImageError
+            The image cannot be read at all.
         """
-        height, width = self.level_shape(level)
-        chunks = getattr(self.levels[level], "chunks", None)
-        chunk_width = chunks[1] if chunks and isinstance(chunks[1], int) else 1
-        if chunk_width > block_px:
-            return max(block_px * block_px // max(width, 1), 1), width
-        return min(block_px, height), min(block_px, width)
+        try:
+            return self.read(level, *box), []
+        except DamageError:
+            # Which of the chunks it is shows when each is read alone.
+            y0, y1, x0, x1 = box
+            rows, columns = self.chunks(level)
+            pixels = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
+            lost: list[tuple[Box, DamageError]] = []
+            for chunk in boxes_between(within_box(rows, y0, y1), within_box(columns, x0, x1)):
+                try:
+                    part = self.read(level, *chunk)
+                    pixels[chunk[0] - y0 : chunk[1] - y0, chunk[2] - x0 : chunk[3] - x0] = part
+                except DamageError as error:
+                    lost.append((chunk, error))
+            return pixels, lost
+
+    def hold_at_most(self, level: int, n_bytes: int) -> None:
+        """See that a level keeps no more decoded pixels than this.
+
+        Raises
+        ------
+        ImageError
+            The level can only be decoded whole, and is larger.
+        """
+        held = int(getattr(self.levels[level], "whole_bytes", 0))
+        if held <= n_bytes:
+            return
+        if hasattr(self.levels[level], "read_in_parts"):
+            self.levels[level].read_in_parts()
+            return
+        raise ImageError(
+            f"{self.name}: the file can only be decoded whole, which takes {held / 1e6:,.0f} MB, and "
+            f"{n_bytes / 1e6:,.0f} MB are allowed. Pass memory_mb={-(-held // 10**8) * 100} or more where so much is "
+            "free, or save the image as a tiled TIFF, which is read in parts: tifffile.imwrite('slide.tif', image, "
+            "tile=(256, 256), compression='jpeg')."
+        )
 
     def thumbnail(self, max_px: int = 1000) -> tuple[RGB, float]:
-        """Shrink the image for figures, reading it in bands.
+        """Shrink the image for figures, reading it piece by piece.
 
         Parameters
         ----------
@@ -113,7 +167,8 @@ class SlideImage:
         Returns
         -------
         tuple
-            The image, ``(h, w, 3)`` uint8, and its size relative to the finest level (at most 1).
+            The image, ``(h, w, 3)`` uint8, white where it cannot be decoded (with a warning), and its size relative to
+            the finest level (at most 1).
 
         Examples
         --------
@@ -123,23 +178,8 @@ class SlideImage:
         >>> small.shape, scale
         ((100, 50, 3), 0.25)
         """
-        fine_enough = [
-            i for i in range(len(self.levels)) if max(self.level_shape(i)) >= min(max_px, max(self.shape_px))
-        ]
-        level = fine_enough[-1]
-        height, width = self.level_shape(level)
-        step = max(-(-max(height, width) // max_px), 1)
-        # A sliver thinner than a step becomes one pixel thin.
-        step_y, step_x = min(step, height), min(step, width)
-        bottom, right = height // step_y * step_y, width // step_x * step_x
-        # Bands start at multiples of the step, so that no mean crosses from one to the next.
-        rows = step_y * max(_BAND_PX // step_y, 1)
-        bands = []
-        for y0 in range(0, bottom, rows):
-            band = self.read(level, y0, min(y0 + rows, bottom), 0, right)
-            blocks = band.reshape(band.shape[0] // step_y, step_y, right // step_x, step_x, 3)
-            bands.append(blocks.mean((1, 3), dtype=np.float32).round().astype(np.uint8))
-        return np.concatenate(bands), 1.0 / (step * float(self.downsamples[level]))
+        pixels, scale, _ = shrink(self, max_px)
+        return pixels, scale
 
     def fingerprint(self, level: int = 0) -> str:
         """Hash of the content: of a file's bytes, or of the pixels of ``level`` for an array.
@@ -153,14 +193,7 @@ class SlideImage:
         True
         """
         # Not kept: pixels and files may change while the object lives, and the cache must see it.
-        return self.content_hash() if self.content_hash is not None else self._hash_pixels(level)
-
-    def _hash_pixels(self, level: int) -> str:
-        height, width = self.level_shape(level)
-        digest = hashlib.sha256(repr((height, width)).encode())
-        for y0 in range(0, height, _BAND_PX):
-            digest.update(np.ascontiguousarray(self.read(level, y0, y0 + _BAND_PX, 0, width)).data)
-        return digest.hexdigest()
+        return self.content_hash() if self.content_hash is not None else hash_pixels(self, level)
 
     def release(self) -> None:
         """Give back decoded pixels and file handles; a later :meth:`read` opens the image again."""

@@ -15,11 +15,9 @@ import zarr
 
 from st_gchb._errors import ImageError
 from st_gchb._files import sha256_of
-from st_gchb.io._checks import check_dtype, check_layout
+from st_gchb.io._checks import check_dtype, check_layout, damage_or_failure
 from st_gchb.io._slide import RGB, SlideImage
 
-_MAX_CHUNK_PX = 2048 * 4096
-"""A level in larger pieces than this is decoded whole, once, since each window would decode a piece again."""
 _UM_PER_PX_RANGE = (0.02, 20.0)
 """Resolutions beyond this are a printer's (72 dpi is 353 µm), not a microscope's."""
 _UM_PER_UNIT = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "in": 25400.0}
@@ -31,38 +29,41 @@ class TiffLevel:
     def __init__(self, path: Path, index: int, level: tifffile.TiffPageSeries) -> None:
         self.path, self.index = path, index
         self._channels_first = not level.axes.endswith(("S", "C"))
-        height, width = (level.shape[1:] if self._channels_first else level.shape[:2])[:2]
-        self.shape = (int(height), int(width), 3)
+        self._stored = tuple(int(side) for side in level.shape)
+        height, width = (self._stored[1:] if self._channels_first else self._stored[:2])[:2]
+        self.shape = (height, width, 3)
         page = level.keyframe
-        self.chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
-        self._mapped = bool(page.is_memmappable and level.dataoffset is not None)
-        self._whole = math.prod(self.chunks) > _MAX_CHUNK_PX
+        chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
+        self._offset = level.dataoffset if page.is_memmappable else None
+        self._whole = self._offset is None and chunks[0] >= height and chunks[1] >= width
+        # Bytes on disk that are pixels, and pixels that are decoded at once and kept, are not read in chunks.
+        self.chunks = None if self._whole or self._offset is not None else chunks
+        self.whole_bytes = math.prod(self.shape) if self._whole else 0
         self._pixels: Any = None
         self._store: Any = None
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
         rows, columns = window
         try:
-            if self._pixels is None:
-                self._open()
-            if self._channels_first:
-                return np.moveaxis(np.asarray(self._pixels[:, rows, columns]), 0, -1)
-            return np.asarray(self._pixels[rows, columns])
+            pixels = self._open()
+            part = np.moveaxis(pixels[:, rows, columns], 0, -1) if self._channels_first else pixels[rows, columns]
+            return np.asarray(part) if self._offset is None else np.array(part)
         # Codecs raise errors of their own; all derive from these.
         except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:
-            raise ImageError(
-                f"{self.path}: the pixels cannot be decoded ({error}). The file is damaged or its compression is not "
-                "known: fetch it again, or export it as OME-TIFF with JPEG or deflate compression."
-            ) from error
+            found = damage_or_failure(error, str(self.path))
+            # Of an image that is decoded whole nothing is left.
+            raise (ImageError(str(found)) if self._whole else found) from error
 
-    def _open(self) -> None:
-        if self._mapped:
-            self._pixels = tifffile.memmap(self.path, series=0, level=self.index, mode="r")
-        elif self._whole:
+    def _open(self) -> Any:
+        if self._offset is not None:
+            # Mapped for each window anew: pages that were once touched would else count as the process's memory.
+            return np.memmap(self.path, np.uint8, "r", self._offset, self._stored)
+        if self._pixels is None and self._whole:
             self._pixels = tifffile.imread(self.path, series=0, level=self.index)
-        else:
+        elif self._pixels is None:
             self._store = tifffile.imread(self.path, series=0, level=self.index, aszarr=True)
             self._pixels = zarr.open(self._store, mode="r")
+        return self._pixels
 
     def release(self) -> None:
         """Close the file and give decoded pixels back."""

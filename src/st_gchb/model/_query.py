@@ -17,11 +17,14 @@ from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
+from st_gchb.model._left_out import is_whole, leave_out
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._embed import Damaged
 from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
 from st_gchb.pp._graph import slice_members
+from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank
 
 
@@ -80,6 +83,8 @@ class Query:
         Slice of each spot, ``(n_query,)``.
     link
         For SpatialData the columns by which rows are matched to shapes, ``region_key`` and ``instance_key``.
+    left_out
+        Names of the spots that are not in it, since their pixels cannot be decoded.
     """
 
     adata: AnnData
@@ -88,6 +93,7 @@ class Query:
     adjacency: sparse.csr_matrix
     slices: np.ndarray
     link: dict[str, str]
+    left_out: np.ndarray
 
 
 def prepare_query(
@@ -100,6 +106,8 @@ def prepare_query(
     weights: str | Path | None = None,
     table: str | None = None,
     shapes: str | None = None,
+    memory_mb: float = MEMORY_MB,
+    damaged: Damaged = "raise",
 ) -> Query:
     """Find image and spots, make features and graph by the stored rules. The caller's object is not changed.
 
@@ -107,6 +115,8 @@ def prepare_query(
     ------
     QueryError
         If the object is neither AnnData nor SpatialData, holds no spot, or its features are not the model's.
+    DamageError
+        If pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or of all.
     """
     if not isinstance(data, AnnData | SpatialData):
         raise QueryError(f"The query is a {type(data).__name__}; expected AnnData or SpatialData.")
@@ -127,7 +137,7 @@ def prepare_query(
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
     if rules.features_key in source.obsm:
-        _check_query_features(source, rules)
+        _check_query_features(source[is_whole(source, rules.features_key)], rules)
         light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
         if rules.features_key in source.uns:
             light.uns[rules.features_key] = source.uns[rules.features_key]
@@ -145,12 +155,16 @@ def prepare_query(
             slice_key=key,
             um_per_px=um_per_px,
             key_added=rules.features_key,
+            memory_mb=memory_mb,
+            damaged=damaged,
         )
+    light, source, left_out = leave_out(light, source, rules.features_key, damaged)
     spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=pixel_sizes(light, rules.features_key, um_per_px))
     features = light.obsm[rules.features_key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
-    return Query(light, source, features, light.obsp[Keys.CONNECTIVITIES].tocsr(), slice_names(light, key), known)
+    graph = light.obsp[Keys.CONNECTIVITIES].tocsr()
+    return Query(light, source, features, graph, slice_names(light, key), known, left_out)
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered, registered_table
 from st_gchb.model._training import run_training
 from st_gchb.pp import write_table
+from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank, Weighting
 
 
@@ -179,6 +180,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         weights: str | Path | None = None,
         table: str | None = None,
         shapes: str | None = None,
+        memory_mb: float = MEMORY_MB,
     ) -> AnnData:
         """Predict expression for spots that have H&E alone.
 
@@ -203,12 +205,16 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             Where the query's image and spots are, as :func:`~st_gchb.pp.embed_patches` takes them.
         weights
             Path of the encoder's weights file, where it has moved since training.
+        memory_mb
+            Bound of the decoded pixels that are held, MB; see :func:`~st_gchb.pp.read_patches`.
 
         Returns
         -------
         AnnData, one row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
         ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``, ``obs["st_gchb_confidence"]``,
-        ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance in ``uns["st_gchb"]``.
+        ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance in ``uns["st_gchb"]``. Spots whose
+        pixels cannot be decoded have no row: their names are in ``uns["st_gchb"]["left_out"]``, and a warning says
+        where they are.
 
         Raises
         ------
@@ -227,10 +233,14 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             weights=weights,
             table=table,
             shapes=shapes,
+            memory_mb=memory_mb,
+            damaged="nan",
         )
         predictor = Predictor(self.module, cast("Rules", self.rules_), bank, self.calibration_, self.settings)
         result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
         result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
+        if len(prepared.left_out):
+            result.uns[Keys.UNS]["left_out"] = prepared.left_out
         if isinstance(query, SpatialData):
             write_table(query, result, name=Keys.TABLE, **prepared.link)  # type: ignore[arg-type]
         return result

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from st_gchb._errors import EncoderError, InputError
+from st_gchb._errors import DamageError, EncoderError, InputError
 from st_gchb._logging import logger, track
+from st_gchb.pp._ahead import read_ahead
 from st_gchb.pp._cache import Features, content_key, load_features, store_features
+from st_gchb.pp._damage import Damage
 from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._patches import choose_level, read_patches
+from st_gchb.pp._patches import choose_level, whole_patches
 from st_gchb.pp._slides import Slice
+
+Damaged = Literal["raise", "nan"]
 
 _CPU_BATCH = 8
 """Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
@@ -23,38 +30,74 @@ _BLURRED = 4
 """Patches enlarged more than this are called blurred."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How patches are read and passed on; of no account for the features.
+
+    Parameters
+    ----------
+    batch_size
+        Patches at once.
+    device
+        Where the encoder runs.
+    memory_mb
+        As :func:`~st_gchb.pp.read_patches` takes it.
+    """
+
+    batch_size: int
+    device: torch.device
+    memory_mb: float
+
+
 def embed_slices(
     slices: list[Slice],
     sides: list[float],
     encoder: Encoder,
     views: int,
-    batch_size: int,
-    device: torch.device,
+    pace: Pace,
     folder: Path | None,
-) -> Features:
-    """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there."""
+    damaged: Damaged,
+) -> tuple[Features, npt.NDArray[np.int64]]:
+    """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
+
+    Raises
+    ------
+    DamageError
+        Pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or those of all spots.
+    """
     features = np.empty((sum(len(slide.rows) for slide in slices), encoder.n_features), dtype=np.float32)
+    left_out: list[npt.NDArray[np.int64]] = []
     for slide, side in zip(slices, sides, strict=True):
+        damage = Damage(slide.name, slide.image.name, len(slide.rows))
         try:
-            features[slide.rows] = _embed_slice(slide, side, encoder, views, batch_size, device, folder)
+            features[slide.rows] = _embed_slice(slide, side, encoder, views, pace, folder, damage, damaged)
         finally:
             slide.image.release()
-    return features
+        if damaged == "raise":
+            damage.check()
+        if damage.rows:
+            logger.warning("Left out: %s.", damage.describe())
+            left_out.append(slide.rows[np.sort(damage.rows)])
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *left_out])
+    if len(rows) == len(features):
+        raise DamageError(f"no spot is left: {damage.describe()}. Fetch or export the image again.")
+    return features, rows
 
 
 def _embed_slice(
-    slide: Slice, side: float, encoder: Encoder, views: int, batch_size: int, device: torch.device, folder: Path | None
+    slide: Slice,
+    side: float,
+    encoder: Encoder,
+    views: int,
+    pace: Pace,
+    folder: Path | None,
+    damage: Damage,
+    damaged: Damaged,
 ) -> Features:
+    """Features of one slice; NaN where pixels cannot be decoded, which ``damage`` then tells."""
     shape = (len(slide.rows), encoder.n_features)
-    key = ""
-    if folder is not None:
-        key = content_key(
-            image=slide.image.fingerprint(choose_level(slide.image, side, encoder.input_px)),
-            centers=slide.centers_px,
-            side=side,
-            encoder=encoder.identity,
-            views=views,
-        )
+    key = _cache_key(slide, side, encoder, views) if folder is not None else None
+    if folder is not None and key is not None:
         cached = load_features(folder, key, shape)
         if cached is not None:
             logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
@@ -66,19 +109,37 @@ def _embed_slice(
             side,
             encoder.input_px,
         )
-    features = np.empty(shape, dtype=np.float32)
-    module = replace(encoder, module=encoder.module.to(device))
-    at_once = _CPU_BATCH if device.type == "cpu" else batch_size
-    batches = read_patches(slide, side, encoder.input_px, batch_size)
-    for rows, patches in track(batches, f"Patches of {slide.name}", -(-len(slide.rows) // batch_size)):
-        tensor = torch.from_numpy(patches).permute(0, 3, 1, 2).to(device)
-        parts = [torch.stack([module(view) for view in _views(part, views)]).mean(0) for part in tensor.split(at_once)]
-        features[rows] = torch.cat(parts).cpu().numpy()
-    if not np.isfinite(features).all():
+    features = np.full(shape, np.nan, dtype=np.float32)
+    done = np.zeros(len(features), dtype=bool)
+    module = replace(encoder, module=encoder.module.to(pace.device))
+    at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
+    made = whole_patches(slide, side, encoder.input_px, pace.batch_size, pace.memory_mb, damage)
+    with closing(read_ahead(made)) as batches:
+        for rows, patches in track(batches, f"Patches of {slide.name}", -(-len(slide.rows) // pace.batch_size)):
+            if damage.rows and damaged == "raise":
+                # There will be no features: the rest is read to say what is damaged.
+                continue
+            tensor = torch.from_numpy(patches).permute(0, 3, 1, 2).to(pace.device)
+            parts = [
+                torch.stack([module(view) for view in _views(part, views)]).mean(0) for part in tensor.split(at_once)
+            ]
+            features[rows] = torch.cat(parts).cpu().numpy()
+            done[rows] = True
+    if not np.isfinite(features[done]).all():
         raise EncoderError(f"encoder {encoder.name!r} gives NaN or infinite features for slice {slide.name!r}.")
-    if folder is not None:
+    if folder is not None and key is not None and done.all():
         store_features(folder, key, features)
     return features
+
+
+def _cache_key(slide: Slice, side: float, encoder: Encoder, views: int) -> str | None:
+    """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
+    try:
+        image = slide.image.fingerprint(choose_level(slide.image, side, encoder.input_px))
+    except DamageError:
+        logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
+        return None
+    return content_key(image=image, centers=slide.centers_px, side=side, encoder=encoder.identity, views=views)
 
 
 def _views(patches: Tensor, views: int) -> list[Tensor]:

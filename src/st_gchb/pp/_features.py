@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from anndata import AnnData
@@ -15,11 +15,13 @@ from st_gchb import __version__
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._errors import InputError, ScaleError
 from st_gchb.pp._cache import cache_folder
-from st_gchb.pp._embed import choose_device, embed_slices
+from st_gchb.pp._embed import Damaged, Pace, choose_device, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.pp._rule import FeatureRule, encoder_of_rule
 from st_gchb.pp._slides import Slice
 from st_gchb.pp._tables import resolve
+from st_gchb.pp._tissue import check_positive
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -42,10 +44,12 @@ def embed_patches(
     table: str | None = None,
     shapes: str | None = None,
     batch_size: int = 64,
+    memory_mb: float = MEMORY_MB,
     device: str = "auto",
     key_added: str = Keys.FEATURES,
     cache: bool = True,
     cache_dir: str | Path | None = None,
+    damaged: Damaged = "raise",
     copy: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> AnnData | None:
@@ -72,13 +76,19 @@ def embed_patches(
         For SpatialData: names of the table and of the spots, where there are several.
     batch_size
         Patches at once.
+    memory_mb
+        Bound of the decoded pixels that are held, MB; see :func:`read_patches`.
     device
         ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
     key_added
         Key in ``obsm`` and ``uns``.
     cache, cache_dir
         Whether and where features are kept by content: the same image, positions, encoder and weights are not computed
-        twice. The folder is the user's cache, or ``ST_GCHB_CACHE``.
+        twice. The folder is the user's cache, or ``ST_GCHB_CACHE``. Pixels that are in no file, as those of a
+        SpatialData, are decoded once more for that.
+    damaged
+        What becomes of spots whose pixels cannot be decoded. ``"raise"``: an error, and nothing is written. ``"nan"``:
+        their features are NaN and their names are in ``uns[key_added]["left_out"]``, with a warning.
     copy
         Return a copy with the features instead of writing them to ``data``. A SpatialData gives an AnnData.
 
@@ -93,7 +103,9 @@ def embed_patches(
     CoordinateError
         Positions are absent, not finite, negative, or do not lie on the image.
     ImageError, MissingFileError
-        A slice has no usable image.
+        A slice has no usable image, or one that can only be decoded whole and is larger than ``memory_mb``.
+    DamageError
+        Pixels of some spots cannot be decoded: how many, and where.
     ScaleError
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
@@ -109,14 +121,16 @@ def embed_patches(
     >>> adata.obsm["X_patch"].shape
     (2, 107)
     """
-    _check_settings(views, patch_um, patch_px, batch_size)
+    _check_settings(views, patch_um, patch_px, batch_size, damaged)
+    check_positive("memory_mb", memory_mb)
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
     folder = cache_folder(cache_dir) if cache else None
-    features = embed_slices(slices, sides, trunk, views, batch_size, chosen, folder)
+    pace = Pace(batch_size, chosen, memory_mb)
+    features, left_out = embed_slices(slices, sides, trunk, views, pace, folder, damaged)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
@@ -126,6 +140,8 @@ def embed_patches(
     target = resolved.target(copy=copy)
     target.obsm[key_added] = features
     target.uns[key_added] = _provenance(rule, slices)
+    if len(left_out):
+        target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
     return target if copy else None
 
 
@@ -153,7 +169,7 @@ def embed_by_rule(
     transform
         As in :func:`get_encoder`.
     options
-        Passed to :func:`embed_patches`: where image, spots, cache and device are.
+        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``damaged``.
 
     Returns
     -------
@@ -185,7 +201,7 @@ def embed_by_rule(
     return embed_patches(data, encoder=trunk, views=rule.views, **size, **options)
 
 
-def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_size: int) -> None:
+def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_size: int, damaged: str) -> None:
     if views not in _VIEWS:
         raise InputError(f"views={views!r}; expected 1, 4 (rotations) or 8 (and mirrored).")
     for name, value in (("patch_um", patch_um), ("patch_px", patch_px)):
@@ -193,6 +209,8 @@ def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_s
             raise InputError(f"{name}={value!r}; expected a positive number, the side of a patch.")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size!r}; expected at least 1.")
+    if damaged not in get_args(Damaged):
+        raise InputError(f"damaged={damaged!r} is unknown; expected one of {list(get_args(Damaged))}.")
 
 
 def _side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:

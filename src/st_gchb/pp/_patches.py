@@ -1,4 +1,4 @@
-"""Square patches around spots, each region of the image read about once."""
+"""Square patches around spots, each chunk of the image decoded once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from st_gchb._errors import ScaleError
+from st_gchb._errors import InputError, ScaleError
 from st_gchb.io import SlideImage
+from st_gchb.pp._ahead import AHEAD
+from st_gchb.pp._damage import Damage
 from st_gchb.pp._slides import Slice
+from st_gchb.pp._sweep import Grid, Windows, plan
+from st_gchb.pp._tissue import check_positive
 
-_BLOCK_PX = 2048
-_CROP_PX = 2**25
-"""Pixels of windows that are held before they are resampled (100 MB)."""
+MEMORY_MB = 512.0
+"""Default of ``memory_mb``."""
+_CROPS_SHARE = 0.125
+"""Share of the memory for windows that wait to be resampled; as floats, which torch may make of them, 5 bytes each."""
+_CROP_BYTES = 3 * 5
 _OVERSAMPLING = 2.0
 """A coarser level must still hold twice the px asked for, so that it hardly matters how the pyramid was made."""
 
@@ -39,10 +45,14 @@ def choose_level(image: SlideImage, side_px: float, out_px: int) -> int:
     return max(fine, key=lambda i: image.downsamples[i], default=0)
 
 
-def read_patches(slide: Slice, side_px: float, out_px: int, batch_size: int = 64) -> Iterator[tuple[Rows, Patches]]:
+def read_patches(
+    slide: Slice, side_px: float, out_px: int, batch_size: int = 64, memory_mb: float = MEMORY_MB
+) -> Iterator[tuple[Rows, Patches]]:
     """Read the patch of every spot, in batches; memory does not grow with the slide or the number of spots.
 
-    The window of a spot is the same whatever holds the image. Beyond the slide's border the image is mirrored.
+    The window of a spot is the same whatever holds the image. Beyond the slide's border the image is mirrored. Each
+    chunk of a file (tile, strip, chunk of a Zarr array) is decoded once, and dropped after the last window that needs
+    it; where ``memory_mb`` is too little for that, chunks on the borders of vertical bands are decoded twice.
 
     Parameters
     ----------
@@ -54,6 +64,8 @@ def read_patches(slide: Slice, side_px: float, out_px: int, batch_size: int = 64
         Side of the patches that are given, px: windows of another size are resampled (bilinear, with antialias).
     batch_size
         Spots in a batch; the last may have fewer.
+    memory_mb
+        Bound of the decoded pixels that are held, windows and finished batches included, MB (10**6 bytes).
 
     Yields
     ------
@@ -65,8 +77,12 @@ def read_patches(slide: Slice, side_px: float, out_px: int, batch_size: int = 64
     ------
     ScaleError
         A patch is less than a pixel wide.
+    InputError
+        ``memory_mb`` is too little for a single window and batch.
+    DamageError
+        After all other spots: the pixels of some cannot be decoded.
     ImageError
-        The image turns out to be damaged.
+        The image cannot be read, or can only be decoded whole and is larger than ``memory_mb``.
 
     Examples
     --------
@@ -77,28 +93,69 @@ def read_patches(slide: Slice, side_px: float, out_px: int, batch_size: int = 64
     >>> [patches.shape for _, patches in read_patches(slide, side_px=4, out_px=4)]
     [(2, 4, 4, 3)]
     """
+    check_positive("memory_mb", memory_mb)
+    damage = Damage(slide.name, slide.image.name, len(slide.centers_px))
+    yield from whole_patches(slide, side_px, out_px, batch_size, memory_mb, damage)
+    damage.check()
+
+
+def whole_patches(
+    slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
+) -> Iterator[tuple[Rows, Patches]]:
+    """Do what :func:`read_patches` does, but note in ``damage`` whose pixels cannot be decoded, instead of raising."""
     if not side_px >= 1:
         raise ScaleError(
             f"slice {slide.name!r}: a patch is {side_px:.3g} px wide; expected at least 1. Check um_per_px and "
             "patch_um, or pass a finer image."
         )
-    level = choose_level(slide.image, side_px, out_px)
-    starts, side = windows(slide.centers_px, side_px, float(slide.image.downsamples[level]))
     rows: list[Rows] = []
     crops: list[Patches] = []
-    for block in _blocks(starts + side // 2, slide.image.block_shape(level, _BLOCK_PX)):
-        # A crowded block is cut up too: its patches would else all be held at once.
-        at_once = min(batch_size, max(_CROP_PX // side**2, 1))
-        for first in range(0, len(block), at_once):
-            part = block[first : first + at_once]
-            rows.append(part)
-            crops.append(_resample(_crop(slide.image, level, starts[part], side), out_px))
-            if sum(map(len, rows)) >= batch_size:
-                all_rows, all_crops = np.concatenate(rows), np.concatenate(crops)
-                yield all_rows[:batch_size], all_crops[:batch_size]
-                rows, crops = [all_rows[batch_size:]], [all_crops[batch_size:]]
+    for some_rows, some_crops in _crops(slide, side_px, out_px, batch_size, memory_mb, damage):
+        rows.append(some_rows)
+        crops.append(_resample(some_crops, out_px))
+        if sum(map(len, rows)) >= batch_size:
+            all_rows, all_crops = np.concatenate(rows), np.concatenate(crops)
+            yield all_rows[:batch_size], all_crops[:batch_size]
+            # Copies, since a part would keep the whole batch.
+            rows, crops = [all_rows[batch_size:].copy()], [all_crops[batch_size:].copy()]
     if sum(map(len, rows)):
         yield np.concatenate(rows), np.concatenate(crops)
+
+
+def _crops(
+    slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
+) -> Iterator[tuple[Rows, Patches]]:
+    """Windows as they are, a few at a time, in the order in which the image is read."""
+    image, level = slide.image, choose_level(slide.image, side_px, out_px)
+    downsample = float(image.downsamples[level])
+    starts, side = windows(slide.centers_px, side_px, downsample)
+    at_once = int(min(max(memory_mb * 1e6 * _CROPS_SHARE // (side**2 * _CROP_BYTES), 1), batch_size))
+    fixed = at_once * side**2 * _CROP_BYTES + (AHEAD + 2) * batch_size * out_px**2 * 3
+    left = int(memory_mb * 1e6) - fixed
+    image.hold_at_most(level, int(memory_mb * 1e6))
+    grid = Grid.of(image, level)
+    boxes = _boxes(starts, side, image.level_shape(level))
+    bands, peak = plan(boxes, grid, left)
+    if peak > left:
+        tallest, widest = (int(np.diff(edges).max()) for edges in grid.chunks)
+        raise InputError(
+            f"slice {slide.name!r}: memory_mb={memory_mb:g} is too little: windows of {side} px in chunks of up to "
+            f"{tallest} x {widest} px, and batches of {batch_size}, take {(peak + fixed) / 1e6:.0f} MB. Pass "
+            f"memory_mb={-(-(peak + fixed) // 10**6)} or more, or a smaller batch_size."
+        )
+    for band in bands:
+        pixels = Windows(image, level, boxes[band], grid)
+        for first in range(0, len(band), at_once):
+            kept: list[int] = []
+            crops = np.empty((min(at_once, len(band) - first), side, side, 3), dtype=np.uint8)
+            for i in range(first, first + len(crops)):
+                window, lost = pixels.take(i)
+                if window is None:
+                    damage.note(int(band[i]), lost, downsample)
+                    continue
+                crops[len(kept)] = _unfold(window, boxes[band[i]], starts[band[i]], side, image.level_shape(level))
+                kept.append(int(band[i]))
+            yield np.array(kept, dtype=np.int64), crops[: len(kept)]
 
 
 def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: float) -> tuple[Rows, int]:
@@ -134,32 +191,24 @@ def mirrored(indices: Rows, size: int) -> Rows:
     return np.where(folded < size, folded, period - folded)
 
 
-def _blocks(middles: Rows, shape: tuple[int, int]) -> Iterator[Rows]:
-    """Spots by block of the image, row of blocks after row of blocks."""
-    height, width = shape
-    block_y, block_x = middles[:, 1] // height, middles[:, 0] // width
-    order = np.lexsort((middles[:, 0], middles[:, 1], block_x, block_y))
-    changes = np.flatnonzero(np.diff(block_y[order]) | np.diff(block_x[order])) + 1
-    yield from np.split(order, changes)
+def _boxes(starts: Rows, side: int, shape: tuple[int, int]) -> Rows:
+    """First and last row and column of the pixels that each window shows, mirrored ones included, ``(n, 4)``."""
+    boxes = np.empty((len(starts), 4), dtype=np.int64)
+    for axis, size in enumerate(shape):
+        start = starts[:, 1 - axis]
+        boxes[:, 2 * axis], boxes[:, 2 * axis + 1] = start, start + side
+        for i in np.flatnonzero((start < 0) | (start + side > size)):
+            shown = mirrored(start[i] + np.arange(side), size)
+            boxes[i, 2 * axis], boxes[i, 2 * axis + 1] = shown.min(), shown.max() + 1
+    return boxes
 
 
-def _crop(image: SlideImage, level: int, starts: Rows, side: int) -> Patches:
-    """Cut windows of one block out of one region that is read at once, ``(n, side, side, 3)``."""
-    height, width = image.level_shape(level)
+def _unfold(pixels: Patches, box: Rows, start: Rows, side: int, shape: tuple[int, int]) -> Patches:
+    """Window of ``side`` px from the pixels that it shows: at the slide's border they are mirrored."""
+    if pixels.shape[:2] == (side, side) and box[0] == start[1] and box[2] == start[0]:
+        return pixels
     steps = np.arange(side)
-    xs = mirrored(starts[:, :1] + steps, width)
-    ys = mirrored(starts[:, 1:] + steps, height)
-    x0, y0 = int(xs.min()), int(ys.min())
-    region = image.read(level, y0, int(ys.max()) + 1, x0, int(xs.max()) + 1)
-    crops = np.empty((len(starts), side, side, 3), dtype=np.uint8)
-    for i in range(len(starts)):
-        # Plain slices are copied row by row; fancy indexing is needed at the border alone.
-        if xs[i, -1] - xs[i, 0] == side - 1 and ys[i, -1] - ys[i, 0] == side - 1:
-            x, y = xs[i, 0] - x0, ys[i, 0] - y0
-            crops[i] = region[y : y + side, x : x + side]
-        else:
-            crops[i] = region[np.ix_(ys[i] - y0, xs[i] - x0)]
-    return crops
+    return pixels[np.ix_(mirrored(start[1] + steps, shape[0]) - box[0], mirrored(start[0] + steps, shape[1]) - box[2])]
 
 
 def _resample(crops: Patches, out_px: int) -> Patches:

@@ -15,6 +15,7 @@ from skimage.morphology import isotropic_closing, isotropic_opening
 from st_gchb._compat import squidpy_tissue
 from st_gchb._errors import InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
+from st_gchb.io._thumbnail import shrink
 from st_gchb.pp._stained import Mask, find_stained
 
 TissueMethod = Literal["stain", "squidpy", "all"]
@@ -106,7 +107,7 @@ def find_tissue(
     Returns
     -------
     Tissue
-        The mask, empty where there is no tissue.
+        The mask, empty where there is no tissue. Places whose pixels cannot be decoded are none, with a warning.
 
     Raises
     ------
@@ -134,7 +135,8 @@ def find_tissue(
         raise InputError(f"max_hole_um2={max_hole_um2!r}; expected 0 (fill none) or more, an area in µm².")
     slide = open_image(image, um_per_px)
     size = pixel_size(slide)
-    pixels, scale = slide.thumbnail(min(_LONGEST_PX, max(1, math.ceil(max(slide.shape_px) * size / resolution_um))))
+    longest = min(_LONGEST_PX, max(1, math.ceil(max(slide.shape_px) * size / resolution_um)))
+    pixels, scale, damaged = shrink(slide, longest)
     if isinstance(image, str | os.PathLike):
         slide.release()
     coarse = size / scale
@@ -144,6 +146,8 @@ def find_tissue(
         mask = squidpy_tissue(pixels)
     else:
         mask = _clean(pixels, coarse, min_area_um2, max_hole_um2)
+    # What cannot be decoded is not known to be tissue, whatever surrounds it.
+    mask = mask & ~damaged
     return Tissue(mask, 1.0 / scale, coarse, pixels)
 
 

@@ -1,0 +1,83 @@
+"""The benchmark's slide in small: each chunk decoded once, within the memory that is allowed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import st_gchb
+from st_gchb.io import open_image
+from st_gchb.pp import _patches, _sweep
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large_slide.py"
+SIZE = 6000
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location("large_slide", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.PERIOD = 512  # less to filter
+    return module
+
+
+@pytest.fixture(scope="module")
+def path(bench, tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "slide.tif"
+    bench.make_slide(path, SIZE, levels=4)
+    return path
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Decoded bytes that each band of windows held at most."""
+    bands = []
+
+    class Watched(_sweep.Windows):
+        def __init__(self, *args):
+            super().__init__(*args)
+            bands.append(self)
+
+    monkeypatch.setattr(_patches, "Windows", Watched)
+    return bands
+
+
+def test_the_slide_is_a_pyramid_of_known_scale(path):
+    slide = open_image(path)
+    assert slide.shape_px == (SIZE, SIZE)
+    assert slide.downsamples == [1, 2, 4, 8]
+    assert slide.um_per_px == pytest.approx(0.5)
+    fine, coarse = slide.read(0, 2000, 2400, 2000, 2400), slide.read(2, 500, 600, 500, 600)
+    blocks = fine.reshape(100, 4, 100, 4, 3).mean((1, 3))
+    assert np.corrcoef(blocks.ravel(), coarse.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("memory_mb", [512, 24])
+def test_a_slide_is_predicted_within_the_memory(model, bench, path, held, memory_mb):
+    """108 MB of pixels; at the smaller bound a third of them would not fit."""
+    slide = open_image(path)
+    slide.levels = [bench.Counted(level, slide.chunks(i)) for i, level in enumerate(slide.levels)]
+    query = st_gchb.pp.tile_tissue(slide, spacing_um=150, name="slide")
+    assert query.n_obs > 80
+    assert slide.levels[0].times.max() == 0  # tissue is found on a coarse level
+    for level in slide.levels:
+        level.times[:] = 0
+    st_gchb.pp.embed_by_rule(query, model.rules_.features, image=slide, memory_mb=memory_mb, batch_size=16, cache=False)
+    prediction = model.predict(query)
+    assert prediction.n_obs == query.n_obs
+    assert np.isfinite(prediction.layers["st_gchb"]).all()
+    read = [level.times for level in slide.levels if level.times.any()]
+    assert len(read) == 1
+    assert read[0].max() == 1
+    assert 0 < max(band.peak_bytes for band in held) <= memory_mb * 1e6
+
+
+def test_one_command_and_its_help():
+    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert "--memory-mb" in result.stdout
