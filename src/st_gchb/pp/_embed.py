@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from st_gchb.pp._cache import Features, content_key, load_features, store_featur
 from st_gchb.pp._encoders import Encoder
 from st_gchb.pp._patches import choose_level, read_patches
 from st_gchb.pp._slides import Slice
+from st_gchb.pp._stain import Restain
 
 _CPU_BATCH = 8
 """Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
@@ -31,19 +33,27 @@ def embed_slices(
     batch_size: int,
     device: torch.device,
     folder: Path | None,
+    restains: Sequence[Restain | None] | None = None,
 ) -> Features:
     """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there."""
     features = np.empty((sum(len(slide.rows) for slide in slices), encoder.n_features), dtype=np.float32)
-    for slide, side in zip(slices, sides, strict=True):
+    for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
         try:
-            features[slide.rows] = _embed_slice(slide, side, encoder, views, batch_size, device, folder)
+            features[slide.rows] = _embed_slice(slide, side, encoder, views, batch_size, device, folder, restain)
         finally:
             slide.image.release()
     return features
 
 
 def _embed_slice(
-    slide: Slice, side: float, encoder: Encoder, views: int, batch_size: int, device: torch.device, folder: Path | None
+    slide: Slice,
+    side: float,
+    encoder: Encoder,
+    views: int,
+    batch_size: int,
+    device: torch.device,
+    folder: Path | None,
+    restain: Restain | None,
 ) -> Features:
     shape = (len(slide.rows), encoder.n_features)
     key = ""
@@ -54,6 +64,8 @@ def _embed_slice(
             side=side,
             encoder=encoder.identity,
             views=views,
+            # Features of unchanged colours keep the keys that they always had.
+            **({} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}),
         )
         cached = load_features(folder, key, shape)
         if cached is not None:
@@ -66,12 +78,15 @@ def _embed_slice(
             side,
             encoder.input_px,
         )
+    recolors = [] if restain is None else restain.maps(slide)
     features = np.empty(shape, dtype=np.float32)
     module = replace(encoder, module=encoder.module.to(device))
     at_once = _CPU_BATCH if device.type == "cpu" else batch_size
     batches = read_patches(slide, side, encoder.input_px, batch_size)
     for rows, patches in track(batches, f"Patches of {slide.name}", -(-len(slide.rows) // batch_size)):
         tensor = torch.from_numpy(patches).permute(0, 3, 1, 2).to(device)
+        for recolor in recolors:
+            tensor = recolor(tensor)
         parts = [torch.stack([module(view) for view in _views(part, views)]).mean(0) for part in tensor.split(at_once)]
         features[rows] = torch.cat(parts).cpu().numpy()
     if not np.isfinite(features).all():
