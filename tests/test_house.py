@@ -29,7 +29,8 @@ ROOMS: dict[str, set[str]] = {
     "model": {"nn", "io", "pp", "train", "retrieval", "metrics"},
     "evaluate": {"model", "metrics", "pl"},
     "datasets": {"io"},
-    "pl": {"metrics"},
+    # A SpatialData is drawn as the AnnData that pp makes of it, and tissue as pp finds it.
+    "pl": {"metrics", "pp"},
 }
 ROOMS["cli"] = set(ROOMS)
 

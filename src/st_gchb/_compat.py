@@ -45,3 +45,24 @@ def squidpy_tissue(pixels: np.ndarray) -> np.ndarray:
         image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))
         labels = detect_tissue(SpatialData(images={"slide": image}), "slide", inplace=False)
     return np.asarray(labels) > 0
+
+
+def squidpy_stain(pixels: np.ndarray, mask: np.ndarray, method: str) -> list[float]:
+    """Numbers of a picture's stain on a mask by squidpy's ``fit_stain_reference``, which is experimental.
+
+    Hematoxylin's and eosin's optical densities, and their 99 % quantiles; for ``"reinhard"`` means and standard
+    deviations. RuntimeError where the dyes found are not those of H&E.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, Labels2DModel
+    from squidpy.experimental.im import fit_stain_reference
+
+    from st_gchb._logging import others_quiet
+
+    with others_quiet():
+        image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))
+        tissue = Labels2DModel.parse(mask.astype(np.uint8), dims=("y", "x"))
+        sdata = SpatialData(images={"slide": image}, labels={"tissue": tissue})
+        found = fit_stain_reference(sdata, "slide", method=method, tissue_mask_key="tissue")
+    parts = (found.mu, found.sigma) if method == "reinhard" else (found.stain_matrix[:, :2].T, found.max_concentrations)
+    return [float(value) for part in parts for value in np.ravel(part)]

@@ -24,6 +24,8 @@ class Keys:
     OUTLIER: Final = "st_gchb_outlier"
     EXPECTED_PCC: Final = "st_gchb_expected_pcc"
     UNS: Final = "st_gchb"
+    STAIN: Final = "stain"
+    """``uns["st_gchb"]``: how far each slide's stain lies from the reference's."""
     TABLE: Final = "st_gchb"
     TILES: Final = "tiles"
     """``uns``: how query positions were laid on a bare slide."""

@@ -39,6 +39,10 @@ class TissueError(InputError):
     """No tissue was found where query positions were to be laid."""
 
 
+class StainError(InputError):
+    """The stain of a slide cannot be told, so it cannot be normalised."""
+
+
 class ScaleError(InputError):
     """The physical size of a pixel is unknown or contradictory."""
 

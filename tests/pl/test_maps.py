@@ -4,18 +4,30 @@ import copy
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
+from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib_scalebar.scalebar import ScaleBar
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Translation
 
 from st_gchb import pl
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, SliceError
 
 
 def spots_of(ax):
-    """The collection of spots that squidpy drew."""
-    return max(ax.collections, key=lambda c: len(c.get_paths()))
+    """The dots, one value each."""
+    (dots,) = [c for c in ax.collections if isinstance(c, EllipseCollection) and c.get_array() is not None]
+    return dots
+
+
+def rings_of(ax):
+    """What marks the outliers."""
+    (rings,) = [c for c in ax.collections if isinstance(c, EllipseCollection) and c.get_array() is None]
+    return rings
 
 
 def scale_bar_of(ax) -> ScaleBar | None:
@@ -130,12 +142,11 @@ def test_confidence_marks_outliers_and_spans_zero_to_one(pred):
     norm: Normalize = spots_of(ax).norm
     assert (norm.vmin, norm.vmax) == (0.0, 1.0)
     np.testing.assert_allclose(spots_of(ax).get_array(), np.linspace(0, 1, 50)[:25])
-    rings = min(ax.collections, key=lambda c: len(c.get_paths()))
-    assert len(rings.get_paths()) == 3
+    rings = rings_of(ax)
     # Rings stand around their spots: the first three, at 100, 140 and 180 px.
-    centers = [path.get_extents().x0 / 2 + path.get_extents().x1 / 2 for path in rings.get_paths()]
-    np.testing.assert_allclose(centers, [25.0, 35.0, 45.0])
-    assert ax.get_legend().get_texts()[0].get_text() == "unlike the reference"
+    np.testing.assert_allclose(rings.get_offsets()[:, 0], [25.0, 35.0, 45.0])
+    assert rings.get_facecolor().size == 0
+    assert ax.get_legend().get_texts()[0].get_text() == "unlike the reference: 3 of 25"
     assert scale_bar_of(ax).dx == pytest.approx(2.0)
 
 
@@ -175,3 +186,75 @@ def test_one_slice_needs_no_name(pred):
     alone.uns["spatial"] = {"whatever": alone.uns["spatial"]["C2"]}
     del alone.obs["slice"]
     assert scale_bar_of(pl.confidence(alone)) is not None
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [(16.0, 4.0), (20.0, 5.0), (40.0, 6.0)])
+def test_dots_may_touch_and_do_not_overlap(pred, spacing, expected):
+    """Spots are 16 px wide, 4 px in the picture: up to half as wide again, where there is room."""
+    pred.obsm["spatial"] = (pred.obsm["spatial"] - 100.0) * spacing / 40.0 + 100.0
+    dots = spots_of(pl.confidence(pred, slice="C2"))
+    assert dots._widths[0] * 2 == pytest.approx(expected)
+    assert spots_of(pl.confidence(pred, slice="C2", size=2.0))._widths[0] * 2 == pytest.approx(8.0)
+
+
+def test_a_dense_grid_is_drawn_with_its_outliers_as_dots(pred):
+    n = 150
+    x, y = (grid.ravel() for grid in np.meshgrid(np.linspace(0, 399, n), np.linspace(0, 399, n)))
+    obs = pd.DataFrame(
+        {"st_gchb_confidence": x / 399, "st_gchb_outlier": x < 100}, index=[f"p{i}" for i in range(n * n)]
+    )
+    library = pred.uns["spatial"]["C2"]
+    library["scalefactors"]["spot_diameter_fullres"] = 399 / (n - 1)
+    dense = AnnData(obs=obs, obsm={"spatial": np.column_stack([x, y])}, uns={"spatial": {"slide": library}})
+    ax = pl.confidence(dense)
+    assert len(spots_of(ax).get_offsets()) == n * n
+    marks = rings_of(ax)
+    assert len(marks.get_offsets()) == (x < 100).sum()
+    assert marks.get_facecolor().shape == (1, 4)
+    assert "of 22,500" in ax.get_legend().get_texts()[0].get_text()
+
+
+def test_a_slide_that_is_flagged_as_a_whole_is_named_and_not_ringed(pred):
+    pred.obs["st_gchb_outlier"] = True
+    stain = pd.DataFrame({"in_range": [False, True]}, index=["C2", "C3"])
+    pred.uns["st_gchb"] = {"stain": stain}
+    ax = pl.confidence(pred, slice="C2")
+    assert len([c for c in ax.collections if isinstance(c, EllipseCollection)]) == 1
+    assert "whole slide" in ax.get_legend().get_texts()[0].get_text()
+    assert len(rings_of(pl.confidence(pred, slice="C3")).get_offsets()) == 25
+
+
+def test_the_scale_bar_speaks_of_um(pred):
+    pred.uns["spatial"]["C2"]["scalefactors"]["microns_per_pixel"] = 100.0
+    ax = pl.confidence(pred, slice="C2")
+    ax.figure.canvas.draw()
+    bar = scale_bar_of(ax)
+    assert bar.scale_formatter(2, "mm") == "2,000 µm"
+    assert bar.scale_formatter(500, "µm") == "500 µm"
+
+
+@pytest.fixture
+def sdata(pred):
+    """The first slice as a SpatialData with a prediction, and the picture shifted by 7 px."""
+    part = pred[:25].copy()
+    image = np.moveaxis(np.kron(part.uns["spatial"]["C2"]["images"]["hires"], np.ones((4, 4, 1), np.uint8)), -1, 0)
+    place = {"global": Translation([7.0, 7.0], ("x", "y"))}
+    spots = ShapesModel.parse(part.obsm["spatial"] + 7.0, geometry=0, radius=8.0)
+    part.obs["region"], part.obs["instance_id"] = pd.Categorical(["spots"] * 25), spots.index.to_numpy()
+    del part.uns["spatial"], part.obsm["spatial"]
+    table = TableModel.parse(part, region="spots", region_key="region", instance_key="instance_id")
+    images = {"he": Image2DModel.parse(image, dims=("c", "y", "x"), transformations=place)}
+    return SpatialData(images=images, shapes={"spots": spots}, tables={"st_gchb": table, "other": table.copy()})
+
+
+def test_spatialdata_is_drawn_as_its_table_would_be(pred, sdata):
+    ax = pl.measured_vs_predicted(sdata, "ERBB2")[0, 2]
+    np.testing.assert_allclose(spots_of(ax).get_array(), np.tile(np.arange(5.0) / 2, 5))
+    np.testing.assert_allclose(spots_of(ax).get_offsets(), pred.obsm["spatial"][:25], atol=1e-6)
+    assert ax.images
+    ax = pl.confidence(sdata, table="other")
+    np.testing.assert_allclose(spots_of(ax).get_array(), np.linspace(0, 1, 50)[:25])
+    with pytest.raises(MissingKeyError, match="absent"):
+        pl.confidence(sdata, table="absent")
+    with pytest.raises(InputError, match="table='x' is for SpatialData"):
+        pl.confidence(pred, table="x", slice="C2")

@@ -19,6 +19,7 @@ from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp._cache import content_key
 from st_gchb.pp._embed import choose_device
 from st_gchb.pp._expression import as_csr
+from st_gchb.pp._rule import stained_versions
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
         "slices": [str(name) for name in adata.obs[slice_key]],
         "um_per_px": pixel_sizes(adata, features_key),
     }
+    # Not named where there are none: runs that were kept before there were any are found again.
+    parts |= {f"stain{i}": features for i, features in enumerate(stained_versions(adata, features_key))}
     if Keys.CONNECTIVITIES in adata.obsp:
         # The model takes a graph that is there already.
         parts |= _matrix("graph", as_csr(adata.obsp[Keys.CONNECTIVITIES]))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from st_gchb.metrics import pearson
@@ -58,13 +59,35 @@ class Calibration:
 
     def outlier(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Whether a spot's patch, or its slide as a whole, is unlike those of the reference, ``(n_query,)``."""
-        distance = signs[:, SIGNS.index("distance")]
-        flagged = distance > self.outlier_distance
-        for name in np.unique(slices):
-            rows = slices == name
-            if rows.sum() >= _SLIDE_SPOTS and np.median(distance[rows]) > self.outlier_slide:
-                flagged |= rows
+        flagged = signs[:, SIGNS.index("distance")] > self.outlier_distance
+        for name, row in self.slides(signs, slices).iterrows():
+            if not row["in_range"]:
+                flagged |= slices == name
         return flagged
+
+    def slides(self, signs: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
+        """How far each slide as a whole lies from the reference, one row per slide.
+
+        Returns
+        -------
+        ``distance`` (median of its spots), ``limit`` beyond which it is out of range, ``n_spots``, ``in_range`` and
+        ``says``, the same in words. A slide of few spots has no middle to speak of and counts as in range.
+        """
+        distance = signs[:, SIGNS.index("distance")]
+        names = np.unique(slices)
+        own = [distance[slices == name] for name in names]
+        frame = pd.DataFrame({"distance": [float(np.median(one)) for one in own]}, index=names.astype(str))
+        frame["limit"] = self.outlier_slide
+        frame["n_spots"] = [len(one) for one in own]
+        few = frame["n_spots"] < _SLIDE_SPOTS
+        frame["in_range"] = (frame["distance"] <= frame["limit"]) | few
+        share = (frame["distance"] / frame["limit"]).map("{:.0%}".format)
+        frame["says"] = "stain and tissue look like the reference's: at " + share + " of the limit"
+        frame.loc[~frame["in_range"], "says"] = (
+            "stain, scanner or tissue is unlike any reference slide: at " + share + " of the limit; do not rely on it"
+        )
+        frame.loc[few, "says"] = f"fewer than {_SLIDE_SPOTS} positions: too few to judge the slide as a whole"
+        return frame
 
 
 def signs_of(

@@ -21,6 +21,7 @@ from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import fit_expression, log_normalise
 from st_gchb.pp._foreign_graph import rule_of
+from st_gchb.pp._rule import is_stain_key, stained_versions
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
@@ -130,11 +131,25 @@ def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
     expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
     return TrainingData(
         image=torch.from_numpy(fitted.image_map(fitted.context)),
+        stained=_stained(fitted, adata),
         expression=torch.from_numpy(expression(dense)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
         coordinates=np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2],
     )
+
+
+def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
+    """Inputs of the image branch in other stains, ``(n_versions, n_spots, n_inputs)``; None where there are none.
+
+    Each version of a slice is seen as if it were the slice: with neighbours of the same stain, centred on itself.
+    """
+    look = fitted.rules.context
+    versions = [
+        fitted.image_map(look(features, fitted.adjacency, fitted.slices))
+        for features in stained_versions(adata, fitted.rules.features_key)
+    ]
+    return torch.from_numpy(np.stack(versions)) if versions else None
 
 
 def build_bank(
@@ -149,7 +164,8 @@ def build_bank(
     tables |= {name: make(values, adata.var_names) for name, values in adata.layers.items()}
     own = (Keys.SPATIAL, where.features_key)
     for name, values in adata.obsm.items():
-        if name not in own and name not in tables and _is_numeric(values):
+        version = is_stain_key(name, where.features_key)
+        if not version and name not in own and name not in tables and _is_numeric(values):
             columns: Any = (
                 values.columns if isinstance(values, pd.DataFrame) else [f"{name}_{i}" for i in range(values.shape[1])]
             )

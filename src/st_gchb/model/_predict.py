@@ -14,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from st_gchb import __version__
 from st_gchb._constants import Keys
+from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration, calibration_folds, signs_of
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
@@ -155,6 +156,8 @@ def predict(
     if layer is None:
         _carry_measured(p, query, result)
     result.uns[Keys.UNS] = _provenance(p, layer, found.neighbors.ids.shape[1], weighting or p.settings.weighting)
+    if p.calibration is not None:
+        result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.signs, query.slices)
     if return_neighbors:
         result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
         result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
@@ -201,6 +204,14 @@ def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
         result.var.loc[names[here], "st_gchb_measured"] = True
 
 
+def _stain(calibration: Calibration, signs: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
+    """Say of each slide whether it lies in the reference's range, and warn of those that do not."""
+    slides = calibration.slides(signs, slices)
+    for name, says in slides.loc[~slides["in_range"], "says"].items():
+        logger.warning("slice %r: %s. All its spots are flagged in obs[%r].", name, says, Keys.OUTLIER)
+    return slides
+
+
 def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict[str, Any]:
     features = p.rules.features
     return {
@@ -208,6 +219,8 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "encoder": "external" if features is None else features.encoder,
         "weights": "external" if features is None else features.weights,
         "weights_sha256": "" if features is None else features.weights_sha256,
+        "stain_norm": (features and features.stain_norm) or "none",
+        "stain_augment": (features and features.stain_augment) or 0,
         "layer": layer or "panel",
         "k": k,
         "weighting": weighting,

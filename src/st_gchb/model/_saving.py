@@ -31,7 +31,10 @@ from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.retrieval._bank import ReferenceTable
 
-FORMAT = 2
+FORMAT = 3
+"""Newest format that is read and written."""
+_PLAIN_FORMAT = 2
+"""Written where patches are not normalised in stain: programs that know nothing of stains read it."""
 _JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -146,7 +149,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": FORMAT,
+        "format": FORMAT if rules.features is not None and rules.features.stain_norm else _PLAIN_FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,
@@ -199,10 +202,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
         )
-    if written < FORMAT:
+    if written < _PLAIN_FORMAT:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
-            f"{FORMAT}. Train the model again."
+            f"{_PLAIN_FORMAT} and newer. Train the model again."
         )
     if written_digest != digest(settings):
         raise ModelFileError(f"{folder / _JSON} is not as it was written: it is damaged. Copy the model again.")

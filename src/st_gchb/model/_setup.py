@@ -18,6 +18,7 @@ from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._expression import check_expression
 from st_gchb.pp._graph import slice_members
+from st_gchb.pp._rule import stained_versions
 
 _TRANSFER = {"source_registry", "extend_categories", "allow_missing_labels"}
 """What scvi-tools takes when a model is loaded with data."""
@@ -132,6 +133,7 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     slice_members(adata, where.slice_key)
     if where.features_key in adata.obsm:
         check_features(adata, where.features_key)
+        stained_versions(adata, where.features_key)
     if where.connectivities_key in adata.obsp:
         check_graph(adata, where.connectivities_key, where.slice_key)
 

@@ -4,6 +4,7 @@ from st_gchb.pl._confidence import confidence
 from st_gchb.pl._history import history
 from st_gchb.pl._maps import measured_vs_predicted
 from st_gchb.pl._methods import metric_bars
+from st_gchb.pl._overview import slide_overview
 from st_gchb.pl._ranking import gene_ranking
 from st_gchb.pl._reliability import reliability
 from st_gchb.pl._save import save
@@ -17,5 +18,6 @@ __all__ = [
     "metric_bars",
     "reliability",
     "save",
+    "slide_overview",
     "variants",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
@@ -14,22 +14,26 @@ from matplotlib.colors import Normalize
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.metrics import pearson
-from st_gchb.pl._tissue import Tissue, color_bar, draw_tissue, draw_values, new_axes, tissue_of
+from st_gchb.pl._tissue import Tissue, color_bar, draw_tissue, draw_values, new_axes, table_of, tissue_of
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 _UNIT = "log(1 + counts per 10⁴)"
 
 
 def measured_vs_predicted(
-    pred: AnnData,
+    pred: AnnData | SpatialData,
     genes: str | Sequence[str],
     *,
+    table: str | None = None,
     slice: str | None = None,
     slice_key: str | None = None,
     layer: str = Keys.LAYER,
     measured_layer: str = "measured",
     show_tissue: bool = True,
     cmap: str = "viridis",
-    size: float = 1.5,
+    size: float | None = None,
     image_alpha: float = 0.45,
     axs: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -42,9 +46,12 @@ def measured_vs_predicted(
     ----------
     pred
         What ``model.predict`` returns: predicted log-normalised expression in ``layers[layer]``, ``(n_spots,
-        n_genes)``, spot centres in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``.
+        n_genes)``, spot centres in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``. Or the SpatialData that it was
+        written to.
     genes
         Genes to draw.
+    table
+        For a SpatialData: the table to draw, by default ``"st_gchb"``.
     slice
         The slice to draw; may be left out when there is one.
     slice_key
@@ -58,7 +65,7 @@ def measured_vs_predicted(
     cmap
         Name of a colour map.
     size
-        Diameter of the drawn spots over that of the true ones.
+        Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
     image_alpha
         Opacity of the H&E under the spots, 0 to 1.
     axs
@@ -93,6 +100,7 @@ def measured_vs_predicted(
     (1, 3)
     """
     names = [genes] if isinstance(genes, str) else list(genes)
+    pred, slice_key = table_of(pred, table, slice_key)
     _check(pred, names, layer)
     tissue = tissue_of(pred, slice, slice_key)
     layers = {"Measured": measured_layer} if measured_layer in pred.layers else {}
@@ -119,7 +127,7 @@ def _draw_gene(
     values: dict[str, np.ndarray],
     *,
     cmap: str,
-    size: float,
+    size: float | None,
     image_alpha: float,
     beside_tissue: bool,
 ) -> None:

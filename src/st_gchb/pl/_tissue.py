@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,19 +12,31 @@ import pandas as pd
 import squidpy as sq
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
+from st_gchb.pp import resolve
 
-_SCALE_BAR = {"font_properties": {"size": 8}, "pad": 0.3, "border_pad": 0.3}
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def _in_um(value: float, unit: str) -> str:
+    """Label of the scale bar: µm alone, as everywhere else in the package, also where mm would be shorter."""
+    return f"{value * 1000:,g} µm" if unit == "mm" else f"{value:g} {unit}"
+
+
+_SCALE_BAR = {"scale_formatter": _in_um, "font_properties": {"size": 8}, "pad": 0.3, "border_pad": 0.3}
 # On the H&E alone the bar has its place inside.
 _INSIDE = _SCALE_BAR | {"location": "lower right", "box_alpha": 0.75}
 # Where spots are drawn it stands under the panel, for many sections fill their rectangle.
 _UNDER = _SCALE_BAR | {"location": "upper right", "bbox_to_anchor": (1.0, 0.0), "frameon": False, "scale_loc": "left"}
-_COLUMN = "value"
+_WIDER = 1.5
+"""Dots are drawn this much wider than the spots, where the spots have that much room."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,19 @@ class Tissue:
         return float(self.spots.uns[Keys.SPATIAL][self.name][Keys.SCALEFACTORS][Keys.SPOT_DIAMETER]) * self.scale
 
     @property
+    def picture(self) -> np.ndarray | None:
+        """The down-scaled image, ``(h, w, 3)``."""
+        images = self.spots.uns[Keys.SPATIAL][self.name][Keys.IMAGES]
+        return None if self.image_key is None else np.asarray(images[self.image_key])
+
+    def dot_px(self, size: float | None) -> float:
+        """Diameter of a drawn dot, image px: ``size`` spots; without it dots may touch and do not overlap."""
+        if size is not None:
+            return size * self.spot_px
+        room = _spacing(self.centers_px) if len(self.rows) > 1 else np.inf
+        return min(_WIDER * self.spot_px, room)
+
+    @property
     def aspect(self) -> float:
         """Width of the drawn tissue over its height."""
         left, right, bottom, top = self.limits
@@ -77,6 +102,22 @@ class Tissue:
         rim = 1.5 * self.spot_px
         (left, top), (right, bottom) = xy.min(axis=0) - rim, xy.max(axis=0) + rim
         return left, right, bottom, top
+
+
+def table_of(data: AnnData | SpatialData, table: str | None, slice_key: str | None) -> tuple[AnnData, str | None]:
+    """An AnnData with pictures, and its column of slices; of a SpatialData the prediction, unless a table is named.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        The table or its image is not to be found, or there are several.
+    """
+    if isinstance(data, AnnData) and table is None:
+        return data, slice_key
+    if table is None and Keys.TABLE in getattr(data, "tables", {}):
+        table = Keys.TABLE
+    resolved = resolve(data, table=table, thumbnails=True)
+    return resolved.adata, slice_key or resolved.slice_key
 
 
 def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> Tissue:
@@ -111,7 +152,15 @@ def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> T
 
 def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar: bool = False) -> None:
     """Draw the H&E alone, cut to the spots."""
-    _scatter(ax, tissue, None, image_alpha=image_alpha, scale_bar=scale_bar)
+    _background(ax, tissue, image_alpha=image_alpha, scale_bar=scale_bar, under=False)
+
+
+def draw_slide(ax: Axes, tissue: Tissue, *, image_alpha: float) -> None:
+    """Draw the whole picture of the slide, with a scale bar under it."""
+    _background(ax, tissue, image_alpha=image_alpha, scale_bar=True, under=True)
+    if tissue.picture is not None:
+        height, width = tissue.picture.shape[:2]
+        ax.set(xlim=(0, width), ylim=(height, 0))
 
 
 def draw_values(
@@ -121,16 +170,29 @@ def draw_values(
     *,
     norm: Normalize,
     cmap: str,
-    size: float,
+    size: float | None,
     image_alpha: float,
     scale_bar: bool = False,
 ) -> None:
     """Draw one value a spot, ``(n_spots,)``, over the faded H&E."""
-    shown = tissue.spots.copy()
-    shown.obs[_COLUMN] = np.asarray(values, dtype=float)
-    _scatter(
-        ax, tissue, shown, image_alpha=image_alpha, scale_bar=scale_bar, color=_COLUMN, norm=norm, cmap=cmap, size=size
-    )
+    _background(ax, tissue, image_alpha=image_alpha, scale_bar=scale_bar, under=True)
+    draw_dots(ax, tissue.centers_px, tissue.dot_px(size), array=np.asarray(values, dtype=float), norm=norm, cmap=cmap)
+
+
+def draw_dots(ax: Axes, centers: np.ndarray, diameter: float, **style: Any) -> None:
+    """Circles in the tissue's own unit, so that they keep their size relative to it in every figure.
+
+    One collection of equal circles: 100,000 positions of a dense grid are drawn in about a second.
+    """
+    units = {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
+    ax.add_collection(EllipseCollection(diameter, diameter, 0.0, **{"linewidths": 0.0} | style | units))
+
+
+def dot_points(ax: Axes, diameter: float) -> float:
+    """Diameter of a circle as it will be seen, in points."""
+    left, right = ax.get_xlim()
+    extent = ax.get_window_extent()
+    return float(diameter * abs(extent.width / (right - left)) * 72.0 / ax.figure.dpi)
 
 
 def new_axes(n_rows: int, n_columns: int, aspect: float, height: float = 3.0) -> np.ndarray:
@@ -149,15 +211,16 @@ def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str, label: str, exten
     bar.outline.set_visible(False)
 
 
-def _scatter(
-    ax: Axes, tissue: Tissue, shown: AnnData | None, *, image_alpha: float, scale_bar: bool, **kwargs: Any
-) -> None:
-    under = scale_bar and tissue.um_per_px is not None and shown is not None
+def _background(ax: Axes, tissue: Tissue, *, image_alpha: float, scale_bar: bool, under: bool) -> None:
+    """The H&E and its scale bar, inside or under the panel, by squidpy."""
+    kwargs: dict[str, Any] = {}
+    under = under and scale_bar and tissue.um_per_px is not None
     if scale_bar and tissue.um_per_px is not None:
-        kwargs |= {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um"}
+        kwargs = {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um"}
         kwargs["scalebar_kwargs"] = _UNDER | {"bbox_transform": ax.transAxes} if under else _INSIDE
     sq.pl.spatial_scatter(
-        tissue.spots if shown is None else shown,
+        # The image belongs to the slice, not to its spots: one is enough.
+        tissue.spots[:1],
         library_id=tissue.name,
         img=tissue.image_key is not None,
         img_res_key=tissue.image_key,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from st_gchb.pp._patches import read_patches
     from st_gchb.pp._rule import FeatureRule
     from st_gchb.pp._slides import Slice, slices_of
+    from st_gchb.pp._stain import Stain, fit_stain
     from st_gchb.pp._tables import Resolved, resolve, write_table
     from st_gchb.pp._tiles import tile_tissue
     from st_gchb.pp._tissue import Tissue, find_tissue
@@ -24,10 +25,12 @@ __all__ = [
     "GraphRule",
     "Resolved",
     "Slice",
+    "Stain",
     "Tissue",
     "embed_by_rule",
     "embed_patches",
     "find_tissue",
+    "fit_stain",
     "get_encoder",
     "read_patches",
     "resolve",
@@ -44,10 +47,12 @@ _MODULES = {
     "GraphRule": "_graph",
     "Resolved": "_tables",
     "Slice": "_slides",
+    "Stain": "_stain",
     "Tissue": "_tissue",
     "embed_by_rule": "_features",
     "embed_patches": "_features",
     "find_tissue": "_tissue",
+    "fit_stain": "_stain",
     "get_encoder": "_encoders",
     "read_patches": "_patches",
     "resolve": "_tables",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from st_gchb.pp._damage import Damage
 from st_gchb.pp._encoders import Encoder
 from st_gchb.pp._patches import choose_level, whole_patches
 from st_gchb.pp._slides import Slice
+from st_gchb.pp._stain import Restain
 
 Damaged = Literal["raise", "nan"]
 
@@ -57,6 +59,7 @@ def embed_slices(
     pace: Pace,
     folder: Path | None,
     damaged: Damaged,
+    restains: Sequence[Restain | None] | None = None,
 ) -> tuple[Features, npt.NDArray[np.int64]]:
     """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
 
@@ -67,10 +70,10 @@ def embed_slices(
     """
     features = np.empty((sum(len(slide.rows) for slide in slices), encoder.n_features), dtype=np.float32)
     left_out: list[npt.NDArray[np.int64]] = []
-    for slide, side in zip(slices, sides, strict=True):
+    for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
         damage = Damage(slide.name, slide.image.name, len(slide.rows))
         try:
-            features[slide.rows] = _embed_slice(slide, side, encoder, views, pace, folder, damage, damaged)
+            features[slide.rows] = _embed_slice(slide, side, encoder, views, pace, folder, damage, damaged, restain)
         finally:
             slide.image.release()
         if damaged == "raise":
@@ -93,10 +96,11 @@ def _embed_slice(
     folder: Path | None,
     damage: Damage,
     damaged: Damaged,
+    restain: Restain | None,
 ) -> Features:
     """Features of one slice; NaN where pixels cannot be decoded, which ``damage`` then tells."""
     shape = (len(slide.rows), encoder.n_features)
-    key = _cache_key(slide, side, encoder, views) if folder is not None else None
+    key = _cache_key(slide, side, encoder, views, restain) if folder is not None else None
     if folder is not None and key is not None:
         cached = load_features(folder, key, shape)
         if cached is not None:
@@ -109,6 +113,7 @@ def _embed_slice(
             side,
             encoder.input_px,
         )
+    recolors = [] if restain is None else restain.maps(slide)
     features = np.full(shape, np.nan, dtype=np.float32)
     done = np.zeros(len(features), dtype=bool)
     module = replace(encoder, module=encoder.module.to(pace.device))
@@ -120,6 +125,8 @@ def _embed_slice(
                 # There will be no features: the rest is read to say what is damaged.
                 continue
             tensor = torch.from_numpy(patches).permute(0, 3, 1, 2).to(pace.device)
+            for recolor in recolors:
+                tensor = recolor(tensor)
             parts = [
                 torch.stack([module(view) for view in _views(part, views)]).mean(0) for part in tensor.split(at_once)
             ]
@@ -132,14 +139,17 @@ def _embed_slice(
     return features
 
 
-def _cache_key(slide: Slice, side: float, encoder: Encoder, views: int) -> str | None:
+def _cache_key(slide: Slice, side: float, encoder: Encoder, views: int, restain: Restain | None) -> str | None:
     """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
     try:
         image = slide.image.fingerprint(choose_level(slide.image, side, encoder.input_px))
     except DamageError:
         logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
         return None
-    return content_key(image=image, centers=slide.centers_px, side=side, encoder=encoder.identity, views=views)
+    # Features of unchanged colours keep the keys that they always had.
+    colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
+    centers = slide.centers_px
+    return content_key(image=image, centers=centers, side=side, encoder=encoder.identity, views=views, **colours)
 
 
 def _views(patches: Tensor, views: int) -> list[Tensor]:

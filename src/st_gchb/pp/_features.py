@@ -18,8 +18,9 @@ from st_gchb.pp._cache import cache_folder
 from st_gchb.pp._embed import Damaged, Pace, choose_device, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
 from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.pp._rule import FeatureRule, encoder_of_rule
+from st_gchb.pp._rule import FeatureRule, encoder_of_rule, is_stain_key, stain_key
 from st_gchb.pp._slides import Slice
+from st_gchb.pp._stain import Restain, Stain, StainMethod, check_method, jitter_factors, stain_of
 from st_gchb.pp._tables import resolve
 from st_gchb.pp._tissue import check_positive
 
@@ -37,6 +38,9 @@ def embed_patches(
     patch_um: float = DEFAULT_PATCH_UM,
     patch_px: float | None = None,
     views: int = 4,
+    stain_norm: StainMethod | Stain | None = None,
+    stain_augment: int = 0,
+    stain_seed: int = 0,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
@@ -69,6 +73,15 @@ def embed_patches(
     views
         4: mean over the patch's rotations; 8: and over its mirrored rotations; 1: the patch as it is, in a quarter of
         the time.
+    stain_norm
+        ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: move the colours of each slice to those of the first one, whose
+        stain is kept in the rule, so that a query's are moved there too. A :class:`Stain` of :func:`fit_stain`: move
+        them to that one. None: leave colours as they are.
+    stain_augment
+        For training: encode the patches this many times more, each slice every time as if more or less of each dye had
+        been used. Training draws from these versions; each takes as long as the features themselves.
+    stain_seed
+        Seed of these versions.
     image, image_key, slice_key, um_per_px
         As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
         region), and ``um_per_px`` is the size of its finest scale's pixels.
@@ -96,7 +109,8 @@ def embed_patches(
     -------
     AnnData or None
         With ``copy``, the object with features in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and how they
-        were made in ``uns[key_added]``. Otherwise these are written to ``data`` (for SpatialData: to its table).
+        were made in ``uns[key_added]``; versions in other stains in ``obsm[key_added + "_stain1"]`` and so on.
+        Otherwise these are written to ``data`` (for SpatialData: to its table).
 
     Raises
     ------
@@ -110,6 +124,8 @@ def embed_patches(
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
         The encoder is unknown, or its weights are not to be had.
+    StainError
+        The stain of a slice that is to be normalised cannot be told.
 
     Examples
     --------
@@ -122,6 +138,7 @@ def embed_patches(
     (2, 107)
     """
     _check_settings(views, patch_um, patch_px, batch_size, damaged)
+    _check_stain(stain_norm, stain_augment)
     check_positive("memory_mb", memory_mb)
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
@@ -130,15 +147,31 @@ def embed_patches(
     trunk = get_encoder(encoder, weights, transform=transform)
     folder = cache_folder(cache_dir) if cache else None
     pace = Pace(batch_size, chosen, memory_mb)
-    features, left_out = embed_slices(slices, sides, trunk, views, pace, folder, damaged)
+    stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
+    made = {}
+    for version in range(stain_augment + 1):
+        restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
+        name = stain_key(key_added, version) if version else key_added
+        made[name], left_out = embed_slices(slices, sides, trunk, views, pace, folder, damaged, restains)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
     rule = FeatureRule(
-        trunk.name, trunk.weights, trunk.weights_sha256, **size, views=views, n_features=trunk.n_features
+        trunk.name,
+        trunk.weights,
+        trunk.weights_sha256,
+        **size,
+        views=views,
+        n_features=trunk.n_features,
+        stain_norm=None if stain is None else stain.method,
+        stain_target=None if stain is None else stain.numbers,
+        stain_augment=stain_augment or None,
     )
     target = resolved.target(copy=copy)
-    target.obsm[key_added] = features
+    for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
+        del target.obsm[key]
+    for key, features in made.items():
+        target.obsm[key] = features
     target.uns[key_added] = _provenance(rule, slices)
     if len(left_out):
         target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
@@ -198,7 +231,21 @@ def embed_by_rule(
     """
     trunk = encoder_of_rule(rule, encoder=encoder, weights=weights, transform=transform)
     size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
-    return embed_patches(data, encoder=trunk, views=rule.views, **size, **options)
+    return embed_patches(data, encoder=trunk, views=rule.views, stain_norm=rule.stain, **size, **options)
+
+
+def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
+    """What is done to the colours of a slice; None where nothing is."""
+    if stain is None and version == 0:
+        return None
+    return Restain(stain, jitter_factors(name, version, seed) if version else None)
+
+
+def _check_stain(stain_norm: Any, stain_augment: Any) -> None:
+    if stain_norm is not None and not isinstance(stain_norm, Stain):
+        check_method(stain_norm)
+    if not isinstance(stain_augment, int) or isinstance(stain_augment, bool) or stain_augment < 0:
+        raise InputError(f"stain_augment={stain_augment!r}; expected 0 (none) or how many versions are to be made.")
 
 
 def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_size: int, damaged: str) -> None:

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._stain import Stain, StainMethod
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class FeatureRule:
         Rotations (4) and mirrored rotations (8) over which features are averaged.
     n_features
         Features per patch.
+    stain_norm, stain_target
+        How and to which stain the slide was normalised, as :class:`Stain` holds it; None where it was not.
+    stain_augment
+        Further versions of the training spots in other stains; a query has none.
     """
 
     encoder: str
@@ -40,10 +47,19 @@ class FeatureRule:
     patch_px: float | None
     views: int
     n_features: int
+    stain_norm: StainMethod | None = None
+    stain_target: tuple[float, ...] | None = None
+    stain_augment: int | None = None
+
+    @property
+    def stain(self) -> Stain | None:
+        """The stain to which slides are normalised."""
+        return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
 
     def to_dict(self) -> dict[str, Any]:
-        """Strings and numbers alone, as ``uns`` and JSON take them; absent values are left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Strings, numbers and lists of numbers, as ``uns`` and JSON take them; absent values are left out."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if value is not None}
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> FeatureRule:
@@ -69,6 +85,7 @@ class FeatureRule:
                 "pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
         sizes = {key: float(stored[key]) if key in stored else None for key in ("patch_um", "patch_px")}
+        stain: Any = str(stored["stain_norm"]) if "stain_norm" in stored else None
         return cls(
             encoder=str(stored["encoder"]),
             weights=str(stored["weights"]),
@@ -77,7 +94,54 @@ class FeatureRule:
             patch_px=sizes["patch_px"],
             views=int(stored["views"]),
             n_features=int(stored["n_features"]),
+            stain_norm=stain,
+            stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
+            stain_augment=int(stored["stain_augment"]) if "stain_augment" in stored else None,
         )
+
+
+def stain_key(key: str, version: int) -> str:
+    """Key in ``obsm`` of a version of the features in another stain, counted from 1."""
+    return f"{key}_stain{version}"
+
+
+def is_stain_key(name: str, key: str) -> bool:
+    """Whether ``obsm[name]`` is a version of ``obsm[key]`` in another stain.
+
+    Examples
+    --------
+    >>> from st_gchb.pp._rule import is_stain_key
+    >>> is_stain_key("X_patch_stain2", "X_patch"), is_stain_key("X_patch", "X_patch")
+    (True, False)
+    """
+    return name.removeprefix(f"{key}_stain").isdecimal() and name.startswith(key)
+
+
+def stained_versions(adata: AnnData, key: str) -> list[np.ndarray]:
+    """Features of the training spots in other stains, as ``uns[key]`` says, each ``(n_spots, n_features)``.
+
+    Raises
+    ------
+    MissingKeyError
+        One is not there.
+    EncoderError
+        One has another shape than the features, or numbers that are not finite.
+    """
+    n = int(adata.uns[key].get("stain_augment", 0)) if key in adata.uns else 0
+    versions = []
+    for name in (stain_key(key, version) for version in range(1, n + 1)):
+        if name not in adata.obsm:
+            raise MissingKeyError(
+                f"obsm has no {name!r} (found {list(adata.obsm)}), and uns[{key!r}] says that {n} versions in other "
+                'stains were made. Run pp.embed_patches again, or delete uns\' "stain_augment" to go without.'
+            )
+        versions.append(np.asarray(adata.obsm[name], dtype=np.float32))
+        if versions[-1].shape != np.shape(adata.obsm[key]) or not np.isfinite(versions[-1]).all():
+            raise EncoderError(
+                f"obsm[{name!r}] has shape {versions[-1].shape}; expected finite values of shape "
+                f"{np.shape(adata.obsm[key])}, as obsm[{key!r}]. Run pp.embed_patches again."
+            )
+    return versions
 
 
 def encoder_of_rule(

@@ -32,6 +32,8 @@ class TrainingData:
         Slice of each spot, ``(n_spots,)``, integers.
     coordinates
         Spot centres, px, ``(n_spots, 2)``.
+    stained
+        The image branch's inputs in other stains, ``(n_versions, n_spots, n_inputs)``, or None.
     """
 
     image: Tensor
@@ -39,12 +41,16 @@ class TrainingData:
     adjacency: sparse.csr_matrix
     groups: np.ndarray
     coordinates: np.ndarray
+    stained: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def batch(self, rows: np.ndarray, n_hops: int) -> GraphBatch:
-        """The spots of one step with their neighbours: the embeddings of ``rows`` are those of the whole graph."""
+    def batch(self, rows: np.ndarray, n_hops: int, rng: np.random.Generator | None = None) -> GraphBatch:
+        """The spots of one step with their neighbours: the embeddings of ``rows`` are those of the whole graph.
+
+        With ``rng``, each spot is seen in a stain that is drawn, its own among them.
+        """
         nodes = np.asarray(rows)
         for _ in range(n_hops):
             nodes = np.concatenate([nodes, np.setdiff1d(self.adjacency[nodes].indices, nodes)])
@@ -52,13 +58,20 @@ class TrainingData:
         positions = torch.arange(len(rows))
         index = torch.from_numpy(nodes.astype(np.int64))
         return GraphBatch(
-            image=self.image[index],
+            image=self._seen(index, rng),
             expression=self.expression[index],
             edge_index=torch.from_numpy(np.stack([local.row, local.col]).astype(np.int64)),
             groups=torch.from_numpy(self.groups[nodes].astype(np.int64)),
             rows=positions,
             inner=positions,
         )
+
+    def _seen(self, index: Tensor, rng: np.random.Generator | None) -> Tensor:
+        if rng is None or self.stained is None:
+            return self.image[index]
+        version = torch.from_numpy(rng.integers(0, len(self.stained) + 1, len(index)))
+        other = self.stained[(version - 1).clamp(min=0), index]
+        return torch.where((version == 0)[:, None], self.image[index], other)
 
 
 def split_spots(data: TrainingData, validation_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -86,6 +99,8 @@ class _Steps(IterableDataset):
     def __init__(self, module: GraphDataModule, rows: np.ndarray, shuffle: bool) -> None:
         self.module, self.rows, self.shuffle = module, rows, shuffle
         self.rng = np.random.default_rng(module.seed)
+        # Stains have numbers of their own: the order of the spots is the same with and without them.
+        self.stains = np.random.default_rng([module.seed, 1])
         self.epoch = 0
 
     def __iter__(self) -> Iterator[GraphBatch]:
@@ -93,7 +108,8 @@ class _Steps(IterableDataset):
         plan = self._whole_slices() if self.shuffle and self.epoch < self.module.pretrain_epochs else self._plan(rng)
         self.epoch += 1
         for chosen, inner in plan:
-            batch = self.module.data.batch(chosen if inner is None else inner, self.module.n_hops)
+            nodes = chosen if inner is None else inner
+            batch = self.module.data.batch(nodes, self.module.n_hops, self.stains if self.shuffle else None)
             if inner is not None:
                 batch.rows = torch.from_numpy(np.flatnonzero(np.isin(inner, chosen)).astype(np.int64))
             yield batch

@@ -1,0 +1,173 @@
+"""Does stain normalisation or augmentation help? Sections of her2st, each left out once, in their own and other stains.
+
+Makes the tables of docs/stain.md. What was encoded is kept in the cache: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+import st_gchb
+from st_gchb.evaluate._folds import hide_expression, leave_one_out
+from st_gchb.evaluate._foreign import recolored
+from st_gchb.metrics import pearson
+from st_gchb.model import STGCHB
+from st_gchb.pp._stain import restained
+
+SECTIONS = ("C2", "C3", "C4", "C5")
+TREATMENTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "macenko": {"stain_norm": "macenko"},
+    "reinhard": {"stain_norm": "reinhard"},
+    "augmented": {"stain_augment": 4},
+    "macenko, augmented": {"stain_norm": "macenko", "stain_augment": 4},
+}
+SHIFTS: dict[str, tuple[float, float, float] | None] = {
+    "hematoxylin ×0.7": (0.7, 1.0, 1.0),
+    "hematoxylin ×1.4": (1.4, 1.0, 1.0),
+    "eosin ×0.7": (1.0, 0.7, 1.0),
+    "eosin ×1.4": (1.0, 1.4, 1.0),
+    "eosin as brown": None,
+}
+STRIP = 512
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stain.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python docs/scripts/stain.py --data ../shared/data/her2st "
+        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/stain/",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where tables are written")
+    add("--encoder", default="mobilenet_v2", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
+    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add("--seeds", type=int, default=3, metavar="N", help="number of seeds (default: %(default)s)")
+    add("--sections", nargs="+", default=list(SECTIONS), metavar="NAME", help="sections to leave out (default: all)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("st_gchb").setLevel(logging.INFO)
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+    adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
+    made = {"encoder": args.encoder, "weights": args.weights}
+    args.out.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for fold in leave_one_out(adata):
+        if fold.name not in args.sections:
+            continue
+        parts.append(one_fold(adata[fold.train], adata[fold.test], made, range(args.seeds)).assign(section=fold.name))
+        scores = pd.concat(parts, ignore_index=True)
+        scores.to_csv(args.out / "stain.csv", index=False)
+        write_tables(scores, args.out)
+    return 0
+
+
+def one_fold(train: AnnData, test: AnnData, made: dict[str, Any], seeds: range) -> pd.DataFrame:
+    references, queries = {}, {}
+    for name, treatment in TREATMENTS.items():
+        references[name] = train.copy()
+        st_gchb.pp.embed_patches(references[name], **made, **treatment)
+    for shift in ("own stain", *SHIFTS):
+        image, um_per_px = shifted(test, shift)
+        for name, reference in references.items():
+            queries[shift, name] = embedded(test, reference, image, um_per_px)
+    rows = []
+    for name, reference in references.items():
+        STGCHB.setup_anndata(reference, slice_key="slice")
+        for seed in seeds:
+            model = STGCHB(reference, n_top_genes=1000, seed=seed)
+            model.train(enable_progress_bar=False)
+            for (shift, treatment), query in queries.items():
+                if treatment == name and query is not None:
+                    rows.append({"stain": shift, "treatment": name, "seed": seed} | score(model, query, test))
+                    logging.getLogger("st_gchb").info("%s", rows[-1])
+    return pd.DataFrame(rows)
+
+
+def shifted(test: AnnData, shift: str) -> tuple[np.ndarray, float]:
+    """The section's image in another stain, and the size of its pixels."""
+    (section,) = st_gchb.pp.slices_of(test)
+    height, width = section.image.shape_px
+    pixels = np.array(section.image.read(0, 0, height, 0, width))
+    section.image.release()
+    assert section.um_per_px is not None
+    if shift == "eosin as brown":
+        return recolored(pixels), section.um_per_px
+    factors = SHIFTS.get(shift)
+    if factors is not None:
+        recolor = restained(factors)
+        for start in range(0, height, STRIP):
+            strip = torch.from_numpy(pixels[start : start + STRIP]).permute(2, 0, 1)[None]
+            pixels[start : start + STRIP] = recolor(strip)[0].permute(1, 2, 0).numpy()
+    return pixels, section.um_per_px
+
+
+def embedded(test: AnnData, reference: AnnData, image: np.ndarray, um_per_px: float) -> AnnData | None:
+    """The section as a query with the reference's kind of features; None where its stain cannot be normalised."""
+    query = hide_expression(test)
+    rule = st_gchb.pp.FeatureRule.from_uns(reference.uns["X_patch"])
+    try:
+        st_gchb.pp.embed_by_rule(query, rule, image=image, um_per_px=um_per_px)
+    except st_gchb._errors.StainError as error:
+        logging.getLogger("st_gchb").warning("%s", error)
+        return None
+    return query
+
+
+def score(model: STGCHB, query: AnnData, test: AnnData) -> dict[str, float]:
+    answer = model.predict(query)
+    slide = answer.uns["st_gchb"]["stain"].iloc[0]
+    truth = np.log1p(test.X.multiply(1e4 / test.X.sum(1)).toarray())[:, test.var_names.get_indexer(answer.var_names)]
+    predicted = answer.layers["st_gchb"]
+    correlation = np.nan_to_num(pearson(truth, predicted))
+    return {
+        "AG": float(correlation.mean()),
+        "HVG": float(correlation[np.argsort(-truth.var(0))[:50]].mean()),
+        "HEG": float(correlation[np.argsort(-truth.mean(0))[:50]].mean()),
+        "RMSE": float(np.sqrt(((predicted - truth) ** 2).mean())),
+        "outliers": float(answer.obs["st_gchb_outlier"].mean()),
+        "distance": float(slide["distance"] / slide["limit"]),
+    }
+
+
+def write_tables(scores: pd.DataFrame, out: Path) -> None:
+    """One table a measure: stains by treatment, mean over sections, mean ± standard deviation over seeds."""
+    for measure, digits in (("HVG", 3), ("AG", 3), ("RMSE", 3), ("distance", 2), ("outliers", 2)):
+        by_seed = scores.groupby(["stain", "treatment", "seed"], sort=False)[measure].mean()
+        table = by_seed.groupby(["stain", "treatment"], sort=False).agg(["mean", "std"])
+        names = list(dict.fromkeys(scores["treatment"]))
+        lines = ["| query | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+        for stain in dict.fromkeys(scores["stain"]):
+            cells = []
+            for name in names:
+                if (stain, name) not in table.index:
+                    cells.append("refused")
+                    continue
+                mean, spread = table.loc[(stain, name)]
+                cells.append(f"{mean:.{digits}f}" + ("" if np.isnan(spread) else f" ± {spread:.{digits}f}"))
+            lines.append(f"| {stain} | " + " | ".join(cells) + " |")
+        (out / f"{measure}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {"seeds": int(scores["seed"].nunique()), "sections": sorted(set(scores["section"]))}
+    (out / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
