@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,12 @@ def squidpy_tissue(pixels: np.ndarray) -> np.ndarray:
         image = Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))
         labels = detect_tissue(SpatialData(images={"slide": image}), "slide", inplace=False)
     return np.asarray(labels) > 0
+
+
+def store_format(store: Path) -> Any:
+    """Format in which elements of a SpatialData store are written: that of the store, which may be an older one."""
+    import zarr
+    from spatialdata._io.format import SpatialDataContainerFormats
+
+    attributes: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
+    return SpatialDataContainerFormats[attributes.get("spatialdata_attrs", {}).get("version", "0.1")]

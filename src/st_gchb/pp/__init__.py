@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from st_gchb.pp._features import embed_by_rule, embed_patches
     from st_gchb.pp._graph import GraphRule, spatial_graph
     from st_gchb.pp._patches import read_patches
+    from st_gchb.pp._raster import rasterize
     from st_gchb.pp._rule import FeatureRule
     from st_gchb.pp._slides import Slice, slices_of
+    from st_gchb.pp._spatialdata import to_spatialdata
     from st_gchb.pp._tables import Resolved, resolve, write_table
     from st_gchb.pp._tiles import tile_tissue
     from st_gchb.pp._tissue import Tissue, find_tissue
@@ -29,11 +31,13 @@ __all__ = [
     "embed_patches",
     "find_tissue",
     "get_encoder",
+    "rasterize",
     "read_patches",
     "resolve",
     "slices_of",
     "spatial_graph",
     "tile_tissue",
+    "to_spatialdata",
     "write_table",
 ]
 
@@ -49,11 +53,13 @@ _MODULES = {
     "embed_patches": "_features",
     "find_tissue": "_tissue",
     "get_encoder": "_encoders",
+    "rasterize": "_raster",
     "read_patches": "_patches",
     "resolve": "_tables",
     "slices_of": "_slides",
     "spatial_graph": "_graph",
     "tile_tissue": "_tiles",
+    "to_spatialdata": "_spatialdata",
     "write_table": "_tables",
 }
 
