@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if sys.platform != "win32":
 
 _PREFIX = ".st_gchb-"
 _LOCK, _ASIDE = "lock", "aside"
+_STRAGGLERS_S = (0.05, 0.2, 1.0)
+"""Where one write fails, zarr's others may still be under way. What they leave at last, the next write removes."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of Linux's renameat2."""
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
@@ -34,7 +37,11 @@ def work_folder(store: Path) -> Iterator[Path]:
             _take(lock)
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for wait_s in _STRAGGLERS_S:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(wait_s)
 
 
 def clear_leftovers(store: Path) -> list[str]:
@@ -67,8 +74,9 @@ def exchange(part: Path, place: Path, folder: Path) -> None:
         os.rename(place, aside)
         undo.callback(os.rename, aside, place)
         os.rename(part, place)
+        undo.callback(os.rename, place, part)
+        os.rename(aside, part)
         undo.pop_all()
-    os.rename(aside, part)
 
 
 def _exchanged_at_once(first: Path, second: Path) -> bool:

@@ -7,6 +7,7 @@ from st_gchb.pl._methods import metric_bars
 from st_gchb.pl._ranking import gene_ranking
 from st_gchb.pl._reliability import reliability
 from st_gchb.pl._save import save
+from st_gchb.pl._see_through import see_through
 from st_gchb.pl._variants import variants
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "metric_bars",
     "reliability",
     "save",
+    "see_through",
     "variants",
 ]

@@ -138,9 +138,9 @@ class ChannelMaps:
         self._values, self._index = np.concatenate([values, nothing], axis=1), index
         self.shape = (len(values), *index.shape)
 
-    def __getitem__(self, part: tuple[slice, slice, slice]) -> npt.NDArray[np.float32]:
+    def __getitem__(self, part: tuple[slice | int, slice | int, slice | int]) -> npt.NDArray[np.float32]:
         channel, y, x = part
-        return np.asarray(self._values[channel][:, self._index[y, x]])
+        return np.asarray(self._values[channel][..., self._index[y, x]])
 
 
 def _raster(

@@ -131,12 +131,15 @@ class ChannelsFirst:
         self._slide, self._level = slide, level
         self.shape = (3, *slide.level_shape(level))
 
-    def __getitem__(self, part: tuple[slice, slice, slice]) -> np.ndarray:
-        channel, (y0, y1, _), (x0, x1, _) = (
-            part[0],
-            *(s.indices(n) for s, n in zip(part[1:], self.shape[1:], strict=True)),
-        )
-        return np.moveaxis(self._slide.read(self._level, y0, y1, x0, x1), -1, 0)[channel]
+    def __getitem__(self, part: tuple[slice | int, slice | int, slice | int]) -> np.ndarray:
+        channel, *window = part
+        # dask asks for a single row as a number, which takes its axis away.
+        spans = [slice(one, one + 1) if isinstance(one, int | np.integer) else one for one in window]
+        (y0, y1, dy), (x0, x1, dx) = (one.indices(n) for one, n in zip(spans, self.shape[1:], strict=True))
+        pixels = np.moveaxis(self._slide.read(self._level, y0, y1, x0, x1), -1, 0)
+        steps = [slice(None, None, step) for step in (dy, dx)]
+        kept = [step if isinstance(one, slice) else 0 for one, step in zip(window, steps, strict=True)]
+        return pixels[(channel, *kept)]
 
 
 def _lazy(slide: SlideImage, level: int) -> da.Array:
