@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,3 +67,12 @@ def squidpy_stain(pixels: np.ndarray, mask: np.ndarray, method: str) -> list[flo
         found = fit_stain_reference(sdata, "slide", method=method, tissue_mask_key="tissue")
     parts = (found.mu, found.sigma) if method == "reinhard" else (found.stain_matrix[:, :2].T, found.max_concentrations)
     return [float(value) for part in parts for value in np.ravel(part)]
+
+
+def store_format(store: Path) -> Any:
+    """Format in which elements of a SpatialData store are written: that of the store, which may be an older one."""
+    import zarr
+    from spatialdata._io.format import SpatialDataContainerFormats
+
+    attributes: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
+    return SpatialDataContainerFormats[attributes.get("spatialdata_attrs", {}).get("version", "0.1")]

@@ -83,5 +83,9 @@ class ModelFileError(InputError):
     """A saved model is damaged, incomplete, or of another kind."""
 
 
+class StoreError(STGCHBError, OSError):
+    """A store on disk could not be written to; it is as it was before."""
+
+
 class DownloadError(MissingFileError):
     """A data set could not be downloaded."""

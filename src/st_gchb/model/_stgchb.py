@@ -17,6 +17,7 @@ from st_gchb._errors import InputError, NotTrainedError
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
+from st_gchb.model._delivery import check_delivery, deliver
 from st_gchb.model._fitting import Fitted, build_module, fit, training_data
 from st_gchb.model._persistence import PersistenceMixin
 from st_gchb.model._predict import Predictor, embed, predict
@@ -26,7 +27,6 @@ from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered, registered_table
 from st_gchb.model._training import run_training
-from st_gchb.pp import write_table
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank, Weighting
 
@@ -181,6 +181,8 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         table: str | None = None,
         shapes: str | None = None,
         memory_mb: float = MEMORY_MB,
+        key_added: str = Keys.TABLE,
+        write: bool = False,
     ) -> AnnData:
         """Predict expression for spots that have H&E alone.
 
@@ -188,7 +190,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         ----------
         query
             AnnData with positions and an image (no genes are needed), or SpatialData with image and spots. It is not
-            changed, but for a SpatialData the result is added as ``sdata.tables["st_gchb"]``.
+            changed, but for a SpatialData the result is added as ``sdata.tables[key_added]``.
         layer
             Table of the reference to predict: a layer, an ``obsm`` entry, ``"all_genes"``; by default the panel.
         k
@@ -207,6 +209,11 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             Path of the encoder's weights file, where it has moved since training.
         memory_mb
             Bound of the decoded pixels that are held, MB; see :func:`~st_gchb.pp.read_patches`.
+        key_added
+            For a SpatialData: name of the table. An earlier result of that name is replaced.
+        write
+            For a SpatialData that is backed by a store: also write the table into it, as
+            :func:`st_gchb.io.write_elements` does, with the shapes that it annotates where the store lacks them.
 
         Returns
         -------
@@ -222,8 +229,12 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             Before :meth:`train`.
         QueryError, InputError, MissingKeyError, MissingFileError
             Or a subclass, where the query cannot be used.
+        StoreError
+            The table could not be written into the store. It is in ``sdata`` then, unless the store was found to be
+            read-only before anything was computed.
         """
         bank = self._trained_bank("predict")
+        check_delivery(query, key_added, write=write)
         prepared = prepare_query(
             query,
             cast("Rules", self.rules_),
@@ -242,7 +253,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         if len(prepared.left_out):
             result.uns[Keys.UNS]["left_out"] = prepared.left_out
         if isinstance(query, SpatialData):
-            write_table(query, result, name=Keys.TABLE, **prepared.link)  # type: ignore[arg-type]
+            deliver(query, result, prepared.link, key_added, write=write)
         return result
 
     def get_latent_representation(

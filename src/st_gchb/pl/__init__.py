@@ -8,6 +8,7 @@ from st_gchb.pl._overview import slide_overview
 from st_gchb.pl._ranking import gene_ranking
 from st_gchb.pl._reliability import reliability
 from st_gchb.pl._save import save
+from st_gchb.pl._see_through import see_through
 from st_gchb.pl._variants import variants
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "metric_bars",
     "reliability",
     "save",
+    "see_through",
     "slide_overview",
     "variants",
 ]

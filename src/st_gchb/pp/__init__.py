@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from st_gchb.pp._features import embed_by_rule, embed_patches
     from st_gchb.pp._graph import GraphRule, spatial_graph
     from st_gchb.pp._patches import read_patches
+    from st_gchb.pp._raster import rasterize
     from st_gchb.pp._rule import FeatureRule
     from st_gchb.pp._slides import Slice, slices_of
+    from st_gchb.pp._spatialdata import to_spatialdata
     from st_gchb.pp._stain import Stain, fit_stain
     from st_gchb.pp._tables import Resolved, resolve, write_table
     from st_gchb.pp._tiles import tile_tissue
@@ -32,11 +34,13 @@ __all__ = [
     "find_tissue",
     "fit_stain",
     "get_encoder",
+    "rasterize",
     "read_patches",
     "resolve",
     "slices_of",
     "spatial_graph",
     "tile_tissue",
+    "to_spatialdata",
     "write_table",
 ]
 
@@ -54,11 +58,13 @@ _MODULES = {
     "find_tissue": "_tissue",
     "fit_stain": "_stain",
     "get_encoder": "_encoders",
+    "rasterize": "_raster",
     "read_patches": "_patches",
     "resolve": "_tables",
     "slices_of": "_slides",
     "spatial_graph": "_graph",
     "tile_tissue": "_tiles",
+    "to_spatialdata": "_spatialdata",
     "write_table": "_tables",
 }
 

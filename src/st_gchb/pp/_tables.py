@@ -165,7 +165,7 @@ def write_table(
 ) -> None:
     """Add a result to a SpatialData as a table that annotates the spots.
 
-    The object in memory changes; where it is backed by a folder, ``sdata.write_element(name)`` stores the table.
+    The object in memory changes; where it is backed by a folder, :func:`st_gchb.io.write_elements` stores the table.
 
     Parameters
     ----------
@@ -194,8 +194,7 @@ def write_table(
     unknown = [region for region in regions if region not in sdata]
     if unknown:
         raise InputError(f"obs[{region_key!r}] names {unknown}, which the SpatialData does not hold.")
-    if name in sdata.tables and not overwrite and Keys.UNS not in sdata.tables[name].uns:
-        raise InputError(f"the SpatialData has a table {name!r} already. Pass another name=, or overwrite=True.")
+    check_table_name(sdata, name, overwrite=overwrite)
     table = result.copy()
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[region_key] = pd.Categorical(table.obs[region_key].astype(str))
@@ -203,6 +202,26 @@ def write_table(
     if name in sdata.tables:
         del sdata.tables[name]
     sdata.tables[name] = parsed
+
+
+def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) -> None:
+    """Raise :class:`InputError` unless a result may have this name in ``sdata``."""
+    if not is_element_name(name):
+        raise InputError(f"name {name!r}: expected letters, digits, '_', '-' and '.', as SpatialData takes them.")
+    if name in sdata and name not in sdata.tables:
+        raise InputError(f"the SpatialData has another element called {name!r}. Choose another name.")
+    if name in sdata.tables and not overwrite and Keys.UNS not in sdata.tables[name].uns:
+        raise InputError(f"the SpatialData has a table {name!r} already. Choose another name, or pass overwrite=True.")
+
+
+def is_element_name(name: object) -> bool:
+    """Whether SpatialData takes this as the name of an element."""
+    return (
+        isinstance(name, str)
+        and name.strip(".") != ""
+        and not name.startswith("__")
+        and all(letter.isalnum() or letter in "_-." for letter in name)
+    )
 
 
 def _keys(source: AnnData | None) -> tuple[str, str]:

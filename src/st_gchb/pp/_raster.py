@@ -1,0 +1,234 @@
+"""Maps of a SpatialData's tiles as image elements that lie on the slide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from scipy import sparse
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, get_table_keys
+from spatialdata.transformations import Affine, get_transformation
+from spatialdata.transformations import Sequence as Steps
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.pp._lattice import Lattice, find_lattice
+from st_gchb.pp._tables import is_element_name
+
+_CHUNK_PX = 1024
+_XY = ("x", "y")
+
+
+def rasterize(
+    sdata: SpatialData,
+    genes: str | Sequence[str],
+    *,
+    table: str = Keys.TABLE,
+    layer: str | None = Keys.LAYER,
+    shapes: str | None = None,
+    name: str | None = None,
+    fill: float = 0.0,
+    overwrite: bool = False,
+) -> list[str]:
+    """Add maps of genes as an image element that lies on the slide, one channel per gene.
+
+    On a square grid of tiles each tile is one pixel. Other positions (hexagonal grids, spots) are drawn at a quarter
+    of their distance, each pixel with the value of the nearest position.
+
+    Parameters
+    ----------
+    sdata
+        Object with a result that annotates shapes, as :meth:`~st_gchb.model.STGCHB.predict` adds it.
+    genes
+        Channels: genes, and columns of the table's ``obs`` such as ``"st_gchb_confidence"``.
+    table
+        Name of the table.
+    layer
+        Layer of the table; None for ``X``.
+    shapes
+        Region to draw, by default every one that the table annotates.
+    name
+        Name of the image; by default that of the shapes with ``"_raster"``. Needs ``shapes=`` where there are several
+        regions.
+    fill
+        Value where there is no position. NaN is see-through in napari, and refused by spatialdata-plot.
+    overwrite
+        Replace images of these names.
+
+    Returns
+    -------
+    list of str
+        Names of the images, one per region: ``sdata.images[name]``, dimensions c, y, x, float32, lazy. Their
+        transformations put each pixel where its tile is, in every coordinate system of the shapes.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such table, layer, gene, column or region.
+    InputError
+        A name is taken, a column holds no numbers, or positions cannot be drawn.
+
+    Examples
+    --------
+    >>> import numpy as np, spatialdata
+    >>> from anndata import AnnData
+    >>> from spatialdata.models import Image2DModel
+    >>> import st_gchb
+    >>> slide = Image2DModel.parse(np.full((3, 90, 120), 200, np.uint8), dims=("c", "y", "x"))
+    >>> sdata = spatialdata.SpatialData(images={"slide": slide})
+    >>> options = {"spacing_um": 10, "um_per_px": 0.5, "grid": "square", "tissue": "all"}
+    >>> sdata = st_gchb.pp.tile_tissue(sdata, **options)
+    >>> st_gchb.pp.rasterize(sdata, "tissue_share", table="tiles_table", layer=None)
+    ['tiles_raster']
+    >>> sdata.images["tiles_raster"].shape
+    (1, 4, 6)
+    """
+    if not isinstance(fill, int | float):
+        raise InputError(f"fill={fill!r}; expected a number, or NaN.")
+    source = _find_table(sdata, table)
+    channels = [genes] if isinstance(genes, str) else list(genes)
+    _check_channels(source, channels, table, layer)
+    _, region_key, instance_key = get_table_keys(source)
+    labels = source.obs[region_key].astype(str).to_numpy()
+    regions = _find_regions(labels, shapes, table)
+    if name is not None and len(regions) > 1:
+        raise InputError(f"name={name!r} is one name for the regions {regions}. Pass shapes= with one of them.")
+    names = {region: name or f"{region}_raster" for region in regions}
+    for image in names.values():
+        _check_name(sdata, image, overwrite)
+    images = {}
+    for region, image in names.items():
+        rows = np.flatnonzero(labels == region)
+        centers = _centers(sdata, region, source.obs[instance_key].iloc[rows])
+        lattice = find_lattice(source.obs.iloc[rows], centers)
+        values = _values(source, rows, channels, layer)
+        images[image] = _raster(lattice, values, channels, fill, sdata[region])
+    for image, element in images.items():
+        if image in sdata.images:
+            del sdata.images[image]
+        sdata.images[image] = element
+    return list(images)
+
+
+class ChannelMaps:
+    """Values of positions as an array ``(c, y, x)``, of which only what is asked for is laid out.
+
+    Parameters
+    ----------
+    values
+        ``(n_channels, n_positions)``.
+    index
+        ``(height, width)`` position of each pixel, -1 where there is none.
+    fill
+        Value there.
+    """
+
+    ndim, dtype = 3, np.dtype(np.float32)
+
+    def __init__(self, values: npt.NDArray[np.float32], index: npt.NDArray[np.int32], fill: float) -> None:
+        nothing = np.full((len(values), 1), fill, dtype=np.float32)
+        # The last column is what -1 points to.
+        self._values, self._index = np.concatenate([values, nothing], axis=1), index
+        self.shape = (len(values), *index.shape)
+
+    def __getitem__(self, part: tuple[slice | int, slice | int, slice | int]) -> npt.NDArray[np.float32]:
+        channel, y, x = part
+        return np.asarray(self._values[channel][..., self._index[y, x]])
+
+
+def _raster(
+    lattice: Lattice, values: npt.NDArray[np.float32], channels: list[str], fill: float, shapes: GeoDataFrame
+) -> Any:
+    """Image element of a region; ``values`` as :class:`ChannelMaps` takes them."""
+    maps = ChannelMaps(values, lattice.index, fill)
+    # A name of chance: to make one of the content, dask would hash all of it.
+    lazy = da.from_array(maps, chunks=(1, _CHUNK_PX, _CHUNK_PX), name=False, meta=np.empty((0, 0, 0), np.float32))
+    own = Affine(lattice.matrix, input_axes=_XY, output_axes=_XY)
+    placed = {system: Steps([own, other]) for system, other in get_transformation(shapes, get_all=True).items()}
+    return Image2DModel.parse(lazy, dims=("c", "y", "x"), c_coords=channels, transformations=placed)
+
+
+def _values(
+    source: AnnData, rows: npt.NDArray[np.int64], channels: list[str], layer: str | None
+) -> npt.NDArray[np.float32]:
+    """Values of channels, ``(n_channels, n_rows)``."""
+    values = np.empty((len(channels), len(rows)), dtype=np.float32)
+    matrix = source.X if layer is None else source.layers[layer]
+    for i, channel in enumerate(channels):
+        if channel in source.obs:
+            values[i] = source.obs[channel].to_numpy()[rows]
+            continue
+        column = matrix[:, source.var_names.get_loc(channel)]
+        values[i] = (column.toarray() if sparse.issparse(column) else np.asarray(column)).ravel()[rows]
+    return values
+
+
+def _find_table(sdata: SpatialData, name: str) -> AnnData:
+    if name not in sdata.tables:
+        raise MissingKeyError(
+            f"the SpatialData has no table {name!r}; table= takes one of {sorted(sdata.tables)}. "
+            "model.predict(sdata) adds 'st_gchb'."
+        )
+    table = sdata.tables[name]
+    if "spatialdata_attrs" not in table.uns:
+        raise InputError(f"table {name!r} annotates no shapes. Parse it with TableModel.parse(table, region=..., ...).")
+    return table
+
+
+def _check_channels(source: AnnData, channels: list[str], table: str, layer: str | None) -> None:
+    if layer is not None and layer not in source.layers:
+        raise MissingKeyError(
+            f"table {table!r} has no layer {layer!r}; layer= takes one of {sorted(source.layers)}, or None for X."
+        )
+    if not channels or len(set(channels)) < len(channels):
+        raise InputError(f"genes={channels}: expected one name or more, each once.")
+    for channel in channels:
+        if channel in source.var_names and channel in source.obs:
+            raise InputError(f"{channel!r} is a gene and a column of obs. Rename the column.")
+        if channel not in source.var_names and channel not in source.obs:
+            raise MissingKeyError(
+                f"table {table!r} has no gene and no obs column {channel!r}; its genes are "
+                f"{list(source.var_names[:3])} and so on ({source.n_vars}), its columns {list(source.obs)}."
+            )
+        column = source.obs.get(channel)
+        if column is not None and not pd.api.types.is_numeric_dtype(column):
+            raise InputError(f"obs[{channel!r}] is of type {column.dtype}; a map needs numbers.")
+
+
+def _find_regions(labels: npt.NDArray[Any], shapes: str | None, table: str) -> list[str]:
+    regions = [str(region) for region in pd.unique(labels)]
+    if shapes is None:
+        return regions
+    if shapes not in regions:
+        raise MissingKeyError(f"table {table!r} has no rows for shapes={shapes!r}; it annotates {regions}.")
+    return [shapes]
+
+
+def _check_name(sdata: SpatialData, name: str, overwrite: bool) -> None:
+    if not is_element_name(name):
+        raise InputError(f"name {name!r}: expected letters, digits, '_', '-' and '.', as SpatialData takes them.")
+    if name in sdata and (name not in sdata.images or not overwrite):
+        advice = ", or overwrite=True" if name in sdata.images else ""
+        raise InputError(f"the SpatialData has an element {name!r} already. Pass another name={advice}.")
+
+
+def _centers(sdata: SpatialData, region: str, instances: pd.Series) -> npt.NDArray[np.float64]:
+    """Centres of the rows' shapes in the shapes' own coordinates, ``(n, 2)``."""
+    if region not in sdata or not isinstance(sdata[region], GeoDataFrame):
+        raise InputError(f"the table annotates {region!r}, which is no shapes element; expected one of circles, say.")
+    element = sdata[region]
+    order = element.index.get_indexer(pd.Index(instances))
+    if (order < 0).any() or len(np.unique(order)) < len(order):
+        raise InputError(
+            f"{(order < 0).sum()} of {len(order)} rows of the table have no shape in {region!r}, or several rows have "
+            "the same. Match them with spatialdata.match_table_to_element."
+        )
+    points = element.geometry.iloc[order].centroid
+    return np.column_stack([points.x.to_numpy(), points.y.to_numpy()])
