@@ -153,7 +153,7 @@ def test_nothing_is_left(tmp_path):
     everywhere = [(y, x) for y in range(7) for x in range(8)]
     path = broken_tiff(tmp_path / "he.tif", places=everywhere)
     with pytest.raises(DamageError, match=r"no spot is left.*px x 0 to 500, y 0 to 400"):
-        embedded(path, damaged="nan")
+        embedded(path, damaged="nan", patch_px=2 * SIDE)
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -223,6 +223,21 @@ def test_the_plan_is_what_is_held(watched):
     assert 0.6 * peak < band.peak_bytes <= peak
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_plain_tiff_is_held_in_parts_too(watched, tmp_path, compression):
+    """Pixels that lie on the disk as they are are copied into memory like others."""
+    rgb = np.zeros((3000, 2000, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "t.tif", rgb, photometric="rgb", rowsperstrip=16, compression=compression)
+    patches_of(open_image(tmp_path / "t.tif"), lattice(2000, 60), 100, 20, 16, 14)
+    assert 0 < max(band.peak_bytes for band in watched) <= 14e6
+
+
+def test_an_array_in_memory_is_not_copied(watched):
+    patches_of(open_image(np.zeros((3000, 2000, 3), dtype=np.uint8)), lattice(2000, 60), 100, 20, 16, 1.5)
+    (band,) = watched
+    assert band._grid.free
+
+
 def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched, monkeypatch):
     """Windows that overlap 36-fold are cut out a few at a time, from chunks that are decoded once."""
     cut = []

@@ -268,7 +268,8 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         modality
             ``"expression"`` embeds measured expression, ``"image"`` embeds patches.
         where
-            As :meth:`predict` takes them: ``image``, ``um_per_px``, ``slice_key``, ``weights``, ``table``, ``shapes``.
+            As :meth:`predict` takes them: ``image``, ``um_per_px``, ``slice_key``, ``weights``, ``table``, ``shapes``,
+            ``memory_mb``.
 
         Returns
         -------

@@ -155,7 +155,8 @@ def _crops(
                     continue
                 crops[len(kept)] = _unfold(window, boxes[band[i]], starts[band[i]], side, image.level_shape(level))
                 kept.append(int(band[i]))
-            yield np.array(kept, dtype=np.int64), crops[: len(kept)]
+            if kept:
+                yield np.array(kept, dtype=np.int64), crops[: len(kept)]
 
 
 def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: float) -> tuple[Rows, int]:

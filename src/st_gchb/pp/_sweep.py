@@ -32,7 +32,7 @@ class Grid:
     cells
         Parts of pieces that are held and dropped.
     free
-        Windows cost nothing: the pixels are there.
+        The pixels are in memory: what is held of them is no copy.
     """
 
     chunks: tuple[Edges, Edges]
@@ -46,7 +46,7 @@ class Grid:
         rows, columns = image.pieces(level)
         cells = divided(rows, _CELL_PX), divided(columns, _CELL_PX)
         source = image.levels[level]
-        free = getattr(source, "chunks", None) is None or getattr(source, "whole_bytes", 0) > 0
+        free = isinstance(source, np.ndarray) or getattr(source, "whole_bytes", 0) > 0
         return cls(image.chunks(level), (rows, columns), cells, free)
 
     @property
