@@ -22,7 +22,6 @@ from st_gchb.pp._raster import rasterize
 from st_gchb.pp._slides import Slice, slices_of
 from st_gchb.pp._tables import write_table
 
-_CHUNK_PX = 2048
 _COARSEST_PX = 1024
 """Side at which a slide that came without a pyramid is small enough to be drawn at once."""
 
@@ -143,10 +142,10 @@ class ChannelsFirst:
 
 
 def _lazy(slide: SlideImage, level: int) -> da.Array:
-    height, width = slide.block_shape(level, _CHUNK_PX)
+    rows, columns = (tuple(int(side) for side in np.diff(edges)) for edges in slide.pieces(level))
     # A name of chance: dask would hash the pixels to make one of the content.
     return da.from_array(
-        ChannelsFirst(slide, level), chunks=(3, height, width), name=False, meta=np.empty((0, 0, 0), np.uint8)
+        ChannelsFirst(slide, level), chunks=((3,), rows, columns), name=False, meta=np.empty((0, 0, 0), np.uint8)
     )
 
 
