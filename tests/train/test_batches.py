@@ -237,3 +237,40 @@ def test_pretraining_epochs_give_whole_slices_and_the_next_ones_mini_batches(dat
     sizes = [len(batch.rows) for batch in steps]
     assert len(sizes) > 2
     assert sum(sizes) == made.n_train
+
+
+# ---- Other stains ----
+
+
+def with_stains(data, n=3):
+    """Version i is the image itself, i + 1 times a hundred higher."""
+    data.stained = torch.stack([data.image + 100.0 * (i + 1) for i in range(n)])
+    return data
+
+
+def versions_in(batch):
+    return torch.round(batch.image[:, 0] / 100).int().tolist()
+
+
+@pytest.mark.parametrize("sampler", ["spots", "slices"])
+def test_every_stain_is_drawn_and_again_in_the_next_epoch(make_data, sampler):
+    data = with_stains(make_data(((8, 8), (6, 7))))
+    loader = module(data, sampler=sampler).train_dataloader()
+    epochs = [[version for batch in loader for version in versions_in(batch)] for _ in range(2)]
+    assert set(epochs[0]) == {0, 1, 2, 3}
+    assert epochs[0] != epochs[1]
+    # About a quarter each.
+    assert np.bincount(epochs[0]).min() > 0.12 * len(epochs[0])
+    again = module(data, sampler=sampler).train_dataloader()
+    assert [version for batch in again for version in versions_in(batch)] == epochs[0]
+
+
+def test_stains_change_neither_the_order_of_the_spots_nor_the_validation(make_data):
+    plain, stained = make_data(((8, 8), (6, 7))), with_stains(make_data(((8, 8), (6, 7))))
+    modules = [module(data, validation_share=0.2) for data in (plain, stained)]
+    for first, second in zip(*(one.train_dataloader() for one in modules), strict=True):
+        torch.testing.assert_close(first.expression, second.expression)
+        shift = second.image - first.image
+        torch.testing.assert_close(shift, torch.round(shift / 100) * 100, atol=1e-4, rtol=0)
+    for first, second in zip(*(one.val_dataloader() for one in modules), strict=True):
+        torch.testing.assert_close(first.image, second.image)

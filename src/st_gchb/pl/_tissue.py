@@ -156,8 +156,8 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar
 
 
 def draw_slide(ax: Axes, tissue: Tissue, *, image_alpha: float) -> None:
-    """Draw the whole picture of the slide, with a scale bar under it."""
-    _background(ax, tissue, image_alpha=image_alpha, scale_bar=True, under=True)
+    """Draw the whole picture of the slide, with a scale bar in its corner."""
+    _background(ax, tissue, image_alpha=image_alpha, scale_bar=True, under=False)
     if tissue.picture is not None:
         height, width = tissue.picture.shape[:2]
         ax.set(xlim=(0, width), ylim=(height, 0))

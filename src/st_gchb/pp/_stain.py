@@ -145,8 +145,9 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: float |
     try:
         numbers = squidpy_stain(found.thumbnail, found.mask, method)
     except RuntimeError as error:
+        reason = str(error).removeprefix("[slide] ").rstrip(".")
         raise StainError(
-            f"{slide.name}: its colours are not those of hematoxylin and eosin ({error}). Leave the slide out, or "
+            f"{slide.name}: its colours are not those of hematoxylin and eosin ({reason}). Leave the slide out, or "
             "work without stain_norm."
         ) from error
     # As the files hold them: a stain that was stored is the stain that was used.

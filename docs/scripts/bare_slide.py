@@ -1,0 +1,56 @@
+"""The picture of docs/bare_slides.md: a section as a bare JPEG, gridded and predicted from three other sections."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+import st_gchb
+from st_gchb.model import STGCHB
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bare_slide.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python docs/scripts/bare_slide.py --data ../shared/data/her2st "
+        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/_static/bare_slide.png",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
+    add("--out", type=Path, required=True, metavar="FILE", help="picture to write")
+    add("--encoder", default="mobilenet_v2", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
+    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+    ref = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=args.data)
+    st_gchb.pp.embed_patches(ref, encoder=args.encoder, weights=args.weights)
+    STGCHB.setup_anndata(ref, slice_key="slice")
+    model = STGCHB(ref, n_top_genes=1000)
+    model.train()
+    # The distance between spots, 200 µm, gives the size of a pixel: see datasets.her2st.
+    section = st_gchb.datasets.her2st(["C5"], path=args.data).uns["spatial"]["C5"]
+    um_per_px = section["scalefactors"]["microns_per_pixel"]
+    query = st_gchb.pp.tile_tissue(args.data / "C5.jpg", um_per_px=um_per_px)
+    pred = model.predict(query)
+    _, (slide, gene, trust) = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(1, 1.25, 1.25), layout="constrained")
+    st_gchb.pl.slide_overview(query, ax=slide)
+    st_gchb.pl.measured_vs_predicted(pred, args.gene, show_tissue=False, axs=[[gene]])
+    st_gchb.pl.confidence(pred, ax=trust)
+    slide.figure.savefig(args.out, dpi=85)
+    print(f"{args.out}: {pred.n_obs} positions, {args.out.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
