@@ -43,6 +43,9 @@ class Keys:
 VISIUM_SPOT_DIAMETER_UM: Final = 55.0
 """Diameter of a Visium spot, µm: turns ``spot_diameter_fullres`` (px) into µm per px."""
 
+VISIUM_PITCH_UM: Final = 100.0
+"""Distance between the centres of neighbouring Visium spots, µm."""
+
 DEFAULT_PATCH_UM: Final = 150.0
 """Side of a patch, µm."""
 

@@ -18,7 +18,8 @@ from scipy import sparse
 
 from st_gchb._errors import CoordinateError, DownloadError, ExpressionError, ImageError, InputError, MissingFileError
 from st_gchb.datasets import _her2st, her2st
-from st_gchb.datasets._tables import read_thumbnail, read_wide_counts
+from st_gchb.io._legacy import read_wide_counts
+from st_gchb.io._picture import read_thumbnail
 
 from .conftest import write_counts
 

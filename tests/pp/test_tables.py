@@ -213,7 +213,7 @@ def second_table(sdata):
 
 
 def second_image(sdata):
-    sdata.images["lowres"] = image_element(rgb=RGB[::4, ::4], transformation=Scale([4.0, 4.0], XY))
+    sdata.images["other"] = image_element(rgb=RGB[::4, ::4], transformation=Scale([2.0, 2.0], XY))
 
 
 def unknown_id(sdata):
@@ -260,7 +260,7 @@ BAD = {
     "unknown table": (None, {"table": "no"}, MissingKeyError, r"\['table'\]"),
     "unannotated table": (unannotated, {}, InputError, "TableModel.parse"),
     "unannotated table, named": (unannotated, {"table": "table"}, InputError, "TableModel.parse"),
-    "two images": (second_image, {}, InputError, "image= with the finest"),
+    "two images": (second_image, {}, InputError, "not one picture.*image= with the name"),
     "unknown image": (None, {"image": "no"}, MissingKeyError, r"\['he'\]"),
     "image of another region": (None, {"image": {"x": "he"}}, MissingKeyError, "'spots'"),
     "image array": (None, {"image": RGB}, InputError, "Image2DModel"),

@@ -17,7 +17,8 @@ from st_gchb._logging import logger, track
 from st_gchb.datasets._anatomy import LAYER_NAMES
 from st_gchb.datasets._dlpfc_files import PAPER_SLICES, PATIENTS, geometry_files, slice_files
 from st_gchb.datasets._fetch import fetch
-from st_gchb.datasets._tables import join_slices, read_thumbnail
+from st_gchb.datasets._tables import join_slices
+from st_gchb.io._picture import read_thumbnail
 
 _PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots, µm."""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
-import numpy as np
-import pandas as pd
 
 from st_gchb._constants import Keys
-from st_gchb._errors import CoordinateError, InputError
-from st_gchb._logging import logger, track
+from st_gchb._errors import InputError
+from st_gchb._logging import track
 from st_gchb.datasets._fetch import DataFile, fetch, find_local, local_folder
-from st_gchb.datasets._tables import join_slices, read_thumbnail, read_wide_counts
+from st_gchb.datasets._tables import join_slices
+from st_gchb.io._legacy import read_legacy_spots
+from st_gchb.io._picture import read_thumbnail
 
 _ROOT = "https://raw.githubusercontent.com/almaan/her2st/master/data"
 
@@ -154,40 +154,8 @@ def _sections_in(folder: Path) -> str:
 
 def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
     """One section's spots that are under tissue and have counts."""
-    counts = read_wide_counts(counts_path)
-    try:
-        spots = pd.read_csv(spots_path, sep="\t")
-    except ValueError as error:  # pandas' own errors are of this type as well
-        raise InputError(f"{spots_path}: no table of spots that can be read ({error}). Fetch it again.") from error
-    wanted = {"x", "y", "pixel_x", "pixel_y"}
-    if not wanted <= set(spots.columns):
-        raise InputError(
-            f"{spots_path}: found the columns {list(spots.columns)}, expected {sorted(wanted)} among them."
-        )
-    if "selected" in spots:
-        spots = spots[spots["selected"] == 1]
-    spots.index = pd.Index([f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)])
-    if not spots.index.is_unique or not np.isfinite(spots[["pixel_x", "pixel_y"]]).all(axis=None):
-        raise CoordinateError(f"{spots_path}: spots are listed twice, or pixel_x, pixel_y are not finite.")
-    keep = spots.index[spots.index.isin(counts.obs_names)]
-    if len(keep) < len(spots):
-        lost = sorted(set(spots.index) - set(keep))
-        logger.info("her2st %s: dropped %d selected spots without counts (%s)", name, len(lost), ", ".join(lost))
-    if not len(keep):
-        raise InputError(f"{spots_path} and {counts_path.name}: no spot is in both; do they belong together?")
-    adata, spots = counts[keep].copy(), spots.loc[keep]
-    adata.obs_names = [f"{name}_{spot}" for spot in keep]
-    # The legacy array counts columns in x and rows in y.
-    adata.obs = pd.DataFrame(
-        {
-            Keys.SLICE: name,
-            Keys.PATIENT: name[0],
-            "array_row": spots["y"].to_numpy(),
-            "array_col": spots["x"].to_numpy(),
-        },
-        index=adata.obs_names,
-    )
-    adata.obsm[Keys.SPATIAL] = spots[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
+    adata = read_legacy_spots(name, counts_path, spots_path)
+    adata.obs.insert(1, Keys.PATIENT, name[0])
     return adata
 
 

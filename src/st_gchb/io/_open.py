@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,19 @@ from typing import Any
 import numpy as np
 import xarray
 
-from st_gchb._errors import ImageError, MissingFileError, ScaleError
+from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io._checks import EXPECTED, as_rgb_array
 from st_gchb.io._elements import open_element, open_lazy
+from st_gchb.io._openslide import open_openslide, vendor_of
 from st_gchb.io._pillow import open_pillow
+from st_gchb.io._pixel_size import Size, caller_size, positive, settle
 from st_gchb.io._slide import SlideImage
 from st_gchb.io._tiff import open_tiff
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN = (None, "generic-tiff", "aperio")
+"""Of the formats that OpenSlide knows, those that tifffile reads as well. Of others a reader of TIFF or JPEG may see
+something, such as the picture of the label, and take it for the slide."""
 
 
 def open_image(source: Any, um_per_px: float | None = None, *, name: str | None = None) -> SlideImage:
@@ -27,10 +31,11 @@ def open_image(source: Any, um_per_px: float | None = None, *, name: str | None 
     Parameters
     ----------
     source
-        Path of a TIFF (tiled, pyramidal, OME, SVS), JPEG or PNG file; an array of shape ``(height, width, 3)``; an
+        Path of a TIFF (tiled, pyramidal, OME, SVS), JPEG or PNG file, or of a slide that OpenSlide reads (NDPI, MRXS,
+        SCN, VMS, BIF, Philips TIFF, DICOM); an array of shape ``(height, width, 3)``; an
         image element of SpatialData, also one with several scales; or a :class:`SlideImage`, which is passed on.
     um_per_px
-        Size of a pixel of the finest level, µm. Goes before what the file says.
+        Size of a pixel of the finest level, µm. Goes before what the file says, with a warning where they disagree.
     name
         What messages call the image.
 
@@ -55,10 +60,12 @@ def open_image(source: Any, um_per_px: float | None = None, *, name: str | None 
     >>> open_image(np.zeros((40, 50, 3), dtype=np.uint8), um_per_px=0.5).shape_px
     (40, 50)
     """
-    if um_per_px is not None and not (math.isfinite(um_per_px) and um_per_px > 0):
-        raise ScaleError(f"um_per_px={um_per_px!r}: expected a positive number, the size of a pixel in µm.")
+    given = None if um_per_px is None else positive(um_per_px, "um_per_px")
     image = _open(source, name)
-    return image if um_per_px is None else replace(image, um_per_px=float(um_per_px))
+    if given is None:
+        return image
+    stored = None if image.um_per_px is None else Size(image.um_per_px, "the image file")
+    return replace(image, um_per_px=settle([caller_size(given), stored], image.name))
 
 
 def _open(source: Any, name: str | None) -> SlideImage:
@@ -86,6 +93,13 @@ def _open_path(path: Path) -> SlideImage:
         )
     if not path.is_file():
         raise MissingFileError(f"{path}: there is no such image file. Check the path (now in {Path.cwd()}).")
+    vendor = vendor_of(path)
+    if vendor not in _PLAIN:
+        return open_openslide(path)
     with open(path, "rb") as file:
         start = file.read(4)
-    return open_tiff(path) if start in _TIFF_STARTS else open_pillow(path)
+    if start not in _TIFF_STARTS:
+        return open_pillow(path)
+    image = open_tiff(path)
+    by_tifffile = all(level.decodable for level in image.levels)
+    return image if by_tifffile or vendor is None else open_openslide(path)

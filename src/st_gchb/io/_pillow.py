@@ -75,7 +75,8 @@ def open_pillow(path: Path) -> SlideImage:
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{path}: the file is no image that can be read, or it is damaged. Expected TIFF (also tiled, pyramidal, "
-            "OME-TIFF and SVS), JPEG or PNG; convert other slide formats to OME-TIFF first."
+            "OME-TIFF and SVS), JPEG, PNG, or a slide that OpenSlide knows (NDPI, MRXS, SCN, VMS, BIF); convert "
+            "others to OME-TIFF first."
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path}: the file is damaged ({error}). Fetch or export the image again.") from error

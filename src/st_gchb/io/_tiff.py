@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -17,10 +15,7 @@ from st_gchb._errors import ImageError
 from st_gchb._files import sha256_of
 from st_gchb.io._checks import check_dtype, check_layout, damage_or_failure
 from st_gchb.io._slide import RGB, SlideImage
-
-_UM_PER_PX_RANGE = (0.02, 20.0)
-"""Resolutions beyond this are a printer's (72 dpi is 353 µm), not a microscope's."""
-_UM_PER_UNIT = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "in": 25400.0}
+from st_gchb.io._tiff_size import tiff_size
 
 
 class TiffLevel:
@@ -33,6 +28,7 @@ class TiffLevel:
         height, width = (self._stored[1:] if self._channels_first else self._stored[:2])[:2]
         self.shape = (height, width, 3)
         page = level.keyframe
+        self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
         chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
         self._offset = level.dataoffset if page.is_memmappable else None
         self._whole = self._offset is None and chunks[0] >= height and chunks[1] >= width
@@ -87,7 +83,7 @@ def open_tiff(path: Path) -> SlideImage:
             levels = list(series.levels)
             _check_series(series, path)
             _check_whole(levels, path)
-            um_per_px = _um_per_px(file)
+            um_per_px = tiff_size(file, str(path))
             readers = [TiffLevel(path, index, level) for index, level in enumerate(levels)]
     except (tifffile.TiffFileError, OSError, IndexError) as error:
         raise ImageError(
@@ -122,37 +118,3 @@ def _check_whole(levels: list[tifffile.TiffPageSeries], path: Path) -> None:
                     f"{path}: the file is cut short: it has {size} bytes and its header speaks of {max(ends)}. "
                     "Fetch or export it again."
                 )
-
-
-def _um_per_px(file: tifffile.TiffFile) -> float | None:
-    found = _from_ome(file) or _from_aperio(file) or _from_tags(file)
-    low, high = _UM_PER_PX_RANGE
-    return found if found is not None and low <= found <= high else None
-
-
-def _from_ome(file: tifffile.TiffFile) -> float | None:
-    if not file.is_ome or not file.ome_metadata:
-        return None
-    try:
-        root = ElementTree.fromstring(file.ome_metadata)
-    except ElementTree.ParseError:
-        return None
-    pixels = next((node for node in root.iter() if node.tag.endswith("}Pixels") or node.tag == "Pixels"), None)
-    if pixels is None or "PhysicalSizeX" not in pixels.attrib:
-        return None
-    unit = _UM_PER_UNIT.get(pixels.attrib.get("PhysicalSizeXUnit", "µm"))
-    return float(pixels.attrib["PhysicalSizeX"]) * unit if unit else None
-
-
-def _from_aperio(file: tifffile.TiffFile) -> float | None:
-    match = re.search(r"\bMPP\s*=\s*([0-9.]+)", file.pages.first.description or "")
-    return float(match.group(1)) if match else None
-
-
-def _from_tags(file: tifffile.TiffFile) -> float | None:
-    tags = file.pages.first.tags
-    um_per_unit = {2: 25400.0, 3: 1e4}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 0)
-    if um_per_unit is None or "XResolution" not in tags:
-        return None
-    numerator, denominator = tags["XResolution"].value
-    return um_per_unit * denominator / numerator if numerator else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from spatialdata.transformations import get_transformation
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
+from st_gchb._logging import logger
+from st_gchb.pp._finest import finest, footprint
 
 Matrix = npt.NDArray[np.float64]
 
@@ -31,7 +34,7 @@ class Placed:
     scale
         px of the image per unit of the spots' own coordinates.
     diameter_px
-        Diameter of the spots in px of the image, where they are circles.
+        Diameter of the spots in px of the image, where they are circles; side of the bins of Visium HD.
     """
 
     centers_px: Matrix
@@ -129,14 +132,12 @@ def find_image(sdata: SpatialData, region: str, image: Any, system: str | None) 
             "the SpatialData has no image element; expected the H&E image. Add it with Image2DModel.parse."
         )
     own = set(_transformations(sdata, region))
+    reach = own if system is None else own & {system}
     candidates = (
-        [name] if name is not None else [key for key in sdata.images if own & set(_transformations(sdata, key))]
+        [name] if name is not None else [key for key in sdata.images if reach & set(_transformations(sdata, key))]
     )
     if len(candidates) > 1:
-        raise InputError(
-            f"{len(candidates)} images share a coordinate system with the spots {region!r}: {candidates}. Pass image= "
-            f"with the finest, or a dict by region: image={{{region!r}: {candidates[0]!r}}}."
-        )
+        candidates = [finest_image(sdata, candidates, reach, f"with the spots {region!r}")]
     shared = own & set(_transformations(sdata, candidates[0])) if candidates else set()
     if system is not None:
         shared &= {system}
@@ -148,6 +149,40 @@ def find_image(sdata: SpatialData, region: str, image: Any, system: str | None) 
             + ". Register them with spatialdata.transformations.set_transformation."
         )
     return candidates[0], _agreed_system(sdata, region, candidates[0], shared)
+
+
+def finest_image(sdata: SpatialData, names: Sequence[str], systems: set[str], what: str) -> str:
+    """Choose the finest of several images of one picture, such as Visium's full, hires and lowres image.
+
+    Parameters
+    ----------
+    sdata
+        Object with the images.
+    names
+        Of the images.
+    systems
+        Coordinate systems in which they may be compared.
+    what
+        What they share a coordinate system with, for the message.
+
+    Raises
+    ------
+    InputError
+        They are different pictures.
+    """
+    shared = systems.intersection(*(_transformations(sdata, name) for name in names))
+    system = min(shared, key=lambda name: (name != "global", name), default=None)
+    footprints = (
+        {} if system is None else {name: footprint(sdata.images[name], _affine(sdata, name, system)) for name in names}
+    )
+    chosen = finest(footprints)
+    if chosen is None:
+        raise InputError(
+            f"{len(names)} images share a coordinate system {what}: {list(names)}, and they are not one picture at "
+            f"several resolutions. Pass image= with the name of the H&E's finest, such as image={names[0]!r}."
+        )
+    logger.info("Of the images %s the finest is taken: %r (image= names another).", list(names), chosen)
+    return chosen
 
 
 def _agreed_system(sdata: SpatialData, region: str, image: str, shared: set[str]) -> str:
@@ -204,8 +239,31 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
     if not np.isfinite(centers).all():
         raise CoordinateError(f"the spots {region!r} have NaN or infinite positions. Drop them from shapes and table.")
     scale = float(np.sqrt(abs(np.linalg.det(spots_to_px(sdata, region, image, system)[:2, :2]))))
-    radius = element["radius"].to_numpy(dtype=np.float64) if "radius" in getattr(element, "columns", ()) else None
-    return Placed(centers, scale, None if radius is None else float(2 * np.median(radius) * scale))
+    size = _spot_size(element, region)
+    return Placed(centers, scale, None if size is None else size * scale)
+
+
+def _spot_size(element: Any, region: str) -> float | None:
+    """Diameter of circles or side of bins, in the spots' own units."""
+    columns = getattr(element, "columns", ())
+    if "radius" in columns:
+        return float(2 * np.median(element["radius"].to_numpy(dtype=np.float64)))
+    if bin_um(region) is not None and "geometry" in columns:
+        return float(np.sqrt(np.median(element.geometry.area)))
+    return None
+
+
+def bin_um(region: str) -> float | None:
+    """Side of the bins of Visium HD, µm, by the name that spatialdata-io gives them; None for others.
+
+    Examples
+    --------
+    >>> from st_gchb.pp._elements import bin_um
+    >>> bin_um("sample_square_008um"), bin_um("sample")
+    (8.0, None)
+    """
+    match = re.search(r"(?:^|_)square_(\d{3})um$", region)
+    return float(match.group(1)) if match else None
 
 
 def _positions(index: pd.Index, instances: pd.Series, region: str) -> npt.NDArray[np.int64]:

@@ -141,7 +141,7 @@ def _make_slice(
     factors = dict(library.get(Keys.SCALEFACTORS) or {})
     in_image_px = {**factors, Keys.SPOT_DIAMETER: float(factors.get(Keys.SPOT_DIAMETER, 0)) * scale or None}
     check_fit(centers * scale, image.shape_px, f"slice {name!r} ({image.name})", in_image_px)
-    full = um_per_full_px(um_per_px, factors, image.um_per_px if scale == 1 else None, name)
+    full = um_per_full_px(um_per_px, factors, image, scale, centers, name)
     return Slice(name, rows, centers * scale, image, None if full is None else full / scale, scale)
 
 

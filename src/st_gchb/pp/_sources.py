@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from anndata import AnnData
 
-from st_gchb._constants import VISIUM_SPOT_DIAMETER_UM, Keys
-from st_gchb._errors import ImageError, MissingFileError, MissingKeyError, ScaleError
+from st_gchb._constants import Keys
+from st_gchb._errors import ImageError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
+from st_gchb.io import SlideImage
+from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle, spot_sizes
 
 _IMAGE_KEYS = ("fullres", "hires", "lowres")
 
@@ -64,33 +66,28 @@ def _image_scale(library: Mapping[str, Any], key: str, where: str) -> float:
             f"{where}['scalefactors'] has no {name!r} (it holds {sorted(factors)}), so the size of image {key!r} is "
             "unknown. Set it to the image's size relative to the px of obsm['spatial'] (1.0 where they agree)."
         )
-    return _positive(scale, f"{where}['scalefactors'][{name!r}]")
+    return positive(scale, f"{where}['scalefactors'][{name!r}]")
 
 
 def scale_argument(um_per_px: float | Mapping[str, float] | None, name: str) -> float | None:
     value = um_per_px.get(name) if isinstance(um_per_px, Mapping) else um_per_px
-    return None if value is None else _positive(value, f"um_per_px of slice {name!r}")
+    return None if value is None else positive(value, f"um_per_px of slice {name!r}")
 
 
 def um_per_full_px(
-    given: float | None, factors: Mapping[str, Any], from_image: float | None, name: str
+    given: float | None,
+    factors: Mapping[str, Any],
+    image: SlideImage,
+    scale: float,
+    centers: npt.NDArray[np.float64],
+    name: str,
 ) -> float | None:
-    if given is not None:
-        return given
+    """Size of a px of the full-resolution image, µm, by the best source; others that disagree are told."""
     where = f"uns['spatial'][{name!r}]['scalefactors']"
-    if factors.get(Keys.UM_PER_PX) is not None:
-        return _positive(factors[Keys.UM_PER_PX], f"{where}[{Keys.UM_PER_PX!r}]")
-    if factors.get(Keys.SPOT_DIAMETER) is None:
-        return from_image
-    guess = VISIUM_SPOT_DIAMETER_UM / _positive(factors[Keys.SPOT_DIAMETER], f"{where}[{Keys.SPOT_DIAMETER!r}]")
-    logger.info("slice %r: %.4g µm per px, taking spots for Visium's, 55 µm wide (um_per_px= sets it).", name, guess)
-    if from_image is not None and not 0.5 < from_image / guess < 2:
-        logger.warning("slice %r: the image file says %.4g µm per px; pass um_per_px= if so.", name, from_image)
-    return guess
-
-
-def _positive(value: Any, what: str) -> float:
-    number = float(value) if isinstance(value, int | float | np.number) else math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise ScaleError(f"{what} is {value!r}; expected a positive number.")
-    return number
+    in_file = None if image.um_per_px is None else Size(image.um_per_px * scale, f"image file {image.name}")
+    spots = spot_sizes(factors, centers, where)
+    sizes = [caller_size(given), factor_size(factors, where), in_file, *spots]
+    best = next((size for size in sizes if size is not None), None)
+    if best is not None and best in spots:
+        logger.info("slice %r: %.4g µm per px: %s (um_per_px= sets it).", name, best.um_per_px, best.source)
+    return settle(sizes, f"slice {name!r}")

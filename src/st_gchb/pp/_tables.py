@@ -254,14 +254,19 @@ def _library(
     image: SlideImage, placed: Placed, source: AnnData | None, region: str, thumbnails: bool
 ) -> dict[str, Any]:
     """Build what ``uns["spatial"]`` says of one region, in px of its image."""
+    from st_gchb.pp._elements import bin_um
+
     factors: dict[str, float] = {}
     if placed.diameter_px is not None:
         factors[Keys.SPOT_DIAMETER] = placed.diameter_px
     stored = dict(source.uns.get(Keys.SPATIAL) or {}) if source is not None else {}
     library = stored.get(region, next(iter(stored.values())) if len(stored) == 1 else {})
     um_per_px = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.UM_PER_PX)
+    side_um = bin_um(region)
     if um_per_px is not None:
         factors[Keys.UM_PER_PX] = float(um_per_px) / placed.scale
+    elif side_um is not None and placed.diameter_px is not None:
+        factors[Keys.UM_PER_PX] = side_um / placed.diameter_px
     images: dict[str, Any] = {}
     if thumbnails:
         images["hires"], factors["tissue_hires_scalef"] = image.thumbnail()

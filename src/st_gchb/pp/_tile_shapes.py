@@ -13,6 +13,7 @@ from spatialdata.transformations import get_transformation
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb.io import open_image
+from st_gchb.pp._elements import finest_image
 from st_gchb.pp._layout import lay_tiles
 from st_gchb.pp._roi import roi_of_shapes
 
@@ -85,9 +86,8 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
         raise ImageError(
             "the SpatialData has no image element; expected the H&E image. Add it with Image2DModel.parse."
         )
-    if len(names) > 1:
-        raise InputError(f"the SpatialData has {len(names)} images, {names}. Pass image= with the H&E's finest.")
-    return names[0]
+    systems = {system for name in names for system in get_transformation(sdata.images[name], get_all=True)}
+    return names[0] if len(names) == 1 else finest_image(sdata, names, systems, "with one another")
 
 
 def _check_names(sdata: SpatialData, wanted: dict[str, str], overwrite: bool) -> None:

@@ -1,0 +1,210 @@
+"""The size of a pixel: who says it, who is believed, and what is told where two disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from st_gchb._constants import VISIUM_PITCH_UM, VISIUM_SPOT_DIAMETER_UM, Keys
+from st_gchb._errors import ScaleError
+from st_gchb._logging import logger
+
+TOLERANCE = 1.05
+"""Two sources that differ by no more than this factor say the same."""
+SQUARE_TOLERANCE = 1.01
+"""Width and height of a pixel that differ by more than this factor are told."""
+_WIDEST_SPOT_UM = 70.0
+"""Space Ranger's ``spot_diameter_fullres`` is of spots of 55, 65 or, in its first versions, 70 µm."""
+_RANGE_UM = (0.02, 20.0)
+"""Resolutions beyond this are a printer's (72 dpi is 353 µm), not a microscope's."""
+_PITCH_PER_DIAMETER = (1.35, 1.9)
+"""Visium's spots are 100 µm apart and 55 to 70 µm wide, by whichever version."""
+_N_SPOTS = 5000
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one source says of the size of a pixel.
+
+    Parameters
+    ----------
+    um_per_px
+        Size, µm.
+    source
+        The source, for messages.
+    slack
+        Factor by which the truth may be larger: above 1 for a guess.
+    """
+
+    um_per_px: float
+    source: str
+    slack: float = 1.0
+
+    def agrees_with(self, other: Size) -> bool:
+        """Whether ``other``, which is believed, may be true as far as this source can tell."""
+        return 1 / TOLERANCE <= other.um_per_px / self.um_per_px <= self.slack * TOLERANCE
+
+
+def settle(sizes: Sequence[Size | None], name: str) -> float | None:
+    """Believe the first source that says anything, and tell of each that disagrees with it.
+
+    Parameters
+    ----------
+    sizes
+        Sources, best first; None for one that says nothing.
+    name
+        What messages call the image.
+
+    Returns
+    -------
+    float or None
+        Size of a pixel, µm; None where no source knows it.
+
+    Examples
+    --------
+    >>> from st_gchb.io._pixel_size import Size, settle
+    >>> settle([None, Size(0.5, "the file"), Size(0.51, "the caller")], "slide")
+    0.5
+    """
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return None
+    first, *others = known
+    for other in others:
+        if not other.agrees_with(first):
+            logger.warning(
+                "%s: two sizes of a pixel: %.4g µm (%s) is taken, %.4g µm (%s) is not. If that is wrong, um_per_px= "
+                "sets it.",
+                name,
+                first.um_per_px,
+                first.source,
+                other.um_per_px,
+                other.source,
+            )
+    return first.um_per_px
+
+
+def square_size(x: float | None, y: float | None, source: str, name: str) -> Size | None:
+    """One size for the width and height of a pixel; None where neither is a microscope's."""
+    low, high = _RANGE_UM
+    sides = [side for side in (x, y) if side is not None and low <= side <= high]
+    if len(sides) == 2 and not 1 / SQUARE_TOLERANCE <= sides[0] / sides[1] <= SQUARE_TOLERANCE:
+        logger.warning(
+            "%s: pixels are not square: %.4g µm wide and %.4g µm high (%s). %.4g µm is taken for both, so patches are "
+            "stretched; resample the image to square pixels.",
+            name,
+            *sides,
+            source,
+            math.sqrt(sides[0] * sides[1]),
+        )
+    if not sides:
+        return None
+    return Size(sides[0] if sides[0] == sides[-1] else math.sqrt(sides[0] * sides[-1]), source)
+
+
+def positive(value: Any, what: str) -> float:
+    """Give a size as a number.
+
+    Raises
+    ------
+    ScaleError
+        It is no positive number.
+    """
+    known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    number = float(value) if known else math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ScaleError(f"{what} is {value!r}; expected a positive number.")
+    return number
+
+
+def caller_size(um_per_px: float | None) -> Size | None:
+    """What the caller says."""
+    return None if um_per_px is None else Size(um_per_px, "um_per_px= of the caller")
+
+
+def factor_size(factors: Mapping[str, Any], where: str) -> Size | None:
+    """What scale factors say, as Space Ranger writes them for Visium HD and this package for all.
+
+    Raises
+    ------
+    ScaleError
+        They hold something that is no positive number.
+    """
+    value = factors.get(Keys.UM_PER_PX)
+    return (
+        None if value is None else Size(positive(value, f"{where}[{Keys.UM_PER_PX!r}]"), f"{where}, microns_per_pixel")
+    )
+
+
+def spot_sizes(factors: Mapping[str, Any], centers_px: npt.NDArray[np.float64], where: str) -> list[Size | None]:
+    """What Visium's spots say: by their distance, which is exact, and by their diameter, which is a guess.
+
+    Parameters
+    ----------
+    factors
+        Scale factors with the spot diameter in full-resolution px.
+    centers_px
+        ``(n_spots, 2)`` in full-resolution px.
+    where
+        What messages call ``factors``.
+
+    Raises
+    ------
+    ScaleError
+        The diameter is no positive number.
+    """
+    if factors.get(Keys.SPOT_DIAMETER) is None:
+        return []
+    diameter = positive(factors[Keys.SPOT_DIAMETER], f"{where}[{Keys.SPOT_DIAMETER!r}]")
+    pitch = visium_pitch(centers_px, diameter)
+    by_pitch = None if pitch is None else Size(VISIUM_PITCH_UM / pitch, f"spots {pitch:.4g} px apart, Visium's 100 µm")
+    # Where the size is stored, the spots need not be Visium's: tiles, bins and legacy spots have other diameters.
+    if factors.get(Keys.UM_PER_PX) is not None:
+        return [by_pitch]
+    slack = _WIDEST_SPOT_UM / VISIUM_SPOT_DIAMETER_UM
+    guess = Size(VISIUM_SPOT_DIAMETER_UM / diameter, f"spots {diameter:.4g} px wide, Visium's 55 µm", slack)
+    return [by_pitch, guess]
+
+
+def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> float | None:
+    """Distance of neighbouring spots, px, where they lie as on a Visium slide; else None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.io._pixel_size import visium_pitch
+    >>> rows, columns = np.mgrid[0:9, 0:9]
+    >>> centers = np.column_stack([(columns + rows % 2 / 2).ravel() * 200, rows.ravel() * 100 * 3**0.5])
+    >>> visium_pitch(centers, diameter_px=130)
+    200.0
+    >>> visium_pitch(np.column_stack([columns.ravel(), rows.ravel()]) * 200.0, diameter_px=130) is None
+    True
+    """
+    if len(centers_px) < 7:
+        return None
+    # A part of a large slide's spots will do, among all their neighbours.
+    tree = cKDTree(centers_px)
+    distances = np.asarray(tree.query(centers_px[:: -(-len(centers_px) // _N_SPOTS)], k=7)[0])[:, 1:]
+    nearest = float(np.median(distances[:, 0]))
+    around = distances[(distances < 1.2 * nearest).sum(axis=1) == 6]
+    # At most half of the spots of a small section lie at its rim, and have fewer than six neighbours.
+    if nearest <= 0 or len(around) < 0.1 * len(distances):
+        return None
+    pitch = float(np.median(around))
+    low, high = _PITCH_PER_DIAMETER
+    return pitch if low <= pitch / diameter_px <= high else None
+
+
+def number_in(text: str | None) -> float | None:
+    """Read a number out of metadata; None where there is none."""
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
