@@ -11,8 +11,6 @@ from scipy.spatial import cKDTree
 
 from st_gchb._errors import InputError
 
-_PER_SPACING = 4
-"""Pixels per distance of neighbours, where positions are in no rows and columns."""
 _REACH = 0.72
 """Distance, in distances of neighbours, up to which a pixel shows the nearest position: no gaps within a square."""
 _OFF_GRID = 0.01
@@ -29,25 +27,35 @@ class Lattice:
     Parameters
     ----------
     index
-        ``(height, width)`` position that a pixel shows, -1 for none.
+        ``(n_rows, n_cols)`` position that a cell shows, -1 for none.
+    zoom
+        Pixels along a side of a cell.
     matrix
         Affine matrix, 3 x 3, from the raster's px (x, y; the centre of the first is 0.5, 0.5) to the positions' own
         coordinates.
     """
 
     index: npt.NDArray[np.int32]
+    zoom: int
     matrix: npt.NDArray[np.float64]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the raster, px."""
+        return self.index.shape[0] * self.zoom, self.index.shape[1] * self.zoom
 
-def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64]) -> Lattice:
+
+def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64], px_per_tile: int) -> Lattice:
     """Lay a raster over positions.
 
     Parameters
     ----------
     obs
-        Where it has ``array_row`` and ``array_col`` of a square grid, each position becomes one pixel.
+        Where it has ``array_row`` and ``array_col`` of a square grid, each position becomes a square of pixels.
     centers
         ``(n, 2)`` x, y.
+    px_per_tile
+        Pixels per distance of neighbours.
 
     Raises
     ------
@@ -59,16 +67,16 @@ def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64]) -> Lattice
     >>> import numpy as np, pandas as pd
     >>> from st_gchb.pp._lattice import find_lattice
     >>> obs = pd.DataFrame({"array_row": [0, 0, 1], "array_col": [4, 5, 4]})
-    >>> find_lattice(obs, np.array([[45.0, 5.0], [55.0, 5.0], [45.0, 15.0]])).index.tolist()
+    >>> find_lattice(obs, np.array([[45.0, 5.0], [55.0, 5.0], [45.0, 15.0]]), 4).index.tolist()
     [[0, 1], [2, -1]]
     """
     if not np.isfinite(centers).all():
         raise InputError("the positions hold NaN or infinite values. Drop them from shapes and table.")
-    return _square(obs, centers) or _nearest(centers)
+    return _square(obs, centers, px_per_tile) or _nearest(centers, px_per_tile)
 
 
-def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64]) -> Lattice | None:
-    """One pixel per position; None where rows and columns are not known, or not those of a square grid."""
+def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64], zoom: int) -> Lattice | None:
+    """One cell per position; None where rows and columns are not known, or not those of a square grid."""
     if not {"array_row", "array_col"} <= set(obs):
         return None
     places = obs[["array_col", "array_row"]]
@@ -79,7 +87,7 @@ def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64]) -> Lattice | No
         # Hexagonal grids count columns in half steps: every second cell is empty.
         return None
     cells = cells - cells.min(axis=0)
-    # A tile's centre is the centre of its pixel; spatialdata.rasterize_bins puts the pixel's corner there.
+    # A tile's centre is the centre of its cell; spatialdata.rasterize_bins puts the cell's corner there.
     design = np.column_stack([cells + 0.5, np.ones(len(cells))])
     solution, _, rank, _ = np.linalg.lstsq(design, centers, rcond=None)
     if rank < 3:
@@ -90,13 +98,13 @@ def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64]) -> Lattice | No
     if not np.abs(design @ solution - centers).max() <= _OFF_GRID * pitch:
         return None
     width, height = cells.max(axis=0) + 1
-    _check_size(height, width)
+    _check_size(height * zoom, width * zoom)
     index = np.full((height, width), -1, dtype=np.int32)
     index[cells[:, 1], cells[:, 0]] = np.arange(len(cells))
-    return Lattice(index, matrix)
+    return Lattice(index, zoom, matrix @ np.diag([1 / zoom, 1 / zoom, 1.0]))
 
 
-def _nearest(centers: npt.NDArray[np.float64]) -> Lattice:
+def _nearest(centers: npt.NDArray[np.float64], px_per_tile: int) -> Lattice:
     """Pixels finer than the positions, each with the nearest."""
     if len(centers) < 2:
         raise InputError("the region has one position; a raster needs at least two.")
@@ -104,7 +112,7 @@ def _nearest(centers: npt.NDArray[np.float64]) -> Lattice:
     spacing = float(np.median(tree.query(centers, k=2)[0][:, 1]))
     if spacing == 0:
         raise InputError("most positions lie at the same place as another; a raster needs them apart.")
-    side = spacing / _PER_SPACING
+    side = spacing / px_per_tile
     low = centers.min(axis=0) - spacing / 2
     width, height = np.ceil((centers.max(axis=0) + spacing / 2 - low) / side).astype(np.int64)
     _check_size(height, width)
@@ -117,7 +125,7 @@ def _nearest(centers: npt.NDArray[np.float64]) -> Lattice:
         found = tree.query(points, distance_upper_bound=_REACH * spacing)[1]
         index[top : top + step] = np.where(found < len(centers), found, -1)
     matrix = np.array([[side, 0, low[0]], [0, side, low[1]], [0, 0, 1]])
-    return Lattice(index, matrix)
+    return Lattice(index, 1, matrix)
 
 
 def _check_size(height: float, width: float) -> None:

@@ -35,12 +35,13 @@ def rasterize(
     shapes: str | None = None,
     name: str | None = None,
     fill: float = 0.0,
+    px_per_tile: int = 4,
     overwrite: bool = False,
 ) -> list[str]:
     """Add maps of genes as an image element that lies on the slide, one channel per gene.
 
-    On a square grid of tiles each tile is one pixel. Other positions (hexagonal grids, spots) are drawn at a quarter
-    of their distance, each pixel with the value of the nearest position.
+    On a square grid of tiles each tile is a square of pixels. Elsewhere (hexagonal grids, spots) each pixel has the
+    value of the nearest position.
 
     Parameters
     ----------
@@ -59,6 +60,8 @@ def rasterize(
         regions.
     fill
         Value where there is no position. NaN is see-through in napari, and refused by spatialdata-plot.
+    px_per_tile
+        Pixels along a side of a tile. Not 1, because spatialdata-plot up to 0.4.0 draws images half a pixel aside.
     overwrite
         Replace images of these names.
 
@@ -88,10 +91,12 @@ def rasterize(
     >>> st_gchb.pp.rasterize(sdata, "tissue_share", table="tiles_table", layer=None)
     ['tiles_raster']
     >>> sdata.images["tiles_raster"].shape
-    (1, 4, 6)
+    (1, 16, 24)
     """
     if not isinstance(fill, int | float):
         raise InputError(f"fill={fill!r}; expected a number, or NaN.")
+    if not isinstance(px_per_tile, int) or px_per_tile < 1:
+        raise InputError(f"px_per_tile={px_per_tile!r}; expected a whole number of at least 1.")
     source = _find_table(sdata, table)
     channels = [genes] if isinstance(genes, str) else list(genes)
     _check_channels(source, channels, table, layer)
@@ -107,7 +112,7 @@ def rasterize(
     for region, image in names.items():
         rows = np.flatnonzero(labels == region)
         centers = _centers(sdata, region, source.obs[instance_key].iloc[rows])
-        lattice = find_lattice(source.obs.iloc[rows], centers)
+        lattice = find_lattice(source.obs.iloc[rows], centers, px_per_tile)
         values = _values(source, rows, channels, layer)
         images[image] = _raster(lattice, values, channels, fill, sdata[region])
     for image, element in images.items():
@@ -124,30 +129,31 @@ class ChannelMaps:
     ----------
     values
         ``(n_channels, n_positions)``.
-    index
-        ``(height, width)`` position of each pixel, -1 where there is none.
+    lattice
+        Which pixel shows which position.
     fill
-        Value there.
+        Value where there is none.
     """
 
     ndim, dtype = 3, np.dtype(np.float32)
 
-    def __init__(self, values: npt.NDArray[np.float32], index: npt.NDArray[np.int32], fill: float) -> None:
+    def __init__(self, values: npt.NDArray[np.float32], lattice: Lattice, fill: float) -> None:
         nothing = np.full((len(values), 1), fill, dtype=np.float32)
         # The last column is what -1 points to.
-        self._values, self._index = np.concatenate([values, nothing], axis=1), index
-        self.shape = (len(values), *index.shape)
+        self._values, self._lattice = np.concatenate([values, nothing], axis=1), lattice
+        self.shape = (len(values), *lattice.shape)
 
     def __getitem__(self, part: tuple[slice | int, slice | int, slice | int]) -> npt.NDArray[np.float32]:
-        channel, y, x = part
-        return np.asarray(self._values[channel][..., self._index[y, x]])
+        channel, *window = part
+        y, x = (np.arange(n)[one] // self._lattice.zoom for n, one in zip(self.shape[1:], window, strict=True))
+        return np.asarray(self._values[channel][..., self._lattice.index[y][..., x]])
 
 
 def _raster(
     lattice: Lattice, values: npt.NDArray[np.float32], channels: list[str], fill: float, shapes: GeoDataFrame
 ) -> Any:
     """Image element of a region; ``values`` as :class:`ChannelMaps` takes them."""
-    maps = ChannelMaps(values, lattice.index, fill)
+    maps = ChannelMaps(values, lattice, fill)
     # A name of chance: to make one of the content, dask would hash all of it.
     lazy = da.from_array(maps, chunks=(1, _CHUNK_PX, _CHUNK_PX), name=False, meta=np.empty((0, 0, 0), np.float32))
     own = Affine(lattice.matrix, input_axes=_XY, output_axes=_XY)

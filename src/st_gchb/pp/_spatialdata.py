@@ -99,8 +99,9 @@ def image_element(slide: SlideImage, transformations: dict[str, Any]) -> xarray.
     """Image element of a slide, read window by window; its scales are the slide's, or halves where it has one."""
     arrays = [_lazy(slide, level) for level in range(len(slide.levels))]
     if len(arrays) == 1:
-        height, width = slide.shape_px
-        halvings = int(max(np.ceil(np.log2(max(height, width) / _COARSEST_PX)), 0))
+        sides = slide.shape_px
+        wanted = np.ceil(np.log2(max(sides) / _COARSEST_PX))
+        halvings = int(np.clip(wanted, 0, np.floor(np.log2(min(sides)))))
         return Image2DModel.parse(
             arrays[0],
             dims=("c", "y", "x"),
