@@ -1,15 +1,13 @@
-"""Folders as Space Ranger and the legacy pipeline write them, tiny: ``folders.write_visium(path)`` and others."""
+"""Folders as Space Ranger and the legacy pipeline write them, tiny."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pandas as pd
-import pytest
 import tifffile
 from PIL import Image
 from scipy.sparse import csc_matrix
@@ -29,8 +27,8 @@ def picture(side: int = SIDE, seed: int = 0) -> np.ndarray:
 
 
 def shrunk(pixels: np.ndarray, scale: float) -> np.ndarray:
-    side = round(len(pixels) * scale)
-    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX))
+    height, width = (round(side * scale) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
 
 
 def hex_spots() -> pd.DataFrame:
@@ -141,9 +139,3 @@ def write_legacy(folder: Path, section: str = "A1") -> pd.DataFrame:
     counts.to_csv(folder / f"{section}.tsv.gz", sep="\t")
     Image.fromarray(picture()).save(folder / f"{section}.jpg", quality=95)
     return frame
-
-
-@pytest.fixture(scope="session")
-def folders() -> SimpleNamespace:
-    """The functions and sizes of this file."""
-    return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
