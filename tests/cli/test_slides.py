@@ -83,7 +83,7 @@ def test_a_region_of_a_store(model, store, pixels, tmp_path):
 def test_a_store_keeps_its_spots_unless_a_grid_is_asked_for(model, store, tmp_path):
     sdata = st_gchb.pp.tile_tissue(SpatialData.read(store), um_per_px=1.0, spacing_um=120, name="spots")
     sdata.write(tmp_path / "spots.zarr")
-    for options, spacing in (([], 120), (["--spacing", "200um"], 200)):
+    for options, spacing in (([], 120), (["--spacing", "60um"], 60)):
         out = tmp_path / f"out{spacing}"
         where = ["--slide", tmp_path / "spots.zarr", "--um-per-px", "1", *options, "--out", out]
         assert main(["predict", "--model", str(model), *map(str, where)]) == 0
@@ -102,6 +102,7 @@ def test_bad_slides(refused, model, image, store, slides, tmp_path):
     assert "there is no such file" in said("--um-per-px", 1, "--roi", tmp_path / "none.geojson")
     assert "--slide names the image already" in said("--um-per-px", 1, "--image", image)
     assert "no tissue found" in said("--um-per-px", 1, "--spacing", "3mm")
+    assert "as far apart as the reference's spots, 100 um, or nearer" in said("--um-per-px", 1, "--spacing", "200um")
     assert "brings its own" in said("--spacing", "100um", slide=slides)
     assert "not allowed with argument" in said("--data", slides)
     text = refused("predict", "--model", model, "--data", slides, "--spacing", "9um", "--out", tmp_path / "out")

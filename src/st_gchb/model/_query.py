@@ -23,7 +23,7 @@ from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_g
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._embed import Damaged
 from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
-from st_gchb.pp._graph import slice_members
+from st_gchb.pp._graph import check_reach, slice_members
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank
 
@@ -131,11 +131,12 @@ def prepare_query(
     key = slice_key or resolved.slice_key
     if key is None:
         key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
-    # Patches take minutes: what makes a graph impossible is told before.
-    slice_members(source, key)
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
+    # Patches take minutes: what makes a graph impossible is told before.
+    slice_members(source, key)
+    check_reach(light, rules.graph, key, um_per_px)
     if rules.features_key in source.obsm:
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
         light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -113,11 +114,7 @@ def spatial_graph(
     for name, rows in members.items():
         distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name])
         if distances.nnz == 0:
-            raise GraphError(
-                f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: "
-                "the coordinates are not in full-resolution px, or the radius is too small. "
-                "Pass rule=GraphRule(radius=...), larger than the distance between spots."
-            )
+            raise GraphError(_too_far(name, spacing_of(coordinates[rows]) / _px(rule, scale[name]), rule))
         alone = int((np.diff(distances.indptr) == 0).sum())
         if alone:
             logger.info("Slice %s: %d of %d spots have no neighbour; they are kept.", name, alone, len(rows))
@@ -162,8 +159,30 @@ def slice_members(adata: AnnData, slice_key: str | None) -> dict[str, np.ndarray
     return members
 
 
-def um_per_px_of(adata: AnnData, name: str, given: float | dict[str, float] | None) -> float | None:
-    if isinstance(given, dict):
+def check_reach(
+    adata: AnnData, rule: GraphRule, slice_key: str | None, um_per_px: float | Mapping[str, float] | None
+) -> None:
+    """Refuse positions that lie too far apart for the rule, where the size of a pixel is known already.
+
+    Raises
+    ------
+    GraphError
+        If no spot of a slice has a neighbour.
+    """
+    if rule.radius is None:
+        return
+    coordinates = spot_centers(adata)
+    for name, rows in slice_members(adata, slice_key).items():
+        size = um_per_px_of(adata, name, um_per_px)
+        if rule.unit == "um" and size is None:
+            continue
+        nearest = nearest_distances(coordinates[rows])[:, 0] / _px(rule, size)
+        if nearest.min() > rule.radius:
+            raise GraphError(_too_far(name, float(np.median(nearest)), rule))
+
+
+def um_per_px_of(adata: AnnData, name: str, given: float | Mapping[str, float] | None) -> float | None:
+    if isinstance(given, Mapping):
         return given.get(name)
     if given is not None:
         return float(given)
@@ -199,11 +218,25 @@ def _fill(
     return replace(rule, radius=radius, unit=unit, pitch=pitch)
 
 
+def _px(rule: GraphRule, um_per_px: float | None) -> float:
+    """Size of the rule's unit, px."""
+    return 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
+
+
+def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
+    return (
+        f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
+        f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
+        f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer "
+        "(tile_tissue's spacing_um=, --spacing); for a graph of your own, pass rule=GraphRule(radius=...)."
+    )
+
+
 def _slice_distances(
     coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphRule, um_per_px: float | None
 ) -> sparse.csr_matrix:
     """Symmetric distances between neighbours in one slice, px, CSR without a diagonal."""
-    px = 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
+    px = _px(rule, um_per_px)
     # Nearest neighbours ask for no µm: where these are unknown, positions are taken as they lie.
     comparable = rule.unit == "px" or um_per_px is not None
     pitch, spacing = float(rule.pitch or 0) * px, spacing_of(coordinates)
