@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
 from sklearn.decomposition import PCA
+
+_ROWS = 4096
+"""Spots that are mapped at once."""
 
 _APPEARANCE = 32
 """Components of the patch features in which a query is compared with the reference's range."""
@@ -24,8 +28,12 @@ class FixedMap:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Components, ``(n, n_out)``, float32."""
-        centred = x - self.offset
-        return (centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix).astype(np.float32)
+
+        def part(rows: slice) -> np.ndarray:
+            centred = x[rows] - self.offset
+            return np.asarray(centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix)
+
+        return _by_rows(part, len(x), self.matrix.shape[-1])
 
 
 def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> FixedMap:
@@ -86,11 +94,15 @@ class AppearanceMap:
         A stain that the reference does not hold moves patches where its own patches never vary: components alone
         would not show it.
         """
-        standard = (x - self.offset) * self.inverse
-        inside = standard @ self.components
-        outside = np.linalg.norm(standard - inside @ self.components.T, axis=1, keepdims=True)
         weight = np.sqrt(len(self.scale)) * self.rest
-        return np.hstack([inside * self.scale, outside * weight]).astype(np.float32)
+
+        def part(rows: slice) -> np.ndarray:
+            standard = (x[rows] - self.offset) * self.inverse
+            inside = standard @ self.components
+            outside = np.linalg.norm(standard - inside @ self.components.T, axis=1, keepdims=True)
+            return np.hstack([inside * self.scale, outside * weight])
+
+        return _by_rows(part, len(x), len(self.scale) + 1)
 
 
 def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
@@ -133,11 +145,14 @@ class ContextRule:
         slices
             Slice of each spot, ``(n_spots,)``.
         """
-        own = features if self.center is None else centered(features, slices, self.center)
-        rings = [own]
-        for _ in range(self.n_rings):
-            rings.append(neighbor_mean(rings[-1], adjacency))
-        return np.hstack(rings).astype(np.float32)
+        width = features.shape[1]
+        # Filled in place: of a large slide this is by far the largest array.
+        result = np.empty((len(features), (self.n_rings + 1) * width), dtype=np.float32)
+        result[:, :width] = features if self.center is None else centered(features, slices, self.center)
+        for start in range(0, self.n_rings * width, width):
+            inner = result[:, start : start + width]
+            result[:, start + width : start + 2 * width] = neighbor_mean(inner, adjacency)
+        return result
 
 
 def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -157,5 +172,19 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
 def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
     """Mean of the neighbours' features, ``(n_spots, n_features)``; a spot without neighbours keeps its own."""
     degree = np.asarray(adjacency.sum(axis=1)).ravel()
-    mean = (adjacency @ features) / np.maximum(degree, 1.0)[:, None]
-    return np.where(degree[:, None] > 0, mean, features).astype(np.float32)
+    graph, dense = adjacency.tocsr(), np.ascontiguousarray(features)
+
+    def part(rows: slice) -> np.ndarray:
+        mean = (graph[rows] @ dense) / np.maximum(degree[rows], 1.0)[:, None]
+        return np.where(degree[rows, None] > 0, mean, dense[rows])
+
+    return _by_rows(part, len(features), features.shape[1])
+
+
+def _by_rows(part: Callable[[slice], np.ndarray], n_rows: int, width: int) -> np.ndarray:
+    """Rows of a result, ``(n_rows, width)`` float32, made some at a time: steps between are as large as the slide."""
+    result = np.empty((n_rows, width), dtype=np.float32)
+    for start in range(0, n_rows, _ROWS):
+        rows = slice(start, min(start + _ROWS, n_rows))
+        result[rows] = part(rows)
+    return result

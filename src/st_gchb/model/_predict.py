@@ -51,7 +51,7 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
     run = module.network.embed_expression if modality == "expression" else module.network.embed_image
     module.eval()
     with torch.inference_mode():
-        return run(torch.from_numpy(dense.astype(np.float32)).to(module.device), edges).cpu().numpy()
+        return run(torch.from_numpy(dense.astype(np.float32, copy=False)).to(module.device), edges).cpu().numpy()
 
 
 @dataclass(frozen=True)
