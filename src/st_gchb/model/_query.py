@@ -131,12 +131,11 @@ def prepare_query(
     key = slice_key or resolved.slice_key
     if key is None:
         key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
+    # Patches take minutes: what makes a graph impossible is told before.
+    slice_members(source, key)
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
-    # Patches take minutes: what makes a graph impossible is told before.
-    slice_members(source, key)
-    check_reach(light, rules.graph, key, um_per_px)
     if rules.features_key in source.obsm:
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
         light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
@@ -148,6 +147,7 @@ def prepare_query(
             "on features that were made outside st-gchb: make them for the query the same way."
         )
     else:
+        check_reach(resolved.slices(slice_key=key, um_per_px=um_per_px), rules.graph)
         embed_by_rule(
             light,
             rules.features,

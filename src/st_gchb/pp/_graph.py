@@ -17,6 +17,7 @@ from st_gchb._errors import GraphError, InputError, SliceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb.pp._coordinates import spot_centers
 from st_gchb.pp._interleave import interleave, nearest_distances, side_by_side, spacing_of
+from st_gchb.pp._slides import Slice
 
 GraphMode = Literal["radius", "knn"]
 
@@ -159,26 +160,22 @@ def slice_members(adata: AnnData, slice_key: str | None) -> dict[str, np.ndarray
     return members
 
 
-def check_reach(
-    adata: AnnData, rule: GraphRule, slice_key: str | None, um_per_px: float | Mapping[str, float] | None
-) -> None:
-    """Refuse positions that lie too far apart for the rule, where the size of a pixel is known already.
+def check_reach(slices: list[Slice], rule: GraphRule) -> None:
+    """Refuse slices whose spots lie too far apart for a rule, before anything is made of their images.
 
     Raises
     ------
     GraphError
         If no spot of a slice has a neighbour.
     """
-    if rule.radius is None:
-        return
-    coordinates = spot_centers(adata)
-    for name, rows in slice_members(adata, slice_key).items():
-        size = um_per_px_of(adata, name, um_per_px)
-        if rule.unit == "um" and size is None:
+    for one in slices:
+        # px of the image may be coarser than those that the spots' positions are in.
+        size = None if one.um_per_px is None else one.um_per_px * one.scale
+        if rule.radius is None or (rule.unit == "um" and size is None):
             continue
-        nearest = nearest_distances(coordinates[rows])[:, 0] / _px(rule, size)
+        nearest = nearest_distances(one.centers_px)[:, 0] / one.scale / _px(rule, size)
         if nearest.min() > rule.radius:
-            raise GraphError(_too_far(name, float(np.median(nearest)), rule))
+            raise GraphError(_too_far(one.name, float(np.median(nearest)), rule))
 
 
 def um_per_px_of(adata: AnnData, name: str, given: float | Mapping[str, float] | None) -> float | None:
@@ -228,7 +225,7 @@ def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
         f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
         f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
         f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer "
-        "(tile_tissue's spacing_um=, --spacing); for a graph of your own, pass rule=GraphRule(radius=...)."
+        "(tile_tissue's spacing_um=, --spacing). Pass rule=GraphRule(radius=...) for a graph of your own."
     )
 
 
