@@ -12,7 +12,15 @@ from scipy.sparse import csr_matrix
 from shapely.geometry import box
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
-from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation, set_transformation
+from spatialdata.transformations import (
+    Affine,
+    Identity,
+    Scale,
+    Sequence,
+    Translation,
+    get_transformation,
+    set_transformation,
+)
 
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
 from st_gchb.pp import embed_patches, resolve, write_table
@@ -301,3 +309,94 @@ def test_spatialdata_of_visium_is_not_confused_by_consistent_systems():
     set_transformation(sdata["he"], Scale([0.1, 0.1], XY), "downscaled")
     set_transformation(sdata["spots"], Scale([0.1, 0.1], XY), "downscaled")
     np.testing.assert_allclose(resolve(sdata).adata.obsm["spatial"], CENTERS)
+
+
+def resolutions(sdata, rgb=RGB, **systems):
+    """Full, half and quarter resolution of one picture, beside the image "he" or instead of it."""
+    for name, step in (("full", 1), ("hires", 2), ("lowres", 4)):
+        sdata.images[name] = image_element(rgb=rgb[::step, ::step], transformation=Scale([step, step], XY))
+    return sdata
+
+
+@pytest.mark.parametrize("order", [("full", "hires", "lowres"), ("lowres", "hires", "full"), ("lowres", "hires")])
+def test_of_one_picture_at_several_resolutions_the_finest_is_taken(order, caplog):
+    sdata = resolutions(sample(of_spots=TRANSFORMATIONS["oblique"]))
+    images = {name: sdata.images[name] for name in order}
+    for name in list(sdata.images):
+        del sdata.images[name]
+    for name, element in images.items():
+        sdata.images[name] = element
+    finest = "full" if "full" in order else "hires"
+    with caplog.at_level("INFO", "st_gchb"):
+        found = resolve(sdata)
+    assert f"the finest is taken: '{finest}'" in caplog.text
+    np.testing.assert_allclose(found.adata.obsm["spatial"], CENTERS / (1 if finest == "full" else 2))
+    np.testing.assert_allclose(resolve(sdata, image="lowres").adata.obsm["spatial"], CENTERS / 4)
+
+
+def turned_all(sdata):
+    for element in [*sdata.images.values(), *sdata.shapes.values()]:
+        known = get_transformation(element)
+        set_transformation(element, Sequence([known, TRANSFORMATIONS["flip"], TRANSFORMATIONS["quarter turn"]]))
+
+
+def test_the_finest_of_images_that_are_turned_and_flipped():
+    sdata = resolutions(sample())
+    del sdata.images["he"]
+    turned_all(sdata)
+    found = resolve(sdata)
+    np.testing.assert_allclose(found.adata.obsm["spatial"], CENTERS, atol=1e-8)
+
+
+def other_stain(sdata):
+    sdata.images["dark"] = image_element(rgb=RGB[::2, ::2] // 8, transformation=Scale([2.0, 2.0], XY))
+
+
+def same_size(sdata):
+    sdata.images["second"] = image_element(rgb=RGB)
+
+
+def another_place(sdata):
+    sdata.images["beside"] = image_element(
+        rgb=RGB[::2, ::2], transformation=Sequence([Scale([2.0, 2.0], XY), Translation([200.0, 0.0], XY)])
+    )
+
+
+def a_part(sdata):
+    sdata.images["part"] = image_element(rgb=RGB[:150])
+
+
+@pytest.mark.parametrize("spoil", [other_stain, same_size, another_place, a_part])
+def test_different_pictures_are_not_chosen_from(spoil):
+    sdata = sample()
+    spoil(sdata)
+    with pytest.raises(InputError, match="2 images share.*not one picture.*image="):
+        resolve(sdata)
+    assert resolve(sdata, image="he").adata.n_obs == N
+
+
+def test_an_image_that_is_no_rgb_is_no_choice():
+    sdata = sample()
+    fluorescence = np.zeros((4, 600, 800), np.uint16)
+    sdata.images["dapi"] = Image2DModel.parse(
+        fluorescence, dims=("c", "y", "x"), transformations={"global": Scale([0.5, 0.5], XY)}
+    )
+    np.testing.assert_allclose(resolve(sdata).adata.obsm["spatial"], CENTERS)
+
+
+def test_a_named_system_leaves_the_images_of_other_systems_out():
+    sdata = sample()
+    a_part(sdata)
+    set_transformation(sdata["part"], {"own": Identity()}, set_all=True)
+    set_transformation(sdata["spots"], Identity(), "own")
+    np.testing.assert_allclose(resolve(sdata, coordinate_system="global").adata.obsm["spatial"], CENTERS)
+
+
+def test_bins_are_as_wide_as_their_name_says():
+    sdata = sample(region="d_square_008um")
+    squares = gpd.GeoDataFrame(geometry=[box(x - 5, y - 5, x + 5, y + 5) for x, y in CENTERS])
+    squares.index = [f"id{i}" for i in range(N)]
+    assert resolve(sdata).slices()[0].um_per_px == pytest.approx(8 / 20)
+    del sdata.shapes["d_square_008um"]
+    sdata.shapes["d_square_008um"] = ShapesModel.parse(squares, transformations={"global": Identity()})
+    assert resolve(sdata).slices()[0].um_per_px == pytest.approx(8 / 10)

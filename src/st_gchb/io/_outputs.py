@@ -26,6 +26,9 @@ _SIGNS = (f"*{COUNTS}", "*raw_feature_bc_matrix.h5", "filtered_feature_bc_matrix
 _HD_SIGNS = (BINS, f"*{SLICE_FILE}")
 _FULL_IMAGES = ("microscope_image/*", "*tissue_image.*", "*_image.tif", "*_image.tiff", "*_image.btf")
 _SIZE_TOLERANCE = 0.02
+_FEATURES = ("features/id", "features/name", "features/feature_type", "features/genome")
+_MATRIX = ("barcodes", "data", "indices", "indptr", "shape", *_FEATURES)
+"""Parts of a matrix of 10x."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,11 @@ def barcodes_in(path: Path) -> pd.Index:
     """
     try:
         with h5py.File(path, "r") as file:
-            names = pd.Index(np.asarray(file["matrix/barcodes"]).astype(str))
+            matrix = file["matrix"]
+            absent = [part for part in _MATRIX if part not in matrix]
+            if absent:
+                raise KeyError(f"matrix has no {absent}")
+            names = pd.Index(np.asarray(matrix["barcodes"]).astype(str))
     except (OSError, KeyError) as error:
         raise ExpressionError(
             f"{path}: no matrix of counts that can be read ({error}). Expected HDF5 as Space Ranger writes it."

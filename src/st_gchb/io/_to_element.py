@@ -63,7 +63,14 @@ def _scale(slide: SlideImage, level: int, transformations: dict[str, Any]) -> Da
 
     source = _Level(slide, level)
     # One window at a time: a slide's file handle is not made for several threads.
-    pixels = dask.array.from_array(source, chunks=(_CHUNK_PX, _CHUNK_PX, 3), name=False, lock=True, asarray=False)
+    pixels = dask.array.from_array(
+        source,
+        chunks=(_CHUNK_PX, _CHUNK_PX, 3),
+        name=False,
+        lock=True,
+        asarray=False,
+        meta=np.empty((0, 0, 0), dtype=np.uint8),  # else dask reads a window to see what it gets
+    )
     element = Image2DModel.parse(
         pixels, dims=("y", "x", "c"), c_coords=["r", "g", "b"], transformations=dict(transformations)
     )
