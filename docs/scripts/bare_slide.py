@@ -1,4 +1,4 @@
-"""The picture of docs/bare_slides.md: a section as a bare JPEG, gridded and predicted from three other sections."""
+"""Picture and figures of docs/bare_slides.md: a section as a bare JPEG, gridded and predicted from three others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from scipy.spatial import cKDTree
 
 import st_gchb
 from st_gchb.model import STGCHB
@@ -29,6 +32,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def scores(spotwise: AnnData, pred: AnnData) -> str:
+    """AG and HVG of the measured spots, each with the prediction of the position that is nearest to it."""
+    nearest = cKDTree(pred.obsm["spatial"]).query(spotwise.obsm["spatial"])[1]
+    measured = np.asarray(spotwise.X)
+    found = st_gchb.metrics.pearson(measured, pred.layers["st_gchb"][nearest])
+    variable = np.argsort(-measured.var(axis=0), kind="stable")[:50]
+    return f"AG {np.nan_to_num(found).mean():.3f}, HVG {np.nan_to_num(found)[variable].mean():.3f}"
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning, UserWarning):
@@ -39,8 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     model = STGCHB(ref, n_top_genes=1000)
     model.train()
     # The distance between spots, 200 µm, gives the size of a pixel: see datasets.her2st.
-    section = st_gchb.datasets.her2st(["C5"], path=args.data).uns["spatial"]["C5"]
-    um_per_px = section["scalefactors"]["microns_per_pixel"]
+    section = st_gchb.datasets.her2st(["C5"], path=args.data)
+    um_per_px = section.uns["spatial"]["C5"]["scalefactors"]["microns_per_pixel"]
+    spotwise = model.predict(section)
+    print(f"spots: {scores(spotwise, spotwise)}")
+    for spacing in (200, 100, 50):
+        query = st_gchb.pp.tile_tissue(args.data / "C5.jpg", um_per_px=um_per_px, spacing_um=spacing)
+        print(f"{query.n_obs} positions {spacing} µm apart: {scores(spotwise, model.predict(query))}")
     query = st_gchb.pp.tile_tissue(args.data / "C5.jpg", um_per_px=um_per_px)
     pred = model.predict(query)
     _, (slide, gene, trust) = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(1, 1.25, 1.25), layout="constrained")
