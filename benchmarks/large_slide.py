@@ -3,7 +3,7 @@
     python benchmarks/large_slide.py --out large_slide.json
     python benchmarks/large_slide.py --encoder mobilenet_v2 --weights mobilenet_v2_imagenet.safetensors
 
-The slide is made first (a pyramid of JPEG tiles, about 600 MB) and kept in --folder; a small model is trained on
+The slide is made first (a pyramid of JPEG tiles, about 220 MB) and kept in --folder; a small model is trained on
 synthetic sections. Each of these runs in a process of its own, so that the figures are those of the prediction alone.
 """
 
