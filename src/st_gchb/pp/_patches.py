@@ -17,7 +17,7 @@ from st_gchb.pp._slides import Slice
 from st_gchb.pp._sweep import Grid, Windows, plan
 from st_gchb.pp._tissue import check_positive
 
-MEMORY_MB = 512.0
+MEMORY_MB = 1000.0
 """Default of ``memory_mb``."""
 _CROPS_SHARE = 0.125
 """Share of the memory for windows that wait to be resampled; as floats, which torch may make of them, 5 bytes each."""
