@@ -15,10 +15,10 @@ import tifffile
 from anndata import AnnData
 from PIL import Image
 from spatialdata import SpatialData
-from spatialdata.transformations import Affine, Sequence, get_transformation, set_transformation
+from spatialdata.transformations import Affine, Identity, Sequence, get_transformation, set_transformation
 
 import st_gchb
-from st_gchb.io import open_image, read_section
+from st_gchb.io import _to_element, open_image, read_section
 from st_gchb.pp import resolve
 
 from .conftest import (
@@ -75,7 +75,7 @@ def test_visium(tmp_path, full, kind, where):
     np.testing.assert_array_equal(found.adata.obsm["spatial"], under[PLACES])
     (only,) = found.slices()
     assert only.image.name == "image element 'sample_full_image'"
-    assert len(only.image.levels) == 2
+    np.testing.assert_array_equal(only.image.read(1, 0, SIDE, 0, SIDE), picture()[::2, ::2])
     assert only.um_per_px == pytest.approx(100 / PITCH, rel=0.01)
 
 
@@ -257,6 +257,17 @@ def test_pixels_of_the_full_image_are_not_read_before_they_are_needed(tmp_path, 
     assert str(full) not in read
     sdata.images["s_full_image"]["scale0"]["image"][:, :9, :9].compute()
     assert str(full) in read
+
+
+def test_an_element_is_read_in_chunks(full, monkeypatch):
+    monkeypatch.setattr(_to_element, "_CHUNK_PX", 100)
+    element = _to_element.as_element(open_image(full), {"global": Identity()})
+    scales = [element[f"scale{i}"]["image"] for i in range(2)]
+    assert scales[0].data.chunks == ((3,), (100, 100, 100, 100, 80), (100, 100, 100, 100, 80))
+    for scale, pixels in zip(scales, (picture(), picture()[::2, ::2]), strict=True):
+        np.testing.assert_array_equal(scale.transpose("y", "x", "c").to_numpy(), pixels)
+    # Pixels of a coarse scale lie in the middle of those of the finest that they stand for.
+    assert scales[1].coords["x"].values[:2].tolist() == [1.0, 3.0]
 
 
 def test_factors_are_kept(tmp_path):
