@@ -1,4 +1,4 @@
-"""Picture of a dense map: a gene of her2st section C5, predicted every 25 µm from its H&E, over the H&E.
+"""Picture of a dense map: a gene of her2st section C5, predicted every 50 µm from its H&E, over the H&E.
 
 Trains on the sections C2 to C4, lays positions on the bare image of C5, predicts them, and draws the result with
 spatialdata-plot beside what was measured. The picture of docs/results.md is made by this script.
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="FOLDER", help="her2st as published (default: download it)")
     add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
     add("--weights", default="default", metavar="FILE", help="weights of the encoder (default: downloaded)")
-    add("--spacing", type=float, default=25.0, metavar="UM", help="distance of positions, µm (default: %(default)s)")
+    add("--spacing", type=float, default=50.0, metavar="UM", help="distance of positions, µm (default: %(default)s)")
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
     return parser
 

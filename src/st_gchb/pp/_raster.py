@@ -84,14 +84,14 @@ def rasterize(
     >>> from anndata import AnnData
     >>> from spatialdata.models import Image2DModel
     >>> import st_gchb
-    >>> slide = Image2DModel.parse(np.full((3, 90, 120), 200, np.uint8), dims=("c", "y", "x"))
+    >>> slide = Image2DModel.parse(np.full((3, 160, 240), 200, np.uint8), dims=("c", "y", "x"))
     >>> sdata = spatialdata.SpatialData(images={"slide": slide})
     >>> options = {"spacing_um": 10, "um_per_px": 0.5, "grid": "square", "tissue": "all"}
     >>> sdata = st_gchb.pp.tile_tissue(sdata, **options)
     >>> st_gchb.pp.rasterize(sdata, "tissue_share", table="tiles_table", layer=None)
     ['tiles_raster']
     >>> sdata.images["tiles_raster"].shape
-    (1, 16, 24)
+    (1, 32, 48)
     """
     if not isinstance(fill, int | float):
         raise InputError(f"fill={fill!r}; expected a number, or NaN.")

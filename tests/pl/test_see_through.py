@@ -1,0 +1,47 @@
+"""Colours for maps over a slide."""
+
+from __future__ import annotations
+
+import copy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import colormaps
+
+from st_gchb import pl
+from st_gchb._errors import InputError
+
+
+@given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
+def test_colours_are_the_maps_own_above_the_lower_end(values):
+    values = np.array(values)
+    own, ours = colormaps["viridis"](values), pl.see_through("viridis")(values)
+    shown = values > 0
+    np.testing.assert_allclose(ours[shown], own[shown], atol=0.02)
+    assert (ours[~shown, 3] == 0).all()
+    for value in values[:3]:
+        assert pl.see_through(colormaps["viridis"])(value)[3] == (value > 0)
+
+
+def test_an_image_below_shows():
+    """As spatialdata-plot does it: a copy, to whose table it sets one opacity."""
+    cmap = copy.copy(pl.see_through("magma"))
+    cmap._init()
+    cmap._lut[:, -1] = 1.0
+    figure, ax = plt.subplots(figsize=(2, 2), dpi=50)
+    ax.set_position([0, 0, 1, 1])
+    ax.imshow(np.full((2, 2, 3), (0, 255, 0), np.uint8))
+    ax.imshow(np.ma.masked_invalid([[0.0, 5.0], [9.0, np.nan]]), cmap=cmap)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    corners = pixels[10, 10], pixels[10, -10], pixels[-10, 10], pixels[-10, -10]
+    assert [corner.tolist() == [0, 255, 0] for corner in corners] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("cmap", "message"), [("virids", "'virids' is no colour map"), (3, "cmap= is a int")])
+def test_bad_input(cmap, message):
+    with pytest.raises(InputError, match=message):
+        pl.see_through(cmap)
