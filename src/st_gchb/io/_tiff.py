@@ -30,12 +30,12 @@ class TiffLevel:
         height, width = (level.shape[1:] if self._channels_first else level.shape[:2])[:2]
         self.shape = (int(height), int(width), 3)
         page = level.keyframe
-        self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
         self.chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
         self._mapped = bool(page.is_memmappable and level.dataoffset is not None)
         self._whole = math.prod(self.chunks) > _MAX_CHUNK_PX
         self._pixels: Any = None
         self._store: Any = None
+        self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
         rows, columns = window
