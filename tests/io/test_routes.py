@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ import tifffile
 from anndata import AnnData
 
 import st_gchb
+from st_gchb.cli import main
 from st_gchb.io import read_section
 from st_gchb.model import STGCHB
 
@@ -127,3 +129,18 @@ def test_the_folder_trains_a_model(from_folder, section):
     trained = STGCHB(sdata, n_top_genes=20)
     np.testing.assert_array_equal(trained.adata.obsm["spatial"], section.obsm["spatial"])
     np.testing.assert_array_equal(trained.adata.X.toarray(), section.X.toarray())
+
+
+def test_the_command_line_gives_the_same_as_the_folder(from_folder, model, files, tmp_path):
+    model.save(tmp_path / "model")
+    options = ["--slide", files / "sample", "--image", files / "full.tif", "--device", "cpu"]
+    command = ["predict", "--model", tmp_path / "model", *options, "--out", tmp_path / "out"]
+    assert main([str(argument) for argument in command]) == 0
+    prediction = anndata.read_h5ad(tmp_path / "out/prediction.h5ad")
+    assert_same(prediction, from_folder[1])
+    command = ["predict", "--model", tmp_path / "model", *options, "--spacing", "80um", "--out", tmp_path / "grid"]
+    assert main([str(argument) for argument in command]) == 0
+    grid = anndata.read_h5ad(tmp_path / "grid/prediction.h5ad")
+    on_image = model.predict(st_gchb.pp.tile_tissue(files / "full.tif", spacing_um=80))
+    np.testing.assert_allclose(grid.obsm["spatial"], on_image.obsm["spatial"], atol=1e-6)
+    np.testing.assert_allclose(grid.layers["st_gchb"], on_image.layers["st_gchb"], atol=1e-5)

@@ -38,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     query, where = read_query(arguments)
     key = arguments.slice_key if arguments.slice_key in getattr(query, "obs", ()) else None
     options = {"layer": arguments.layer, "k": arguments.k, "weights": arguments.weights, "slice_key": key}
+    if arguments.memory_mb is not None:
+        options["memory_mb"] = arguments.memory_mb
     prediction = model.predict(query, **options, **where)
     genes = arguments.genes or _predictable(prediction)
     missing = [gene for gene in genes if gene not in prediction.var_names]

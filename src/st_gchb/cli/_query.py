@@ -32,9 +32,12 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--data", type=Path, help="an .h5ad file with spots, or a folder of her2st sections")
     parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
     parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
-    parser.add_argument("--image", help="full-resolution image; for a .zarr store the name of the image element")
+    parser.add_argument("--image", help="full-resolution image file, or name of an image element")
     parser.add_argument(
         "--um-per-px", type=float, help="size of a full-resolution pixel, µm, where the file does not say it"
+    )
+    parser.add_argument(
+        "--memory-mb", type=float, help="bound of the decoded pixels that are held, MB (default: the package's)"
     )
     grid = parser.add_argument_group("grid, for --slide")
     grid.add_argument(
@@ -96,17 +99,18 @@ def _of_section(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, d
 
     from st_gchb import io, pp
 
-    section = io.read_section(arguments.slide)
+    # A file is the full-resolution image, which Space Ranger keeps no copy of; else it is an element's name.
+    file = arguments.image if arguments.image is not None and Path(arguments.image).is_file() else None
+    section = io.read_section(arguments.slide, image=file, um_per_px=arguments.um_per_px if file else None)
+    where = {"image": None if file else arguments.image, "um_per_px": arguments.um_per_px}
     if isinstance(section, AnnData):
         _refuse_grid(arguments, f"--slide {arguments.slide.name}")
-        section = take_slices(section, arguments.slices, arguments.slice_key)
-        return section, {"image": arguments.image, "um_per_px": arguments.um_per_px}
+        return take_slices(section, arguments.slices, arguments.slice_key), where
     if arguments.spacing is None and len(section.shapes):
         _refuse_grid(arguments, f"the spots of {arguments.slide.name}")
-        return section, {"image": arguments.image, "um_per_px": arguments.um_per_px}
-    names = {"image": arguments.image, "name": _GRID, "overwrite": True}
-    pp.tile_tissue(section, um_per_px=arguments.um_per_px, **names, **_grid_options(arguments))
-    return section, {"table": f"{_GRID}_table", "image": arguments.image}
+        return section, where
+    pp.tile_tissue(section, name=_GRID, overwrite=True, **where, **_grid_options(arguments))
+    return section, {"table": f"{_GRID}_table", "image": where["image"]}
 
 
 def _grid_options(arguments: argparse.Namespace) -> dict[str, Any]:

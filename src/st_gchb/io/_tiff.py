@@ -28,7 +28,6 @@ class TiffLevel:
         height, width = (self._stored[1:] if self._channels_first else self._stored[:2])[:2]
         self.shape = (height, width, 3)
         page = level.keyframe
-        self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
         chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
         self._offset = level.dataoffset if page.is_memmappable else None
         self._whole = self._offset is None and chunks[0] >= height and chunks[1] >= width
@@ -37,6 +36,7 @@ class TiffLevel:
         self.whole_bytes = math.prod(self.shape) if self._whole else 0
         self._pixels: Any = None
         self._store: Any = None
+        self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
         rows, columns = window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import get_transformation
 
-from st_gchb._constants import Keys
+from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
+from st_gchb._logging import logger
 from st_gchb.io import open_image
-from st_gchb.pp._elements import finest_image
+from st_gchb.io._pixel_size import Size, settle, visium_pitch
+from st_gchb.pp._elements import bin_um, find_image, finest_image, place_spots
 from st_gchb.pp._layout import lay_tiles
 from st_gchb.pp._roi import roi_of_shapes
 
@@ -52,6 +55,8 @@ def tile_spatialdata(
     element = _find_image(sdata, image)
     _check_names(sdata, {name: "shapes", table_name: "tables"}, overwrite)
     slide = open_image(sdata.images[element], um_per_px, name=f"image element {element!r}")
+    if slide.um_per_px is None:
+        slide = replace(slide, um_per_px=_size_by_spots(sdata, element, slide.name))
     region = roi_of_shapes(sdata, roi, element) if isinstance(roi, str) else roi
     tiles = lay_tiles(slide, region, **settings)
     shapes = ShapesModel.parse(
@@ -74,6 +79,33 @@ def tile_spatialdata(
     sdata.shapes[name] = shapes
     sdata.tables[table_name] = parsed
     return sdata
+
+
+def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
+    """Size of the image's px, µm, by the Visium spots or bins that lie on it; None where there are none.
+
+    Only what is certain counts: the distance of Visium's spots, and the names of bins. Circles may be cells.
+    """
+    systems = set(get_transformation(sdata.images[element], get_all=True))
+    sizes: list[Size | None] = []
+    for name, shapes in sdata.shapes.items():
+        if not systems & set(get_transformation(shapes, get_all=True)):
+            continue
+        image, system = find_image(sdata, name, element, None)
+        placed = place_spots(sdata, name, image, system, pd.Series(shapes.index))
+        side_um = bin_um(name)
+        if placed.diameter_px is None:
+            continue
+        if side_um is not None:
+            sizes.append(Size(side_um / placed.diameter_px, f"bins {name!r}, {side_um:g} µm"))
+            continue
+        pitch = visium_pitch(placed.centers_px, placed.diameter_px)
+        if pitch is not None:
+            sizes.append(Size(VISIUM_PITCH_UM / pitch, f"spots {name!r}, {pitch:.4g} px apart, Visium's 100 µm"))
+    size = settle(sizes, what)
+    if size is not None:
+        logger.info("%s: %.4g µm per px, by the spots on it (um_per_px= sets it).", what, size)
+    return size
 
 
 def _find_image(sdata: SpatialData, image: str | None) -> str:
