@@ -15,7 +15,7 @@ from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb.io import open_image
-from st_gchb.io._pixel_size import Size, settle, visium_pitch
+from st_gchb.io._pixel_size import Size, positive, settle, visium_pitch
 from st_gchb.pp._elements import bin_um, find_image, finest_image, place_spots
 from st_gchb.pp._layout import lay_tiles
 from st_gchb.pp._roi import roi_of_shapes
@@ -84,7 +84,8 @@ def tile_spatialdata(
 def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
     """Size of the image's px, µm, by the Visium spots or bins that lie on it; None where there are none.
 
-    Only what is certain counts: the distance of Visium's spots, and the names of bins. Circles may be cells.
+    Only what is certain counts: what a table of the spots has stored, the names of bins, and the distance of Visium's
+    spots. Circles may be cells.
     """
     systems = set(get_transformation(sdata.images[element], get_all=True))
     sizes: list[Size | None] = []
@@ -93,7 +94,9 @@ def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
             continue
         image, system = find_image(sdata, name, element, None)
         placed = place_spots(sdata, name, image, system, pd.Series(shapes.index))
-        side_um = bin_um(name)
+        side_um, stored = bin_um(name), _stored_size(sdata, name)
+        if stored is not None:
+            sizes.insert(0, Size(stored / placed.scale, f"table of the spots {name!r}"))
         if placed.diameter_px is None:
             continue
         if side_um is not None:
@@ -106,6 +109,16 @@ def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
     if size is not None:
         logger.info("%s: %.4g µm per px, by the spots on it (um_per_px= sets it).", what, size)
     return size
+
+
+def _stored_size(sdata: SpatialData, name: str) -> float | None:
+    """Size of a px of the spots' coordinates, µm, as a table of them says."""
+    for table in sdata.tables.values():
+        library = (table.uns.get(Keys.SPATIAL) or {}).get(name) or {}
+        size = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.UM_PER_PX)
+        if size is not None:
+            return positive(size, f"uns['spatial'][{name!r}]['scalefactors'][{Keys.UM_PER_PX!r}]")
+    return None
 
 
 def _find_image(sdata: SpatialData, image: str | None) -> str:
