@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     from st_gchb.model import STGCHB
 
     model = STGCHB.load(arguments.model, accelerator=arguments.device)
+    _check_genes(arguments, model.bank_.table(arguments.layer).columns if model.bank_ is not None else [])
     query, where = read_query(arguments)
     key = arguments.slice_key if arguments.slice_key in getattr(query, "obs", ()) else None
     options = {"layer": arguments.layer, "k": arguments.k, "weights": arguments.weights, "slice_key": key}
@@ -42,18 +43,22 @@ def run(arguments: argparse.Namespace) -> None:
         options["memory_mb"] = arguments.memory_mb
     prediction = model.predict(query, **options, **where)
     genes = arguments.genes or _predictable(prediction)
-    missing = [gene for gene in genes if gene not in prediction.var_names]
-    if missing:
-        raise InputError(
-            f"--genes {missing}: not among the {prediction.n_vars} predicted ones. "
-            "Name others, or predict every gene of the reference with --layer all_genes."
-        )
     with write_whole(arguments.out / "prediction.h5ad") as part:
         prediction.write_h5ad(part)
     with write_whole(arguments.out / "spots.csv") as part:
         _spots(prediction, genes).to_csv(part)
     _draw(prediction, genes, arguments)
     print(f"{prediction.n_obs} spots x {prediction.n_vars} genes written to {arguments.out / 'prediction.h5ad'}")
+
+
+def _check_genes(arguments: argparse.Namespace, columns: Any) -> None:
+    """Refuse genes that are not predicted, before the slide is."""
+    missing = [gene for gene in arguments.genes or () if gene not in columns]
+    if missing:
+        raise InputError(
+            f"--genes {missing}: not among the {len(columns)} predicted ones. "
+            "Name others, or predict every gene of the reference with --layer all_genes."
+        )
 
 
 def _predictable(prediction: Any) -> list[str]:

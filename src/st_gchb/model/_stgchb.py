@@ -28,7 +28,7 @@ from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered, registered_table
 from st_gchb.model._training import run_training
 from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.retrieval import ReferenceBank, Weighting
+from st_gchb.retrieval import ReferenceBank, Weighting, check_search
 
 
 class STGCHB(RegistrationMixin, PersistenceMixin):
@@ -234,7 +234,10 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             read-only before anything was computed.
         """
         bank = self._trained_bank("predict")
+        # Patches take minutes: what is wrong with the question is told before.
         check_delivery(query, key_added, write=write)
+        bank.table(layer)
+        check_search(len(bank), 1 if k is None else k, weighting or self.settings.weighting)
         prepared = prepare_query(
             query,
             cast("Rules", self.rules_),

@@ -42,6 +42,20 @@ class Neighbors:
         return sparse.csr_matrix((self.weights.ravel(), self.ids.ravel(), indptr), shape=(n_query, n_reference))
 
 
+def check_search(n_reference: int, k: int, weighting: str) -> None:
+    """Refuse a search that cannot be made.
+
+    Raises
+    ------
+    InputError
+        If there are fewer reference spots than ``k``, or the weighting is unknown.
+    """
+    if weighting not in get_args(Weighting):
+        raise InputError(f"weighting={weighting!r} is unknown; expected one of {list(get_args(Weighting))}.")
+    if not 1 <= k <= n_reference:
+        raise InputError(f"k={k}, but the reference has {n_reference} spots. Pass a k between 1 and {n_reference}.")
+
+
 def find_neighbors(
     query: np.ndarray,
     keys: np.ndarray,
@@ -81,11 +95,8 @@ def find_neighbors(
     >>> found.ids.tolist()
     [[0], [1]]
     """
-    if weighting not in get_args(Weighting):
-        raise InputError(f"weighting={weighting!r} is unknown; expected one of {list(get_args(Weighting))}.")
     rows = np.arange(len(keys)) if allowed is None else np.flatnonzero(allowed)
-    if not 1 <= k <= len(rows):
-        raise InputError(f"k={k}, but the reference has {len(rows)} spots. Pass a k between 1 and {len(rows)}.")
+    check_search(len(rows), k, weighting)
     bank = torch.as_tensor(keys[rows] if allowed is not None else keys, dtype=torch.float32, device=device)
     chunk = max(1, _CHUNK_VALUES // len(bank))
     ids, similarity = [], []
