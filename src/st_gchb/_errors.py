@@ -79,5 +79,13 @@ class ModelFileError(InputError):
     """A saved model is damaged, incomplete, or of another kind."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint of an interrupted training is damaged, or belongs to another training."""
+
+
+class DeviceError(InputError):
+    """Several devices cannot train this way, or their memory is too small."""
+
+
 class DownloadError(MissingFileError):
     """A data set could not be downloaded."""

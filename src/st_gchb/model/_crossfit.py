@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from st_gchb.model._setup import Registered
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
-Train = Callable[[Any, TrainingData], None]
-"""Trains the ``module`` of its first argument."""
+Train = Callable[[Any, TrainingData, str], None]
+"""Trains the ``module`` of its first argument; the last is a name for the network."""
 
 
 class Trainee:
@@ -68,6 +69,7 @@ def cross_fit(
         Trains one network.
     """
     panel = list(whole.rules.expression.genes)
+    numbers = count(1)
 
     def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rest = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
@@ -75,7 +77,7 @@ def cross_fit(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             trainee = Trainee(build_module(fitted, settings))
-        train(trainee, training_data(fitted, rest))
+        train(trainee, training_data(fitted, rest), f"fold_{next(numbers)}")
         bank = embed_reference(trainee.module, fitted, rest, where)
         p = Predictor(trainee.module, fitted.rules, bank, None, settings)
         found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows], whole.slices[rows])
