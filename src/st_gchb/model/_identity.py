@@ -40,13 +40,14 @@ def training_identity(
     graph = fitted.adjacency
     plain = {key: value for key, value in asdict(settings).items() if key != "max_epochs"}
     trainer = {key: arguments["trainer_kwargs"][key] for key in _TRAINER if key in arguments["trainer_kwargs"]}
+    plan = {key: getattr(value, "__qualname__", repr(value)) for key, value in arguments["plan_kwargs"].items()}
     return {
         "settings": _short(repr(sorted(plain.items()))),
         "seed": str(seed),
         "batch_size": str(arguments["batch_size"]),
         "block_size": str(arguments["block_size"]),
         "early_stopping": str(arguments["early_stopping"]),
-        "plan_kwargs": repr(sorted(arguments["plan_kwargs"].items())),
+        "plan_kwargs": repr(sorted(plan.items())),
         "trainer_kwargs": repr(sorted(trainer.items())),
         "spots": _short("\n".join(adata.obs_names), "\n".join(fitted.slices)),
         "genes": _short("\n".join(fitted.rules.expression.genes)),
