@@ -14,13 +14,16 @@ from spatialdata import SpatialData
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
 from st_gchb.model._calibration import Calibration
+from st_gchb.model._context import context_of
+from st_gchb.model._embedding import embed
 from st_gchb.model._fitting import Fitted, build_module, fit
 from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._predict import Predictor, embed, predict
+from st_gchb.model._predict import Predictor, predict
 from st_gchb.model._presets import Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
+from st_gchb.model._rows import FeatureRows
 from st_gchb.model._setup import registered_table
 from st_gchb.pp import write_table
 from st_gchb.retrieval import ReferenceBank, Weighting
@@ -194,7 +197,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         rules = cast("Rules", self.rules_)
         query = prepare_query(adata, rules, **where)
         if modality == "image":
-            context = rules.context(query.features, query.adjacency, query.slices)
+            context = context_of(rules.context, FeatureRows(query.features), query.adjacency, query.slices)
             return embed(self.module, context, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")
