@@ -17,6 +17,13 @@ def parse_device_args(*arguments: Any, **options: Any) -> Any:
     return parse(*arguments, **options)
 
 
+def history_logger() -> Any:
+    """scvi-tools' logger that keeps values in memory; left to itself, its trainer pickles them on several devices."""
+    from scvi.train._logger import SimpleLogger
+
+    return SimpleLogger()
+
+
 @contextmanager
 def torch_threads_kept() -> Iterator[None]:
     """Put torch's number of threads back after a block that may start numba.

@@ -87,5 +87,13 @@ class StoreError(STGCHBError, OSError):
     """A store on disk could not be written to; it is as it was before."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint of an interrupted training is damaged, or belongs to another training."""
+
+
+class DeviceError(InputError):
+    """Several devices cannot train this way, or their memory is too small."""
+
+
 class DownloadError(MissingFileError):
     """A data set could not be downloaded."""

@@ -49,7 +49,7 @@ def test_embeddings_of_a_mini_batch_are_those_of_the_whole_graph(data, kind, sam
         for name in ("image", "expression"):
             branch = getattr(net, name)
             expected = branch(getattr(whole, name), whole.edge_index)
-            found = branch(getattr(batch, name), batch.edge_index)
+            found = branch(getattr(batch, name), batch.edge_index, batch.degree)
             torch.testing.assert_close(found.hidden[batch.rows], expected.hidden[spots], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(found.embedding[batch.rows], expected.embedding[spots], atol=1e-5, rtol=1e-5)
 
@@ -60,7 +60,7 @@ def test_infomax_sees_only_nodes_with_their_whole_neighbourhood(data, kind):
     whole = whole_graph(data)
     expected = net.image(whole.image, whole.edge_index).hidden
     batch = next(iter(module(data, n_hops=net.n_hops).train_dataloader()))
-    found = net.image(batch.image, batch.edge_index).hidden
+    found = net.image(batch.image, batch.edge_index, batch.degree).hidden
     spots = [torch.nonzero((data.image == row).all(1)).item() for row in batch.image[batch.inner]]
     torch.testing.assert_close(found[batch.inner], expected[spots], atol=1e-5, rtol=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,17 @@ import torch
 from anndata import AnnData
 
 from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
+from st_gchb.model._embedding import embed
 from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._predict import Predictor, answer, embed
+from st_gchb.model._predict import Predictor, answer
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._setup import Registered
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
-Train = Callable[[Any, TrainingData], None]
-"""Trains the ``module`` of its first argument."""
+Train = Callable[[Any, TrainingData, str], None]
+"""Trains the ``module`` of its first argument; the last is a name for the network."""
 
 
 class Trainee:
@@ -68,19 +70,29 @@ def cross_fit(
         Trains one network.
     """
     panel = list(whole.rules.expression.genes)
+    numbers = count(1)
+    bare = _without_features(adata, where.features_key)
 
     def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rest = adata[np.setdiff1d(np.arange(adata.n_obs), rows)].copy()
-        fitted = fit(rest, where, settings, panel, seed)
+        others = np.setdiff1d(np.arange(adata.n_obs), rows)
+        rest = bare[others].copy()
+        fitted = fit(rest, where, settings, panel, seed, features=whole.features.subset(others))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             trainee = Trainee(build_module(fitted, settings))
-        train(trainee, training_data(fitted, rest))
+        train(trainee, training_data(fitted, rest), f"fold_{next(numbers)}")
         bank = embed_reference(trainee.module, fitted, rest, where)
         p = Predictor(trainee.module, fitted.rules, bank, None, settings)
-        found = answer(p, whole.features[rows], whole.adjacency[rows][:, rows], whole.slices[rows])
+        found = answer(p, whole.features.subset(rows), whole.adjacency[rows][:, rows], whole.slices[rows])
         return found.panel, found.signs
 
     return calibrate(
         calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel, whole.slices
     )
+
+
+def _without_features(adata: AnnData, key: str) -> AnnData:
+    """The same table without its features: a copy of some spots would read theirs into memory."""
+    obsm = {name: value for name, value in adata.obsm.items() if name != key}
+    parts = {"obs": adata.obs, "var": adata.var, "layers": dict(adata.layers), "obsp": dict(adata.obsp)}
+    return AnnData(adata.X, obsm=obsm, uns=dict(adata.uns), **parts)

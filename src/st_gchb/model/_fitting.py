@@ -12,10 +12,13 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_gchb._constants import Keys
+from st_gchb.model import _context
+from st_gchb.model._context import BlockedContext, Context, MappedRows, appearance_of, context_of, is_plain, slice_sums
 from st_gchb.model._inputs import ContextRule, FixedMap, fit_appearance, fit_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, origin_table, pixel_sizes, slice_names
+from st_gchb.model._rows import BLOCK_ROWS, FeatureRows
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
@@ -41,9 +44,9 @@ class Fitted:
     panel
         The same, of the panel, ``(n_spots, n_genes)``.
     features
-        Patch features, ``(n_spots, n_features)``.
+        Patch features, ``(n_spots, n_features)``, in memory or on disk.
     context
-        What is seen of each spot and its surroundings, ``(n_spots, n_context)``.
+        What is seen of each spot and its surroundings, ``(n_spots, n_context)``, held or made on demand.
     adjacency
         Spot graph.
     slices
@@ -54,14 +57,24 @@ class Fitted:
     image_map: FixedMap
     log_values: sparse.csr_matrix
     panel: sparse.csr_matrix
-    features: np.ndarray
-    context: np.ndarray
+    features: FeatureRows
+    context: Context
     adjacency: sparse.csr_matrix
     slices: np.ndarray
 
 
-def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[str] | None, seed: int) -> Fitted:
-    """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``."""
+def fit(
+    adata: AnnData,
+    where: Registered,
+    settings: ModelSettings,
+    panel: list[str] | None,
+    seed: int,
+    features: FeatureRows | None = None,
+) -> Fitted:
+    """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
+
+    ``features`` stand for those of ``adata``, where it has none.
+    """
     values = adata.X if where.layer is None else adata.layers[where.layer]
     log_values = log_normalise(values, log_normalized=where.log_normalized)
     slices = slice_names(adata, where.slice_key)
@@ -75,10 +88,13 @@ def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[
         seed=seed,
         panel=panel,
     )
-    features = np.asarray(adata.obsm[where.features_key], dtype=np.float32)
-    adjacency = (adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32)
-    look = ContextRule(settings.context_rings, features.mean(0) if settings.center_slices else None)
-    context = look(features, adjacency, slices)
+    features = FeatureRows(adata.obsm[where.features_key]) if features is None else features
+    adjacency = without_loops((adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32))
+    look = ContextRule(settings.context_rings, mean_features(features, settings) if settings.center_slices else None)
+    context = context_of(look, features, adjacency, slices)
+    # Maps are fitted on all spots where their context is held in memory, else on a part of them.
+    chosen, seen = context.sample(seed)
+    own = features.whole() if len(chosen) == len(features) else features[chosen]
     rules = Rules(
         expression=expression,
         features=_feature_rule(adata, where.features_key),
@@ -86,11 +102,11 @@ def fit(adata: AnnData, where: Registered, settings: ModelSettings, panel: list[
         n_features=features.shape[1],
         graph=_graph_rule(adata, where),
         context=look,
-        linear=fit_map(context, settings.linear_components, whitening=0.0, seed=seed),
-        appearance=fit_appearance(features, seed),
+        linear=fit_map(seen, settings.linear_components, whitening=0.0, seed=seed),
+        appearance=fit_appearance(own, seed),
         slice_key=where.slice_key,
     )
-    image_map = fit_map(context, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
+    image_map = fit_map(seen, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
     return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
 
@@ -127,12 +143,13 @@ def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings)
 
 def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
     """Inputs of the branches, graph and slices as the data module wants them."""
-    dense = fitted.panel.toarray()
     expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
+    context, image_map = fitted.context, fitted.image_map
+    on_demand = isinstance(context, BlockedContext) and image_map.matrix.ndim == 1
     return TrainingData(
-        image=torch.from_numpy(fitted.image_map(fitted.context)),
+        image=MappedRows(context, image_map) if on_demand else torch.from_numpy(context.through(image_map)),
         stained=_stained(fitted, adata),
-        expression=torch.from_numpy(expression(dense)),
+        expression=torch.from_numpy(_mapped(fitted.panel, expression)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
         coordinates=np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2],
@@ -146,10 +163,36 @@ def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
     """
     look = fitted.rules.context
     versions = [
-        fitted.image_map(look(features, fitted.adjacency, fitted.slices))
+        context_of(look, FeatureRows(features), fitted.adjacency, fitted.slices).through(fitted.image_map)
         for features in stained_versions(adata, fitted.rules.features_key)
     ]
     return torch.from_numpy(np.stack(versions)) if versions else None
+
+
+def mean_features(features: FeatureRows, settings: ModelSettings) -> np.ndarray:
+    """Mean features of the training spots, ``(n_features,)``."""
+    if is_plain(features, settings.context_rings):
+        mean: np.ndarray = features.whole().mean(0)
+        return mean
+    total = slice_sums(features, np.zeros(len(features), dtype=np.int64), 1)[0]
+    return (total / len(features)).astype(np.float32)
+
+
+def without_loops(adjacency: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The graph without edges of a spot to itself, which graphs from elsewhere may have and queries' never do."""
+    if adjacency.diagonal().any():
+        adjacency.setdiag(0)
+        adjacency.eliminate_zeros()
+    return adjacency
+
+
+def _mapped(panel: sparse.csr_matrix, fixed: FixedMap) -> np.ndarray:
+    """Expression through a map; made dense at once where that is small, else some spots at a time."""
+    n_spots, n_genes = panel.shape
+    if 4 * n_spots * n_genes <= _context.PLAIN_BYTES:
+        return fixed(panel.toarray())
+    starts = range(0, n_spots, BLOCK_ROWS)
+    return np.concatenate([fixed(panel[start : start + BLOCK_ROWS].toarray()) for start in starts])
 
 
 def build_bank(
@@ -173,8 +216,8 @@ def build_bank(
     return ReferenceBank(
         keys,
         image_keys,
-        fitted.rules.linear(fitted.context),
-        fitted.rules.appearance(fitted.features),
+        fitted.context.through(fitted.rules.linear),
+        appearance_of(fitted.rules.appearance, fitted.features),
         origin_table(adata, where.slice_key, where.patient_key),
         tables,
     )

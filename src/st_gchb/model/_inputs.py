@@ -15,7 +15,7 @@ _ROWS = 4096
 _APPEARANCE = 32
 """Components of the patch features in which a query is compared with the reference's range."""
 
-_SPOTS_OF_DOUBT = 20
+SPOTS_OF_DOUBT = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
 
@@ -164,7 +164,7 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
     result = np.array(features, dtype=np.float32)
     for name in np.unique(slices):
         rows = np.flatnonzero(slices == name)
-        share = len(rows) / (len(rows) + _SPOTS_OF_DOUBT)
+        share = len(rows) / (len(rows) + SPOTS_OF_DOUBT)
         result[rows] -= (share * features[rows].mean(0, dtype=np.float64) + (1 - share) * center).astype(np.float32)
     return result
 

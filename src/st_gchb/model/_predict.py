@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
@@ -16,9 +15,12 @@ from st_gchb import __version__
 from st_gchb._constants import Keys
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration, calibration_folds, signs_of
+from st_gchb.model._context import appearance_of, context_of
+from st_gchb.model._embedding import embed
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Query, Rules, measured_panel
+from st_gchb.model._rows import FeatureRows
 from st_gchb.retrieval import LinearReadout, Neighbors, ReferenceBank, Weighting, find_neighbors
 from st_gchb.retrieval._bank import ReferenceTable
 
@@ -41,17 +43,6 @@ class Predictor:
     bank: ReferenceBank
     calibration: Calibration | None
     settings: ModelSettings
-
-
-def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
-    """L2-normalised joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``."""
-    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    graph = adjacency.tocoo()
-    edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(module.device)
-    run = module.network.embed_expression if modality == "expression" else module.network.embed_image
-    module.eval()
-    with torch.inference_mode():
-        return run(torch.from_numpy(dense.astype(np.float32, copy=False)).to(module.device), edges).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Answer:
 
 def answer(
     p: Predictor,
-    features: np.ndarray,
+    features: np.ndarray | FeatureRows,
     adjacency: sparse.csr_matrix,
     slices: np.ndarray,
     k: int | None = None,
@@ -98,7 +89,8 @@ def answer(
     k, weighting
         By default the model's; a ``k`` of the model's own is at most the size of the reference.
     """
-    context = p.rules.context(features, adjacency, slices)
+    features = FeatureRows(features)
+    context = context_of(p.rules.context, features, adjacency, slices)
     embedding = embed(p.module, context, adjacency, "image")
     neighbors = find_neighbors(
         embedding,
@@ -108,10 +100,10 @@ def answer(
         temperature=p.settings.query_temperature,
         device=p.module.device,
     )
-    linear = p.rules.linear(context)
+    linear = context.through(p.rules.linear)
     table = p.bank.table(None)
     panel = read_out(p, neighbors, linear, table)
-    distance = _distance(p.rules.appearance(features), p.bank.appearance)
+    distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
     return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, panel, table.values, distance))
 
 

@@ -195,6 +195,20 @@ def _check(settings: ModelSettings) -> None:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected one of {list(allowed)}.")
 
 
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse arguments of :meth:`st_gchb.model.STGCHB.train` that leave nothing to train on.
+
+    Raises
+    ------
+    InputError
+        With the argument and the smallest value that it takes.
+    """
+    least = {"max_epochs": 1, "batch_size": 2, "block_size": 2}
+    for name, value in sizes.items():
+        if value is not None and value < least[name]:
+            raise InputError(f"{name}={value!r}; expected {least[name]} or more.")
+
+
 def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:
     """Refuse to retrieve more spots than there are.
 

@@ -269,7 +269,7 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
     own = f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
     remedy = own if name == "query" else "Make it the same way again."
     check_features(adata, key)
-    width = np.asarray(adata.obsm[key]).shape[1]
+    width = np.shape(adata.obsm[key])[1]
     if width != rules.n_features:
         raise QueryError(
             f"The {name}'s obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. {remedy}"

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy import sparse
 from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
+from st_gchb.model._rows import FeatureRows
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._expression import check_expression
@@ -146,10 +148,10 @@ def check_features(adata: AnnData, key: str) -> None:
     EncoderError
         With the shape or the number of bad rows.
     """
-    features = np.asarray(adata.obsm[key])
-    if features.ndim != 2 or features.shape[1] < 1:
-        raise EncoderError(f"obsm[{key!r}] has shape {features.shape}; expected (n_spots, n_features).")
-    bad = int((~np.isfinite(features).all(1)).sum())
+    shape: tuple[int, ...] = () if sparse.issparse(adata.obsm[key]) else np.shape(adata.obsm[key])
+    if len(shape) != 2 or shape[1] < 1:
+        raise EncoderError(f"obsm[{key!r}] has shape {shape}; expected (n_spots, n_features).")
+    bad = sum(int((~np.isfinite(block).all(1)).sum()) for _, block in FeatureRows(adata.obsm[key]).blocks())
     if bad:
         raise EncoderError(
             f"obsm[{key!r}] has NaN or infinite values in {bad} spots. Run st_gchb.pp.embed_patches again."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,24 +13,24 @@ from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
-from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._crossfit import cross_fit, embed_reference
+from st_gchb.model._context import context_of
 from st_gchb.model._delivery import check_delivery, deliver
-from st_gchb.model._fitting import Fitted, build_module, fit, training_data
+from st_gchb.model._embedding import embed
+from st_gchb.model._fitting import Fitted, build_module, fit
+from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._predict import Predictor, embed, predict
+from st_gchb.model._predict import Predictor, predict
 from st_gchb.model._presets import Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
-from st_gchb.model._saving import new_model_id
-from st_gchb.model._setup import Registered, registered_table
-from st_gchb.model._training import run_training
+from st_gchb.model._rows import FeatureRows
+from st_gchb.model._setup import registered_table
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank, Weighting, check_search
 
 
-class STGCHB(RegistrationMixin, PersistenceMixin):
+class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
     """Joint embedding of image patches and expression, from which expression is predicted for slides with H&E alone.
 
     Graph contrastive learning in each modality, HSIC bottleneck, cross-modal alignment, retrieval from the reference.
@@ -95,69 +94,6 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
             self.rules_ = self._fitted.rules
             self._describe()
         self.init_params_ = self._get_init_params(locals())
-
-    @property
-    def _where(self) -> Registered:
-        arguments = self.adata_manager.registry["setup_args"]
-        names = Registered.__dataclass_fields__
-        return Registered(**{name: arguments[name] for name in names})
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        batch_size: int | None = None,
-        early_stopping: bool = True,
-        calibrate: bool = True,
-        plan_kwargs: dict[str, Any] | None = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train the network, then embed the reference and calibrate confidence on it.
-
-        Parameters
-        ----------
-        max_epochs
-            Epochs of the joint loss at most; by default the preset's.
-        accelerator, devices
-            As in Lightning; ``"auto"`` takes a GPU where there is one.
-        batch_size
-            Spots contrasted in a step; by default the preset's.
-        early_stopping
-            Stop when the loss on the validation split of the training slices no longer falls, and keep the best
-            epoch's weights. Has no effect where ``validation_share`` is 0.
-        calibrate
-            Also train without each reference slice in turn (at most five times), to learn how confident a prediction
-            can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
-        plan_kwargs
-            Passed to the training plan, such as ``{"lr": 1e-4}``.
-        trainer_kwargs
-            Passed to :class:`scvi.train.Trainer`, such as ``enable_progress_bar=False``.
-        """
-        if self._adata is None:
-            raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
-        run = partial(
-            run_training,
-            s=self.settings,
-            seed=self.seed,
-            max_epochs=max_epochs or self.settings.max_epochs,
-            batch_size=batch_size or self.settings.batch_size,
-            early_stopping=early_stopping,
-            accelerator=accelerator,
-            devices=devices,
-            plan_kwargs=plan_kwargs or {},
-        )
-        fitted, where = self._fitted, self._where
-        run(self, training_data(fitted, self.adata), trainer_kwargs=trainer_kwargs)
-        self.bank_ = embed_reference(self.module, fitted, self.adata, where)
-        self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
-        self.calibration_ = None
-        logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
-        if calibrate:
-            logger.info("Calibration: training without each reference slice in turn.")
-            once_more = partial(run, trainer_kwargs=trainer_kwargs | {"enable_progress_bar": False})
-            self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     def _trained_bank(self, what: str) -> ReferenceBank:
         if not self.is_trained_ or self.bank_ is None:
@@ -286,7 +222,7 @@ class STGCHB(RegistrationMixin, PersistenceMixin):
         rules = cast("Rules", self.rules_)
         query = prepare_query(adata, rules, **where)
         if modality == "image":
-            context = rules.context(query.features, query.adjacency, query.slices)
+            context = context_of(rules.context, FeatureRows(query.features), query.adjacency, query.slices)
             return embed(self.module, context, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")

@@ -1,56 +1,254 @@
-"""Run the training with scvi-tools' runner on Lightning."""
+"""Run the training with scvi-tools' runner on Lightning: from the start or from a checkpoint, within the memory."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from scvi.train import TrainRunner
 
-from st_gchb._logging import others_quiet
+from st_gchb._compat import history_logger, parse_device_args
+from st_gchb._errors import CheckpointError, DeviceError
+from st_gchb._logging import logger, others_quiet
 from st_gchb.model._presets import ModelSettings
-from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly, TrainingData
+from st_gchb.train import (
+    CheckpointFolder,
+    GraphDataModule,
+    KeepBest,
+    Pretraining,
+    Progress,
+    STGCHBTrainingPlan,
+    StopEarly,
+    TrainingData,
+    history_frames,
+    history_points,
+)
+
+_DDP = "ddp_find_unused_parameters_true"
+"""Parameters of terms that are left out of the loss get no gradient, for which plain DDP waits in vain."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Arguments of :meth:`st_gchb.model.STGCHB.train` that a single training needs."""
+
+    max_epochs: int
+    batch_size: int
+    block_size: int
+    early_stopping: bool
+    accelerator: str
+    devices: int | list[int] | str
+    plan_kwargs: dict[str, Any]
+    trainer_kwargs: dict[str, Any]
 
 
 def run_training(
     model: Any,
     training: TrainingData,
-    s: ModelSettings,
-    seed: int,
-    max_epochs: int,
-    batch_size: int,
+    stage: str,
     *,
-    early_stopping: bool,
-    accelerator: str,
-    devices: int | list[int] | str,
-    plan_kwargs: dict[str, Any],
-    trainer_kwargs: dict[str, Any],
+    settings: ModelSettings,
+    seed: int,
+    options: TrainingOptions,
+    checkpoints: CheckpointFolder,
 ) -> None:
-    """Fit the network with scvi-tools' runner.
+    """Fit a network, going on from the checkpoint of its stage where there is one.
 
-    ``model`` is a :class:`~st_gchb.model.STGCHB` or a :class:`~st_gchb.model._crossfit.Trainee`; the other arguments
-    are those of :meth:`st_gchb.model.STGCHB.train`.
+    Where the device's memory is too small for a step, the step is halved and the epoch begun anew.
+
+    Parameters
+    ----------
+    model
+        A :class:`~st_gchb.model.STGCHB` or a :class:`~st_gchb.model._crossfit.Trainee`.
+    training
+        Its training slices.
+    stage
+        Name of its checkpoint.
+    settings, seed
+        Of the model.
+    options
+        How to train.
+    checkpoints
+        Where to keep the state, and what there is to go on with.
     """
-    data = GraphDataModule(
+    state = checkpoints.found(stage)
+    if state is not None:
+        _check_fixed(model.module, state["module"])
+        if state["finished"]:
+            _take_over(model, state, options)
+            return
+        options = replace(options, **state["sizes"])
+        logger.info("Training of the %s goes on after epoch %d.", stage, state["epoch"])
+    while True:
+        sizes = {"batch_size": options.batch_size, "block_size": options.block_size}
+        extra = {"finished": False, "sizes": sizes}
+        progress = Progress(state, keep=lambda taken, extra=extra: checkpoints.put(stage, taken | extra))  # type: ignore[misc]
+        data = _data_module(model, training, settings, seed, options)
+        out_of_memory = _fit(model, data, settings, seed, options, progress)
+        if not out_of_memory:
+            break
+        options, state = _halved(options, data, progress)
+    final = {"module": _state(model), "history": history_points(model.history_ or {}), "epoch": len(_epochs(model))}
+    checkpoints.put(stage, final | {"finished": True})
+
+
+def _data_module(
+    model: Any, training: TrainingData, settings: ModelSettings, seed: int, options: TrainingOptions
+) -> GraphDataModule:
+    return GraphDataModule(
         training,
         n_hops=model.module.network.n_hops,
-        batch_size=batch_size,
-        sampler=s.sampler,
-        validation_share=s.validation_share,
+        batch_size=options.batch_size,
+        sampler=settings.sampler,
+        validation_share=settings.validation_share,
         seed=seed,
-        pretrain_epochs=s.pretrain_epochs,
+        pretrain_epochs=settings.pretrain_epochs,
+        block_size=options.block_size,
     )
+
+
+def _fit(
+    model: Any, data: GraphDataModule, s: ModelSettings, seed: int, options: TrainingOptions, progress: Progress
+) -> bool:
+    """Train until the end; whether the device's memory was too small for it."""
     plan_arguments = {"optimizer": "AdamW", "lr": s.lr, "weight_decay": s.weight_decay, "eps": 1e-8}
-    plan = STGCHBTrainingPlan(model.module, **(plan_arguments | plan_kwargs))
-    options = dict(trainer_kwargs)
-    callbacks = [*options.pop("callbacks", []), Pretraining(s.pretrain_epochs)]
+    plan = STGCHBTrainingPlan(model.module, **(plan_arguments | options.plan_kwargs))
+    given = dict(options.trainer_kwargs)
+    callbacks = [*given.pop("callbacks", []), Pretraining(s.pretrain_epochs), progress]
     if data.n_val:
-        options.setdefault("check_val_every_n_epoch", 1)
-    if early_stopping and data.n_val:
-        callbacks += [KeepBest(), StopEarly(options.pop("early_stopping_patience", s.patience))]
-    epochs = s.pretrain_epochs + max_epochs
+        given.setdefault("check_val_every_n_epoch", 1)
+    if options.early_stopping and data.n_val:
+        callbacks += [KeepBest(), StopEarly(given.pop("early_stopping_patience", s.patience))]
+    given["strategy"] = strategy_for(given.get("strategy", "auto"), options.devices)
+    given.setdefault("logger", history_logger())
+    epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
-    with others_quiet(), torch.random.fork_rng():
+    with others_quiet(), torch.random.fork_rng(), _ctrl_c_kept(progress):
         torch.manual_seed(seed)
-        TrainRunner(model, plan, data, epochs, accelerator, devices, callbacks=callbacks, **options)()
+        make = partial(TrainRunner, model, plan, data, epochs, options.accelerator, options.devices)
+        runner = make(callbacks=callbacks, **given)
+        progress.prepare(runner.trainer, model.module)
+        try:
+            runner()
+        except torch.cuda.OutOfMemoryError:
+            # One device alone would begin the epoch anew, and the others wait for it for ever.
+            if runner.trainer.world_size > 1:
+                raise
+            return True
+    return False
+
+
+def strategy_for(strategy: Any, devices: int | list[int] | str) -> Any:
+    """Lightning's strategy: as given, for several devices always distributed data parallel.
+
+    Raises
+    ------
+    DeviceError
+        For a strategy that splits the network, or that starts other processes than copies of the script.
+    """
+    several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("auto", "0", "1")
+    if isinstance(strategy, DDPStrategy) or strategy == _DDP:
+        return strategy
+    if strategy == "ddp" or (several and strategy == "auto"):
+        return _DDP
+    if strategy in ("auto", "single_device") and not several:
+        return strategy
+    raise DeviceError(
+        f"strategy={strategy!r} with devices={devices!r} is not supported: expected strategy='ddp', in a script "
+        "(python train.py), which Lightning starts once for each device."
+    )
+
+
+def _halved(
+    options: TrainingOptions, data: GraphDataModule, progress: Progress
+) -> tuple[TrainingOptions, dict[str, Any] | None]:
+    """Smaller steps, and the state to go on from."""
+    state = progress.state
+    epoch = 0 if state is None else int(state["epoch"])
+    if data.sampler == "slices" or epoch < data.pretrain_epochs:
+        largest = max(len(block) for blocks in data.blocks for block in blocks)
+        smaller, what = replace(options, block_size=largest // 2), "block_size"
+    else:
+        largest = options.batch_size
+        smaller, what = replace(options, batch_size=largest // 2), "batch_size"
+        if state is not None:
+            # The loss grows with the number of spots that are contrasted: earlier epochs are no measure any more.
+            state = state | {"callbacks": {}}
+    if largest // 2 < 2:
+        raise DeviceError(
+            f"The device's memory is too small even for a step of {largest} spots. Use a larger device, "
+            "accelerator='cpu', or a smaller network (n_hidden, n_image_tail)."
+        )
+    logger.warning(
+        "The device ran out of memory in epoch %d with steps of %d spots: training goes on from that epoch's start "
+        "with %s=%d.",
+        *(epoch, largest, what, largest // 2),
+    )
+    return smaller, state
+
+
+@contextmanager
+def _ctrl_c_kept(progress: Progress) -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt: Lightning ends the program by SystemExit, and leaves Ctrl-C switched off."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not progress.interrupted:
+            raise
+    if progress.interrupted:
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def as_before_on_error(model: Any) -> Iterator[None]:
+    """Give a model back as it was where training ends by an error: half-trained weights are of no use to anyone."""
+    names = ("is_trained_", "bank_", "model_id_", "calibration_")
+    before = {name: getattr(model, name) for name in names}
+    state, training = _state(model), model.module.training
+    history = None if model.history_ is None else dict(model.history_)
+    try:
+        yield
+    except BaseException:
+        model.module.load_state_dict(state)
+        model.module.train(training)
+        model.module.pretraining = False
+        model.history_ = history
+        for name, value in before.items():
+            setattr(model, name, value)
+        raise
+
+
+def _state(model: Any) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in model.module.state_dict().items()}
+
+
+def _epochs(model: Any) -> Any:
+    return max((model.history_ or {}).values(), key=len, default=())
+
+
+def _take_over(model: Any, state: dict[str, Any], options: TrainingOptions) -> None:
+    """Make of a checkpoint of a finished training what the training would have left."""
+    model.module.load_state_dict(state["module"])
+    model.module.eval()
+    model.history_, model.is_trained_ = history_frames(state["history"]), True
+    _, _, device = parse_device_args(options.accelerator, options.devices, return_device="torch")
+    model.to_device(device)
+
+
+def _check_fixed(module: torch.nn.Module, stored: dict[str, torch.Tensor]) -> None:
+    """Refuse to go on where the input maps were fitted to other axes, which other libraries or machines may find."""
+    fixed = {key: value for key, value in module.state_dict().items() if ".fixed." in key}
+    if not all(torch.allclose(value.cpu(), stored[key], rtol=1e-2, atol=1e-4) for key, value in fixed.items()):
+        raise CheckpointError(
+            "The checkpoint's principal components are not those that were fitted now: it was written on another "
+            "machine or with other versions of the libraries. Go on there, or train again without resume=True."
+        )

@@ -1,6 +1,7 @@
 """The method in pure torch: losses, layers and the network. Nothing here knows of AnnData."""
 
-from st_gchb.nn._layers import AffineInput, GraphEncoder, ProjectionHead, permute_rows
+from st_gchb.nn._batch import GraphBatch
+from st_gchb.nn._layers import AffineInput, GraphEncoder, ProjectionHead, members_of, permute_rows
 from st_gchb.nn._losses import (
     alignment_loss,
     bottleneck_loss,
@@ -12,7 +13,8 @@ from st_gchb.nn._losses import (
     median_bandwidth,
     nhsic,
 )
-from st_gchb.nn._networks import Branch, BranchOutput, GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork
+from st_gchb.nn._networks import Branch, BranchOutput, LossSettings, NetworkSettings, STGCHBNetwork
+from st_gchb.nn._parts import Part, gathered
 
 __all__ = [
     "AffineInput",
@@ -22,16 +24,19 @@ __all__ = [
     "GraphEncoder",
     "LossSettings",
     "NetworkSettings",
+    "Part",
     "ProjectionHead",
     "STGCHBNetwork",
     "alignment_loss",
     "bottleneck_loss",
     "cka",
     "dgi_loss",
+    "gathered",
     "gaussian_kernel",
     "hsic",
     "literal_alignment_loss",
     "median_bandwidth",
+    "members_of",
     "nhsic",
     "permute_rows",
 ]

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import DeepGraphInfomax
 
+from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, ProjectionHead, permute_rows
 from st_gchb.nn._losses import alignment_loss, bottleneck_loss, cka, dgi_loss, literal_alignment_loss, nhsic
+from st_gchb.nn._parts import Part, gathered
 
 
 @dataclass(frozen=True)
@@ -55,36 +57,6 @@ class LossSettings:
 
 
 @dataclass
-class GraphBatch:
-    """One training step: spots, their neighbours, and which of them count.
-
-    Parameters
-    ----------
-    image, expression
-        Inputs of the branches after the fixed maps, ``(n_nodes, n_inputs)``.
-    edge_index
-        Edges between nodes, both directions, ``(2, n_edges)``; none joins two slices.
-    groups
-        Slice of each node, ``(n_nodes,)``.
-    rows
-        Nodes that are aligned in this step, ``(n_rows,)``.
-    inner
-        Nodes whose neighbourhood is complete, ``(n_inner,)``: those that DGI sees.
-    """
-
-    image: Tensor
-    expression: Tensor
-    edge_index: Tensor
-    groups: Tensor
-    rows: Tensor
-    inner: Tensor
-
-    def to(self, device: torch.device | str) -> GraphBatch:
-        """The same batch on another device."""
-        return GraphBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
-
-
-@dataclass
 class BranchOutput:
     """Representations of one branch: fixed input, hidden Z, embedding before L2 normalisation."""
 
@@ -121,19 +93,34 @@ class Branch(nn.Module):
         )
         self.head = ProjectionHead(settings.n_hidden, settings.n_embedding, settings.dropout)
 
-    def forward(self, inputs: Tensor, edge_index: Tensor) -> BranchOutput:
-        """Representations of all nodes; ``inputs`` come out of the fixed map."""
-        hidden = self.infomax.encoder(inputs, edge_index)
-        return BranchOutput(inputs, hidden, self.head(hidden))
+    def forward(
+        self, inputs: Tensor, edge_index: Tensor, degree: Tensor | None = None, part: Part | None = None
+    ) -> BranchOutput:
+        """Representations of all nodes; ``inputs`` come out of the fixed map.
+
+        With ``part``, the nodes are shared between devices, and nodes that are no device's own get zeros.
+        """
+        hidden = self._own_hidden(inputs, edge_index, degree, part)
+        embedding = self.head(hidden, part)
+        if part is None:
+            return BranchOutput(inputs, hidden, embedding)
+        return BranchOutput(inputs, gathered(hidden, part), gathered(embedding, part))
+
+    def _own_hidden(self, inputs: Tensor, edge_index: Tensor, degree: Tensor | None, part: Part | None) -> Tensor:
+        """Z of all nodes, or of this device's own."""
+        if part is None:
+            return self.infomax.encoder(inputs, edge_index, degree)
+        own_degree = None if degree is None else degree[part.nodes]
+        return self.infomax.encoder(inputs[part.nodes], part.edge_index, own_degree)[: part.n_own]
 
     def dgi(self, out: BranchOutput, batch: GraphBatch, *, literal: bool) -> Tensor:
         """Equation 1, one summary per slice, over the nodes whose neighbourhood is complete."""
-        corrupted = permute_rows(out.inputs, batch.groups)
-        negative = self.infomax.encoder(corrupted, batch.edge_index)
-        groups = batch.groups[batch.inner]
+        corrupted = permute_rows(out.inputs, batch.members)
+        negative = self._own_hidden(corrupted, batch.edge_index, batch.degree, batch.part)
+        if batch.part is not None:
+            negative = gathered(negative, batch.part)
         losses = []
-        for group in groups.unique():
-            nodes = batch.inner[groups == group]
+        for nodes in batch.inner_members:
             summary = sum_readout(out.hidden[nodes]) if literal else mean_readout(out.hidden[nodes])
             losses.append(
                 dgi_loss(
@@ -197,10 +184,10 @@ class STGCHBNetwork(nn.Module):
         """Deep graph infomax of both branches alone, as in the paper's first stage."""
         terms = {}
         if settings.dgi_image:
-            image = self.image(batch.image, batch.edge_index)
+            image = self.image(batch.image, batch.edge_index, batch.degree, batch.part)
             terms["dgi_image"] = settings.dgi_image * self.image.dgi(image, batch, literal=settings.literal)
         if settings.dgi_expression:
-            expression = self.expression(batch.expression, batch.edge_index)
+            expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
             terms["dgi_expression"] = settings.dgi_expression * self.expression.dgi(
                 expression, batch, literal=settings.literal
             )
@@ -216,8 +203,8 @@ class STGCHBNetwork(nn.Module):
         settings
             Which terms, in which form.
         """
-        image = self.image(batch.image, batch.edge_index)
-        expression = self.expression(batch.expression, batch.edge_index)
+        image = self.image(batch.image, batch.edge_index, batch.degree, batch.part)
+        expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
         t_l, g_f = expression.embedding[batch.rows], image.embedding[batch.rows]
         if settings.literal:
             terms = {"alignment": literal_alignment_loss(t_l, g_f, settings.temperature)}

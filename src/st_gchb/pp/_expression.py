@@ -23,6 +23,9 @@ Matrix: TypeAlias = Any
 _MAX_COUNT_LOG = 20.0
 """No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
 
+DENSE_BYTES = 2**30
+"""Expression of the panel up to this size, as float64, is made dense: 67,108 spots with 2,000 genes."""
+
 
 @dataclass(frozen=True)
 class ExpressionRule:
@@ -188,8 +191,7 @@ def fit_expression(
                 f"{len(missing)} genes of the panel are not in var_names: {missing[:5]}. Take them out."
             )
         columns = genes.get_indexer(pd.Index(panel))
-    dense = log_values[:, columns].toarray().astype(np.float64)
-    offset = dense.mean(0)
+    dense, offset, variance = _moments(log_values[:, columns], seed)
     if n_components is None:
         matrix = np.eye(len(columns)) / max(float(dense.std()), 1e-8)
     else:
@@ -200,5 +202,22 @@ def fit_expression(
         # One scale for all components keeps their relative weight, which says how much of the variance each holds.
         matrix = pca.components_.T / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
     return ExpressionRule(
-        genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32), dense.var(0)
+        genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32), variance
     )
+
+
+def _moments(values: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Expression of the spots that PCA is fitted on, and mean and variance over all, float64.
+
+    A table that is too large to be made dense is fitted on spots drawn with the seed.
+    """
+    n_spots, n_genes = values.shape
+    if 8 * n_spots * n_genes <= DENSE_BYTES:
+        dense: np.ndarray = values.toarray().astype(np.float64)
+        return dense, dense.mean(0), dense.var(0)
+    chosen = np.sort(np.random.default_rng(seed).permutation(n_spots)[: max(2, DENSE_BYTES // (16 * n_genes))])
+    logger.info("PCA of expression is fitted on %d of %d spots, drawn with the model's seed.", len(chosen), n_spots)
+    mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
+    square = sparse.csr_matrix((values.data.astype(np.float64) ** 2, values.indices, values.indptr), values.shape)
+    variance = np.maximum(np.asarray(square.mean(axis=0)).ravel() - mean**2, 0.0)
+    return values[chosen].toarray().astype(np.float64), mean, variance

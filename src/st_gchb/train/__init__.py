@@ -1,6 +1,20 @@
-"""Training: mini-batches of spots with their graph, and the Lightning plan."""
+"""Training: mini-batches of spots with their graph, the Lightning plan, and checkpoints to go on from."""
 
-from st_gchb.train._data import GraphDataModule, TrainingData
+from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, TrainingData
 from st_gchb.train._plan import KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
+from st_gchb.train._progress import CheckpointFolder, Progress, history_frames, history_points, key_of
 
-__all__ = ["GraphDataModule", "KeepBest", "Pretraining", "STGCHBTrainingPlan", "StopEarly", "TrainingData"]
+__all__ = [
+    "BLOCK_SIZE",
+    "CheckpointFolder",
+    "GraphDataModule",
+    "KeepBest",
+    "Pretraining",
+    "Progress",
+    "STGCHBTrainingPlan",
+    "StopEarly",
+    "TrainingData",
+    "history_frames",
+    "history_points",
+    "key_of",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +14,25 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from st_gchb._logging import logger
 from st_gchb.nn import GraphBatch
+from st_gchb.train._blocks import edges_between, share_of, spatial_blocks, with_halo
 
 Sampler = Literal["spots", "slices"]
+
+BLOCK_SIZE = 20_000
+"""Spots beyond which a slice is cut into blocks: what one step with the paper's preset holds on a 16 GB GPU."""
+
+
+class Rows(Protocol):
+    """A tensor, or what is indexed like one and makes rows when they are asked for."""
+
+    @property
+    def shape(self) -> Any:
+        """``(n_rows, width)``."""
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Some rows, ``(n, width)``."""
 
 
 @dataclass
@@ -25,7 +42,7 @@ class TrainingData:
     Parameters
     ----------
     image, expression
-        Inputs of the two branches, ``(n_spots, n_inputs)``.
+        Inputs of the two branches, ``(n_spots, n_inputs)``; those of the image branch may lie on disk.
     adjacency
         Spot graph, symmetric, no self-loops, ``(n_spots, n_spots)``.
     groups
@@ -36,7 +53,7 @@ class TrainingData:
         The image branch's inputs in other stains, ``(n_versions, n_spots, n_inputs)``, or None.
     """
 
-    image: Tensor
+    image: Rows
     expression: Tensor
     adjacency: sparse.csr_matrix
     groups: np.ndarray
@@ -46,24 +63,39 @@ class TrainingData:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @cached_property
+    def degree(self) -> np.ndarray:
+        """Number of neighbours of each spot in the whole graph, ``(n_spots,)``."""
+        return np.diff(self.adjacency.indptr).astype(np.float32)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Place of each spot in an order in which neighbours lie close, ``(n_spots,)``."""
+        place = np.empty(len(self), dtype=np.int64)
+        blocks = [rows[block] for rows in self.slices() for block in spatial_blocks(self.coordinates[rows], 64)]
+        place[np.concatenate(blocks)] = np.arange(len(self))
+        return place
+
+    def slices(self) -> list[np.ndarray]:
+        """Rows of each slice, in the order of their numbers."""
+        return [np.flatnonzero(self.groups == group) for group in np.unique(self.groups)]
+
     def batch(self, rows: np.ndarray, n_hops: int, rng: np.random.Generator | None = None) -> GraphBatch:
         """The spots of one step with their neighbours: the embeddings of ``rows`` are those of the whole graph.
 
         With ``rng``, each spot is seen in a stain that is drawn, its own among them.
         """
-        nodes = np.asarray(rows)
-        for _ in range(n_hops):
-            nodes = np.concatenate([nodes, np.setdiff1d(self.adjacency[nodes].indices, nodes)])
-        local = self.adjacency[nodes][:, nodes].tocoo()
+        nodes = with_halo(self.adjacency, rows, n_hops)
         positions = torch.arange(len(rows))
         index = torch.from_numpy(nodes.astype(np.int64))
         return GraphBatch(
             image=self._seen(index, rng),
             expression=self.expression[index],
-            edge_index=torch.from_numpy(np.stack([local.row, local.col]).astype(np.int64)),
+            edge_index=torch.from_numpy(edges_between(self.adjacency, nodes)),
             groups=torch.from_numpy(self.groups[nodes].astype(np.int64)),
             rows=positions,
             inner=positions,
+            degree=torch.from_numpy(self.degree[nodes]),
         )
 
     def _seen(self, index: Tensor, rng: np.random.Generator | None) -> Tensor:
@@ -93,41 +125,62 @@ def split_spots(data: TrainingData, validation_share: float, rng: np.random.Gene
     return np.setdiff1d(np.arange(len(data)), chosen), chosen
 
 
+Step = tuple[np.ndarray, np.ndarray | None]
+"""Spots that are aligned, and the spots around them that count too (``None``: no others)."""
+
+
 class _Steps(IterableDataset):
-    """The steps of an epoch; each pass over it is the next epoch."""
+    """The steps of an epoch.
+
+    Which steps an epoch has depends on its number alone, so that training can go on with any epoch, and a loader that
+    begins an epoch twice sees the same. Without a trainer, each pass is the next epoch.
+    """
 
     def __init__(self, module: GraphDataModule, rows: np.ndarray, shuffle: bool) -> None:
         self.module, self.rows, self.shuffle = module, rows, shuffle
         self.rng = np.random.default_rng(module.seed)
-        # Stains have numbers of their own: the order of the spots is the same with and without them.
-        self.stains = np.random.default_rng([module.seed, 1])
         self.epoch = 0
+        self._drawn: tuple[int, list[Step]] = (-1, [])
 
     def __iter__(self) -> Iterator[GraphBatch]:
-        rng = self.rng if self.shuffle else np.random.default_rng(self.module.seed)
-        plan = self._whole_slices() if self.shuffle and self.epoch < self.module.pretrain_epochs else self._plan(rng)
-        self.epoch += 1
-        for chosen, inner in plan:
-            nodes = chosen if inner is None else inner
-            batch = self.module.data.batch(nodes, self.module.n_hops, self.stains if self.shuffle else None)
+        module, trainer = self.module, self.module.trainer
+        epoch = self.epoch if trainer is None or not self.shuffle else trainer.current_epoch
+        self.epoch = epoch + 1
+        # Stains have numbers of their own: the order of the spots is the same with and without them.
+        stains = np.random.default_rng([module.seed, 1, epoch]) if self.shuffle else None
+        for chosen, inner in self._of_epoch(epoch):
+            batch = module.data.batch(chosen if inner is None else inner, module.n_hops, stains)
             if inner is not None:
-                batch.rows = torch.from_numpy(np.flatnonzero(np.isin(inner, chosen)).astype(np.int64))
-            yield batch
+                batch.rows = torch.from_numpy(np.searchsorted(inner, np.sort(chosen)))
+            yield module.shared(batch, chosen if inner is None else inner)
 
-    def _whole_slices(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        groups = self.module.data.groups
-        yield from ((np.flatnonzero(groups == group), None) for group in np.unique(groups))
+    def _of_epoch(self, epoch: int) -> list[Step]:
+        """Steps of an epoch: the orders of those before it are drawn too, since each draws from where one stopped."""
+        if not self.shuffle:
+            return list(self._plan(np.random.default_rng(self.module.seed)))
+        drawn, steps = self._drawn
+        if epoch < drawn:
+            self.rng, drawn = np.random.default_rng(self.module.seed), -1
+        for number in range(drawn + 1, epoch + 1):
+            pretraining = number < self.module.pretrain_epochs
+            steps = list(self._whole_blocks() if pretraining else self._plan(self.rng))
+        self._drawn = (epoch, steps)
+        return steps
 
-    def _plan(self, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def _whole_blocks(self) -> Iterator[Step]:
+        yield from ((block, None) for blocks in self.module.blocks for block in blocks)
+
+    def _plan(self, rng: np.random.Generator) -> Iterator[Step]:
         if self.module.sampler == "spots":
             yield from ((part, None) for part in _parts(self.rows, self.module.batch_size, rng, self.shuffle))
             return
-        groups = self.module.data.groups
-        for group in rng.permutation(np.unique(groups)):
-            whole = np.flatnonzero(groups == group)
-            own = self.rows[groups[self.rows] == group]
-            for part in _parts(own, self.module.batch_size, rng, self.shuffle):
-                yield part, whole
+        # Slices are permuted by their numbers, as before there were blocks: the draw depends on how many there are.
+        for slice_number in rng.permutation(len(self.module.blocks)):
+            blocks = self.module.blocks[slice_number]
+            for number in rng.permutation(len(blocks)) if len(blocks) > 1 else range(1):
+                own = np.intersect1d(self.rows, blocks[number], assume_unique=True)
+                for part in _parts(own, self.module.batch_size, rng, self.shuffle):
+                    yield part, blocks[number]
 
 
 def _parts(rows: np.ndarray, size: int, rng: np.random.Generator, shuffle: bool) -> list[np.ndarray]:
@@ -157,6 +210,10 @@ class GraphDataModule(LightningDataModule):
         Seed of the split and of the order of the spots.
     pretrain_epochs
         First epochs, in which a step is a whole slice and infomax is the only loss.
+    block_size
+        Spots beyond which a slice is cut into spatial blocks, each of which then stands where a slice stands above.
+        A block comes with its halo, so its own spots are represented as in the whole slice; infomax compares them
+        with the mean of their block.
     """
 
     def __init__(
@@ -169,19 +226,46 @@ class GraphDataModule(LightningDataModule):
         validation_share: float,
         seed: int,
         pretrain_epochs: int = 0,
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         super().__init__()
         self.pretrain_epochs = pretrain_epochs
         self.data, self.n_hops, self.batch_size, self.sampler, self.seed = data, n_hops, batch_size, sampler, seed
         self.train_idx, self.val_idx = split_spots(data, validation_share, np.random.default_rng(seed))
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self.blocks = self._cut(block_size) if sampler == "slices" or pretrain_epochs else []
+
+    def _cut(self, size: int) -> list[list[np.ndarray]]:
+        """Rows of the blocks of each slice."""
+        slices = self.data.slices()
+        blocks = [[rows[block] for block in spatial_blocks(self.data.coordinates[rows], size)] for rows in slices]
+        large = [len(own) for own in blocks if len(own) > 1]
+        if large:
+            logger.info(
+                "%d of %d slices have more than %d spots (block_size): they are cut into %d blocks, each with a halo "
+                "of %d hops.",
+                *(len(large), len(slices), size, sum(large), self.n_hops),
+            )
+        return blocks
+
+    def shared(self, batch: GraphBatch, inner: np.ndarray) -> GraphBatch:
+        """The step with this device's share of it, where several devices train; else the step as it is."""
+        n_devices = 1 if self.trainer is None else self.trainer.world_size
+        if n_devices > 1 and self.trainer is not None:
+            near = np.argsort(self.data.order[inner], kind="stable")
+            edges, n_nodes = batch.edge_index.numpy(), len(batch.groups)
+            batch.part = share_of(edges, n_nodes, near, self.n_hops, self.trainer.global_rank, n_devices)
+        return batch
 
     def train_dataloader(self) -> DataLoader:
         """Steps over the training spots, in a new order each epoch."""
-        return DataLoader(_Steps(self, self.train_idx, shuffle=True), batch_size=None)
+        return self._loader(self.train_idx, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
         """Steps over the validation spots, always the same; none without a validation split."""
         if self.n_val == 0:
             return []
-        return DataLoader(_Steps(self, self.val_idx, shuffle=False), batch_size=None)
+        return self._loader(self.val_idx, shuffle=False)
+
+    def _loader(self, rows: np.ndarray, *, shuffle: bool) -> DataLoader:
+        return DataLoader(_Steps(self, rows, shuffle), batch_size=None, pin_memory=torch.cuda.is_available())

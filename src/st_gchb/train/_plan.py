@@ -30,15 +30,19 @@ class STGCHBTrainingPlan(TrainingPlan):
     def _step(self, batch: GraphBatch, mode: str) -> torch.Tensor:
         _, _, output = self.forward(batch)
         # Said here, the batch size is not guessed (and warned about) by Lightning: nodes are not what is averaged over.
-        options = {"on_step": False, "on_epoch": True, "batch_size": output.n_obs_minibatch}
-        self.log(f"{mode}_loss", output.loss, prog_bar=mode == "train", **options)
+        self.log(f"{mode}_loss", output.loss, prog_bar=mode == "train", **self._options(output))
         self.compute_and_log_metrics(output, {}, mode)
         return output.loss
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
         """Log the terms of the loss, once an epoch."""
         for name, value in loss_output.extra_metrics.items():
-            self.log(f"{name}_{mode}", value, on_step=False, on_epoch=True, batch_size=loss_output.n_obs_minibatch)
+            self.log(f"{name}_{mode}", value, **self._options(loss_output))
+
+    def _options(self, output: LossOutput) -> dict[str, Any]:
+        # Tensors are handed over as they are: they stay on the device until the epoch's mean is asked for.
+        several = self.trainer.world_size > 1
+        return {"on_step": False, "on_epoch": True, "batch_size": output.n_obs_minibatch, "sync_dist": several}
 
 
 class Pretraining(Callback):
@@ -104,6 +108,14 @@ class KeepBest(Callback):
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
             self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold of it."""
+        return {"best": self.best, "epoch": self.epoch, "state": dict(self._state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best, self.epoch, self._state = state_dict["best"], state_dict["epoch"], dict(state_dict["state"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""

@@ -1,0 +1,122 @@
+"""The training call of the model class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scvi.model.base import BaseModelClass
+
+from st_gchb._errors import InputError
+from st_gchb._logging import logger
+from st_gchb.model._calibration import Calibration
+from st_gchb.model._crossfit import cross_fit, embed_reference
+from st_gchb.model._fitting import Fitted, training_data
+from st_gchb.model._identity import checkpoint_folder, training_identity
+from st_gchb.model._presets import ModelSettings, check_sizes
+from st_gchb.model._saving import new_model_id
+from st_gchb.model._setup import Registered
+from st_gchb.model._training import TrainingOptions, as_before_on_error, run_training
+from st_gchb.retrieval import ReferenceBank
+from st_gchb.train import BLOCK_SIZE, CheckpointFolder
+
+
+class TrainingMixin(BaseModelClass):
+    """Training of :class:`~st_gchb.model.STGCHB`."""
+
+    seed: int
+    settings: ModelSettings
+    bank_: ReferenceBank | None
+    calibration_: Calibration | None
+    model_id_: str | None
+    _fitted: Fitted
+
+    @property
+    def _where(self) -> Registered:
+        arguments = self.adata_manager.registry["setup_args"]
+        names = Registered.__dataclass_fields__
+        return Registered(**{name: arguments[name] for name in names})
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        batch_size: int | None = None,
+        early_stopping: bool = True,
+        calibrate: bool = True,
+        block_size: int = BLOCK_SIZE,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the network, then embed the reference and calibrate confidence on it.
+
+        Where it ends early, by an error or Ctrl-C, the model is as before the call, and a checkpoint of the last
+        epoch is kept, from which the same call goes on with ``resume=True``.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of the joint loss at most; by default the preset's.
+        accelerator, devices
+            As in Lightning; ``"auto"`` takes a GPU where there is one.
+        batch_size
+            Spots contrasted in a step; by default the preset's.
+        early_stopping
+            Stop when the loss on the validation split of the training slices no longer falls, and keep the best
+            epoch's weights. Has no effect where ``validation_share`` is 0.
+        calibrate
+            Also train without each reference slice in turn (at most five times), to learn how confident a prediction
+            can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
+        block_size
+            Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice.
+        checkpoint_dir
+            Folder of the checkpoints; by default one in the cache folder, named by data and settings. They are
+            removed when training has ended.
+        resume
+            Go on from the checkpoint that is there, with the same result as if nothing had come between.
+        plan_kwargs
+            Passed to the training plan, such as ``{"lr": 1e-4}``.
+        trainer_kwargs
+            Passed to :class:`scvi.train.Trainer`, such as ``enable_progress_bar=False``.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint to go on from is damaged, or of other data or settings.
+        DeviceError
+            If several devices cannot be used this way, or the memory is too small for the smallest step.
+        """
+        if self._adata is None:
+            raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
+        check_sizes(max_epochs=max_epochs, batch_size=batch_size, block_size=block_size)
+        options = TrainingOptions(
+            max_epochs=max_epochs or self.settings.max_epochs,
+            batch_size=batch_size or self.settings.batch_size,
+            block_size=block_size,
+            early_stopping=early_stopping,
+            accelerator=accelerator,
+            devices=devices,
+            plan_kwargs=plan_kwargs or {},
+            trainer_kwargs=trainer_kwargs,
+        )
+        fitted, where = self._fitted, self._where
+        identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
+        checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+        run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
+        with as_before_on_error(self), checkpoints.kept_on_error():
+            run(self, training_data(fitted, self.adata), "network", options=options)
+            self.bank_ = embed_reference(self.module, fitted, self.adata, where)
+            self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
+            self.calibration_ = None
+            logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
+            if calibrate:
+                logger.info("Calibration: training without each reference slice in turn.")
+                quiet = replace(options, trainer_kwargs=trainer_kwargs | {"enable_progress_bar": False})
+                once_more = partial(run, options=quiet)
+                self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
