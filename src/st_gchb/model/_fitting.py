@@ -164,7 +164,7 @@ def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
     look = fitted.rules.context
     versions = [
         context_of(look, FeatureRows(features), fitted.adjacency, fitted.slices).through(fitted.image_map)
-        for features in stained_versions(adata, fitted.rules.features_key)
+        for features in stained_versions(adata, fitted.rules.features_key, fitted.features.shape)
     ]
     return torch.from_numpy(np.stack(versions)) if versions else None
 

@@ -117,8 +117,10 @@ def is_stain_key(name: str, key: str) -> bool:
     return name.removeprefix(f"{key}_stain").isdecimal() and name.startswith(key)
 
 
-def stained_versions(adata: AnnData, key: str) -> list[np.ndarray]:
+def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = None) -> list[np.ndarray]:
     """Features of the training spots in other stains, as ``uns[key]`` says, each ``(n_spots, n_features)``.
+
+    ``shape`` is that of the features in their own stain, by default of ``obsm[key]``.
 
     Raises
     ------
@@ -128,6 +130,7 @@ def stained_versions(adata: AnnData, key: str) -> list[np.ndarray]:
         One has another shape than the features, or numbers that are not finite.
     """
     n = int(adata.uns[key].get("stain_augment", 0)) if key in adata.uns else 0
+    shape = np.shape(adata.obsm[key]) if n and shape is None else shape
     versions = []
     for name in (stain_key(key, version) for version in range(1, n + 1)):
         if name not in adata.obsm:
@@ -136,10 +139,10 @@ def stained_versions(adata: AnnData, key: str) -> list[np.ndarray]:
                 'stains were made. Run pp.embed_patches again, or delete uns\' "stain_augment" to go without.'
             )
         versions.append(np.asarray(adata.obsm[name], dtype=np.float32))
-        if versions[-1].shape != np.shape(adata.obsm[key]) or not np.isfinite(versions[-1]).all():
+        if versions[-1].shape != shape or not np.isfinite(versions[-1]).all():
             raise EncoderError(
-                f"obsm[{name!r}] has shape {versions[-1].shape}; expected finite values of shape "
-                f"{np.shape(adata.obsm[key])}, as obsm[{key!r}]. Run pp.embed_patches again."
+                f"obsm[{name!r}] has shape {versions[-1].shape}; expected finite values of shape {shape}, as "
+                f"obsm[{key!r}]. Run pp.embed_patches again."
             )
     return versions
 
