@@ -95,7 +95,10 @@ class GraphEncoder(nn.Module):
         -------
         ``(n, n_hidden)``.
         """
-        x = self.tail(x)
+        return self.spread(self.tail(x), edge_index, degree)
+
+    def spread(self, x: Tensor, edge_index: Tensor, degree: Tensor | None = None) -> Tensor:
+        """Node representations from what comes out of the tail, which is row by row and the costliest layer."""
         if self.kind == "none":
             return self.activation(self.conv(x))
         if self.kind == "gcn_sum":

@@ -58,11 +58,16 @@ class LossSettings:
 
 @dataclass
 class BranchOutput:
-    """Representations of one branch: fixed input, hidden Z, embedding before L2 normalisation."""
+    """Representations of one branch: fixed input, hidden Z, embedding before L2 normalisation.
+
+    ``shuffled`` is what infomax shuffles: the output of the tail, which works row by row, so that of shuffled rows it
+    makes its own output, shuffled; where devices share the nodes, the inputs.
+    """
 
     inputs: Tensor
     hidden: Tensor
     embedding: Tensor
+    shuffled: Tensor
 
 
 class Branch(nn.Module):
@@ -100,25 +105,25 @@ class Branch(nn.Module):
 
         With ``part``, the nodes are shared between devices, and nodes that are no device's own get zeros.
         """
-        hidden = self._own_hidden(inputs, edge_index, degree, part)
-        embedding = self.head(hidden, part)
         if part is None:
-            return BranchOutput(inputs, hidden, embedding)
-        return BranchOutput(inputs, gathered(hidden, part), gathered(embedding, part))
+            tail = self.infomax.encoder.tail(inputs)
+            hidden = self.infomax.encoder.spread(tail, edge_index, degree)
+            return BranchOutput(inputs, hidden, self.head(hidden), tail)
+        hidden = self._own_hidden(inputs, degree, part)
+        return BranchOutput(inputs, gathered(hidden, part), gathered(self.head(hidden, part), part), inputs)
 
-    def _own_hidden(self, inputs: Tensor, edge_index: Tensor, degree: Tensor | None, part: Part | None) -> Tensor:
-        """Z of all nodes, or of this device's own."""
-        if part is None:
-            return self.infomax.encoder(inputs, edge_index, degree)
+    def _own_hidden(self, inputs: Tensor, degree: Tensor | None, part: Part) -> Tensor:
+        """Z of this device's own nodes."""
         own_degree = None if degree is None else degree[part.nodes]
         return self.infomax.encoder(inputs[part.nodes], part.edge_index, own_degree)[: part.n_own]
 
     def dgi(self, out: BranchOutput, batch: GraphBatch, *, literal: bool) -> Tensor:
         """Equation 1, one summary per slice, over the nodes whose neighbourhood is complete."""
-        corrupted = permute_rows(out.inputs, batch.members)
-        negative = self._own_hidden(corrupted, batch.edge_index, batch.degree, batch.part)
-        if batch.part is not None:
-            negative = gathered(negative, batch.part)
+        corrupted = permute_rows(out.shuffled, batch.members)
+        if batch.part is None:
+            negative = self.infomax.encoder.spread(corrupted, batch.edge_index, batch.degree)
+        else:
+            negative = gathered(self._own_hidden(corrupted, batch.degree, batch.part), batch.part)
         losses = []
         for nodes in batch.inner_members:
             summary = sum_readout(out.hidden[nodes]) if literal else mean_readout(out.hidden[nodes])
