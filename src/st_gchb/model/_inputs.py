@@ -157,9 +157,5 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
 def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
     """Mean of the neighbours' features, ``(n_spots, n_features)``; a spot without neighbours keeps its own."""
     degree = np.asarray(adjacency.sum(axis=1)).ravel()
-    # In place: of a million spots each copy takes as much as the features themselves.
-    mean: np.ndarray = adjacency @ features
-    mean /= np.maximum(degree, 1.0)[:, None]
-    alone = degree <= 0
-    mean[alone] = features[alone]
-    return mean.astype(np.float32, copy=False)
+    mean = (adjacency @ features) / np.maximum(degree, 1.0)[:, None]
+    return np.where(degree[:, None] > 0, mean, features).astype(np.float32)
