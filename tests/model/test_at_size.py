@@ -66,6 +66,18 @@ def test_rows_of_any_kind_of_array(kind, tmp_path, small_limits):
     np.testing.assert_array_equal(np.concatenate([block for _, block in part.blocks()]), expected[[1, 11, 81]])
 
 
+def test_what_was_written_to_a_private_copy_of_a_file_stays(tmp_path):
+    """Pages that were read are given back to the system; those of a private copy are nowhere else."""
+    np.zeros((50, 40), np.float32).tofile(tmp_path / "x.bin")
+    for mode in ("c", "r+"):
+        values = np.memmap(tmp_path / "x.bin", dtype=np.float32, mode=mode, shape=(50, 40))
+        values[7] = 3.0
+        rows = FeatureRows(values)
+        assert sum(block.sum() for _, block in rows.blocks()) == 120.0
+        assert (rows[np.array([7])] == 3.0).all()
+        assert (values[7] == 3.0).all()
+
+
 # ---- Context ----
 
 

@@ -20,7 +20,7 @@ PLAIN_BYTES = 2**30
 _SAMPLE_BYTES = 2**29
 """Context features of the spots on which maps are fitted where not all are held: 21,845 such spots."""
 
-_COLUMNS = 128
+_COLUMNS = 64
 """Components that are made at once."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,9 @@ class FeatureRows:
         """Rows by number, in any order, ``(n, n_features)``."""
         wanted = np.asarray(index) if self._rows is None else self._rows[index]
         if isinstance(self._array, np.ndarray):
-            return np.asarray(self._array[wanted], dtype=np.float32)
+            values = np.asarray(self._array[wanted], dtype=np.float32)
+            _let_go(self._array)
+            return values
         # What is chunked on disk is read a stretch at a time: few formats take rows in any order, none takes them fast.
         result = np.empty((len(wanted), self.shape[1]), dtype=np.float32)
         order = np.argsort(wanted, kind="stable")
@@ -74,7 +77,17 @@ class FeatureRows:
         return self[np.arange(len(self))]
 
     def _stretch(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self._array[start:stop], dtype=np.float32)
+        values = np.array(self._array[start:stop], dtype=np.float32)
+        _let_go(self._array)
+        return values
+
+
+def _let_go(array: Any) -> None:
+    """Give pages of a mapped file that were read back to the system, which would else count as this process's."""
+    file = getattr(array, "base", None)
+    # Pages that were written to a private copy ("c") are nowhere else.
+    if isinstance(array, np.memmap) and array.mode in ("r", "r+") and isinstance(file, mmap.mmap):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 def _is_lazy(array: Any) -> bool:
