@@ -207,7 +207,7 @@ def test_fewer_genes_than_asked_for(caplog):
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
     result = evaluate(adata, methods={"spy": Spy()}, **(QUICK | {"n_top_genes": 58}))
     assert result.scores.set_index("fold")["n_genes"].to_dict() == {"S1": 58, "S2": 58, "S3": 55}
-    (warning,) = [record.getMessage() for record in caplog.records]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "Fold S3: n_top_genes=58" in warning
     assert "55 usable" in warning
 
