@@ -253,6 +253,7 @@ BAD = {
     "patch in px": ({"patch_px": float("nan")}, InputError, None),
     "batch": ({"batch_size": 0}, InputError, None),
     "device": ({"device": "abacus"}, InputError, None),
+    "precision": ({"precision": "float64"}, InputError, None),
     "tiny patch": ({"patch_um": 0.1}, ScaleError, None),
     "scale": ({"um_per_px": None}, ScaleError, None),
     "sdata argument": ({"table": "table"}, InputError, None),

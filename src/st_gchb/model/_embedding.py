@@ -17,6 +17,7 @@ from st_gchb.model._context import BlockedContext, Context, MappedRows
 from st_gchb.model._inputs import FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.nn import Branch
+from st_gchb.pp._device import halved
 from st_gchb.train._blocks import edges_between, with_halo
 
 _BLOCK_SPOTS = 4096
@@ -76,9 +77,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
         except torch.cuda.OutOfMemoryError:
             if size < 2:
                 raise
-            size //= 2
-            torch.cuda.empty_cache()
-            logger.warning("The device ran out of memory: embedding goes on with %d spots at once.", size)
+            size = halved(size, "embedding goes on with %d spots at once")
             continue
         start += len(rows)
     return result

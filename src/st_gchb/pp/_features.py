@@ -15,8 +15,10 @@ from st_gchb import __version__
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._errors import InputError, ScaleError
 from st_gchb.pp._cache import cache_folder
-from st_gchb.pp._embed import Damaged, Pace, choose_device, embed_slices
+from st_gchb.pp._device import choose_device
+from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._engine import Engine, Pace, Precision, check_precision
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.pp._rule import FeatureRule, encoder_of_rule, is_stain_key, stain_key
 from st_gchb.pp._slides import Slice
@@ -50,6 +52,8 @@ def embed_patches(
     batch_size: int = 64,
     memory_mb: float = MEMORY_MB,
     device: str = "auto",
+    precision: Precision = "auto",
+    compiled: bool = False,
     key_added: str = Keys.FEATURES,
     cache: bool = True,
     cache_dir: str | Path | None = None,
@@ -93,6 +97,12 @@ def embed_patches(
         Bound of the decoded pixels that are held, MB; see :func:`read_patches`.
     device
         ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
+    precision
+        ``"float32"``; ``"mixed"``: convolutions and products in half precision (bfloat16 on a CPU, float16 elsewhere),
+        which differs in the third digit of a feature; ``"auto"``: mixed on a CUDA GPU, float32 elsewhere.
+    compiled
+        Have torch compile the encoder first, which takes from seconds to a minute and pays from some thousand patches
+        on. Needs a C++ compiler on a CPU.
     key_added
         Key in ``obsm`` and ``uns``.
     cache, cache_dir
@@ -123,7 +133,7 @@ def embed_patches(
     ScaleError
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
-        The encoder is unknown, or its weights are not to be had.
+        The encoder is unknown, cannot be compiled, or its weights are not to be had.
     StainError
         The stain of a slice that is to be normalised cannot be told.
 
@@ -140,19 +150,20 @@ def embed_patches(
     _check_settings(views, patch_um, patch_px, batch_size, damaged)
     _check_stain(stain_norm, stain_augment)
     check_positive("memory_mb", memory_mb)
+    check_precision(precision)
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
     folder = cache_folder(cache_dir) if cache else None
-    pace = Pace(batch_size, chosen, memory_mb)
+    engine = Engine(trunk, views, Pace(batch_size, chosen, memory_mb, precision, compiled))
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
     made = {}
     for version in range(stain_augment + 1):
         restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
         name = stain_key(key_added, version) if version else key_added
-        made[name], left_out = embed_slices(slices, sides, trunk, views, pace, folder, damaged, restains)
+        made[name], left_out = embed_slices(slices, sides, engine, folder, damaged, restains)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
@@ -172,7 +183,7 @@ def embed_patches(
         del target.obsm[key]
     for key, features in made.items():
         target.obsm[key] = features
-    target.uns[key_added] = _provenance(rule, slices)
+    target.uns[key_added] = _provenance(rule, slices) | {"precision": engine.precision}
     if len(left_out):
         target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
     return target if copy else None

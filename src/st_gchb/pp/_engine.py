@@ -1,0 +1,195 @@
+"""The encoder at work: on a device, in a precision, as many patches at once as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from st_gchb._errors import EncoderError, InputError
+from st_gchb.pp._cache import Features
+from st_gchb.pp._device import halved
+from st_gchb.pp._encoders import Encoder
+
+Precision = Literal["auto", "float32", "mixed"]
+Recolor = Callable[[Tensor], Tensor]
+Rows = npt.NDArray[np.int64]
+Batch = tuple[Rows, npt.NDArray[np.uint8]]
+
+_CPU_BATCH = 8
+"""Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
+patches take twice the time of 8 times 8)."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How patches are read and passed on.
+
+    Parameters
+    ----------
+    batch_size
+        Patches at once.
+    device
+        Where the encoder runs.
+    memory_mb
+        As :func:`~st_gchb.pp.read_patches` takes it.
+    precision
+        ``"float32"``, or ``"mixed"``: convolutions and products in half precision; ``"auto"``: mixed on a GPU.
+    compiled
+        Whether the encoder is compiled by torch first.
+    """
+
+    batch_size: int
+    device: torch.device
+    memory_mb: float
+    precision: Precision = "auto"
+    compiled: bool = False
+
+    @property
+    def mixed(self) -> bool:
+        """Whether half precision is used."""
+        return self.precision == "mixed" or (self.precision == "auto" and self.device.type == "cuda")
+
+
+def check_precision(precision: Any) -> None:
+    """Refuse a precision that is unknown.
+
+    Raises
+    ------
+    InputError
+        If it is none of ``"auto"``, ``"float32"``, ``"mixed"``.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision={precision!r} is unknown; expected one of {list(get_args(Precision))}.")
+
+
+class Engine:
+    """An encoder on a device.
+
+    Batch norm is folded into the convolutions before it, weights and patches lie channels last. On a GPU, patches are
+    sent and features fetched while the encoder is busy with the next batch. Where the device's memory is too small, the
+    batch is halved, and stays so.
+
+    Parameters
+    ----------
+    encoder
+        The frozen trunk.
+    views
+        1, 4 (rotations) or 8 (and mirrored): features are the mean over them.
+    pace
+        Where, in which precision, how many at once.
+    """
+
+    def __init__(self, encoder: Encoder, views: int, pace: Pace) -> None:
+        self.encoder, self.views, self.pace = encoder, views, pace
+        self._at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
+
+    @property
+    def identity(self) -> str:
+        """What tells its features from those of any other encoder, part of the key of cached features."""
+        return f"{self.encoder.identity}-{self.precision}" if self.pace.mixed else self.encoder.identity
+
+    @property
+    def precision(self) -> str:
+        """What is computed in: ``"float32"``, or ``"mixed"`` and the type of the half."""
+        return f"mixed {str(self._half).removeprefix('torch.')}" if self.pace.mixed else "float32"
+
+    @cached_property
+    def _ready(self) -> Encoder:
+        """The encoder as it is used; made when the first patches come, since features may all be cached."""
+        module: nn.Module = self.encoder.folded.to(self.pace.device)
+        if not self.pace.compiled:
+            return replace(self.encoder, module=module)
+        # With frozen weights, their layout in memory is chosen once, too.
+        options: dict[str, Any] | None = {"freezing": True} if self.pace.device.type == "cpu" else None
+        ready = replace(self.encoder, module=cast(nn.Module, torch.compile(module, dynamic=False, options=options)))
+        side = self.encoder.input_px
+        try:
+            with self._precise():
+                ready(torch.zeros(self._at_once, 3, side, side, dtype=torch.uint8, device=self.pace.device))
+        except torch.cuda.OutOfMemoryError:
+            # Met again, and dealt with, where patches are encoded.
+            return ready
+        except RuntimeError as error:
+            raise EncoderError(
+                f"encoder {self.encoder.name!r} could not be compiled ({error}). torch.compile needs a C++ compiler on "
+                "a CPU, and triton on a GPU; leave out compiled=True otherwise."
+            ) from error
+        return ready
+
+    def run(self, batches: Iterable[Batch], recolors: Sequence[Recolor] = ()) -> Iterator[tuple[Rows, Features]]:
+        """Encode batches in their order.
+
+        Parameters
+        ----------
+        batches
+            Rows, ``(b,)``, and patches, ``(b, h, w, 3)`` uint8.
+        recolors
+            What is done to the patches' colours first, each ``(b, 3, h, w)`` uint8 to the same.
+
+        Yields
+        ------
+        tuple
+            Rows, and features ``(b, n_features)`` float32.
+        """
+        waiting: tuple[Rows, Tensor] | None = None
+        for rows, patches in batches:
+            # The next batch is under way before the last one is fetched: fetching waits for the device.
+            started = rows, self._start(patches, recolors)
+            if waiting is not None:
+                yield waiting[0], waiting[1].cpu().numpy()
+            waiting = started
+        if waiting is not None:
+            yield waiting[0], waiting[1].cpu().numpy()
+
+    def _start(self, patches: npt.NDArray[np.uint8], recolors: Sequence[Recolor]) -> Tensor:
+        tensor = self._sent(torch.from_numpy(patches)).permute(0, 3, 1, 2)
+        for recolor in recolors:
+            tensor = recolor(tensor)
+        found: list[Tensor] = []
+        start = 0
+        while start < len(tensor):
+            part = tensor[start : start + self._at_once]
+            try:
+                found.append(torch.stack([self._encode(view) for view in views_of(part, self.views)]).mean(0))
+            except torch.cuda.OutOfMemoryError:
+                if len(part) < 2:
+                    raise
+                self._at_once = halved(len(part), "encoding goes on with %d patches at once")
+                continue
+            start += len(part)
+        return torch.cat(found)
+
+    def _sent(self, patches: Tensor) -> Tensor:
+        if self.pace.device.type != "cuda":
+            return patches.to(self.pace.device)
+        return patches.pin_memory().to(self.pace.device, non_blocking=True)
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        n_patches = len(patches)
+        if self.pace.compiled:
+            # What is compiled takes one shape: another would be compiled anew.
+            patches = nn.functional.pad(patches, (0, 0) * 3 + (0, self._at_once - n_patches))
+        with self._precise():
+            return self._ready(patches)[:n_patches]
+
+    @property
+    def _half(self) -> torch.dtype:
+        # CPUs have units for bfloat16, all GPUs for float16, which is the finer one.
+        return torch.bfloat16 if self.pace.device.type == "cpu" else torch.float16
+
+    def _precise(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.pace.device.type, self._half) if self.pace.mixed else nullcontext()
+
+
+def views_of(patches: Tensor, views: int) -> list[Tensor]:
+    """A batch of patches as it is, rotated, and mirrored: as many of these eight as asked for."""
+    rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(views, 4))]
+    return rotated + [view.flip(3) for view in rotated] if views == 8 else rotated
