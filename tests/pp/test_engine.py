@@ -9,8 +9,8 @@ from anndata import AnnData
 from torch import nn
 
 from st_gchb._errors import EncoderError
-from st_gchb.pp import embed_patches, get_encoder
 from st_gchb.pp import _engine as engine
+from st_gchb.pp import embed_patches, get_encoder
 from st_gchb.pp._engine import Engine, Pace
 
 RNG = np.random.default_rng(0)
@@ -39,7 +39,7 @@ class Picky(nn.Module):
 
 def run(encoder, *, views=1, batches=(PATCHES,), device=CPU, **options):
     made = Engine(get_encoder(encoder), views, Pace(64, device, 100.0, **options))
-    found = list(made.run((np.arange(len(patches)), patches) for patches in batches))
+    found = list(made.run((i, patches, []) for i, patches in enumerate(batches)))
     return np.concatenate([features for _, features in found])
 
 
@@ -83,9 +83,9 @@ def test_batches_come_in_order_and_each_is_fetched_after_the_next_has_started():
     encoder = get_encoder(Noted())
     order.clear()
     work = Engine(encoder, 1, Pace(64, CPU, 100.0))
-    for rows, features in work.run((np.array([i]), PATCHES[[i]]) for i in range(3)):
-        order.append(int(rows[0]))
-        np.testing.assert_allclose(features, PATCHES[rows].mean((1, 2)), rtol=1e-5)
+    for i, features in work.run((i, PATCHES[[i]], []) for i in range(3)):
+        order.append(i)
+        np.testing.assert_allclose(features, PATCHES[[i]].mean((1, 2)), rtol=1e-5)
     assert order == ["started", "started", 0, "started", 1, 2]
     assert list(work.run([])) == []
 

@@ -78,9 +78,12 @@ class Encoder:
         if self.transform is not None:
             return _apply_transform(self.transform, patches, self.name)
         # Convolutions of uint8 images, which come channels last, are a third faster in that order on a CPU.
-        values = patches.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
-        mean, std = (values.new_tensor(numbers).view(1, 3, 1, 1) for numbers in (self.mean, self.std))
-        return values.sub_(mean).div_(std)
+        values = patches.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        # Rows of an image, their pixels' channels in turn: three numbers at a time would take four times as long.
+        lines = values.permute(0, 2, 3, 1).view(len(patches), patches.shape[2], -1)
+        mean, std = (lines.new_tensor(numbers).repeat(patches.shape[3]) for numbers in (self.mean, self.std))
+        lines.div_(255).sub_(mean).div_(std)
+        return values
 
 
 def get_encoder(

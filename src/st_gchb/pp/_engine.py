@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,8 @@ from st_gchb.pp._encoders import Encoder
 
 Precision = Literal["auto", "float32", "mixed"]
 Recolor = Callable[[Tensor], Tensor]
-Rows = npt.NDArray[np.int64]
-Batch = tuple[Rows, npt.NDArray[np.uint8]]
+K = TypeVar("K")
+Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
 
 _CPU_BATCH = 8
 """Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
@@ -124,25 +124,24 @@ class Engine:
             ) from error
         return ready
 
-    def run(self, batches: Iterable[Batch], recolors: Sequence[Recolor] = ()) -> Iterator[tuple[Rows, Features]]:
+    def run(self, batches: Iterable[Batch[K]]) -> Iterator[tuple[K, Features]]:
         """Encode batches in their order.
 
         Parameters
         ----------
         batches
-            Rows, ``(b,)``, and patches, ``(b, h, w, 3)`` uint8.
-        recolors
-            What is done to the patches' colours first, each ``(b, 3, h, w)`` uint8 to the same.
+            What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colours first, each
+            ``(b, 3, h, w)`` uint8 to the same.
 
         Yields
         ------
         tuple
-            Rows, and features ``(b, n_features)`` float32.
+            What the batch is known by, and features ``(b, n_features)`` float32.
         """
-        waiting: tuple[Rows, Tensor] | None = None
-        for rows, patches in batches:
+        waiting: tuple[K, Tensor] | None = None
+        for name, patches, recolors in batches:
             # The next batch is under way before the last one is fetched: fetching waits for the device.
-            started = rows, self._start(patches, recolors)
+            started = name, self._start(patches, recolors)
             if waiting is not None:
                 yield waiting[0], waiting[1].cpu().numpy()
             waiting = started
