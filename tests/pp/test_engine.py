@@ -39,8 +39,9 @@ class Picky(nn.Module):
 
 def run(encoder, *, views=1, batches=(PATCHES,), device=CPU, **options):
     made = Engine(get_encoder(encoder), views, Pace(64, device, 100.0, **options))
-    found = list(made.run((i, patches, []) for i, patches in enumerate(batches)))
-    return np.concatenate([features for _, features in found])
+    found = []
+    made.run(((i, patches, []) for i, patches in enumerate(batches)), lambda _, features: found.append(features))
+    return np.concatenate(found)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +83,27 @@ def test_batches_come_in_order_and_each_is_fetched_after_the_next_has_started():
 
     encoder = get_encoder(Noted())
     order.clear()
-    work = Engine(encoder, 1, Pace(64, CPU, 100.0))
-    for i, features in work.run((i, PATCHES[[i]], []) for i in range(3)):
+
+    def take(i, features):
         order.append(i)
         np.testing.assert_allclose(features, PATCHES[[i]].mean((1, 2)), rtol=1e-5)
+
+    work = Engine(encoder, 1, Pace(64, CPU, 100.0))
+    work.run(((i, PATCHES[[i]], []) for i in range(3)), take)
     assert order == ["started", "started", 0, "started", 1, 2]
-    assert list(work.run([])) == []
+    work.run([], take)
+    assert len(order) == 6
+
+
+def test_what_came_before_an_error_is_taken():
+    def batches():
+        yield 0, PATCHES, []
+        raise KeyboardInterrupt
+
+    taken = []
+    with pytest.raises(KeyboardInterrupt):
+        Engine(get_encoder(Picky()), 1, Pace(64, CPU, 100.0)).run(batches(), lambda i, _: taken.append(i))
+    assert taken == [0]
 
 
 def test_where_memory_is_short_the_batch_is_halved_and_stays_so(caplog):

@@ -106,15 +106,19 @@ def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Dama
     """Fill in the features of all jobs, and keep those of each slice that is whole."""
     n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
     what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
+
+    def take(name: tuple[_Job, Rows], found: Features) -> None:
+        job, rows = name
+        if not np.isfinite(found).all():
+            raise _not_finite(job, engine)
+        job.features[rows] = found
+        job.n_done += len(rows)
+        if folder is not None and job.key is not None and job.n_done == len(job.features):
+            store_features(folder, job.key, job.features)
+
     # While the last patches of a slice are encoded, the next slice is opened.
     with closing(read_ahead(_batches(jobs, engine, damaged))) as ahead:
-        for (job, rows), found in engine.run(track(ahead, what, n_batches)):
-            if not np.isfinite(found).all():
-                raise _not_finite(job, engine)
-            job.features[rows] = found
-            job.n_done += len(rows)
-            if folder is not None and job.key is not None and job.n_done == len(job.features):
-                store_features(folder, job.key, job.features)
+        engine.run(track(ahead, what, n_batches), take)
 
 
 def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Batch[tuple[_Job, Rows]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -124,7 +124,7 @@ class Engine:
             ) from error
         return ready
 
-    def run(self, batches: Iterable[Batch[K]]) -> Iterator[tuple[K, Features]]:
+    def run(self, batches: Iterable[Batch[K]], take: Callable[[K, Features], None]) -> None:
         """Encode batches in their order.
 
         Parameters
@@ -132,21 +132,20 @@ class Engine:
         batches
             What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colours first, each
             ``(b, 3, h, w)`` uint8 to the same.
-
-        Yields
-        ------
-        tuple
-            What the batch is known by, and features ``(b, n_features)`` float32.
+        take
+            Called with what a batch is known by and its features, ``(b, n_features)`` float32. Where the batches end
+            in an error, those before have been taken.
         """
         waiting: tuple[K, Tensor] | None = None
-        for name, patches, recolors in batches:
-            # The next batch is under way before the last one is fetched: fetching waits for the device.
-            started = name, self._start(patches, recolors)
+        try:
+            for name, patches, recolors in batches:
+                # The next batch is under way before the last one is fetched: fetching waits for the device.
+                last, waiting = waiting, (name, self._start(patches, recolors))
+                if last is not None:
+                    take(last[0], last[1].cpu().numpy())
+        finally:
             if waiting is not None:
-                yield waiting[0], waiting[1].cpu().numpy()
-            waiting = started
-        if waiting is not None:
-            yield waiting[0], waiting[1].cpu().numpy()
+                take(waiting[0], waiting[1].cpu().numpy())
 
     def _start(self, patches: npt.NDArray[np.uint8], recolors: Sequence[Recolor]) -> Tensor:
         tensor = self._sent(torch.from_numpy(patches)).permute(0, 3, 1, 2)
