@@ -9,8 +9,8 @@ from anndata import AnnData
 from torch import nn
 
 from st_gchb._errors import EncoderError
+from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
 from st_gchb.pp import _engine as engine
-from st_gchb.pp import embed_patches, get_encoder
 from st_gchb.pp._engine import Engine, Pace
 
 RNG = np.random.default_rng(0)
@@ -127,34 +127,26 @@ def test_memory_too_small_for_one_patch_is_an_error():
 
 def test_half_precision_is_near_and_has_a_name_of_its_own(trunk):
     patches = RNG.integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
-    exact, mixed = run(trunk, batches=(patches,)), run(trunk, batches=(patches,), precision="mixed")
-    assert mixed.dtype == np.float32
-    assert not np.array_equal(exact, mixed)
-    np.testing.assert_allclose(mixed, exact, atol=0.02 * np.abs(exact).max())
-    identities = {
-        precision: Engine(trunk, 1, Pace(64, CPU, 100.0, precision)).identity for precision in ("float32", "mixed")
-    }
-    assert identities == {"float32": trunk.identity, "mixed": f"{trunk.identity}-mixed bfloat16"}
+    exact, half = run(trunk, batches=(patches,)), run(trunk, batches=(patches,), precision="bfloat16")
+    assert half.dtype == np.float32
+    assert not np.array_equal(exact, half)
+    np.testing.assert_allclose(half, exact, atol=0.02 * np.abs(exact).max())
+    made = {name: Engine(trunk, 1, Pace(64, CPU, 100.0, name)).identity for name in ("float32", "bfloat16")}
+    assert made == {"float32": trunk.identity, "bfloat16": f"{trunk.identity}-bfloat16"}
 
 
-@pytest.mark.parametrize(
-    ("precision", "device", "mixed"),
-    [("auto", "cpu", False), ("auto", "cuda", True), ("float32", "cuda", False), ("mixed", "cpu", True)],
-)
-def test_auto_is_mixed_on_a_gpu_alone(precision, device, mixed):
-    assert Pace(64, torch.device(device), 100.0, precision).mixed is mixed
-
-
-def test_precision_is_told_and_kept_apart_in_the_cache(tmp_path, trunk):
+def test_half_precision_is_part_of_the_rule_and_kept_apart_in_the_cache(tmp_path, trunk):
     pixels = RNG.integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    options = {"image": pixels, "um_per_px": 1.0, "patch_um": 50.0, "views": 1, "cache_dir": tmp_path, "device": "cpu"}
-    found = {}
-    for precision in ("float32", "mixed"):
-        adata = AnnData(obsm={"spatial": np.array([[100.0, 100.0], [200.0, 150.0]])})
-        embed_patches(adata, encoder=trunk, precision=precision, **options)
-        found[precision] = adata.obsm["X_patch"]
-        assert adata.uns["X_patch"]["precision"] == {"float32": "float32", "mixed": "mixed bfloat16"}[precision]
-    assert not np.array_equal(found["float32"], found["mixed"])
+    options = {"image": pixels, "um_per_px": 1.0, "cache_dir": tmp_path, "device": "cpu"}
+    spots = {name: AnnData(obsm={"spatial": np.array([[100.0, 100.0]])}) for name in ("float32", "bfloat16", "query")}
+    for name in ("float32", "bfloat16"):
+        embed_patches(spots[name], encoder=trunk, precision=name, patch_um=50.0, views=1, **options)
+    exact, half = (spots[name].obsm["X_patch"] for name in ("float32", "bfloat16"))
+    assert not np.array_equal(exact, half)
+    rules = {name: FeatureRule.from_uns(spots[name].uns["X_patch"]) for name in ("float32", "bfloat16")}
+    assert [rule.precision for rule in rules.values()] == [None, "bfloat16"]
+    embed_by_rule(spots["query"], rules["bfloat16"], encoder=trunk, **options)
+    np.testing.assert_array_equal(spots["query"].obsm["X_patch"], half)
 
 
 def test_what_is_compiled_sees_one_shape(monkeypatch):

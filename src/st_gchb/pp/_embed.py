@@ -140,7 +140,11 @@ def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Bat
 
 
 def _not_finite(job: _Job, engine: Engine) -> EncoderError:
-    remedy = " Half precision may be too coarse for it: pass precision='float32'." if engine.pace.mixed else ""
+    remedy = (
+        " Half precision may be too coarse for it: pass precision='float32'."
+        if engine.pace.precision != "float32"
+        else ""
+    )
     return EncoderError(
         f"encoder {engine.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
     )

@@ -18,7 +18,7 @@ from st_gchb.pp._cache import Features
 from st_gchb.pp._device import halved
 from st_gchb.pp._encoders import Encoder
 
-Precision = Literal["auto", "float32", "mixed"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
 Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
@@ -41,7 +41,7 @@ class Pace:
     memory_mb
         As :func:`~st_gchb.pp.read_patches` takes it.
     precision
-        ``"float32"``, or ``"mixed"``: convolutions and products in half precision; ``"auto"``: mixed on a GPU.
+        In which convolutions and products are computed (torch's automatic mixed precision).
     compiled
         Whether the encoder is compiled by torch first.
     """
@@ -49,13 +49,8 @@ class Pace:
     batch_size: int
     device: torch.device
     memory_mb: float
-    precision: Precision = "auto"
+    precision: Precision = "float32"
     compiled: bool = False
-
-    @property
-    def mixed(self) -> bool:
-        """Whether half precision is used."""
-        return self.precision == "mixed" or (self.precision == "auto" and self.device.type == "cuda")
 
 
 def check_precision(precision: Any) -> None:
@@ -64,7 +59,7 @@ def check_precision(precision: Any) -> None:
     Raises
     ------
     InputError
-        If it is none of ``"auto"``, ``"float32"``, ``"mixed"``.
+        If it is none of ``"float32"``, ``"bfloat16"``, ``"float16"``.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision={precision!r} is unknown; expected one of {list(get_args(Precision))}.")
@@ -94,12 +89,8 @@ class Engine:
     @property
     def identity(self) -> str:
         """What tells its features from those of any other encoder, part of the key of cached features."""
-        return f"{self.encoder.identity}-{self.precision}" if self.pace.mixed else self.encoder.identity
-
-    @property
-    def precision(self) -> str:
-        """What is computed in: ``"float32"``, or ``"mixed"`` and the type of the half."""
-        return f"mixed {str(self._half).removeprefix('torch.')}" if self.pace.mixed else "float32"
+        whole = self.pace.precision == "float32"
+        return self.encoder.identity if whole else f"{self.encoder.identity}-{self.pace.precision}"
 
     @cached_property
     def _ready(self) -> Encoder:
@@ -178,13 +169,10 @@ class Engine:
         with self._precise():
             return self._ready(patches)[:n_patches]
 
-    @property
-    def _half(self) -> torch.dtype:
-        # CPUs have units for bfloat16, all GPUs for float16, which is the finer one.
-        return torch.bfloat16 if self.pace.device.type == "cpu" else torch.float16
-
     def _precise(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.pace.device.type, self._half) if self.pace.mixed else nullcontext()
+        if self.pace.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.pace.device.type, getattr(torch, self.pace.precision))
 
 
 def views_of(patches: Tensor, views: int) -> list[Tensor]:

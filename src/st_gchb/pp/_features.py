@@ -20,7 +20,7 @@ from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
 from st_gchb.pp._engine import Engine, Pace, Precision, check_precision
 from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.pp._rule import FeatureRule, encoder_of_rule, is_stain_key, stain_key
+from st_gchb.pp._rule import FeatureRule, is_stain_key, stain_key
 from st_gchb.pp._slides import Slice
 from st_gchb.pp._stain import Restain, Stain, StainMethod, check_method, jitter_factors, stain_of
 from st_gchb.pp._tables import resolve
@@ -52,7 +52,7 @@ def embed_patches(
     batch_size: int = 64,
     memory_mb: float = MEMORY_MB,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     compiled: bool = False,
     key_added: str = Keys.FEATURES,
     cache: bool = True,
@@ -98,8 +98,8 @@ def embed_patches(
     device
         ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
     precision
-        ``"float32"``; ``"mixed"``: convolutions and products in half precision (bfloat16 on a CPU, float16 elsewhere),
-        which differs in the third digit of a feature; ``"auto"``: mixed on a CUDA GPU, float32 elsewhere.
+        ``"bfloat16"`` or ``"float16"``: convolutions and products in half precision, which is part of the rule: a query
+        is encoded alike. On CPUs with units for bfloat16, that takes a third of the time; float16 is for GPUs.
     compiled
         Have torch compile the encoder first, which takes from seconds to a minute and pays from some thousand patches
         on. Needs a C++ compiler on a CPU.
@@ -177,72 +177,17 @@ def embed_patches(
         stain_norm=None if stain is None else stain.method,
         stain_target=None if stain is None else stain.numbers,
         stain_augment=stain_augment or None,
+        precision=None if precision == "float32" else precision,
     )
     target = resolved.target(copy=copy)
     for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
         del target.obsm[key]
     for key, features in made.items():
         target.obsm[key] = features
-    target.uns[key_added] = _provenance(rule, slices) | {"precision": engine.precision}
+    target.uns[key_added] = _provenance(rule, slices)
     if len(left_out):
         target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
     return target if copy else None
-
-
-def embed_by_rule(
-    data: AnnData | SpatialData,
-    rule: FeatureRule,
-    *,
-    encoder: nn.Module | Encoder | None = None,
-    weights: str | Path | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
-    **options: Any,
-) -> AnnData | None:
-    """Make features as others were made.
-
-    Parameters
-    ----------
-    data
-        As in :func:`embed_patches`.
-    rule
-        Rule of the features to be matched.
-    encoder
-        The module, where the rule's encoder was one (it has no name to find it by).
-    weights
-        Path of the weights file, where it has moved since.
-    transform
-        As in :func:`get_encoder`.
-    options
-        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``damaged``.
-
-    Returns
-    -------
-    AnnData or None
-        As :func:`embed_patches`.
-
-    Raises
-    ------
-    EncoderError
-        The encoder's weights are not those of the rule, or its module was not given.
-    WeightsUnavailableError
-        The rule's weights file has moved and ``weights`` was not given.
-
-    Examples
-    --------
-    >>> import numpy as np, st_gchb
-    >>> from anndata import AnnData
-    >>> pixels = np.full((160, 160, 3), 200, dtype=np.uint8)
-    >>> options = {"image": pixels, "um_per_px": 2.0, "cache": False}
-    >>> first, second = (AnnData(obsm={"spatial": np.array([[60.0, 60.0]])}) for _ in range(2))
-    >>> st_gchb.pp.embed_patches(first, encoder="texture", **options)
-    >>> rule = st_gchb.pp.FeatureRule.from_uns(first.uns["X_patch"])
-    >>> st_gchb.pp.embed_by_rule(second, rule, **options)
-    >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
-    True
-    """
-    trunk = encoder_of_rule(rule, encoder=encoder, weights=weights, transform=transform)
-    size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
-    return embed_patches(data, encoder=trunk, views=rule.views, stain_norm=rule.stain, **size, **options)
 
 
 def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
