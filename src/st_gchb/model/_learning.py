@@ -20,7 +20,7 @@ from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered
 from st_gchb.model._training import TrainingOptions, as_before_on_error, run_training
 from st_gchb.retrieval import ReferenceBank
-from st_gchb.train import BLOCK_SIZE, CheckpointFolder
+from st_gchb.train import BLOCK_SIZE, CheckpointFolder, NoCheckpoints
 
 
 class TrainingMixin(BaseModelClass):
@@ -49,6 +49,7 @@ class TrainingMixin(BaseModelClass):
         early_stopping: bool = True,
         calibrate: bool = True,
         block_size: int = BLOCK_SIZE,
+        enable_checkpointing: bool = True,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
         plan_kwargs: dict[str, Any] | None = None,
@@ -75,6 +76,8 @@ class TrainingMixin(BaseModelClass):
             can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
         block_size
             Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice.
+        enable_checkpointing
+            Keep checkpoints; without them, a training that was interrupted begins anew.
         checkpoint_dir
             Folder of the checkpoints; by default one in the cache folder, named by data and settings. They are
             removed when training has ended.
@@ -94,6 +97,8 @@ class TrainingMixin(BaseModelClass):
         """
         if self._adata is None:
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
+        if resume and not enable_checkpointing:
+            raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
         check_sizes(max_epochs=max_epochs, batch_size=batch_size, block_size=block_size)
         options = TrainingOptions(
             max_epochs=max_epochs or self.settings.max_epochs,
@@ -106,8 +111,10 @@ class TrainingMixin(BaseModelClass):
             trainer_kwargs=trainer_kwargs,
         )
         fitted, where = self._fitted, self._where
-        identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
-        checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+        checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
+        if enable_checkpointing:
+            identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
+            checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
         run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
         with as_before_on_error(self), checkpoints.kept_on_error():
             run(self, training_data(fitted, self.adata), "network", options=options)
