@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -38,6 +38,8 @@ class FeatureRule:
         How and to which stain the slide was normalised, as :class:`Stain` holds it; None where it was not.
     stain_augment
         Further versions of the training spots in other stains; a query has none.
+    tail
+        ``"last_stage"`` where the maps before the trunk's last stage were kept too; None where features are all.
     """
 
     encoder: str
@@ -50,6 +52,7 @@ class FeatureRule:
     stain_norm: StainMethod | None = None
     stain_target: tuple[float, ...] | None = None
     stain_augment: int | None = None
+    tail: Literal["last_stage"] | None = None
 
     @property
     def stain(self) -> Stain | None:
@@ -97,6 +100,7 @@ class FeatureRule:
             stain_norm=stain,
             stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
             stain_augment=int(stored["stain_augment"]) if "stain_augment" in stored else None,
+            tail="last_stage" if "tail" in stored else None,
         )
 
 

@@ -1,0 +1,126 @@
+"""The last stage of a trunk: what goes into it, and the stage as a module of its own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MobileNetV2, ResNet
+
+from st_gchb._errors import EncoderError, InputError
+from st_gchb.pp._encoders import Encoder
+from st_gchb.pp._rule import FeatureRule, encoder_of_rule
+from st_gchb.pp._trunks import bare_trunk
+
+Tail = Literal["last_stage"]
+
+_FIRST: dict[type[nn.Module], str] = {
+    ResNet: "layer4",
+    ConvNeXt: "features.6",
+    DenseNet: "features.transition3",
+    EfficientNet: "features.6",
+    MobileNetV2: "features.14",
+}
+"""First module of the last stage, by family: the one that halves the maps for the last time. Families whose stages are
+not one after the other, or whose last one is hardly more than the head, are left out."""
+
+
+def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int) -> None:
+    """Refuse a tail that is unknown, has no place to go, or of an encoder that has no last stage to be trained.
+
+    Raises
+    ------
+    InputError
+        The tail is unknown, or there is no cache, or there are versions in other stains.
+    EncoderError
+        The encoder cannot be cut, with those that can.
+    """
+    if tail != "last_stage":
+        raise InputError(f"tail={tail!r} is unknown; expected 'last_stage', or None for features alone.")
+    if not cache:
+        raise InputError(
+            "tail= with cache=False: feature maps lie in the cache folder. Leave cache= out; cache_dir= names another "
+            "folder."
+        )
+    if stain_augment:
+        raise InputError(
+            f"tail={tail!r} with stain_augment={stain_augment}: maps are kept of the patches' own stain alone. Pass "
+            "stain_augment=0, or leave tail= out."
+        )
+    if encoder.transform is not None or ":" in encoder.name or _first_of(encoder.module) is None:
+        raise EncoderError(
+            f"encoder {encoder.name!r} has no last stage that can be trained by itself; expected a torchvision model "
+            "of the families resnet, resnext, wide_resnet (layer4), convnext, densenet, efficientnet or mobilenet_v2. "
+            "Name one of these, or leave tail= out: its features can be used as they are."
+        )
+
+
+def features_and_maps(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of patches, the same as the encoder's, and the maps that went into its last stage.
+
+    Parameters
+    ----------
+    encoder
+        One that :func:`check_tail` lets pass.
+    patches
+        ``(b, 3, input_px, input_px)`` uint8.
+
+    Returns
+    -------
+    Features, ``(b, n_features)`` float32, and maps, ``(b, c, h, w)`` float16.
+    """
+    seen: list[Tensor] = []
+    first = encoder.module.get_submodule(_first_of(encoder.module) or "")
+    # Copied before the stage begins, which may write into its input.
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].to(torch.float16, copy=True)))
+    try:
+        features = encoder(patches)
+    finally:
+        hook.remove()
+    return features, seen[0]
+
+
+def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
+    """Channels, height and width of the maps of one patch."""
+    device = next(encoder.module.parameters()).device
+    patch = torch.zeros(1, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8, device=device)
+    _, c, h, w = features_and_maps(encoder, patch)[1].shape
+    return c, h, w
+
+
+def last_stage(trunk: nn.Module) -> nn.Module:
+    """The last stage of a trunk with all that comes after it, from maps to features.
+
+    It is the trunk itself, with nothing left of what comes before: so it does what the trunk does, to the last bit.
+
+    Examples
+    --------
+    >>> from st_gchb.pp._stages import last_stage
+    >>> from st_gchb.pp._trunks import bare_trunk
+    >>> sorted({name.split(".")[0] for name in last_stage(bare_trunk("resnet18")).state_dict()})
+    ['layer4']
+    """
+    stage = copy.deepcopy(trunk)
+    path, _, first = (_first_of(trunk) or "").rpartition(".")
+    parent = stage.get_submodule(path)
+    names = [name for name, _ in parent.named_children()]
+    for name in names[: names.index(first)]:
+        setattr(parent, name, nn.Identity())
+    return stage
+
+
+def stage_of_rule(rule: FeatureRule, weights: str | Path | None = None) -> nn.Module:
+    """The pretrained last stage of the encoder that a rule speaks of; errors as :func:`encoder_of_rule`."""
+    return last_stage(encoder_of_rule(rule, weights=weights).module)
+
+
+def stage_without_weights(rule: FeatureRule) -> nn.Module:
+    """Its architecture alone, whose numbers are still to come."""
+    return last_stage(bare_trunk(rule.encoder))
+
+
+def _first_of(module: nn.Module) -> str | None:
+    return next((path for family, path in _FIRST.items() if isinstance(module, family)), None)
