@@ -50,7 +50,7 @@ def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: in
             f"tail={tail!r} with stain_augment={stain_augment}: maps are kept of the patches' own stain alone. Pass "
             "stain_augment=0, or leave tail= out."
         )
-    if encoder.transform is not None or ":" in encoder.name or _first_of(encoder.module) is None:
+    if encoder.transform is not None or _path_of(encoder.module) is None:
         raise EncoderError(
             f"encoder {encoder.name!r} has no last stage that can be trained by itself; expected a torchvision model "
             "of the families resnet, resnext, wide_resnet (layer4), convnext, densenet, efficientnet or mobilenet_v2. "
@@ -73,9 +73,12 @@ def features_and_maps(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor
     Features, ``(b, n_features)`` float32, and maps, ``(b, c, h, w)`` float16.
     """
     seen: list[Tensor] = []
-    first = encoder.module.get_submodule(_first_of(encoder.module) or "")
-    # Copied before the stage begins, which may write into its input.
-    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].to(torch.float16, copy=True)))
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Copied before the stage begins, which may write into its input.
+        seen.append(inputs[0].to(torch.float16, copy=True))
+
+    hook = first_of(encoder.module).register_forward_pre_hook(keep)
     try:
         features = encoder(patches)
     finally:
@@ -104,7 +107,7 @@ def last_stage(trunk: nn.Module) -> nn.Module:
     ['layer4']
     """
     stage = copy.deepcopy(trunk)
-    path, _, first = (_first_of(trunk) or "").rpartition(".")
+    path, _, first = (_path_of(trunk) or "").rpartition(".")
     parent = stage.get_submodule(path)
     names = [name for name, _ in parent.named_children()]
     for name in names[: names.index(first)]:
@@ -122,5 +125,10 @@ def stage_without_weights(rule: FeatureRule) -> nn.Module:
     return last_stage(bare_trunk(rule.encoder))
 
 
-def _first_of(module: nn.Module) -> str | None:
+def first_of(trunk: nn.Module) -> nn.Module:
+    """The first module of a trunk's last stage."""
+    return trunk.get_submodule(_path_of(trunk) or "")
+
+
+def _path_of(module: nn.Module) -> str | None:
     return next((path for family, path in _FIRST.items() if isinstance(module, family)), None)
