@@ -98,8 +98,8 @@ def table(scores: Any, args: argparse.Namespace) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {better} |")
     caption = (
         f"*her2st {', '.join(SECTIONS)}, each left out once, {args.seeds} seed(s), 1,000 genes, {args.encoder}, one "
-        f"view; paper preset with {args.pretrain_epochs} epochs of infomax and spots drawn over all slices; learning rate of "
-        f"the stage {args.lr_share:g} of the others'; `docs/scripts/tail.py`.*"
+        f"view; paper preset with {args.pretrain_epochs} epochs of infomax and spots drawn over all slices; learning "
+        f"rate of the stage {args.lr_share:g} of the others'; `docs/scripts/tail.py`.*"
     )
     return "\n".join([*lines, "", caption]) + "\n"
 
