@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
 from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._stages import check_tail, features_and_maps, last_stage, shape_of_maps
+from st_gchb.pp._stages import check_tail, first_of, last_stage, shape_of_maps, tapped
 from st_gchb.pp._trunks import bare_trunk
 
 PX = 64
@@ -27,20 +27,30 @@ def encoder_of(name):
 )
 def test_the_stage_does_what_the_trunk_does_from_the_last_halving_on(name, channels):
     encoder = encoder_of(name)
-    features, maps = features_and_maps(encoder, PATCHES)
-    assert torch.equal(features, encoder(PATCHES))
+    expected = encoder(PATCHES)
+    with tapped(encoder.module) as seen:
+        features = encoder(PATCHES)
+    assert torch.equal(features, expected)
+    (maps,) = seen
     assert maps.shape == (2, channels, PX // 16, PX // 16)
     assert maps.dtype == torch.float16
     assert shape_of_maps(encoder) == maps.shape[1:]
-    stage = last_stage(encoder.module)
+    assert len(seen) == 1
     # To the last bit, where maps are not rounded.
     exact = []
-    first = next(layer for layer in stage.modules() if list(layer.parameters(recurse=False)))
-    paths = {id(layer): path for path, layer in stage.named_modules()}
-    encoder.module.get_submodule(paths[id(first)]).register_forward_pre_hook(lambda _, x: exact.append(x[0].clone()))
+    first_of(encoder.module).register_forward_pre_hook(lambda _, x: exact.append(x[0].clone()))
     encoder(PATCHES)
+    stage = last_stage(encoder.module)
     with torch.inference_mode():
         assert torch.equal(stage(exact[0]), features)
+    # What halves the maps for the last time is in the stage.
+    after = []
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d | nn.AvgPool2d):
+            layer.register_forward_hook(lambda _, inputs, x: after.append((inputs[0].shape[-1], x.shape[-1])))
+    with torch.inference_mode():
+        stage(exact[0])
+    assert (PX // 16, PX // 32) in after
 
 
 def test_the_trunk_is_left_whole():

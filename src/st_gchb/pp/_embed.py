@@ -22,7 +22,7 @@ from st_gchb.pp._encoders import Encoder
 from st_gchb.pp._maps_file import MapsWriter, is_stored, maps_path, writing
 from st_gchb.pp._patches import choose_level, whole_patches
 from st_gchb.pp._slides import Slice
-from st_gchb.pp._stages import Tail, features_and_maps, shape_of_maps
+from st_gchb.pp._stages import Tail, shape_of_maps, tapped
 from st_gchb.pp._stain import Restain
 
 Damaged = Literal["raise", "nan"]
@@ -220,9 +220,10 @@ def _pooled(
     """Features of some patches, the mean over their views; their maps are written where they are wanted."""
     if maps is None:
         return torch.stack([module(view) for view in _views(patches, views)]).mean(0)
-    found = [features_and_maps(module, view) for view in _views(patches, views)]
-    maps.put(rows, torch.stack([own for _, own in found], dim=1).cpu().numpy())
-    return torch.stack([features for features, _ in found]).mean(0)
+    with tapped(module.module) as seen:
+        features = torch.stack([module(view) for view in _views(patches, views)]).mean(0)
+    maps.put(rows, torch.stack(seen, dim=1).cpu().numpy())
+    return features
 
 
 def _views(patches: Tensor, views: int) -> list[Tensor]:

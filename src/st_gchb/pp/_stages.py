@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +20,14 @@ from st_gchb.pp._trunks import bare_trunk
 Tail = Literal["last_stage"]
 
 _FIRST: dict[type[nn.Module], str] = {
-    ResNet: "layer4",
-    ConvNeXt: "features.6",
-    DenseNet: "features.transition3",
-    EfficientNet: "features.6",
-    MobileNetV2: "features.14",
+    ResNet: "layer4.0.conv1",
+    ConvNeXt: "features.6.1",
+    DenseNet: "features.transition3.norm",
+    EfficientNet: "features.6.0.block.0.0",
+    MobileNetV2: "features.14.conv.0.0",
 }
-"""First module of the last stage, by family: the one that halves the maps for the last time. Families whose stages are
-not one after the other, or whose last one is hardly more than the head, are left out."""
+"""First layer of the last stage, by family: there the maps are halved for the last time (in ConvNeXt after a layer
+norm). Families whose stages are not one after the other, or whose last one is hardly more than the head, are left out."""
 
 
 def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int) -> None:
@@ -58,19 +60,11 @@ def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: in
         )
 
 
-def features_and_maps(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of patches, the same as the encoder's, and the maps that went into its last stage.
+@contextmanager
+def tapped(trunk: nn.Module) -> Iterator[list[Tensor]]:
+    """Give a list to which the maps that go into a trunk's last stage are added, ``(b, c, h, w)`` float16.
 
-    Parameters
-    ----------
-    encoder
-        One that :func:`check_tail` lets pass.
-    patches
-        ``(b, 3, input_px, input_px)`` uint8.
-
-    Returns
-    -------
-    Features, ``(b, n_features)`` float32, and maps, ``(b, c, h, w)`` float16.
+    What the trunk answers is not touched by it: features are the same to the last bit.
     """
     seen: list[Tensor] = []
 
@@ -78,19 +72,20 @@ def features_and_maps(encoder: Encoder, patches: Tensor) -> tuple[Tensor, Tensor
         # Copied before the stage begins, which may write into its input.
         seen.append(inputs[0].to(torch.float16, copy=True))
 
-    hook = first_of(encoder.module).register_forward_pre_hook(keep)
+    hook = first_of(trunk).register_forward_pre_hook(keep)
     try:
-        features = encoder(patches)
+        yield seen
     finally:
         hook.remove()
-    return features, seen[0]
 
 
 def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
     """Channels, height and width of the maps of one patch."""
     device = next(encoder.module.parameters()).device
     patch = torch.zeros(1, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8, device=device)
-    _, c, h, w = features_and_maps(encoder, patch)[1].shape
+    with tapped(encoder.module) as seen:
+        encoder(patch)
+    _, c, h, w = seen[0].shape
     return c, h, w
 
 
@@ -107,11 +102,12 @@ def last_stage(trunk: nn.Module) -> nn.Module:
     ['layer4']
     """
     stage = copy.deepcopy(trunk)
-    path, _, first = (_path_of(trunk) or "").rpartition(".")
-    parent = stage.get_submodule(path)
-    names = [name for name, _ in parent.named_children()]
-    for name in names[: names.index(first)]:
-        setattr(parent, name, nn.Identity())
+    inside = stage
+    for name in (_path_of(trunk) or "").split("."):
+        before = [other for other, _ in inside.named_children()]
+        for other in before[: before.index(name)]:
+            setattr(inside, other, nn.Identity())
+        inside = inside.get_submodule(name)
     return stage
 
 
@@ -126,7 +122,7 @@ def stage_without_weights(rule: FeatureRule) -> nn.Module:
 
 
 def first_of(trunk: nn.Module) -> nn.Module:
-    """The first module of a trunk's last stage."""
+    """The first layer of a trunk's last stage."""
     return trunk.get_submodule(_path_of(trunk) or "")
 
 
