@@ -27,7 +27,8 @@ _FIRST: dict[type[nn.Module], str] = {
     MobileNetV2: "features.14.conv.0.0",
 }
 """First layer of the last stage, by family: there the maps are halved for the last time (in ConvNeXt after a layer
-norm). Families whose stages are not one after the other, or whose last one is hardly more than the head, are left out."""
+norm). Families are left out whose stages are not one after the other, or whose last one is hardly more than the head.
+"""
 
 
 def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int) -> None:
