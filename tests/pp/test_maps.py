@@ -38,9 +38,13 @@ def encoder():
 def passed(encoder):
     """Patches that have gone through the encoder."""
     seen = []
-    hook = encoder.module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        for module in (encoder.module, encoder.folded)
+    ]
     yield seen
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture

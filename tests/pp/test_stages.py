@@ -31,7 +31,11 @@ def test_the_stage_does_what_the_trunk_does_from_the_last_halving_on(name, chann
     with tapped(encoder.module) as seen:
         features = encoder(PATCHES)
     assert torch.equal(features, expected)
+    # As it is used: with batch norm folded into the convolutions.
+    with tapped(encoder.module, encoder.folded) as other:
+        torch.testing.assert_close(replace(encoder, module=encoder.folded)(PATCHES), features, rtol=1e-3, atol=1e-5)
     (maps,) = seen
+    torch.testing.assert_close(other[0], maps, rtol=1e-2, atol=1e-3)
     assert maps.shape == (2, channels, PX // 16, PX // 16)
     assert maps.dtype == torch.float16
     assert shape_of_maps(encoder) == maps.shape[1:]
@@ -85,7 +89,7 @@ def test_what_cannot_be_cut_is_refused_with_what_can(name):
     else:
         encoder = get_encoder(name, None)
     with pytest.raises(EncoderError, match=r"no last stage.*layer4.*mobilenet_v2.*leave tail= out"):
-        check_tail("last_stage", encoder, cache=True, stain_augment=0)
+        check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)
 
 
 def test_arguments_that_do_not_go_together_are_refused():
@@ -94,8 +98,9 @@ def test_arguments_that_do_not_go_together_are_refused():
         ({"tail": "layer5"}, "'last_stage'"),
         ({"cache": False}, "cache folder"),
         ({"stain_augment": 2}, "stain_augment=0"),
+        ({"compiled": True}, "compiled=False"),
     ):
-        given = {"tail": "last_stage", "cache": True, "stain_augment": 0} | arguments
+        given = {"tail": "last_stage", "cache": True, "stain_augment": 0, "compiled": False} | arguments
         with pytest.raises(InputError, match=message):
             check_tail(given.pop("tail"), encoder, **given)
-    check_tail("last_stage", encoder, cache=True, stain_augment=0)
+    check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)

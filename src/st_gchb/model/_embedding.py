@@ -18,6 +18,7 @@ from st_gchb.model._inputs import ContextRule, FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._rows import FeatureRows
 from st_gchb.nn import Branch
+from st_gchb.pp._device import halved
 from st_gchb.train._blocks import edges_between, with_halo
 
 _BLOCK_SPOTS = 4096
@@ -108,9 +109,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
         except torch.cuda.OutOfMemoryError:
             if size < 2:
                 raise
-            size //= 2
-            torch.cuda.empty_cache()
-            logger.warning("The device ran out of memory: embedding goes on with %d spots at once.", size)
+            size = halved(size, "embedding goes on with %d spots at once")
             continue
         start += len(rows)
     return result

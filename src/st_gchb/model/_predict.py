@@ -212,6 +212,7 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "encoder": "external" if features is None else features.encoder,
         "weights": "external" if features is None else features.weights,
         "weights_sha256": "" if features is None else features.weights_sha256,
+        "precision": (features and features.precision) or "float32",
         "stain_norm": (features and features.stain_norm) or "none",
         "stain_augment": (features and features.stain_augment) or 0,
         "layer": layer or "panel",

@@ -282,7 +282,7 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
         logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
         return
     found = FeatureRule.from_uns(adata.uns[key])
-    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views", "stain_norm", "stain_target")
+    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views", "stain_norm", "stain_target", "precision")
     differ = [one for one in same if getattr(found, one) != getattr(rules.features, one)]
     if differ:
         pairs = ", ".join(

@@ -2,71 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from st_gchb._errors import DamageError, EncoderError, InputError
+from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb.pp._ahead import read_ahead
 from st_gchb.pp._cache import Features, content_key, load_features, store_features
 from st_gchb.pp._damage import Damage
-from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._maps_file import MapsWriter, is_stored, maps_path, writing
-from st_gchb.pp._patches import choose_level, whole_patches
+from st_gchb.pp._engine import Batch, Engine
+from st_gchb.pp._maps_file import Maps, MapsWriter, check_room, is_stored, maps_path, writing
+from st_gchb.pp._patches import Rows, choose_level, whole_patches
 from st_gchb.pp._slides import Slice
-from st_gchb.pp._stages import Tail, shape_of_maps, tapped
+from st_gchb.pp._stages import shape_of_maps
 from st_gchb.pp._stain import Restain
 
 Damaged = Literal["raise", "nan"]
 
-_CPU_BATCH = 8
-"""Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
-patches take twice the time of 8 times 8)."""
 _BLURRED = 4
 """Patches enlarged more than this are called blurred."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How patches are read and passed on; of no account for the features.
+@dataclass
+class _Job:
+    """A slice whose patches are to be encoded.
 
     Parameters
     ----------
-    batch_size
-        Patches at once.
-    device
-        Where the encoder runs.
-    memory_mb
-        As :func:`~st_gchb.pp.read_patches` takes it.
+    slide, side, restain
+        Spots and image, side of a patch in px, what is done to colours.
+    key
+        Of its features in the cache; None where they are not kept.
+    features
+        ``(n_spots, n_features)``, NaN where there are none yet.
+    damage
+        Spots whose pixels cannot be decoded.
+    n_done
+        Spots with features.
+    path, known
+        File of the maps before the trunk's last stage, where these are wanted, and features that were in the cache:
+        computed once more they could differ in the last digit, and maps are found by them.
+    opened, maps
+        That file while it is being written.
     """
 
-    batch_size: int
-    device: torch.device
-    memory_mb: float
+    slide: Slice
+    side: float
+    restain: Restain | None
+    key: str | None
+    features: Features
+    damage: Damage
+    n_done: int = 0
+    path: Path | None = None
+    known: Features | None = None
+    opened: ExitStack = field(default_factory=ExitStack)
+    maps: MapsWriter | None = None
+
+    def keep(self, rows: Rows, maps: Maps) -> None:
+        """Write the maps of some spots."""
+        if self.maps is None and self.path is not None:
+            self.maps = self.opened.enter_context(writing(self.path, len(self.features), maps.shape[1:]))
+        if self.maps is not None:
+            self.maps.put(rows, maps)
+
+    def finish(self) -> None:
+        """Close the file of the maps."""
+        if self.known is not None:
+            self.features = self.known
+        if self.maps is not None:
+            self.maps.finish(self.features)
+            self.opened.close()
+            self.maps = None
 
 
 def embed_slices(
     slices: list[Slice],
     sides: list[float],
-    encoder: Encoder,
-    views: int,
-    pace: Pace,
+    engine: Engine,
     folder: Path | None,
     damaged: Damaged,
     restains: Sequence[Restain | None] | None = None,
-    tail: Tail | None = None,
 ) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
     """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
 
-    With ``tail``, the maps before the trunk's last stage are in the files that come last, one for each slice.
+    Where the engine has a tap, what is tapped is in the files that come last, one for each slice.
 
     Raises
     ------
@@ -74,178 +99,129 @@ def embed_slices(
         The maps cannot be written to ``folder``.
     DamageError
         Pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or those of all spots.
+    EncoderError
+        The encoder gives NaN or infinite features.
     """
-    features = np.empty((sum(len(slide.rows) for slide in slices), encoder.n_features), dtype=np.float32)
-    left_out: list[npt.NDArray[np.int64]] = []
-    files: list[Path] = []
-    for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
-        damage = Damage(slide.name, slide.image.name, len(slide.rows))
-        try:
-            patches = Patches(slide, side, encoder, views, pace, damage, damaged, restain)
-            if tail is None or folder is None:
-                features[slide.rows] = _features(patches, folder)
-            else:
-                features[slide.rows], file = _features_and_maps(patches, folder)
-                files.append(file)
-        finally:
+    features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
+    jobs, files = [], []
+    shape = None if engine.tap is None else (engine.views, *shape_of_maps(engine.encoder))
+    try:
+        for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
+            key = None if folder is None else _cache_key(slide, side, engine, restain)
+            empty = np.full((len(slide.rows), engine.encoder.n_features), np.nan, dtype=np.float32)
+            found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
+            path = None
+            if folder is not None and shape is not None:
+                path = maps_path(folder, key or _key(slide, side, engine, restain, damaged=slide.image.name))
+                files.append(path)
+            if found is not None:
+                logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
+            if found is not None and (path is None or is_stored(path, found, shape or ())):
+                features[slide.rows] = found
+                continue
+            _warn_of_blur(slide, side, engine.encoder.input_px)
+            if path is not None and shape is not None:
+                check_room(path, len(slide.rows), shape)
+            damage = Damage(slide.name, slide.image.name, len(slide.rows))
+            jobs.append(_Job(slide, side, restain, key, empty, damage, path=path, known=found))
+        if jobs:
+            _encode(jobs, engine, folder, damaged)
+    finally:
+        for slide in slices:
             slide.image.release()
-        if damaged == "raise":
-            damage.check()
-        if damage.rows:
-            logger.warning("Left out: %s.", damage.describe())
-            left_out.append(slide.rows[np.sort(damage.rows)])
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *left_out])
-    if len(rows) == len(features):
-        raise DamageError(f"no spot is left: {damage.describe()}. Fetch or export the image again.")
-    return features, rows, files
+    rows = [np.empty(0, dtype=np.int64)]
+    for job in jobs:
+        features[job.slide.rows] = job.features
+        if job.damage.rows:
+            logger.warning("Left out: %s.", job.damage.describe())
+            rows.append(job.slide.rows[np.sort(job.damage.rows)])
+    left_out = np.concatenate(rows)
+    if len(left_out) == len(features):
+        raise DamageError(f"no spot is left: {jobs[-1].damage.describe()}. Fetch or export the image again.")
+    return features, left_out, files
 
 
-@dataclass(frozen=True)
-class Patches:
-    """The patches of one slice, and how they are encoded; arguments as of :func:`embed_slices`."""
+def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Damaged) -> None:
+    """Fill in the features of all jobs, and keep those of each slice that is whole."""
+    n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
+    what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
 
-    slide: Slice
-    side: float
-    encoder: Encoder
-    views: int
-    pace: Pace
-    damage: Damage
-    damaged: Damaged
-    restain: Restain | None
+    def take(name: tuple[_Job, Rows], found: Features, maps: Maps | None = None) -> None:
+        job, rows = name
+        if not np.isfinite(found).all():
+            raise _not_finite(job, engine)
+        job.features[rows] = found
+        job.n_done += len(rows)
+        if maps is not None:
+            job.keep(rows, maps)
+        if job.n_done == len(job.features):
+            job.finish()
+            if folder is not None and job.key is not None and job.known is None:
+                store_features(folder, job.key, job.features)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Shape of their features."""
-        return len(self.slide.rows), self.encoder.n_features
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.push(job.opened)
+        # While the last patches of a slice are encoded, the next slice is opened.
+        with closing(read_ahead(_batches(jobs, engine, damaged))) as ahead:
+            engine.run(track(ahead, what, n_batches), take)
+        for job in jobs:
+            # Those of which some spots cannot be decoded.
+            job.finish()
 
-    def key(self) -> str | None:
-        """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
+
+def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Batch[tuple[_Job, Rows]]]:
+    """Patches of one slice after the other; no more than one image is held."""
+    pace = engine.pace
+    for job in jobs:
+        recolors = [] if job.restain is None else job.restain.maps(job.slide)
         try:
-            level = choose_level(self.slide.image, self.side, self.encoder.input_px)
-            return self._key(image=self.slide.image.fingerprint(level))
-        except DamageError:
-            logger.info("slice %r: features are not cached, since the image is damaged.", self.slide.name)
-            return None
-
-    def key_by_name(self) -> str:
-        """Key by the image's name, of what is written in any case and never taken for another's."""
-        return self._key(image=self.slide.image.name, damaged=True)
-
-    def _key(self, **image: Any) -> str:
-        # Features of unchanged colours keep the keys that they always had.
-        restain, slide = self.restain, self.slide
-        colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
-        made = {"side": self.side, "encoder": self.encoder.identity, "views": self.views}
-        return content_key(centers=slide.centers_px, **made, **colours, **image)
-
-    def cached(self, folder: Path | None, key: str | None) -> Features | None:
-        """Their features, where they were computed before."""
-        if folder is None or key is None:
-            return None
-        cached = load_features(folder, key, self.shape)
-        if cached is not None:
-            logger.info("slice %r: features of %d spots found in %s.", self.slide.name, self.shape[0], folder)
-        return cached
+            for rows, patches in whole_patches(
+                job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
+            ):
+                # Where damage is an error there will be no features: the rest is read to say what is damaged.
+                if not (job.damage.rows and damaged == "raise"):
+                    yield (job, rows), patches, recolors
+        finally:
+            job.slide.image.release()
+        if damaged == "raise":
+            job.damage.check()
 
 
-def _features(patches: Patches, folder: Path | None) -> Features:
-    """Features of one slice; NaN where pixels cannot be decoded, which its ``damage`` then tells."""
-    key = patches.key() if folder is not None else None
-    cached = patches.cached(folder, key)
-    if cached is not None:
-        return cached
-    features, done = _encode(patches, None)
-    if folder is not None and key is not None and done.all():
-        store_features(folder, key, features)
-    return features
+def _not_finite(job: _Job, engine: Engine) -> EncoderError:
+    remedy = (
+        " Half precision may be too coarse for it: pass precision='float32'."
+        if engine.pace.precision != "float32"
+        else ""
+    )
+    return EncoderError(
+        f"encoder {engine.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
+    )
 
 
-def _features_and_maps(patches: Patches, folder: Path) -> tuple[Features, Path]:
-    """The same, and the file with the maps before the trunk's last stage."""
-    key = patches.key()
-    cached = patches.cached(folder, key)
-    path = maps_path(folder, key or patches.key_by_name())
-    shape = (patches.views, *shape_of_maps(patches.encoder))
-    if cached is not None and is_stored(path, cached, shape):
-        return cached, path
-    with writing(path, patches.shape[0], shape) as maps:
-        features, done = _encode(patches, maps)
-        if patches.damaged == "raise":
-            patches.damage.check()
-        # Computed on another device, they would differ in the last digit from those that maps are found by.
-        features = features if cached is None else cached
-        maps.finish(features)
-    if key is not None and done.all() and cached is None:
-        store_features(folder, key, features)
-    return features, path
-
-
-def _encode(patches: Patches, maps: MapsWriter | None) -> tuple[Features, npt.NDArray[np.bool_]]:
-    """Features of the patches, and which spots have any; their maps are written on the way."""
-    slide, side, encoder, pace = patches.slide, patches.side, patches.encoder, patches.pace
-    if side * _BLURRED < encoder.input_px:
+def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
+    if side * _BLURRED < input_px:
         logger.warning(
             "slice %r: a patch has %.0f px and is enlarged to %d: pass the full-resolution image for sharp ones.",
             slide.name,
             side,
-            encoder.input_px,
+            input_px,
         )
-    recolors = [] if patches.restain is None else patches.restain.maps(slide)
-    features = np.full(patches.shape, np.nan, dtype=np.float32)
-    done = np.zeros(len(features), dtype=bool)
-    module = replace(encoder, module=encoder.module.to(pace.device))
-    at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
-    made = whole_patches(slide, side, encoder.input_px, pace.batch_size, pace.memory_mb, patches.damage)
-    with closing(read_ahead(made)) as batches:
-        for rows, pixels in track(batches, f"Patches of {slide.name}", -(-len(slide.rows) // pace.batch_size)):
-            if patches.damage.rows and patches.damaged == "raise":
-                # There will be no features: the rest is read to say what is damaged.
-                continue
-            tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pace.device)
-            for recolor in recolors:
-                tensor = recolor(tensor)
-            parts = tensor.split(at_once)
-            own = np.split(rows, range(at_once, len(rows), at_once))
-            pooled = [_pooled(module, *part, patches.views, maps) for part in zip(parts, own, strict=True)]
-            features[rows] = torch.cat(pooled).cpu().numpy()
-            done[rows] = True
-    if not np.isfinite(features[done]).all():
-        raise EncoderError(f"encoder {encoder.name!r} gives NaN or infinite features for slice {slide.name!r}.")
-    return features, done
 
 
-def _pooled(
-    module: Encoder, patches: Tensor, rows: npt.NDArray[np.int64], views: int, maps: MapsWriter | None
-) -> Tensor:
-    """Features of some patches, the mean over their views; their maps are written where they are wanted."""
-    if maps is None:
-        return torch.stack([module(view) for view in _views(patches, views)]).mean(0)
-    with tapped(module.module) as seen:
-        features = torch.stack([module(view) for view in _views(patches, views)]).mean(0)
-    maps.put(rows, torch.stack(seen, dim=1).cpu().numpy())
-    return features
-
-
-def _views(patches: Tensor, views: int) -> list[Tensor]:
-    rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(views, 4))]
-    return rotated + [view.flip(3) for view in rotated] if views == 8 else rotated
-
-
-def choose_device(device: str) -> torch.device:
-    """Turn ``"auto"`` or torch's name of a device into a device that is there.
-
-    Raises
-    ------
-    InputError
-        There is no such device here.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | None) -> str | None:
+    """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device!r} is not usable here ({error}); pass 'auto' or 'cpu'.") from error
-    return chosen
+        image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
+    except DamageError:
+        logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
+        return None
+    return _key(slide, side, engine, restain, image=image)
+
+
+def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
+    """Key by what the image is known by."""
+    # Features of unchanged colours keep the keys that they always had.
+    colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
+    made = {"side": side, "encoder": engine.identity, "views": engine.views}
+    return content_key(centers=slide.centers_px, **made, **colours, **image)

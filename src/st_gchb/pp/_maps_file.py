@@ -97,8 +97,8 @@ class _Room:
         if free < self.n_bytes:
             raise OSError(f"{free / 1e9:.3g} GB are free")
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _Room:
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
@@ -118,13 +118,23 @@ def writing(path: Path, n_spots: int, shape: tuple[int, ...]) -> Iterator[MapsWr
     CacheError
         The folder has too little room, or cannot be written to.
     """
-    room = _Room(path, len(_header(n_spots, shape)) + n_spots * (16 + 2 * int(np.prod(shape))))
+    room = _room_for(path, n_spots, shape)
     with ExitStack() as stack:
         with room:
             room.check()
             part = stack.enter_context(write_whole(path))
             file = stack.enter_context(open(part, "r+b"))
         yield MapsWriter(cast("BinaryIO", file), n_spots, shape, room)
+
+
+def check_room(path: Path, n_spots: int, shape: tuple[int, ...]) -> None:
+    """Refuse what cannot fit; errors as :func:`writing`."""
+    with _room_for(path, n_spots, shape) as room:
+        room.check()
+
+
+def _room_for(path: Path, n_spots: int, shape: tuple[int, ...]) -> _Room:
+    return _Room(path, len(_header(n_spots, shape)) + n_spots * (16 + 2 * int(np.prod(shape))))
 
 
 def _header(n_spots: int, shape: tuple[int, ...]) -> bytes:

@@ -31,13 +31,13 @@ norm). Families are left out whose stages are not one after the other, or whose 
 """
 
 
-def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int) -> None:
+def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
     """Refuse a tail that is unknown, has no place to go, or of an encoder that has no last stage to be trained.
 
     Raises
     ------
     InputError
-        The tail is unknown, or there is no cache, or there are versions in other stains.
+        The tail is unknown, there is no cache, there are versions in other stains, or the encoder is to be compiled.
     EncoderError
         The encoder cannot be cut, with those that can.
     """
@@ -53,6 +53,11 @@ def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: in
             f"tail={tail!r} with stain_augment={stain_augment}: maps are kept of the patches' own stain alone. Pass "
             "stain_augment=0, or leave tail= out."
         )
+    if compiled:
+        raise InputError(
+            f"tail={tail!r} with compiled=True: what goes into the last stage cannot be seen in a compiled encoder. "
+            "Pass compiled=False, or leave tail= out."
+        )
     if encoder.transform is not None or _path_of(encoder.module) is None:
         raise EncoderError(
             f"encoder {encoder.name!r} has no last stage that can be trained by itself; expected a torchvision model "
@@ -62,10 +67,11 @@ def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: in
 
 
 @contextmanager
-def tapped(trunk: nn.Module) -> Iterator[list[Tensor]]:
+def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
     """Give a list to which the maps that go into a trunk's last stage are added, ``(b, c, h, w)`` float16.
 
-    What the trunk answers is not touched by it: features are the same to the last bit.
+    What the trunk answers is not touched by it: features are the same to the last bit. ``used`` is what the trunk was
+    turned into, such as one with its batch norm folded, if that is what is called.
     """
     seen: list[Tensor] = []
 
@@ -73,7 +79,7 @@ def tapped(trunk: nn.Module) -> Iterator[list[Tensor]]:
         # Copied before the stage begins, which may write into its input.
         seen.append(inputs[0].to(torch.float16, copy=True))
 
-    hook = first_of(trunk).register_forward_pre_hook(keep)
+    hook = first_of(trunk, used).register_forward_pre_hook(keep)
     try:
         yield seen
     finally:
@@ -122,9 +128,9 @@ def stage_without_weights(rule: FeatureRule) -> nn.Module:
     return last_stage(bare_trunk(rule.encoder))
 
 
-def first_of(trunk: nn.Module) -> nn.Module:
-    """The first layer of a trunk's last stage."""
-    return trunk.get_submodule(_path_of(trunk) or "")
+def first_of(trunk: nn.Module, used: nn.Module | None = None) -> nn.Module:
+    """The first layer of a trunk's last stage, or that of what the trunk was turned into."""
+    return (trunk if used is None else used).get_submodule(_path_of(trunk) or "")
 
 
 def _path_of(module: nn.Module) -> str | None:
