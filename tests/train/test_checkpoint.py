@@ -126,3 +126,17 @@ def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path, caplog, monkeypatc
         folder.put("network", {"epoch": 2})
     assert caplog.text.count("No space left") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_training_that_went_through_no_epoch_nothing_is_kept_or_said(tmp_path, caplog):
+    folder = CheckpointFolder(tmp_path, {}, resume=False)
+    folder.put("network", {"epoch": 0})
+
+    def train():
+        with folder.kept_on_error():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == []

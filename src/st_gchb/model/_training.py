@@ -22,6 +22,7 @@ from st_gchb.train import (
     CheckpointFolder,
     GraphDataModule,
     KeepBest,
+    NoCheckpoints,
     Pretraining,
     Progress,
     STGCHBTrainingPlan,
@@ -57,7 +58,7 @@ def run_training(
     settings: ModelSettings,
     seed: int,
     options: TrainingOptions,
-    checkpoints: CheckpointFolder,
+    checkpoints: CheckpointFolder | NoCheckpoints,
 ) -> None:
     """Fit a network, going on from the checkpoint of its stage where there is one.
 
