@@ -75,6 +75,7 @@ def embed_by_rule(
         encoder=trunk,
         views=rule.views,
         stain_norm=rule.stain,
+        tail=rule.tail,
         precision=rule.precision or "float32",
         **size,
         **options,

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from st_gchb._errors import EncoderError, InputError
-from st_gchb.pp._cache import Features
 from st_gchb.pp._device import halved
 from st_gchb.pp._encoders import Encoder
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
+Tap = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
 Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
 
 _CPU_BATCH = 8
@@ -80,10 +80,13 @@ class Engine:
         1, 4 (rotations) or 8 (and mirrored): features are the mean over them.
     pace
         Where, in which precision, how many at once.
+    tap
+        From a trunk, and from it as it is used, to a list to which what goes into its last stage is added; None where
+        that is not wanted.
     """
 
-    def __init__(self, encoder: Encoder, views: int, pace: Pace) -> None:
-        self.encoder, self.views, self.pace = encoder, views, pace
+    def __init__(self, encoder: Encoder, views: int, pace: Pace, tap: Tap | None = None) -> None:
+        self.encoder, self.views, self.pace, self.tap = encoder, views, pace, tap
         self._at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
 
     @property
@@ -115,7 +118,7 @@ class Engine:
             ) from error
         return ready
 
-    def run(self, batches: Iterable[Batch[K]], take: Callable[[K, Features], None]) -> None:
+    def run(self, batches: Iterable[Batch[K]], take: Callable[..., None]) -> None:
         """Encode batches in their order.
 
         Parameters
@@ -124,37 +127,44 @@ class Engine:
             What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colours first, each
             ``(b, 3, h, w)`` uint8 to the same.
         take
-            Called with what a batch is known by and its features, ``(b, n_features)`` float32. Where the batches end
-            in an error, those before have been taken.
+            Called with what a batch is known by and its features, ``(b, n_features)`` float32, and with what was
+            tapped of all views, ``(b, n_views, c, h, w)``, where there is a tap. Where the batches end in an error,
+            those before have been taken.
         """
-        waiting: tuple[K, Tensor] | None = None
+        waiting: tuple[K, list[Tensor]] | None = None
         try:
             for name, patches, recolors in batches:
                 # The next batch is under way before the last one is fetched: fetching waits for the device.
                 last, waiting = waiting, (name, self._start(patches, recolors))
                 if last is not None:
-                    take(last[0], last[1].cpu().numpy())
+                    take(last[0], *(one.cpu().numpy() for one in last[1]))
         finally:
             if waiting is not None:
-                take(waiting[0], waiting[1].cpu().numpy())
+                take(waiting[0], *(one.cpu().numpy() for one in waiting[1]))
 
-    def _start(self, patches: npt.NDArray[np.uint8], recolors: Sequence[Recolor]) -> Tensor:
+    def _start(self, patches: npt.NDArray[np.uint8], recolors: Sequence[Recolor]) -> list[Tensor]:
         tensor = self._sent(torch.from_numpy(patches)).permute(0, 3, 1, 2)
         for recolor in recolors:
             tensor = recolor(tensor)
-        found: list[Tensor] = []
+        found: list[list[Tensor]] = []
         start = 0
         while start < len(tensor):
             part = tensor[start : start + self._at_once]
             try:
-                found.append(torch.stack([self._encode(view) for view in views_of(part, self.views)]).mean(0))
+                found.append(self._answer(part))
             except torch.cuda.OutOfMemoryError:
                 if len(part) < 2:
                     raise
                 self._at_once = halved(len(part), "encoding goes on with %d patches at once")
                 continue
             start += len(part)
-        return torch.cat(found)
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _answer(self, patches: Tensor) -> list[Tensor]:
+        """Features, the mean over the views, and what is tapped of each view."""
+        with nullcontext() if self.tap is None else self.tap(self.encoder.module, self._ready.module) as seen:
+            features = torch.stack([self._encode(view) for view in views_of(patches, self.views)]).mean(0)
+        return [features] if seen is None else [features, torch.stack(seen, dim=1)]
 
     def _sent(self, patches: Tensor) -> Tensor:
         if self.pace.device.type != "cuda":

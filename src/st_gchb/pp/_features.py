@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from st_gchb import __version__
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
-from st_gchb._errors import InputError, ScaleError
+from st_gchb._errors import InputError
 from st_gchb.pp._cache import cache_folder
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
 from st_gchb.pp._engine import Engine, Pace, Precision, check_precision
+from st_gchb.pp._maps import FILES_KEY
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.pp._rule import FeatureRule, is_stain_key, stain_key
-from st_gchb.pp._slides import Slice
+from st_gchb.pp._slides import Slice, side_px
+from st_gchb.pp._stages import Tail, check_tail, tapped
 from st_gchb.pp._stain import Restain, Stain, StainMethod, check_method, jitter_factors, stain_of
 from st_gchb.pp._tables import resolve
 from st_gchb.pp._tissue import check_positive
@@ -43,6 +45,7 @@ def embed_patches(
     stain_norm: StainMethod | Stain | None = None,
     stain_augment: int = 0,
     stain_seed: int = 0,
+    tail: Tail | None = None,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
@@ -86,6 +89,11 @@ def embed_patches(
         been used. Training draws from these versions; each takes as long as the features themselves.
     stain_seed
         Seed of these versions.
+    tail
+        ``"last_stage"``: also keep the maps before the trunk's last stage, in files of the cache folder, so that
+        ``STGCHB(image_tail="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
+        densenet, efficientnet and mobilenet_v2; 38 kB (mobilenet_v2) to 401 kB (resnet50) a spot and view, so pass
+        ``views=1`` where there are many.
     image, image_key, slice_key, um_per_px
         As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
         region), and ``um_per_px`` is the size of its finest scale's pixels.
@@ -134,6 +142,8 @@ def embed_patches(
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
         The encoder is unknown, cannot be compiled, or its weights are not to be had.
+    CacheError
+        There is no room for the maps.
     StainError
         The stain of a slice that is to be normalised cannot be told.
 
@@ -154,16 +164,19 @@ def embed_patches(
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
-    sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
+    sides = [side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
+    if tail is not None:
+        check_tail(tail, trunk, cache=cache, stain_augment=stain_augment, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
-    engine = Engine(trunk, views, Pace(batch_size, chosen, memory_mb, precision, compiled))
+    pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
+    engine = Engine(trunk, views, pace, None if tail is None else tapped)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
     made = {}
     for version in range(stain_augment + 1):
         restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
         name = stain_key(key_added, version) if version else key_added
-        made[name], left_out = embed_slices(slices, sides, engine, folder, damaged, restains)
+        made[name], left_out, files = embed_slices(slices, sides, engine, folder, damaged, restains)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
@@ -178,6 +191,7 @@ def embed_patches(
         stain_target=None if stain is None else stain.numbers,
         stain_augment=stain_augment or None,
         precision=None if precision == "float32" else precision,
+        tail=tail,
     )
     target = resolved.target(copy=copy)
     for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
@@ -185,6 +199,8 @@ def embed_patches(
     for key, features in made.items():
         target.obsm[key] = features
     target.uns[key_added] = _provenance(rule, slices)
+    if files:
+        target.uns[key_added][FILES_KEY] = np.array([str(file.resolve()) for file in files])
     if len(left_out):
         target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
     return target if copy else None
@@ -214,19 +230,6 @@ def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_s
         raise InputError(f"batch_size={batch_size!r}; expected at least 1.")
     if damaged not in get_args(Damaged):
         raise InputError(f"damaged={damaged!r} is unknown; expected one of {list(get_args(Damaged))}.")
-
-
-def _side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
-    """Side of a patch in px of the slice's image."""
-    if patch_px is not None:
-        return float(patch_px) * slide.scale
-    if slide.um_per_px is None:
-        raise ScaleError(
-            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Pass um_per_px= (µm per px "
-            f"of the full-resolution image), set uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}], "
-            "or give the patch's size in px, patch_px=."
-        )
-    return float(patch_um) / slide.um_per_px
 
 
 def _provenance(rule: FeatureRule, slices: list[Slice]) -> dict[str, Any]:

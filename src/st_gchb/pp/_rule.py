@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -41,6 +41,8 @@ class FeatureRule:
         Further versions of the training spots in other stains; a query has none.
     precision
         Half precision in which the encoder computed; None for float32.
+    tail
+        ``"last_stage"`` where the maps before the trunk's last stage were kept too; None where features are all.
     """
 
     encoder: str
@@ -54,6 +56,7 @@ class FeatureRule:
     stain_target: tuple[float, ...] | None = None
     stain_augment: int | None = None
     precision: Precision | None = None
+    tail: Literal["last_stage"] | None = None
 
     @property
     def stain(self) -> Stain | None:
@@ -108,6 +111,7 @@ class FeatureRule:
             stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
             stain_augment=int(stored["stain_augment"]) if "stain_augment" in stored else None,
             precision=precision,
+            tail="last_stage" if "tail" in stored else None,
         )
 
 
