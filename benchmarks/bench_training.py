@@ -7,7 +7,8 @@ from measuring import CLOCK, apart
 from slides import DLPFC_SPOTS
 from training_size import NETWORKS, one_size
 
-EPOCHS = 3
+FEW = 16
+"""From this size on, one epoch is timed instead of three."""
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
@@ -18,8 +19,8 @@ def network(request):
 @pytest.fixture(scope="module")
 def run(scale, network, device, threads):
     """One training; all benchmarks of its size and network read from it."""
-    # The graph is the same for both networks, and a slice is a slide of its own: 64 slices' spots lie on one slide.
-    return apart(one_size, DLPFC_SPOTS * scale, 1, EPOCHS, network, device, threads)
+    # The spots of 64 slices lie on one slide: 64 slides would say little of what grows with a slide.
+    return apart(one_size, DLPFC_SPOTS * scale, 1, 4 if scale < FEW else 2, network, device, threads)
 
 
 def replay(measure, run, network, stage):

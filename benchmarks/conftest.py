@@ -98,6 +98,10 @@ class Measure:
         self.benchmark.pedantic(lambda: CLOCK.advance(next(left)["wall_s"]), rounds=len(samples))
         self._keep(samples, spots, case, limits or {}, mib, facts)
 
+    def note(self, **facts: Any) -> None:
+        """Keep what is known only after the rounds."""
+        self.benchmark.extra_info["facts"].update(facts)
+
     def _keep(self, samples: Any, spots: int, case: str, limits: Any, mib: Any, facts: Any) -> None:
         kept = {"spots": spots, "case": case, "device": self.device, "samples": list(samples)}
         self.benchmark.extra_info.update(kept, limits={k: list(v) for k, v in limits.items()}, mib=list(mib))

@@ -61,7 +61,7 @@ def rate(row: Row) -> str:
 def startup_table(rows: Sequence[Row]) -> str:
     """What starting takes, as a part of importing scvi-tools."""
     lines = [
-        [row.title, between(row.wall), between(ratio), between(row.cpu_ratios[limit])]
+        [row.case, between(row.wall), between(ratio), between(row.cpu_ratios[limit])]
         for row in rows
         if row.group == "start-up"
         for limit, ratio in row.ratios.items()
@@ -71,7 +71,7 @@ def startup_table(rows: Sequence[Row]) -> str:
 
 def verdict_table(rows: Sequence[Row]) -> str:
     """Targets and whether they are met."""
-    lines = [[v.what, v.target, f"{v.found:.2f}", "met" if v.met else "NOT met"] for v in verdicts(rows)]
+    lines = [[v.what, v.target, number(v.found), "met" if v.met else "NOT met"] for v in verdicts(rows)]
     return markdown(["", "target", "found", ""], lines)
 
 
