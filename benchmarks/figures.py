@@ -169,6 +169,9 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 
 # ---- Two commits ----
 
+CHANGE = 1.1
+"""Ratio beyond which all rounds must lie for a change to be called one."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -182,11 +185,11 @@ class Change:
 
     @property
     def says(self) -> str:
-        """Whether all rounds agree on which is the faster, by more than a twentieth."""
-        middle, low, high = self.ratio
-        if low > 1 and middle > 1.05:
+        """Whether the head takes more or less than the base, in all rounds and by more than a tenth."""
+        _, low, high = self.ratio
+        if low > CHANGE:
             return "more"
-        return "less" if high < 1 and middle < 1 / 1.05 else "same"
+        return "less" if high < 1 / CHANGE else "same"
 
 
 def changes(base: Sequence[Mapping[str, Any]], head: Sequence[Mapping[str, Any]]) -> tuple[list[Change], list[str]]:
