@@ -90,6 +90,8 @@ BENCH_OPTIONS := --threads $(THREADS) --device $(DEVICE) $(BENCH_ARGS)
 bench: $(VENV)/.bench
 	$(BENCH_ENV) $(BIN)/python -m pytest benchmarks --scales "$(SCALES)" $(BENCH_OPTIONS)
 
+# Six runs: small sizes, unless others are asked for.
+bench-compare: SCALES = 1 4
 bench-compare: $(VENV)/.bench
 	@test -n "$(BASE)" || { echo "error: say with which commit to compare: make bench-compare BASE=main" >&2; exit 1; }
 	$(BENCH_ENV) $(BIN)/python benchmarks/compare.py $(BASE) $(HEAD) --rounds $(ROUNDS) --scales "$(SCALES)" -- $(BENCH_OPTIONS)

@@ -336,18 +336,24 @@ def test_utilisation_that_cannot_be_told_is_none(bench, monkeypatch, error):
 # ---- Slides ----
 
 
-def test_slide_of_encoded_tiles_shows_the_texture_under_its_spots(bench, tmp_path):
+def test_slide_of_encoded_tiles_shows_the_texture_under_its_spots(bench, tmp_path, monkeypatch):
     from st_gchb.io import open_image
 
+    # Drawing the texture itself takes seconds.
+    colours = np.random.default_rng(0).integers(60, 200, (64, 64, 3)).astype(np.uint8)
+    drawn = np.kron(colours, np.ones((32, 32, 1), dtype=np.uint8))
+    monkeypatch.setattr(bench.slides, "texture", lambda: drawn)
+    bench.slides.encoded_tiles.cache_clear()
     adata = bench.slides.tiff_slide(tmp_path / "slide.tif", 30, 2.0)
     image = open_image(tmp_path / "slide.tif")
-    width, height = image.shape_px[::-1] if image.shape_px[0] < image.shape_px[1] else image.shape_px
-    assert (adata.obsm["spatial"] > 0).all()
-    assert (adata.obsm["spatial"].max(axis=0) < sorted((width, height))).all()
+    height, width = image.levels[0].shape[:2]
+    assert (adata.obsm["spatial"] >= 75).all()
+    assert (adata.obsm["spatial"].max(axis=0) <= [width - 75, height - 75]).all()
     assert image.um_per_px == pytest.approx(2.0, rel=1e-3)
     assert image.downsamples == pytest.approx([1, 2, 4], rel=0.05)
-    shown, drawn = image.levels[0][0:256, 0:256], bench.slides.texture()[:256, :256]
-    assert np.abs(shown.astype(int) - drawn).mean() < 6
+    shown = image.levels[0][256:300, 0:256]
+    assert np.abs(shown.astype(int) - drawn[256:300, :256]).mean() < 6
+    bench.slides.encoded_tiles.cache_clear()
 
 
 def test_spots_lie_on_a_hexagonal_array(bench):
@@ -370,7 +376,7 @@ def test_suite_writes_json_and_tables(tmp_path):
     (path,) = tmp_path.rglob("0001_*.json")
     report = json.loads(path.read_text())
     assert report["machine_info"]["threads"] == 1
-    assert report["machine_info"]["versions"]["torch"] == torch.__version__
+    assert report["machine_info"]["versions"]["torch"] in torch.__version__
     assert [len(one["extra_info"]["samples"]) for one in report["benchmarks"]] == [3]
     assert {file.name for file in (tmp_path / "docs").iterdir()} == {"limits.md", "machine.md"}
     assert (tmp_path / "docs" / "limits.md").read_text().strip() == report["tables"]["limits"]
