@@ -9,17 +9,27 @@ DATA   ?=
 WEIGHTS ?= $(if $(DATA),$(wildcard $(DATA)/../../weights/mobilenet_v2_imagenet.safetensors))
 OUT    ?= demo
 PYTEST_ARGS ?=
+# Of the benchmarks: sizes in slices of DLPFC, torch's threads, where they run, what else pytest is given.
+SCALES  ?= 1 4 16 64
+THREADS ?= 1
+DEVICE  ?= cpu
+BENCH_ARGS ?=
+ROUNDS  ?= 3
+BASE    ?=
+HEAD    ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs env constraints clean distclean
+.PHONY: help demo test bench bench-compare lint format docs env constraints clean distclean
 
 help:
 	@echo "make demo               train on synthetic sections, predict a held-out one, draw it in $(OUT)/"
 	@echo "make demo DATA=folder   the same on the HER2+ breast tumour sections in that folder"
 	@echo "make test               linters, types and all tests"
+	@echo "make bench              benchmarks: growth with the number of spots, shares of the physical limits (SCALES=\"1 4\": less)"
+	@echo "make bench-compare BASE=commit [HEAD=commit]   the same benchmarks of two commits, in turn"
 	@echo "make lint               linters and types alone"
 	@echo "make format             put the code in the house's format"
 	@echo "make docs               the site, in docs/_build/html"
@@ -52,6 +62,9 @@ $(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.docs: $(VENV)/.test
 	$(call install,docs)
 
+$(VENV)/.bench: $(VENV)/.test
+	$(call install,bench)
+
 env: $(VENV)/.test
 
 demo: $(VENV)/.test
@@ -69,6 +82,19 @@ format: $(VENV)/.test
 # One thread per worker: two workers that each start a thread per core get in one another's way.
 test: lint
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# One thread unless more are asked for, of every library, so that CPU time means the same in each run.
+BENCH_ENV := OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) MPLBACKEND=agg
+BENCH_OPTIONS := --threads $(THREADS) --device $(DEVICE) $(BENCH_ARGS)
+
+bench: $(VENV)/.bench
+	$(BENCH_ENV) $(BIN)/python -m pytest benchmarks --scales "$(SCALES)" $(BENCH_OPTIONS)
+
+# Six runs: small sizes, unless others are asked for.
+bench-compare: SCALES = 1 4
+bench-compare: $(VENV)/.bench
+	@test -n "$(BASE)" || { echo "error: say with which commit to compare: make bench-compare BASE=main" >&2; exit 1; }
+	$(BENCH_ENV) $(BIN)/python benchmarks/compare.py $(BASE) $(HEAD) --rounds $(ROUNDS) --scales "$(SCALES)" -- $(BENCH_OPTIONS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

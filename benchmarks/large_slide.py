@@ -22,30 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from slides import GLASS, PERIOD, TILE, texture
 
 UM_PER_PX = 0.5
-TILE = 256
 LEVELS = 6
-PERIOD = 2048
-GLASS = np.array([240, 236, 241], dtype=np.uint8)
 BLOBS = [(0.30, 0.36, 0.22, 0.30), (0.62, 0.58, 0.26, 0.24), (0.35, 0.76, 0.16, 0.14)]
 """Pieces of tissue: centre (x, y) and half axes, in widths of the slide."""
-
-
-def texture() -> np.ndarray:
-    """Tissue-like H&E that can be put side by side without a seam, ``(PERIOD, PERIOD, 3)``."""
-    from scipy import ndimage
-
-    rng = np.random.default_rng(0)
-    ground = sum(
-        ndimage.gaussian_filter(rng.standard_normal((PERIOD, PERIOD)), s, mode="wrap") * s for s in (3, 12, 60)
-    )
-    ground = 0.35 * np.clip(1 + 0.45 * ground / ground.std(), 0.1, None)
-    crowd = ndimage.gaussian_filter(rng.standard_normal((PERIOD, PERIOD)), 80, mode="wrap")
-    seeds = rng.random((PERIOD, PERIOD)) < 0.0012 * np.exp(0.9 * crowd / crowd.std())
-    nuclei = np.minimum(ndimage.gaussian_filter(seeds.astype(float), 4.5, mode="wrap") * 180, 1.2)
-    density = nuclei[..., None] * np.array([0.65, 0.70, 0.29]) + ground[..., None] * np.array([0.07, 0.99, 0.11])
-    return (GLASS * np.exp(-density)).astype(np.uint8)
 
 
 def tiles(size: int, factor: int, tissue: np.ndarray) -> Iterator[np.ndarray]:

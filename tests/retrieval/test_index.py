@@ -1,7 +1,7 @@
 """The search index against the exact search: its recall is what it says, and it is its arrays."""
 
 import builtins
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -132,16 +132,22 @@ def test_more_neighbours_than_it_was_tuned_for_are_tuned_for(monkeypatch):
     assert overlap(many.search(near(200, 3), 300)[0], exact) == pytest.approx(many.recall, abs=0.03)
 
 
-def test_an_index_that_would_look_into_most_lists_is_not_used_unasked(monkeypatch, caplog):
-    rng = np.random.default_rng(0)
-    keys = rng.normal(size=(3000, 64)).astype(np.float32)
-    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-    reference = ReferenceBank(keys[200:], keys[:200], keys, keys, pd.DataFrame({"slice": ["a"] * 2800}))
+def test_an_index_that_finds_too_little_is_not_used_unasked(index, monkeypatch, caplog):
+    reference = bank(index=replace(index, recall=0.94))
     monkeypatch.setattr(_choice, "INDEX_FROM", 100)
     with caplog.at_level("INFO", logger="st_gchb"):
         assert index_for(reference, 20) is None
-    assert "the search is exact" in caplog.text
+    assert "finds 94 % of the nearest spots: the search is exact" in caplog.text
     assert index_for(reference, 20, "index") is reference.index
+
+
+def test_directions_that_are_all_alike_are_looked_for_in_more_lists(index):
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(3400, 24)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    found = SearchIndex.build(keys[400:], keys[:400], k=20)
+    assert found.n_probe / len(found.centres) > 2 * index.n_probe / len(index.centres)
+    assert found.recall > 0.93
 
 
 def without_faiss(monkeypatch):

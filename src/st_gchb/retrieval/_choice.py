@@ -8,8 +8,8 @@ from st_gchb.retrieval._index import SearchIndex, has_faiss
 
 INDEX_FROM = 1_000_000
 """Reference spots from which on the index is used without being asked for."""
-_WORTHWHILE = 0.25
-"""Share of the lists that may be probed; beyond, an exact search is as fast."""
+LEAST_RECALL = 0.95
+"""An index that finds a smaller share of the nearest spots is not used without being asked for."""
 
 
 def index_for(bank: ReferenceBank, k: int, search: str = "auto") -> SearchIndex | None:
@@ -23,7 +23,7 @@ def index_for(bank: ReferenceBank, k: int, search: str = "auto") -> SearchIndex 
         Neighbours that are looked for: an index that was tuned for fewer is tuned anew.
     search
         ``"exact"``: none. ``"index"``: one. ``"auto"``: one from a million reference spots on, where FAISS is installed
-        and it is faster than comparing all.
+        and the index finds 95 % of what an exact search finds.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def index_for(bank: ReferenceBank, k: int, search: str = "auto") -> SearchIndex 
         bank.index = SearchIndex.build(bank.keys, bank.image_keys, k)
     elif bank.index.k < k:
         bank.index = bank.index.tuned(bank.image_keys, k)
-    if search == "auto" and bank.index.share > _WORTHWHILE:
-        logger.info("The index would look into %.0f %% of its lists: the search is exact.", 100 * bank.index.share)
+    if search == "auto" and bank.index.recall < LEAST_RECALL:
+        logger.info("The index finds %.0f %% of the nearest spots: the search is exact.", 100 * bank.index.recall)
         return None
     return bank.index

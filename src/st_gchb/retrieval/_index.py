@@ -68,11 +68,6 @@ class SearchIndex:
     k: int
     recall: float
 
-    @property
-    def share(self) -> float:
-        """Share of the lists that a query looks into."""
-        return self.n_probe / len(self.centres)
-
     @classmethod
     def build(cls, keys: np.ndarray, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
         """Put keys into lists, and choose how many lists a query must look into.

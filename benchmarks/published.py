@@ -1,0 +1,203 @@
+"""The whole of training of four her2st sections: the published schedule, a plain loop, and this package.
+
+    python benchmarks/published.py --data her2st --weights mobilenet_v2_imagenet.safetensors --docs docs/speed
+    python benchmarks/published.py --encoders resnet50            # synthetic sections, random weights: cost the same
+
+Ours is measured whole, from the image files to the trained model. Of the others every part is measured and multiplied
+by how often the schedule has it: the encoder's forward pass over a slice (patches in memory, the very network and
+batches of ours, nothing read or resampled), and the step of the trainable layers (those of ours, on a batch of ours,
+without Lightning). All parts are measured in turn in every round; ratios are those of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import spread
+from lightning.pytorch import Callback
+from measuring import Sample, timed
+from raw_forward import network_of
+from schedules import BATCH, INFOMAX_EPOCHS, JOINT_EPOCHS, encodings, mini_batches
+from tables import between, markdown, number
+from training_size import accelerator_of
+
+import st_gchb
+from st_gchb.model import STGCHB
+
+SECTIONS = ["C2", "C3", "C4", "C5"]
+SPOTS = [187, 180, 184, 181]
+"""Of these sections; with synthetic tissue there are about as many."""
+PATCH_PX = 112
+"""Side of the published patches, px of the image in full resolution."""
+PLAIN_EPOCHS = 20
+CLOCKS = ("wall_s", "cpu_s")
+
+
+class Batches(Callback):
+    """Keeps a step of infomax and one of the joint loss of each slice, as training saw them."""
+
+    def __init__(self) -> None:
+        self.infomax: dict[int, Any] = {}
+        self.joint: dict[int, Any] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        kept = self.infomax if pl_module.module.pretraining else self.joint
+        kept.setdefault(int(batch.groups[0]), batch)
+
+
+class Bench:
+    """Four sections, an encoder, and the parts that are timed."""
+
+    def __init__(self, adata: Any, encoder: Any, device: str) -> None:
+        self.adata, self.encoder, self.device = adata, encoder, device
+        self.names = list(dict.fromkeys(adata.obs["slice"]))
+        self.spots = [int((adata.obs["slice"] == name).sum()) for name in self.names]
+        parts = [adata[adata.obs["slice"] == name].copy() for name in self.names]
+        self.caught = [network_of(lambda part=part: self.embed(part)) for part in parts]
+        self.embed(adata)
+        STGCHB.setup_anndata(adata, slice_key="slice")
+        self.steps = {"paper": self.batches("paper", pretrain_epochs=1), "bleep": self.batches("bleep")}
+
+    def embed(self, adata: Any) -> None:
+        """Features of all patches, from the files."""
+        options = {"patch_px": PATCH_PX, "views": 1, "cache": False, "device": self.device, "slice_key": "slice"}
+        st_gchb.pp.embed_patches(adata, encoder=self.encoder, **options)
+
+    def train(self, preset: str, n_epochs: int, *callbacks: Any, **settings: Any) -> Any:
+        """Fit and train."""
+        model = STGCHB(self.adata, preset, n_top_genes=min(2000, self.adata.n_vars), **settings)
+        options = {"calibrate": False, "early_stopping": False, "enable_progress_bar": False}
+        model.train(n_epochs, accelerator=accelerator_of(self.device), callbacks=list(callbacks), **options)
+        return model
+
+    def batches(self, preset: str, **settings: Any) -> tuple[Any, Batches]:
+        """Network and steps of a short training."""
+        kept = Batches()
+        model = self.train(preset, 1, kept, **settings)
+        return model.module, kept
+
+    def step(self, preset: str, stage: str, group: int) -> None:
+        """A step of the trainable layers, without an encoder before it."""
+        module, kept = self.steps[preset]
+        optimizer = torch.optim.AdamW(module.parameters())
+        module.train()
+        module.pretraining = stage == "infomax"
+        module.loss(getattr(kept, stage)[group]).loss.backward()
+        optimizer.step()
+        module.zero_grad()
+
+    def forward(self, number: int) -> Sample:
+        """The encoder over a slice."""
+        return timed(self.caught[number].forward, self.device)
+
+    def stepped(self, preset: str, stage: str, group: int, n: int = 3) -> Sample:
+        """Median of some steps."""
+        samples = [timed(lambda: self.step(preset, stage, group), self.device) for _ in range(n)]
+        return {clock: spread([sample[clock] for sample in samples])[0] for clock in CLOCKS}
+
+
+def one_round(bench: Bench) -> dict[str, Sample]:
+    """Seconds of the published schedule, of the plain loop, and of this package, all measured now."""
+    groups = list(bench.steps["paper"][1].joint)
+    forward = [bench.forward(i) for i in range(len(bench.names))]
+    infomax = [bench.stepped("paper", "infomax", group) for group in groups]
+    joint = [bench.stepped("paper", "joint", group) for group in groups]
+    (some,) = list(bench.steps["bleep"][1].joint)[:1]
+    plain = bench.stepped("bleep", "joint", some)
+    embed = timed(lambda: bench.embed(bench.adata), bench.device)
+    paper = timed(lambda: bench.train("paper", JOINT_EPOCHS), bench.device)
+    bleep = timed(lambda: bench.train("bleep", PLAIN_EPOCHS), bench.device)
+    n_plain = PLAIN_EPOCHS * max(1, round(sum(bench.spots) / len(bench.steps["bleep"][1].joint[some].rows)))
+
+    def total(clock: str) -> dict[str, float]:
+        steps = sum(
+            INFOMAX_EPOCHS * infomax[i][clock] + JOINT_EPOCHS * mini_batches(n) * joint[i][clock]
+            for i, n in enumerate(bench.spots)
+        )
+        encoding = sum(JOINT_EPOCHS * mini_batches(n) * forward[i][clock] for i, n in enumerate(bench.spots))
+        once = sum(sample[clock] for sample in forward)
+        return {
+            "published, encoding in joint epochs": encoding + steps,
+            "published, encoding in infomax too": encoding + INFOMAX_EPOCHS * once + steps,
+            "ours, the same schedule": embed[clock] + paper[clock],
+            "of it encoding": embed[clock],
+            "plain loop": PLAIN_EPOCHS * once + n_plain * plain[clock],
+            "ours, preset bleep": embed[clock] + bleep[clock],
+        }
+
+    by_clock = {clock: total(clock) for clock in CLOCKS}
+    return {name: {clock: by_clock[clock][name] for clock in CLOCKS} for name in by_clock["wall_s"]}
+
+
+RATIOS = [
+    ("published, encoding in joint epochs", "ours, the same schedule"),
+    ("published, encoding in infomax too", "ours, the same schedule"),
+    ("plain loop", "ours, preset bleep"),
+]
+
+
+def lines_of(encoder: str, report: dict[str, Any]) -> list[list[str]]:
+    """Lines of the table: seconds, counted encodings, times faster."""
+    count = report["encodings"]
+    counted = [count["joint"], count["joint"] + count["infomax"], count["every_epoch"]]
+    lines = []
+    for (theirs, ours), n_encoded in zip(RATIOS, counted, strict=True):
+        rounds = report["rounds"]
+        faster = [spread([one[theirs][clock] / one[ours][clock] for one in rounds]) for clock in CLOCKS]
+        seconds = [number(spread([one[name]["cpu_s"] for one in rounds])[0]) for name in (theirs, ours)]
+        encoded = f"{n_encoded:,} / {count['needed']:,}"
+        lines.append([encoder, theirs, encoded, f"{seconds[0]} / {seconds[1]}", *map(between, faster)])
+    return lines
+
+
+HEADER = ["encoder", "against", "encodings, theirs / ours", "CPU s, theirs / ours", "times faster, wall", "CPU time"]
+
+
+def sections(data: Path | None) -> Any:
+    """The real sections, or synthetic ones of their size."""
+    if data is not None:
+        return st_gchb.datasets.her2st(SECTIONS, path=data)
+    return st_gchb.datasets.synthetic_tissue(4, n_rows=15, n_cols=13, n_genes=2000)
+
+
+def main() -> None:
+    """Read the command line, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the her2st sections (default: synthetic ones)")
+    parser.add_argument("--encoders", nargs="+", default=["resnet50", "mobilenet_v2"])
+    parser.add_argument("--weights", help="weights file of mobilenet_v2 (default: random, as for the others)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="file for all figures, JSON")
+    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/speed")
+    given = parser.parse_args()
+    for name in ("lightning.pytorch", "st_gchb"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(given.threads)
+    lines, reports = [], {}
+    for name in given.encoders:
+        encoder = st_gchb.pp.get_encoder(name, given.weights if name == "mobilenet_v2" else None)
+        bench = Bench(sections(given.data), encoder, given.device)
+        count = vars(encodings(bench.spots, PLAIN_EPOCHS))
+        rounds = [one_round(bench) for _ in range(given.rounds)]
+        reports[name] = {"spots": bench.spots, "encodings": count, "rounds": rounds}
+        lines += lines_of(name, reports[name])
+    what = "her2st sections C2 to C5" if given.data else "Synthetic sections"
+    settings = f"{what}, {given.threads} thread(s), device {given.device}, {given.rounds} rounds, batches of {BATCH}."
+    text = markdown(HEADER, lines) + f"\n\n{settings}\n"
+    print(text)
+    if given.out:
+        given.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+    if given.docs:
+        given.docs.mkdir(parents=True, exist_ok=True)
+        (given.docs / "published.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

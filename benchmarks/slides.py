@@ -1,0 +1,161 @@
+"""Synthetic slides of the DLPFC geometry: tables with features on disk, and images as files."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+DLPFC_SPOTS = 3600
+"""Spots of a slice of the DLPFC data, about; 60 rows and columns of a hexagonal array."""
+PITCH_UM = 100.0
+DLPFC_UM_PER_PX = 0.73
+"""Of its images in full resolution, about."""
+
+N_GENES, N_EXPRESSED = 400, 60
+N_FEATURES = 2048
+
+PERIOD, TILE = 2048, 256
+GLASS = np.array([240, 236, 241], dtype=np.uint8)
+
+
+def hexagonal(n_spots: int) -> np.ndarray:
+    """Centres of a hexagonal array that is about as wide as high, µm, ``(n_spots, 2)``."""
+    columns = math.ceil(math.sqrt(n_spots))
+    row, column = np.divmod(np.arange(n_spots), columns)
+    return np.column_stack([column * PITCH_UM + row % 2 * PITCH_UM / 2, row * PITCH_UM * math.sqrt(0.75)])
+
+
+# ---- Tables ----
+
+
+def table(n_spots: int, folder: Path, n_slices: int = 1, seed: int = 0) -> AnnData:
+    """Slices with features of 2,048 numbers (float16) in a file and counts of 400 genes."""
+    rng = np.random.default_rng(seed)
+    each = -(-n_spots // n_slices)
+    xy = np.tile(hexagonal(each), (n_slices, 1))[:n_spots]
+    path = folder / "features.bin"
+    features = np.memmap(path, dtype=np.float16, mode="w+", shape=(n_spots, N_FEATURES))
+    base = rng.standard_normal((16, N_FEATURES), dtype=np.float32)
+    for start in range(0, n_spots, 4096):
+        part = features[start : start + 4096]
+        waves = np.sin(xy[start : start + 4096, :1] / np.arange(300, 4600, 270.0)).astype(np.float32)
+        part[:] = waves @ base + rng.standard_normal(part.shape, dtype=np.float32)
+    features.flush()
+    adata = counts(n_spots, rng)
+    adata.obs["slice"] = pd.Categorical((np.arange(n_spots) // each).astype(str))
+    adata.obsm["spatial"] = xy
+    adata.obsm["X_patch"] = np.memmap(path, dtype=np.float16, mode="r", shape=features.shape)
+    return adata
+
+
+def counts(n_spots: int, rng: np.random.Generator) -> AnnData:
+    """Spots with 60 of 400 genes each."""
+    indices = rng.integers(0, N_GENES, (n_spots, N_EXPRESSED), dtype=np.int32)
+    values = rng.integers(1, 5, (n_spots, N_EXPRESSED)).astype(np.float32)
+    x = sparse.csr_matrix((values.ravel(), indices.ravel(), np.arange(n_spots + 1) * N_EXPRESSED), (n_spots, N_GENES))
+    x.sum_duplicates()
+    return AnnData(x, obs=pd.DataFrame(index=[f"s{i}" for i in range(n_spots)]))
+
+
+# ---- Images ----
+
+
+@functools.cache
+def texture() -> np.ndarray:
+    """Tissue-like H&E that can be put side by side without a seam, ``(PERIOD, PERIOD, 3)``."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    ground = sum(
+        ndimage.gaussian_filter(rng.standard_normal((PERIOD, PERIOD)), s, mode="wrap") * s for s in (3, 12, 60)
+    )
+    ground = 0.35 * np.clip(1 + 0.45 * ground / ground.std(), 0.1, None)
+    crowd = ndimage.gaussian_filter(rng.standard_normal((PERIOD, PERIOD)), 80, mode="wrap")
+    seeds = rng.random((PERIOD, PERIOD)) < 0.0012 * np.exp(0.9 * crowd / crowd.std())
+    nuclei = np.minimum(ndimage.gaussian_filter(seeds.astype(float), 4.5, mode="wrap") * 180, 1.2)
+    density = nuclei[..., None] * np.array([0.65, 0.70, 0.29]) + ground[..., None] * np.array([0.07, 0.99, 0.11])
+    return (GLASS * np.exp(-density)).astype(np.uint8)
+
+
+@functools.cache
+def encoded_tiles(factor: int) -> list[list[bytes]]:
+    """The texture, made smaller, as JPEG tiles: encoded once, and written as often as a slide needs them."""
+    import imagecodecs
+
+    side = PERIOD // factor
+    small = texture().reshape(side, factor, side, factor, 3).mean((1, 3)).astype(np.uint8)
+    small = np.tile(small, (max(1, TILE // side), max(1, TILE // side), 1))
+    return [
+        [
+            imagecodecs.jpeg8_encode(
+                np.ascontiguousarray(small[y : y + TILE, x : x + TILE]),
+                level=85,
+                colorspace="RGB",
+                outcolorspace="YCBCR",
+                subsampling="420",
+            )
+            for x in range(0, small.shape[1], TILE)
+        ]
+        for y in range(0, small.shape[0], TILE)
+    ]
+
+
+def _level(width: int, height: int, factor: int) -> Iterator[bytes]:
+    tiles = encoded_tiles(factor)
+    for y in range(-(-height // TILE)):
+        for x in range(-(-width // TILE)):
+            yield tiles[y % len(tiles)][x % len(tiles[0])]
+
+
+def on_image(n_spots: int, um_per_px: float) -> tuple[AnnData, tuple[int, int]]:
+    """Spots, and width and height of the image that they lie on, with 150 µm around them."""
+    xy = (hexagonal(n_spots) + 150.0) / um_per_px
+    width, height = (math.ceil(side + 150.0 / um_per_px) for side in xy.max(axis=0))
+    adata = AnnData(obs=pd.DataFrame(index=[f"s{i}" for i in range(n_spots)]))
+    adata.obsm["spatial"] = xy
+    return adata, (width, height)
+
+
+def tiff_slide(path: Path, n_spots: int, um_per_px: float, levels: int = 3) -> AnnData:
+    """Spots on a slide that is a pyramid of JPEG tiles."""
+    import tifffile
+
+    adata, (width, height) = on_image(n_spots, um_per_px)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for level in range(levels):
+            factor = 2**level
+            w, h = -(-width // factor), -(-height // factor)
+            per_cm = 1e4 / (um_per_px * factor)
+            writer.write(
+                _level(w, h, factor),
+                shape=(h, w, 3),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                subifds=levels - 1 if level == 0 and levels > 1 else None,
+                subfiletype=1 if level else 0,
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    return adata
+
+
+def jpeg_slide(path: Path, n_spots: int, um_per_px: float) -> AnnData:
+    """Spots on a slide that is one JPEG."""
+    from PIL import Image
+
+    adata, (width, height) = on_image(n_spots, um_per_px)
+    across, down = -(-width // PERIOD), -(-height // PERIOD)
+    pixels = np.tile(texture(), (down, across, 1))[:height, :width]
+    Image.fromarray(pixels).save(path, quality=85)
+    return adata
