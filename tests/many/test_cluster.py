@@ -114,9 +114,9 @@ def test_a_worker_is_killed_in_the_middle(client, model, images, tmp_path, same)
     assert ended == dict.fromkeys(names, 1)
     assert begun == dict.fromkeys(names, 1) | {"victim": 2}
     assert report.set_index("name")["attempts"].to_dict() == begun
-    assert report["worker"].nunique() >= 2
+    assert len({line.split()[2] for line in (out / "log.txt").read_text().splitlines()}) >= 2
     assert not [path for path in out.rglob("*") if path.name.startswith(".") or path.suffix == ".begun"]
-    alone = predict_slides(model, rows(images, names), tmp_path / "alone", **READ)
+    alone = predict_slides(model, rows(images, names), tmp_path / "alone", threads=1, **READ)
     assert alone["n_spots"].tolist() == report["n_spots"].tolist()
     for name in names:
         same(tmp_path / "alone" / f"{name}.h5ad", out / f"{name}.h5ad")

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, help="processes on this machine (default: this one alone)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="a running dask scheduler, tcp://HOST:8786, or its file")
-    parser.add_argument("--threads", type=int, help="threads of torch for a slide (default: those of the worker)")
+    parser.add_argument("--threads", type=int, help="threads for a slide (default: those of the worker)")
     parser.add_argument("--um-per-px", type=float, help="size of a pixel, µm, of slides that do not say it")
     parser.add_argument(
         "--spacing", type=spacing_um, metavar="LENGTH", help="of slides whose row does not say it, such as 100um"
@@ -105,7 +105,7 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
     from distributed import Client, LocalCluster
 
     if arguments.scheduler is None:
-        # With one thread each; --threads says how many torch may use for a slide.
+        # With one thread each; --threads says how many a slide may use.
         local = LocalCluster(n_workers=arguments.workers, threads_per_worker=1, dashboard_address=None)
         with local, Client(local) as client:
             yield client

@@ -71,8 +71,8 @@ def predict_slides(
     memory_mb
         Bound of the decoded pixels that a worker holds, MB.
     threads
-        Threads of torch for a slide; by default a worker's own number of threads, and torch's in this process. A worker
-        does one slide at a time.
+        Threads for a slide; by default as many as the worker has, or as this process uses. A worker does one slide at
+        a time.
 
     Returns
     -------

@@ -50,7 +50,7 @@ class Job:
     call
         Identity of the call.
     threads
-        Threads of torch for a slide; None leaves it to the worker.
+        Threads for a slide; None leaves it to the worker.
     """
 
     step: Step
@@ -77,7 +77,7 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
         found = find_receipt(out, slide.name, made_of)
         if found is not None:
             return replace(found, status=DONE if found.call == job.call else KEPT)
-        with begun(out, slide.name, job.call) as attempts, _warnings() as said, _torch_threads(threads):
+        with begun(out, slide.name, job.call) as attempts, _warnings() as said, _threads(threads):
             if attempts > DEATHS:
                 raise ClusterError(died(attempts - 1))
             return _make(slide, job, made_of, attempts, said)
@@ -138,16 +138,22 @@ def _warnings() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use this many threads; dask starts its workers with OMP_NUM_THREADS=1 whatever cores they have."""
-    if threads is None:
+def _threads(number: int | None) -> Iterator[None]:
+    """Let torch and the libraries under numpy use this many threads.
+
+    dask starts its workers with OMP_NUM_THREADS=1, whatever cores they have. Results are the same to the last bit where
+    the number of threads is.
+    """
+    if number is None:
         yield
         return
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with threadpool_limits(number, user_api="blas"):
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
