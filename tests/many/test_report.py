@@ -29,7 +29,8 @@ def few(images, tmp_path):
 
 
 def embed(slides, out, **changes):
-    return embed_slides(slides, out, **TEXTURE | READ | changes)
+    """A dozen spots a slide."""
+    return embed_slides(slides, out, **TEXTURE | READ | {"spacing_um": 250.0} | changes)
 
 
 def test_each_slide_gives_what_the_model_gives_for_it(model, images, tmp_path):
@@ -143,10 +144,10 @@ def test_a_crash_between_result_and_receipt(few, tmp_path, computed, monkeypatch
     embed(few, tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(_work, "sign", lambda out, receipt: (_ for _ in ()).throw(OSError("disk full")))
-        report = embed(few[:1], tmp_path / "out", spacing_um=90.0)
+        report = embed(few[:1], tmp_path / "out", spacing_um=260.0)
     assert report["status"].tolist() == ["failed"]
     assert report["message"].tolist() == ["OSError: disk full"]
-    # The file is of 90 µm; the first call's receipt may not speak of it.
+    # The file is of 260 µm; the first call's receipt may not speak of it.
     assert embed(few, tmp_path / "out")["status"].tolist() == ["done", "kept", "kept"]
     assert computed == {"A1": 3, "A2": 1, "A3": 1}
 
@@ -155,7 +156,7 @@ def test_a_crash_between_result_and_receipt(few, tmp_path, computed, monkeypatch
 def test_what_changed_is_done_again(few, tmp_path, computed, monkeypatch, change):
     out = tmp_path / "out"
     embed(few, out)
-    changes = {"spacing": {"spacing_um": 110.0}, "grid": {"grid": "square"}, "patch": {"patch_um": 140.0}}
+    changes = {"spacing": {"spacing_um": 260.0}, "grid": {"grid": "square"}, "patch": {"patch_um": 140.0}}
     if change == "slide":
         os.utime(few[0], ns=(1, 1))
     elif change == "version":
@@ -169,7 +170,7 @@ def test_what_changed_is_done_again(few, tmp_path, computed, monkeypatch, change
 
 
 def test_another_model_or_question_is_done_again(model, few, tmp_path, computed):
-    embed(few, tmp_path / "features")
+    embed(few[:2], tmp_path / "features", **READ)
     slides = sorted((tmp_path / "features").glob("*.h5ad"))
     assert set(predict_slides(model, slides, tmp_path / "out")["status"]) == {"done"}
     assert set(predict_slides(model, slides, tmp_path / "out", k=5)["status"]) == {"done"}
@@ -192,7 +193,7 @@ def test_a_result_of_other_settings_does_not_stay_where_the_slide_fails(few, tmp
 
 def test_features_that_are_there_need_no_image(model, few, tmp_path, same):
     predict_slides(model, few, tmp_path / "direct", **READ)
-    report = embed(few, tmp_path / "features")
+    report = embed(few, tmp_path / "features", **READ)
     for path in few:
         path.unlink()
     kept = anndata.read_h5ad(report["output"][0])
