@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 
 from st_gchb._errors import ClusterError, InputError
 from st_gchb.many import _call, _work, embed_slides
@@ -90,8 +90,8 @@ def test_ctrl_c_leaves_what_is_done(client, images, tmp_path, monkeypatch, compu
     assert set(computed.values()) == {1}
 
 
-def test_a_cluster_that_is_lost(images, tmp_path, monkeypatch, computed):
-    cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False)
+def test_tasks_that_are_lost(client, images, tmp_path, monkeypatch, computed):
+    """As where the scheduler is started anew: the call ends, and says how to go on."""
     gate, make = threading.Event(), _work._make
 
     def second_waits(*arguments):
@@ -99,22 +99,23 @@ def test_a_cluster_that_is_lost(images, tmp_path, monkeypatch, computed):
             gate.wait(60)
         return make(*arguments)
 
-    monkeypatch.setattr(_work, "_make", second_waits)
-
-    def track(receipts, *_):
+    def cancel_all(receipts, *_):
         yield next(receipts)
-        threading.Thread(target=cluster.scheduler.loop.add_callback, args=(cluster.scheduler.close,)).start()
+        client.cancel([Future(key, client) for key in list(client.futures)], force=True)
         yield from receipts
 
-    monkeypatch.setattr(_call, "track", track)
-    client = Client(cluster, set_as_default=False, timeout="2s")
+    monkeypatch.setattr(_work, "_make", second_waits)
+    monkeypatch.setattr(_call, "track", cancel_all)
     with pytest.raises(ClusterError, match="the cluster was lost.*What is done is kept"):
         embed_slides(images, tmp_path, client=client, **OPTIONS)
     gate.set()
-    client.close(timeout=1)
-    with pytest.raises(InputError, match="client= is clos"):
+
+
+def test_a_client_that_is_closed(images, tmp_path, client):
+    client.close()
+    with pytest.raises(InputError, match="client= is closed: it is connected to no cluster"):
         embed_slides(images, tmp_path, client=client, **OPTIONS)
-    cluster.close(timeout=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_does_not_share_the_folder(images, tmp_path, client, monkeypatch):

@@ -164,6 +164,20 @@ def begun(out: Path, name: str, call: str) -> Iterator[int]:
         path.unlink(missing_ok=True)
 
 
+def stop(out: Path, call: str) -> None:
+    """Note that a call is over, for tasks of it that wait on a worker: dask cannot take those back."""
+    _stop_path(out, call).touch()
+
+
+def is_stopped(out: Path, call: str) -> bool:
+    """Whether a call is over before all its slides are done."""
+    return _stop_path(out, call).exists()
+
+
+def _stop_path(out: Path, call: str) -> Path:
+    return out / FOLDER / f".stopped-{call}"
+
+
 def _begun_path(out: Path, name: str) -> Path:
     return out / FOLDER / f"{name}.begun"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from st_gchb import __version__
 from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
-from st_gchb.many._receipts import FAILED, Receipt, times_begun
+from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
 from st_gchb.many._work import DEATHS, Job, died, do_slide
 
@@ -168,6 +168,9 @@ class _Sent:
         return None
 
     def _cancel(self) -> None:
-        if self._open and self._client.status == "running":
+        if not self._open:
+            return
+        stop(Path(self._job.out), self._job.call)
+        if self._client.status == "running":
             logger.warning("%d slides are cancelled; those that are done are kept.", len(self._open))
             self._client.cancel([future for _, future in self._open.values()], force=True)

@@ -24,6 +24,7 @@ from st_gchb.many._receipts import (
     discard,
     find_receipt,
     here,
+    is_stopped,
     output_path,
     sign,
 )
@@ -73,6 +74,8 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     if not (out / FOLDER).is_dir():
         raise ClusterError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
     with _one_at_a_time:
+        if is_stopped(out, job.call):
+            raise ClusterError("the call was stopped before this slide was begun.")
         made_of = _made_of(slide, job.step)
         found = find_receipt(out, slide.name, made_of)
         if found is not None:
