@@ -14,7 +14,7 @@ from PIL import Image
 
 import st_gchb
 from st_gchb._errors import StoreError
-from st_gchb.many import _receipts, _work, embed_slides, predict_slides
+from st_gchb.many import _call, _receipts, _work, embed_slides, predict_slides
 from st_gchb.model import STGCHB
 
 from .conftest import READ, TEXTURE
@@ -88,6 +88,8 @@ def test_what_is_warned_of_is_in_the_row(model, images, tmp_path, monkeypatch):
 
     def warned(*arguments):
         st_gchb._logging.logger.warning("Left out: %d spots.", 3)
+        # The process that waits for this slide, where the worker is a thread of it.
+        _call.logger.warning("A1 failed", extra=_work.OF_CALL)
         return make(*arguments)
 
     monkeypatch.setattr(_work, "_make", warned)

@@ -21,7 +21,7 @@ from st_gchb.many._receipts import FAILED, FOLDER, Receipt
 from st_gchb.many._send import check_client, check_workers, send
 from st_gchb.many._slides import Slide, slides_of
 from st_gchb.many._steps import Grid, Reading, Step
-from st_gchb.many._work import Job
+from st_gchb.many._work import OF_CALL, Job
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -100,7 +100,7 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
         for receipt in track(receipts, "Slides", len(slides)):
             found[receipt.name] = receipt
             if receipt.status == FAILED:
-                logger.warning("%s failed: %s", receipt.name, receipt.message)
+                logger.warning("%s failed: %s", receipt.name, receipt.message, extra=OF_CALL)
     report = pd.DataFrame([_row(found[slide.name]) for slide in slides])
     with write_whole(folder / REPORT) as part:
         report.to_csv(part, index=False)

@@ -14,7 +14,7 @@ from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
-from st_gchb.many._work import DEATHS, Job, died, do_slide
+from st_gchb.many._work import DEATHS, OF_CALL, Job, died, do_slide
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -69,7 +69,7 @@ def check_workers(client: Client, needs: list[str]) -> None:
         if missing:
             raise ClusterError(f"the worker {address} does not see {missing}. Put them on a disk that all share.")
     if not found:
-        logger.warning("The cluster has no worker yet: slides wait until there is one.")
+        logger.warning("The cluster has no worker yet: slides wait until there is one.", extra=OF_CALL)
 
 
 def _look_around(needs: list[str]) -> tuple[str, list[str]]:
@@ -172,5 +172,5 @@ class _Sent:
             return
         stop(Path(self._job.out), self._job.call)
         if self._client.status == "running":
-            logger.warning("%d slides are cancelled; those that are done are kept.", len(self._open))
+            logger.warning("%d slides are cancelled; those that are done are kept.", len(self._open), extra=OF_CALL)
             self._client.cancel([future for _, future in self._open.values()], force=True)

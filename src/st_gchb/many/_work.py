@@ -34,6 +34,9 @@ from st_gchb.many._steps import Seconds, Step
 DEATHS = 3
 """Workers that may die on a slide before it is given up."""
 
+OF_CALL = {"of_call": True}
+"""Marks what the log says of a call, not of a slide."""
+
 _one_at_a_time = threading.Lock()
 """A worker with several threads would hold several slides, and their patches, in memory at once."""
 
@@ -130,7 +133,9 @@ def _warnings() -> Iterator[list[str]]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            # A worker may be a thread of the process that waits for it and tells how it goes.
+            if not hasattr(record, "of_call"):
+                said.append(record.getMessage())
 
     listener = Listener(logging.WARNING)
     logger.addHandler(listener)
