@@ -246,6 +246,16 @@ def test_importing_is_quick(rooms):
     assert result.stdout.split() == []
 
 
+@pytest.mark.parametrize("command", [(), ("train",), ("predict",), ("evaluate",)])
+def test_help_is_quick(command):
+    heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torch", "torchvision", "matplotlib"]
+    code = f"import sys\nfrom st_gchb.cli import main\ntry: main([*{command!r}, '--help'])\nexcept SystemExit: pass\n"
+    code += f"print(*[name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: st-gchb")
+    assert result.stderr.split() == []
+
+
 def test_networks_need_torch_alone():
     """``nn`` runs where torch and torch-geometric alone are installed."""
     heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torchvision", "matplotlib"]

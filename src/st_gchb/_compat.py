@@ -24,6 +24,13 @@ def history_logger() -> Any:
     return SimpleLogger()
 
 
+def fold_batch_norm(module: Any) -> Any:
+    """A copy of a torch module in eval mode, traced, with batch norm as part of the convolutions before it."""
+    from torch.fx.experimental.optimization import fuse
+
+    return fuse(module)
+
+
 @contextmanager
 def torch_threads_kept() -> Iterator[None]:
     """Put torch's number of threads back after a block that may start numba.

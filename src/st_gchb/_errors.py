@@ -87,6 +87,10 @@ class StoreError(STGCHBError, OSError):
     """A store on disk could not be written to; it is as it was before."""
 
 
+class CacheError(STGCHBError, OSError):
+    """What has to lie on disk could not be written there; nothing half-written is left."""
+
+
 class CheckpointError(InputError):
     """A checkpoint of an interrupted training is damaged, or belongs to another training."""
 

@@ -180,15 +180,15 @@ def answers(monkeypatch):
     class Answers(list):
         stop = None
 
-    kept, answer = Answers(), _run._answer
+    kept, run = Answers(), _run._run
 
-    def count(method, task):
+    def count(plan, ready, run_id, **options):
         if len(kept) == kept.stop:
             raise KeyboardInterrupt
-        kept.append(task)
-        return answer(method, task)
+        kept.append(run_id)
+        return run(plan, ready, run_id, **options)
 
-    monkeypatch.setattr(_run, "_answer", count)
+    monkeypatch.setattr(_run, "_run", count)
     return kept
 
 
@@ -245,9 +245,37 @@ def test_ctrl_c_in_training(slides, tmp_path, capsys, monkeypatch, command):
     arguments = [command, "--data", slides, *TEXTURE, "--n-top-genes", 20, "--quiet", "--out", tmp_path / "out"]
     assert main([str(argument) for argument in arguments]) == 130
     signal.signal(signal.SIGINT, before)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("st-gchb: interrupted")
-    assert ("same command" in line) == (command == "evaluate")
+    advice = {"evaluate": "the same command", "train": "with --resume the same command"}[command]
+    assert capsys.readouterr().err == f"st-gchb: interrupted; {advice} goes on from there\n"
+
+
+def test_training_goes_on_where_it_stopped(slides, tmp_path, monkeypatch, capsys):
+    import signal
+
+    from st_gchb.train import STGCHBTrainingPlan
+
+    step, before = STGCHBTrainingPlan.training_step, signal.getsignal(signal.SIGINT)
+
+    def stop(plan, *arguments):
+        if plan.current_epoch == 2:
+            raise KeyboardInterrupt
+        return step(plan, *arguments)
+
+    command = ["train", "--data", slides, *TEXTURE, "--n-top-genes", 20, "--max-epochs", 4, "--out"]
+    command = [str(argument) for argument in command]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(STGCHBTrainingPlan, "training_step", stop)
+    assert main([*command, str(tmp_path / "model")]) == 130
+    signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(STGCHBTrainingPlan, "training_step", step)
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "model"), "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert "Epoch 3/4" in said
+    assert "Epoch 2/4" not in said
+    ids = [json.loads((tmp_path / name / "model.json").read_text())["model_id"] for name in ("whole", "model")]
+    assert ids[0] == ids[1]
 
 
 def test_an_end_that_is_no_ctrl_c(slides, tmp_path, monkeypatch):

@@ -251,3 +251,15 @@ def test_a_process_that_is_killed_leaves_a_checkpoint(reference, tmp_path):
     again.train(calibrate=False, resume=True, callbacks=[watch], **QUIET)
     assert watch.first == 2
     assert_same_training(again, whole)
+
+
+def test_without_checkpoints_nothing_is_kept(reference, tmp_path, monkeypatch):
+    monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path))
+    model = new(reference, max_epochs=3)
+    with pytest.raises(RuntimeError, match="power"):
+        model.train(
+            calibrate=False, enable_checkpointing=False, callbacks=[Stop(RuntimeError("power"), epoch=2)], **QUIET
+        )
+    assert list(tmp_path.rglob("*.checkpoint")) == []
+    with pytest.raises(InputError, match="resume=True goes on from a checkpoint"):
+        model.train(resume=True, enable_checkpointing=False)

@@ -253,6 +253,7 @@ BAD = {
     "patch in px": ({"patch_px": float("nan")}, InputError, None),
     "batch": ({"batch_size": 0}, InputError, None),
     "device": ({"device": "abacus"}, InputError, None),
+    "precision": ({"precision": "float64"}, InputError, None),
     "tiny patch": ({"patch_um": 0.1}, ScaleError, None),
     "scale": ({"um_per_px": None}, ScaleError, None),
     "sdata argument": ({"table": "table"}, InputError, None),
@@ -284,6 +285,20 @@ def test_a_truncated_jpeg_found_in_the_second_slice_writes_nothing(tmp_path):
     assert set(adata.obsm) == {"spatial"}
     with pytest.raises(InputError, match="AnnData or SpatialData"):
         embed_patches([1, 2])
+
+
+def test_what_was_encoded_before_an_error_is_kept(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "he.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "he.jpg").read_bytes()[:20000])
+    adata = spots()
+    adata.obs["slice"] = ["a"] * 11 + ["b"] * 12
+    encoder = get_encoder(Mean())
+    options = {"encoder": encoder, "cache": True, "cache_dir": tmp_path, "adata": adata}
+    with pytest.raises(ImageError):
+        embedded(image={"a": RGB, "b": tmp_path / "cut.jpg"}, **options)
+    encoder.module.passed.clear()
+    embedded(image={"a": RGB, "b": tmp_path / "he.jpg"}, **options)
+    assert sum(encoder.module.passed) == 12, "of the second slice alone"
 
 
 def test_modules_that_turn_bad_on_real_patches_are_seen():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from st_gchb._errors import CheckpointError
 from st_gchb.train import CheckpointFolder
@@ -114,12 +115,28 @@ def test_without_resume_it_is_replaced_and_that_is_said(tmp_path, caplog, monkey
 def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("st_gchb.train._progress.SECONDS_BETWEEN_WRITES", 0.0)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(*_, **__):
+        # What safetensors says of a full disk.
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("st_gchb.train._progress.write_checkpoint", full)
+    monkeypatch.setattr("st_gchb.train._checkpoint.save_file", full)
     folder = CheckpointFolder(tmp_path, {}, resume=False)
     with caplog.at_level(logging.WARNING, logger="st_gchb"), folder.kept_on_error():
         folder.put("network", {"epoch": 1})
         folder.put("network", {"epoch": 2})
     assert caplog.text.count("No space left") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_training_that_went_through_no_epoch_nothing_is_kept_or_said(tmp_path, caplog):
+    folder = CheckpointFolder(tmp_path, {}, resume=False)
+    folder.put("network", {"epoch": 0})
+
+    def train():
+        with folder.kept_on_error():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == []

@@ -172,3 +172,18 @@ def test_training_lowers_the_loss_and_the_seed_fixes_the_weights(data):
     first = train(data, n_epochs=5, lr=1e-2, share=0.0, callbacks=[watch])
     assert watch.logged[-1]["train_loss"] < watch.logged[0]["train_loss"]
     assert_same_state(train(data, n_epochs=5, lr=1e-2, share=0.0).state_dict(), first.state_dict())
+
+
+def test_the_trunks_last_stage_learns_at_a_rate_of_its_own(data):
+    plain = STGCHBTrainingPlan(module_for(data), optimizer="AdamW", lr=1e-2, stage_lr=0.1)
+    (group,) = plain.configure_optimizers()["optimizer"].param_groups
+    assert group["lr"] == 1e-2
+    sizes = NetworkSettings(2, 3, None, None, n_hidden=8, n_embedding=4)
+    module = STGCHBModule(sizes, ALL, torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2)))
+    plan = STGCHBTrainingPlan(module, optimizer="AdamW", lr=1e-2, weight_decay=0.5, stage_lr=0.1)
+    others, stage = plan.configure_optimizers()["optimizer"].param_groups
+    assert (others["lr"], stage["lr"]) == (1e-2, 1e-3)
+    assert stage["weight_decay"] == others["weight_decay"] == 0.5
+    assert [one.shape for one in stage["params"]] == [(2, 1, 1, 1), (2,)]
+    trained = {id(one) for one in module.parameters() if one.requires_grad}
+    assert {id(one) for one in others["params"] + stage["params"]} == trained

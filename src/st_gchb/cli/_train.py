@@ -24,7 +24,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-epochs", type=int, help="epochs at most (default: the preset's)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    parser.set_defaults(run=run)
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was interrupted")
+    parser.set_defaults(run=run, when_interrupted=lambda arguments: "with --resume the same command goes on from there")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
     STGCHB.setup_anndata(adata, slice_key=slice_key)
     model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
-    model.train(arguments.max_epochs, accelerator=arguments.device, enable_progress_bar=not arguments.quiet)
+    options = {"accelerator": arguments.device, "resume": arguments.resume}
+    model.train(arguments.max_epochs, enable_progress_bar=not arguments.quiet, **options)
     model.save(arguments.out, overwrite=arguments.overwrite)
     print(f"model {model.model_id_} written to {arguments.out}")

@@ -17,7 +17,7 @@ from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
 from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp._cache import content_key
-from st_gchb.pp._embed import choose_device
+from st_gchb.pp._device import choose_device
 from st_gchb.pp._expression import as_csr
 from st_gchb.pp._rule import stained_versions
 

@@ -104,7 +104,7 @@ def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **o
     model = STGCHB(table, **settings)
     try:
         with steps_quiet():
-            model.train(enable_progress_bar=False, **options)
+            model.train(enable_progress_bar=False, enable_checkpointing=False, **options)
         yield model
     finally:
         model.deregister_manager(table)

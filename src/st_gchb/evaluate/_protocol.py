@@ -17,7 +17,7 @@ from st_gchb.evaluate._panels import choose_panels, present
 from st_gchb.evaluate._reference import check_reference
 from st_gchb.model._setup import check_features, check_names
 from st_gchb.pp._coordinates import spot_centers
-from st_gchb.pp._embed import choose_device
+from st_gchb.pp._device import choose_device
 from st_gchb.pp._expression import check_expression, log_normalise
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -17,7 +15,7 @@ from st_gchb._logging import logger, track
 from st_gchb.evaluate._folds import hold_one_out, leave_one_out
 from st_gchb.evaluate._kept import Run, RunFolder
 from st_gchb.evaluate._keys import RunKey, keys_of, plain
-from st_gchb.evaluate._methods import Method, Task
+from st_gchb.evaluate._methods import Method
 from st_gchb.evaluate._prepare import Prepared, prepare
 from st_gchb.evaluate._protocol import Plan, Protocol, make_plan
 from st_gchb.evaluate._result import Evaluation
@@ -172,21 +170,10 @@ def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], pictured: Run
 
 def _run(plan: Plan, ready: Prepared, run_id: RunId, *, keep_prediction: bool) -> Run:
     fold, name, seed = run_id
-    prediction = ready.checked(_answer(plan.methods[name], ready.task(plan.protocol, seed)), name)
+    prediction = ready.checked(plan.methods[name](ready.task(plan.protocol, seed)), name)
     row, frame = ready.score(prediction, plan.protocol)
     logger.info("%s, %s, seed %d: AG %.4f, HVG %.4f, HEG %.4f", fold, name, seed, row["AG"], row["HVG"], row["HEG"])
     return Run(row, frame.rename_axis("gene"), prediction if keep_prediction else None)
-
-
-def _answer(method: Method, task: Task) -> np.ndarray:
-    try:
-        return method(task)
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C into the end of the process, and is deaf to it from then on.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from stop
-        raise
 
 
 def _named(run_id: RunId) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from st_gchb._logging import logger
 from st_gchb.model._inputs import SPOTS_OF_DOUBT, AppearanceMap, ContextRule, FixedMap, neighbor_mean
 from st_gchb.model._rows import FeatureRows
+from st_gchb.pp._maps import PatchMaps
 from st_gchb.train._blocks import edges_between, with_halo
 
 PLAIN_BYTES = 2**30
@@ -158,6 +159,22 @@ class MappedRows:
     def __getitem__(self, index: Tensor) -> Tensor:
         """Inputs of some spots, ``(n, n_inputs)``."""
         return torch.from_numpy(self.fixed(self.context.rows(index.numpy())))
+
+
+@dataclass(frozen=True)
+class MapRows:
+    """What a step gives the trunk's last stage: the maps of its spots, read when it asks for them."""
+
+    maps: PatchMaps
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n_spots, n_views, c, h, w)``."""
+        return self.maps.shape
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """Maps of some spots, float16."""
+        return torch.from_numpy(self.maps[index.numpy()])
 
 
 def context_of(rule: ContextRule, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
-from st_gchb.model._embedding import embed
+from st_gchb.model._embedding import embed, seen_context
 from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._predict import Predictor, answer
@@ -46,7 +46,9 @@ class Trainee:
 def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
     """Make the reference bank of a trained network."""
     keys = embed(module, fitted.panel, fitted.adjacency, "expression")
-    image_keys = embed(module, fitted.context, fitted.adjacency, "image")
+    where_spots = (fitted.adjacency, fitted.slices)
+    seen = seen_context(module, fitted.rules.context, fitted.context, fitted.features, where_spots)
+    image_keys = embed(module, seen, fitted.adjacency, "image")
     return build_bank(adata, where, fitted, keys, image_keys)
 
 

@@ -13,14 +13,21 @@ from torch.nn import functional as F
 
 from st_gchb._logging import logger
 from st_gchb.model import _context
-from st_gchb.model._context import BlockedContext, Context, MappedRows
-from st_gchb.model._inputs import FixedMap
+from st_gchb.model._context import BlockedContext, Context, MappedRows, context_of
+from st_gchb.model._inputs import ContextRule, FixedMap
 from st_gchb.model._module import STGCHBModule
+from st_gchb.model._rows import FeatureRows
 from st_gchb.nn import Branch
+from st_gchb.pp._device import halved
 from st_gchb.train._blocks import edges_between, with_halo
 
 _BLOCK_SPOTS = 4096
 """Spots that are embedded at once where not all are."""
+
+_STAGE_SPOTS = 64
+"""Spots whose maps are read and passed through the trunk's last stage at once."""
+
+Where = tuple[sparse.csr_matrix, np.ndarray]
 
 
 def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
@@ -45,6 +52,32 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
         except torch.cuda.OutOfMemoryError:
             logger.warning("The device's memory is too small to embed %d spots at once: block by block.", n_spots)
     return _in_blocks(module, values, adjacency, modality)
+
+
+def seen_context(
+    module: STGCHBModule, rule: ContextRule, context: Context, features: FeatureRows, where: Where
+) -> Context:
+    """What the image branch sees of spots: their context, made anew where a stage of the trunk was trained.
+
+    Parameters
+    ----------
+    module
+        The network.
+    rule, context
+        How context is made, and that of the features as they are.
+    features
+        Patch features, with their maps where there is a stage.
+    where
+        Spot graph and slices.
+    """
+    stage = module.network.stage
+    if stage is None or features.maps is None:
+        return context
+    module.eval()
+    parts = np.array_split(np.arange(len(features)), -(-len(features) // _STAGE_SPOTS))
+    with torch.inference_mode():
+        made = [stage(torch.from_numpy(features.maps[part]).to(module.device)).cpu().numpy() for part in parts]
+    return context_of(rule, FeatureRows(np.concatenate(made)), *where)
 
 
 def _whole(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
@@ -76,9 +109,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
         except torch.cuda.OutOfMemoryError:
             if size < 2:
                 raise
-            size //= 2
-            torch.cuda.empty_cache()
-            logger.warning("The device ran out of memory: embedding goes on with %d spots at once.", size)
+            size = halved(size, "embedding goes on with %d spots at once")
             continue
         start += len(rows)
     return result

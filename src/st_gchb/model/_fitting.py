@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,34 @@ from scipy import sparse
 
 from st_gchb._constants import Keys
 from st_gchb.model import _context
-from st_gchb.model._context import BlockedContext, Context, MappedRows, appearance_of, context_of, is_plain, slice_sums
+from st_gchb.model._context import (
+    BlockedContext,
+    Context,
+    MappedRows,
+    MapRows,
+    appearance_of,
+    context_of,
+    is_plain,
+    slice_sums,
+)
 from st_gchb.model._inputs import ContextRule, FixedMap, fit_appearance, fit_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, origin_table, pixel_sizes, slice_names
-from st_gchb.model._rows import BLOCK_ROWS, FeatureRows
+from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, with_maps
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import fit_expression, log_normalise
 from st_gchb.pp._foreign_graph import rule_of
 from st_gchb.pp._rule import is_stain_key, stained_versions
+from st_gchb.pp._stages import stage_of_rule
 from st_gchb.retrieval import ReferenceBank
-from st_gchb.train import TrainingData
+from st_gchb.train import BLOCK_SIZE, TrainingData
+from st_gchb.train._data import Rows
+
+_STEP_BYTES = 2**30
+"""Maps of 2,674 spots before ResNet50's last stage."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,9 @@ def fit(
         seed=seed,
         panel=panel,
     )
-    features = FeatureRows(adata.obsm[where.features_key]) if features is None else features
+    if features is None:
+        trained = settings.image_tail != "none"
+        features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
     adjacency = without_loops((adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32))
     look = ContextRule(settings.context_rings, mean_features(features, settings) if settings.center_slices else None)
     context = context_of(look, features, adjacency, slices)
@@ -97,7 +113,7 @@ def fit(
     own = features.whole() if len(chosen) == len(features) else features[chosen]
     rules = Rules(
         expression=expression,
-        features=_feature_rule(adata, where.features_key),
+        features=_feature_rule(adata, where.features_key, settings),
         features_key=where.features_key,
         n_features=features.shape[1],
         graph=_graph_rule(adata, where),
@@ -113,7 +129,9 @@ def fit(
 
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
     """The network with its fixed maps filled in."""
-    module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss)
+    rule = fitted.rules.features
+    stage = None if rule is None or rule.tail is None else stage_of_rule(rule)
+    module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
     expression = fitted.rules.expression
     fixed = (
         (module.network.image.fixed, fitted.image_map),
@@ -146,14 +164,25 @@ def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
     expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
     context, image_map = fitted.context, fitted.image_map
     on_demand = isinstance(context, BlockedContext) and image_map.matrix.ndim == 1
+    image: Rows
+    if fitted.features.maps is not None:
+        image = MapRows(fitted.features.maps)
+    else:
+        image = MappedRows(context, image_map) if on_demand else torch.from_numpy(context.through(image_map))
     return TrainingData(
-        image=MappedRows(context, image_map) if on_demand else torch.from_numpy(context.through(image_map)),
+        image=image,
         stained=_stained(fitted, adata),
         expression=torch.from_numpy(_mapped(fitted.panel, expression)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
         coordinates=np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2],
     )
+
+
+def default_block_size(fitted: Fitted) -> int:
+    """Spots of the largest block: of maps, a step holds no more than :data:`_STEP_BYTES`."""
+    maps = fitted.features.maps
+    return BLOCK_SIZE if maps is None else max(2, min(BLOCK_SIZE, _STEP_BYTES // (2 * int(np.prod(maps.shape[1:])))))
 
 
 def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
@@ -229,9 +258,13 @@ def _is_numeric(values: Any) -> bool:
     return getattr(values, "ndim", 0) == 2 and np.issubdtype(values.dtype, np.number)
 
 
-def _feature_rule(adata: AnnData, key: str) -> FeatureRule | None:
+def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureRule | None:
     """How the features were made; ``None`` where they do not come from ``pp.embed_patches``."""
-    return FeatureRule.from_uns(adata.uns[key]) if key in adata.uns else None
+    if key not in adata.uns:
+        return None
+    rule = FeatureRule.from_uns(adata.uns[key])
+    # Maps of a query are made where they are needed, which takes room on disk.
+    return replace(rule, tail=None) if settings.image_tail == "none" else rule
 
 
 def _graph_rule(adata: AnnData, where: Registered) -> GraphRule:

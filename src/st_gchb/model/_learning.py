@@ -13,14 +13,14 @@ from st_gchb._errors import InputError
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
-from st_gchb.model._fitting import Fitted, training_data
+from st_gchb.model._fitting import Fitted, default_block_size, training_data
 from st_gchb.model._identity import checkpoint_folder, training_identity
 from st_gchb.model._presets import ModelSettings, check_sizes
 from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered
 from st_gchb.model._training import TrainingOptions, as_before_on_error, run_training
 from st_gchb.retrieval import ReferenceBank
-from st_gchb.train import BLOCK_SIZE, CheckpointFolder
+from st_gchb.train import CheckpointFolder, NoCheckpoints
 
 
 class TrainingMixin(BaseModelClass):
@@ -48,7 +48,8 @@ class TrainingMixin(BaseModelClass):
         batch_size: int | None = None,
         early_stopping: bool = True,
         calibrate: bool = True,
-        block_size: int = BLOCK_SIZE,
+        block_size: int | None = None,
+        enable_checkpointing: bool = True,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
         plan_kwargs: dict[str, Any] | None = None,
@@ -74,7 +75,10 @@ class TrainingMixin(BaseModelClass):
             Also train without each reference slice in turn (at most five times), to learn how confident a prediction
             can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
         block_size
-            Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice.
+            Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice; by
+            default 20,000, and with ``image_tail`` as many as have feature maps of 1 GiB.
+        enable_checkpointing
+            Keep checkpoints; without them, a training that was interrupted begins anew.
         checkpoint_dir
             Folder of the checkpoints; by default one in the cache folder, named by data and settings. They are
             removed when training has ended.
@@ -94,11 +98,13 @@ class TrainingMixin(BaseModelClass):
         """
         if self._adata is None:
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
+        if resume and not enable_checkpointing:
+            raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
         check_sizes(max_epochs=max_epochs, batch_size=batch_size, block_size=block_size)
         options = TrainingOptions(
             max_epochs=max_epochs or self.settings.max_epochs,
             batch_size=batch_size or self.settings.batch_size,
-            block_size=block_size,
+            block_size=block_size or default_block_size(self._fitted),
             early_stopping=early_stopping,
             accelerator=accelerator,
             devices=devices,
@@ -106,8 +112,10 @@ class TrainingMixin(BaseModelClass):
             trainer_kwargs=trainer_kwargs,
         )
         fitted, where = self._fitted, self._where
-        identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
-        checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+        checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
+        if enable_checkpointing:
+            identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
+            checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
         run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
         with as_before_on_error(self), checkpoints.kept_on_error():
             run(self, training_data(fitted, self.adata), "network", options=options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
+from torch import nn
 
 from st_gchb.nn import GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork
 
@@ -19,11 +20,13 @@ class STGCHBModule(BaseModuleClass):
         Sizes of the network.
     loss
         Terms of the loss.
+    stage
+        Last stage of the trunk, where that is trained too.
     """
 
-    def __init__(self, network: NetworkSettings, loss: LossSettings) -> None:
+    def __init__(self, network: NetworkSettings, loss: LossSettings, stage: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = STGCHBNetwork(network)
+        self.network = STGCHBNetwork(network, stage)
         self.loss_settings = loss
         self.pretraining = False
 
@@ -48,7 +51,7 @@ class STGCHBModule(BaseModuleClass):
     def inference(self, batch: GraphBatch) -> dict[str, Any]:
         """Representations of both branches."""
         return {
-            "image": self.network.image(batch.image, batch.edge_index),
+            "image": self.network.image(self.network.image_inputs(batch.image), batch.edge_index),
             "expression": self.network.expression(batch.expression, batch.edge_index),
         }
 

@@ -21,6 +21,7 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, check_training_data
 from st_gchb.model._saving import SavedModel, read_model, read_registry, write_model
+from st_gchb.pp._stages import stage_without_weights
 from st_gchb.retrieval import ReferenceBank
 
 
@@ -118,8 +119,11 @@ class PersistenceMixin(BaseModelClass):
         self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
         self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
         image_map = FixedMap(*(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix")))
+        rule = saved.rules.features
         with torch.random.fork_rng():
-            self.module = STGCHBModule(network_settings(saved.rules, image_map, self.settings), self.settings.loss)
+            stage = None if rule is None or rule.tail is None else stage_without_weights(rule)
+            sizes = network_settings(saved.rules, image_map, self.settings)
+            self.module = STGCHBModule(sizes, self.settings.loss, stage)
         self.module.load_state_dict(saved.state)
         if self._adata is not None:
             # Fitted anew, components may differ in the last digit or in sign from those that the network knows.

@@ -16,7 +16,7 @@ from st_gchb._constants import Keys
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration, calibration_folds, signs_of
 from st_gchb.model._context import appearance_of, context_of
-from st_gchb.model._embedding import embed
+from st_gchb.model._embedding import embed, seen_context
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Query, Rules, measured_panel
@@ -91,7 +91,8 @@ def answer(
     """
     features = FeatureRows(features)
     context = context_of(p.rules.context, features, adjacency, slices)
-    embedding = embed(p.module, context, adjacency, "image")
+    seen = seen_context(p.module, p.rules.context, context, features, (adjacency, slices))
+    embedding = embed(p.module, seen, adjacency, "image")
     neighbors = find_neighbors(
         embedding,
         p.bank.keys,
@@ -211,6 +212,7 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "encoder": "external" if features is None else features.encoder,
         "weights": "external" if features is None else features.weights,
         "weights_sha256": "" if features is None else features.weights_sha256,
+        "precision": (features and features.precision) or "float32",
         "stain_norm": (features and features.stain_norm) or "none",
         "stain_augment": (features and features.stain_augment) or 0,
         "layer": layer or "panel",

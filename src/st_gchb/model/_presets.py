@@ -13,6 +13,7 @@ from st_gchb.retrieval import Weighting
 from st_gchb.train._data import Sampler
 
 Preset = Literal["default", "paper", "bleep"]
+ImageTail = Literal["none", "last_stage"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class ModelSettings:
     center_slices
         Take the mean patch features of a slice away from its spots, in the reference and in a query.
     n_image_tail
-        Width of a trainable linear layer on the frozen trunk's features, 0 for none.
+        Width of a trainable linear layer on the trunk's features, 0 for none.
+    image_tail, image_tail_lr
+        ``"last_stage"``: the trunk's last stage is trained too, on maps that ``pp.embed_patches(tail="last_stage")``
+        has kept, with a learning rate that is this share of the others'; ``"none"``: the whole trunk is frozen.
     image_graph, expression_graph
         Graph encoder of each branch: ``"sage"``, ``"gcn"``, ``"gcn_sum"`` or ``"none"``.
     n_hidden, n_embedding, dropout
@@ -69,6 +73,8 @@ class ModelSettings:
     context_rings: int = 2
     center_slices: bool = True
     n_image_tail: int = 0
+    image_tail: ImageTail = "none"
+    image_tail_lr: float = 0.1
     image_graph: GraphKind = "none"
     expression_graph: GraphKind = "none"
     n_hidden: int = 256
@@ -173,7 +179,7 @@ def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
 
 def _check(settings: ModelSettings) -> None:
     positive = ("n_top_genes", "n_hidden", "n_embedding", "max_epochs", "k", "temperature", "query_temperature", "lr")
-    for name in positive:
+    for name in (*positive, "image_tail_lr"):
         if getattr(settings, name) <= 0:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected a value above 0.")
     for name in ("dropout", "validation_share", "linear_weight", "linear_full_at", "image_whitening"):
@@ -184,6 +190,7 @@ def _check(settings: ModelSettings) -> None:
     if settings.batch_size < 2:
         raise InputError(f"batch_size={settings.batch_size}; contrastive learning needs at least 2 spots in a step.")
     choices = {
+        "image_tail": ("none", "last_stage"),
         "image_graph": ("sage", "gcn", "gcn_sum", "none"),
         "expression_graph": ("sage", "gcn", "gcn_sum", "none"),
         "dependence": ("cka", "nhsic"),
@@ -193,6 +200,12 @@ def _check(settings: ModelSettings) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise InputError(f"{name}={getattr(settings, name)!r}; expected one of {list(allowed)}.")
+    if settings.image_tail != "none" and (settings.context_rings or settings.center_slices):
+        raise InputError(
+            f"image_tail={settings.image_tail!r} with context_rings={settings.context_rings} and center_slices="
+            f"{settings.center_slices}: a step would need the maps of all spots around its own, and of whole slices. "
+            "Pass context_rings=0 and center_slices=False, or take preset='paper' or 'bleep', where they are so."
+        )
 
 
 def check_sizes(**sizes: int | None) -> None:

@@ -18,6 +18,7 @@ from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKe
 from st_gchb._logging import logger
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._left_out import is_whole, leave_out
+from st_gchb.model._rows import FeatureRows, has_features, with_maps
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
@@ -76,7 +77,7 @@ class Query:
     source
         The object with the measured expression, where there is any.
     features
-        Patch features, ``(n_query, n_features)``.
+        Patch features, ``(n_query, n_features)``, with their maps where the model has trained the trunk's last stage.
     adjacency
         Spot graph, ``(n_query, n_query)``.
     slices
@@ -89,7 +90,7 @@ class Query:
 
     adata: AnnData
     source: AnnData
-    features: np.ndarray
+    features: np.ndarray | FeatureRows
     adjacency: sparse.csr_matrix
     slices: np.ndarray
     link: dict[str, str]
@@ -136,7 +137,8 @@ def prepare_query(
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
-    if rules.features_key in source.obsm:
+    trained = rules.features is not None and rules.features.tail is not None
+    if has_features(source, rules.features_key, maps=trained):
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
         light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
         if rules.features_key in source.uns:
@@ -161,7 +163,7 @@ def prepare_query(
         )
     light, source, left_out = leave_out(light, source, rules.features_key, damaged)
     spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=pixel_sizes(light, rules.features_key, um_per_px))
-    features = light.obsm[rules.features_key]
+    features = with_maps(light, rules.features_key) if trained else light.obsm[rules.features_key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
     graph = light.obsp[Keys.CONNECTIVITIES].tocsr()
@@ -280,7 +282,7 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
         logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
         return
     found = FeatureRule.from_uns(adata.uns[key])
-    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views", "stain_norm", "stain_target")
+    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views", "stain_norm", "stain_target", "precision")
     differ = [one for one in same if getattr(found, one) != getattr(rules.features, one)]
     if differ:
         pairs = ", ".join(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
+
+from st_gchb._logging import logger
+from st_gchb.pp._maps import FILES_KEY, PatchMaps, find_maps
+from st_gchb.pp._maps_file import ids_of, let_go
 
 BLOCK_ROWS = 4096
 """Rows that are read at once: 32 MiB of 2,048 features as float32."""
@@ -23,12 +27,17 @@ class FeatureRows:
         has ``shape`` and gives the rows of a slice.
     rows
         Rows that are meant, ascending; by default all.
+    maps
+        The maps that the features of these rows were pooled to, where the trunk's last stage is trained.
     """
 
-    def __init__(self, array: Any, rows: np.ndarray | None = None) -> None:
+    def __init__(self, array: Any, rows: np.ndarray | None = None, maps: PatchMaps | None = None) -> None:
         self._array: Any
         self._rows: np.ndarray | None
+        self.maps = maps
         if isinstance(array, FeatureRows):
+            if maps is None and array.maps is not None:
+                self.maps = array.maps if rows is None else array.maps.subset(rows)
             rows = array._rows if rows is None else (rows if array._rows is None else array._rows[rows])
             array = array._array
         self._array = array if hasattr(array, "__array_interface__") or _is_lazy(array) else np.asarray(array)
@@ -48,7 +57,7 @@ class FeatureRows:
         wanted = np.asarray(index) if self._rows is None else self._rows[index]
         if isinstance(self._array, np.ndarray):
             values = np.asarray(self._array[wanted], dtype=np.float32)
-            _let_go(self._array)
+            let_go(self._array)
             return values
         # What is chunked on disk is read a stretch at a time: few formats take rows in any order, none takes them fast.
         result = np.empty((len(wanted), self.shape[1]), dtype=np.float32)
@@ -78,16 +87,23 @@ class FeatureRows:
 
     def _stretch(self, start: int, stop: int) -> np.ndarray:
         values = np.array(self._array[start:stop], dtype=np.float32)
-        _let_go(self._array)
+        let_go(self._array)
         return values
 
 
-def _let_go(array: Any) -> None:
-    """Give pages of a mapped file that were read back to the system, which would else count as this process's."""
-    file = getattr(array, "base", None)
-    # Pages that were written to a private copy ("c") are nowhere else.
-    if isinstance(array, np.memmap) and array.mode in ("r", "r+") and isinstance(file, mmap.mmap):
-        file.madvise(mmap.MADV_DONTNEED)
+def has_features(adata: AnnData, key: str, *, maps: bool) -> bool:
+    """Whether a query brings features, and their maps where these are needed."""
+    if key in adata.obsm and maps and FILES_KEY not in adata.uns.get(key, {}):
+        logger.info("The query's obsm[%r] has no maps for the trunk's last stage: both are made from its image.", key)
+        return False
+    return key in adata.obsm
+
+
+def with_maps(adata: AnnData, key: str) -> FeatureRows:
+    """Features of spots with the maps that they were pooled to; errors as :func:`~st_gchb.pp._maps.find_maps`."""
+    features = FeatureRows(adata.obsm[key])
+    ids = np.concatenate([ids_of(block) for _, block in features.blocks()])
+    return FeatureRows(features, maps=find_maps(adata.uns.get(key, {}), ids, key))
 
 
 def _is_lazy(array: Any) -> bool:

@@ -34,7 +34,8 @@ from st_gchb.retrieval._bank import ReferenceTable
 FORMAT = 3
 """Newest format that is read and written."""
 _PLAIN_FORMAT = 2
-"""Written where patches are not normalised in stain: programs that know nothing of stains read it."""
+"""Written where patches are neither normalised in stain nor encoded in half precision: programs that know nothing of
+that read it."""
 _JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -149,7 +150,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": FORMAT if rules.features is not None and rules.features.stain_norm else _PLAIN_FORMAT,
+        "format": _PLAIN_FORMAT if rules.features is None or rules.features.is_plain else FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,

@@ -16,7 +16,7 @@ from st_gchb._errors import InputError, NotTrainedError
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._context import context_of
 from st_gchb.model._delivery import check_delivery, deliver
-from st_gchb.model._embedding import embed
+from st_gchb.model._embedding import embed, seen_context
 from st_gchb.model._fitting import Fitted, build_module, fit
 from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
@@ -222,7 +222,9 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         rules = cast("Rules", self.rules_)
         query = prepare_query(adata, rules, **where)
         if modality == "image":
-            context = context_of(rules.context, FeatureRows(query.features), query.adjacency, query.slices)
-            return embed(self.module, context, query.adjacency, "image")
+            features, where_spots = FeatureRows(query.features), (query.adjacency, query.slices)
+            context = context_of(rules.context, features, *where_spots)
+            seen = seen_context(self.module, rules.context, context, features, where_spots)
+            return embed(self.module, seen, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from st_gchb.train import (
     CheckpointFolder,
     GraphDataModule,
     KeepBest,
+    NoCheckpoints,
     Pretraining,
     Progress,
     STGCHBTrainingPlan,
@@ -56,7 +58,7 @@ def run_training(
     settings: ModelSettings,
     seed: int,
     options: TrainingOptions,
-    checkpoints: CheckpointFolder,
+    checkpoints: CheckpointFolder | NoCheckpoints,
 ) -> None:
     """Fit a network, going on from the checkpoint of its stage where there is one.
 
@@ -117,7 +119,8 @@ def _fit(
     model: Any, data: GraphDataModule, s: ModelSettings, seed: int, options: TrainingOptions, progress: Progress
 ) -> bool:
     """Train until the end; whether the device's memory was too small for it."""
-    plan_arguments = {"optimizer": "AdamW", "lr": s.lr, "weight_decay": s.weight_decay, "eps": 1e-8}
+    plan_arguments: dict[str, Any] = {"optimizer": "AdamW", "lr": s.lr, "weight_decay": s.weight_decay, "eps": 1e-8}
+    plan_arguments["stage_lr"] = s.image_tail_lr
     plan = STGCHBTrainingPlan(model.module, **(plan_arguments | options.plan_kwargs))
     given = dict(options.trainer_kwargs)
     callbacks = [*given.pop("callbacks", []), Pretraining(s.pretrain_epochs), progress]
@@ -126,11 +129,18 @@ def _fit(
     if options.early_stopping and data.n_val:
         callbacks += [KeepBest(), StopEarly(given.pop("early_stopping_patience", s.patience))]
     given["strategy"] = strategy_for(given.get("strategy", "auto"), options.devices)
+    if given["strategy"] not in ("auto", "single_device") and model.module.network.stage is not None:
+        raise DeviceError(
+            f"devices={options.devices!r} with image_tail={s.image_tail!r}: every device would pass all maps of a step "
+            "through the trunk's last stage. Pass devices=1, or image_tail='none'."
+        )
     given.setdefault("logger", history_logger())
     epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
-    with others_quiet(), torch.random.fork_rng(), _ctrl_c_kept(progress):
+    with others_quiet(), torch.random.fork_rng(), _ctrl_c_kept(progress), warnings.catch_warnings():
+        # The trunk's last stage is in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", category=UserWarning)
         torch.manual_seed(seed)
         make = partial(TrainRunner, model, plan, data, epochs, options.accelerator, options.devices)
         runner = make(callbacks=callbacks, **given)

@@ -15,6 +15,7 @@ from st_gchb.nn._losses import (
 )
 from st_gchb.nn._networks import Branch, BranchOutput, LossSettings, NetworkSettings, STGCHBNetwork
 from st_gchb.nn._parts import Part, gathered
+from st_gchb.nn._stage import TrainedStage
 
 __all__ = [
     "AffineInput",
@@ -27,6 +28,7 @@ __all__ = [
     "Part",
     "ProjectionHead",
     "STGCHBNetwork",
+    "TrainedStage",
     "alignment_loss",
     "bottleneck_loss",
     "cka",

@@ -23,7 +23,8 @@ class GraphBatch:
     Parameters
     ----------
     image, expression
-        Inputs of the branches after the fixed maps, ``(n_nodes, n_inputs)``.
+        Inputs of the branches after the fixed maps, ``(n_nodes, n_inputs)``. Where the network has a stage of the
+        trunk, ``image`` holds what goes into that, ``(n_nodes, n_views, c, h, w)``.
     edge_index
         Edges between nodes, both directions, ``(2, n_edges)``; none joins two slices.
     groups

@@ -14,6 +14,7 @@ from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, ProjectionHead, permute_rows
 from st_gchb.nn._losses import alignment_loss, bottleneck_loss, cka, dgi_loss, literal_alignment_loss, nhsic
 from st_gchb.nn._parts import Part, gathered
+from st_gchb.nn._stage import TrainedStage
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ class STGCHBNetwork(nn.Module):
     ----------
     settings
         Sizes and kinds of its parts.
+    stage
+        Last stage of the trunk, from feature maps ``(b, c, h, w)`` to features ``(b, n_features)``, which is then
+        trained too, in front of the image branch. None where the features are fixed.
 
     Examples
     --------
@@ -165,10 +169,11 @@ class STGCHBNetwork(nn.Module):
     torch.Size([2, 128])
     """
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: NetworkSettings, stage: nn.Module | None = None) -> None:
         super().__init__()
         self.settings = settings
         s = settings
+        self.stage = None if stage is None else TrainedStage(stage)
         self.image = Branch(s.n_features, s.n_image_inputs, s.image_graph, s, s.n_tail)
         self.expression = Branch(s.n_genes, s.n_expression_inputs, s.expression_graph, s)
 
@@ -178,18 +183,22 @@ class STGCHBNetwork(nn.Module):
         return max(branch.infomax.encoder.n_hops for branch in (self.image, self.expression))
 
     def embed_image(self, features: Tensor, edge_index: Tensor) -> Tensor:
-        """L2-normalised joint embedding of patches, ``(n, n_embedding)``, from raw features."""
+        """L2-normalised joint embedding of patches, ``(n, n_embedding)``, from raw features (after the stage)."""
         return F.normalize(self.image(self.image.fixed(features), edge_index).embedding, dim=1)
 
     def embed_expression(self, expression: Tensor, edge_index: Tensor) -> Tensor:
         """L2-normalised joint embedding of log-normalised panel expression, ``(n, n_embedding)``."""
         return F.normalize(self.expression(self.expression.fixed(expression), edge_index).embedding, dim=1)
 
+    def image_inputs(self, values: Tensor) -> Tensor:
+        """Inputs of the image branch, ``(n, n_inputs)``, from what a step holds: these, or maps for the stage."""
+        return values if self.stage is None else self.image.fixed(self.stage(values))
+
     def pretraining_loss(self, batch: GraphBatch, settings: LossSettings) -> dict[str, Tensor]:
         """Deep graph infomax of both branches alone, as in the paper's first stage."""
         terms = {}
         if settings.dgi_image:
-            image = self.image(batch.image, batch.edge_index, batch.degree, batch.part)
+            image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
             terms["dgi_image"] = settings.dgi_image * self.image.dgi(image, batch, literal=settings.literal)
         if settings.dgi_expression:
             expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
@@ -208,7 +217,7 @@ class STGCHBNetwork(nn.Module):
         settings
             Which terms, in which form.
         """
-        image = self.image(batch.image, batch.edge_index, batch.degree, batch.part)
+        image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
         expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
         t_l, g_f = expression.embedding[batch.rows], image.embedding[batch.rows]
         if settings.literal:

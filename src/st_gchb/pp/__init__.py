@@ -6,9 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from st_gchb.pp._by_rule import embed_by_rule
     from st_gchb.pp._encoders import Encoder, get_encoder
     from st_gchb.pp._expression import ExpressionRule
-    from st_gchb.pp._features import embed_by_rule, embed_patches
+    from st_gchb.pp._features import embed_patches
     from st_gchb.pp._graph import GraphRule, spatial_graph
     from st_gchb.pp._patches import read_patches
     from st_gchb.pp._raster import rasterize
@@ -53,7 +54,7 @@ _MODULES = {
     "Slice": "_slides",
     "Stain": "_stain",
     "Tissue": "_tissue",
-    "embed_by_rule": "_features",
+    "embed_by_rule": "_by_rule",
     "embed_patches": "_features",
     "find_tissue": "_tissue",
     "fit_stain": "_stain",

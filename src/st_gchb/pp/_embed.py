@@ -2,176 +2,226 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from st_gchb._errors import DamageError, EncoderError, InputError
+from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb.pp._ahead import read_ahead
 from st_gchb.pp._cache import Features, content_key, load_features, store_features
 from st_gchb.pp._damage import Damage
-from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._patches import choose_level, whole_patches
+from st_gchb.pp._engine import Batch, Engine
+from st_gchb.pp._maps_file import Maps, MapsWriter, check_room, is_stored, maps_path, writing
+from st_gchb.pp._patches import Rows, choose_level, whole_patches
 from st_gchb.pp._slides import Slice
+from st_gchb.pp._stages import shape_of_maps
 from st_gchb.pp._stain import Restain
 
 Damaged = Literal["raise", "nan"]
 
-_CPU_BATCH = 8
-"""Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
-patches take twice the time of 8 times 8)."""
 _BLURRED = 4
 """Patches enlarged more than this are called blurred."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How patches are read and passed on; of no account for the features.
+@dataclass
+class _Job:
+    """A slice whose patches are to be encoded.
 
     Parameters
     ----------
-    batch_size
-        Patches at once.
-    device
-        Where the encoder runs.
-    memory_mb
-        As :func:`~st_gchb.pp.read_patches` takes it.
+    slide, side, restain
+        Spots and image, side of a patch in px, what is done to colours.
+    key
+        Of its features in the cache; None where they are not kept.
+    features
+        ``(n_spots, n_features)``, NaN where there are none yet.
+    damage
+        Spots whose pixels cannot be decoded.
+    n_done
+        Spots with features.
+    path, known
+        File of the maps before the trunk's last stage, where these are wanted, and features that were in the cache:
+        computed once more they could differ in the last digit, and maps are found by them.
+    opened, maps
+        That file while it is being written.
     """
 
-    batch_size: int
-    device: torch.device
-    memory_mb: float
+    slide: Slice
+    side: float
+    restain: Restain | None
+    key: str | None
+    features: Features
+    damage: Damage
+    n_done: int = 0
+    path: Path | None = None
+    known: Features | None = None
+    opened: ExitStack = field(default_factory=ExitStack)
+    maps: MapsWriter | None = None
+
+    def keep(self, rows: Rows, maps: Maps) -> None:
+        """Write the maps of some spots."""
+        if self.maps is None and self.path is not None:
+            self.maps = self.opened.enter_context(writing(self.path, len(self.features), maps.shape[1:]))
+        if self.maps is not None:
+            self.maps.put(rows, maps)
+
+    def finish(self) -> None:
+        """Close the file of the maps."""
+        if self.known is not None:
+            self.features = self.known
+        if self.maps is not None:
+            self.maps.finish(self.features)
+            self.opened.close()
+            self.maps = None
 
 
 def embed_slices(
     slices: list[Slice],
     sides: list[float],
-    encoder: Encoder,
-    views: int,
-    pace: Pace,
+    engine: Engine,
     folder: Path | None,
     damaged: Damaged,
     restains: Sequence[Restain | None] | None = None,
-) -> tuple[Features, npt.NDArray[np.int64]]:
+) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
     """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
+
+    Where the engine has a tap, what is tapped is in the files that come last, one for each slice.
 
     Raises
     ------
+    CacheError
+        The maps cannot be written to ``folder``.
     DamageError
         Pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or those of all spots.
+    EncoderError
+        The encoder gives NaN or infinite features.
     """
-    features = np.empty((sum(len(slide.rows) for slide in slices), encoder.n_features), dtype=np.float32)
-    left_out: list[npt.NDArray[np.int64]] = []
-    for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
-        damage = Damage(slide.name, slide.image.name, len(slide.rows))
-        try:
-            features[slide.rows] = _embed_slice(slide, side, encoder, views, pace, folder, damage, damaged, restain)
-        finally:
+    features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
+    jobs, files = [], []
+    shape = None if engine.tap is None else (engine.views, *shape_of_maps(engine.encoder))
+    try:
+        for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
+            key = None if folder is None else _cache_key(slide, side, engine, restain)
+            empty = np.full((len(slide.rows), engine.encoder.n_features), np.nan, dtype=np.float32)
+            found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
+            path = None
+            if folder is not None and shape is not None:
+                path = maps_path(folder, key or _key(slide, side, engine, restain, damaged=slide.image.name))
+                files.append(path)
+            if found is not None:
+                logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
+            if found is not None and (path is None or is_stored(path, found, shape or ())):
+                features[slide.rows] = found
+                continue
+            _warn_of_blur(slide, side, engine.encoder.input_px)
+            if path is not None and shape is not None:
+                check_room(path, len(slide.rows), shape)
+            damage = Damage(slide.name, slide.image.name, len(slide.rows))
+            jobs.append(_Job(slide, side, restain, key, empty, damage, path=path, known=found))
+        if jobs:
+            _encode(jobs, engine, folder, damaged)
+    finally:
+        for slide in slices:
             slide.image.release()
+    rows = [np.empty(0, dtype=np.int64)]
+    for job in jobs:
+        features[job.slide.rows] = job.features
+        if job.damage.rows:
+            logger.warning("Left out: %s.", job.damage.describe())
+            rows.append(job.slide.rows[np.sort(job.damage.rows)])
+    left_out = np.concatenate(rows)
+    if len(left_out) == len(features):
+        raise DamageError(f"no spot is left: {jobs[-1].damage.describe()}. Fetch or export the image again.")
+    return features, left_out, files
+
+
+def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Damaged) -> None:
+    """Fill in the features of all jobs, and keep those of each slice that is whole."""
+    n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
+    what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
+
+    def take(name: tuple[_Job, Rows], found: Features, maps: Maps | None = None) -> None:
+        job, rows = name
+        if not np.isfinite(found).all():
+            raise _not_finite(job, engine)
+        job.features[rows] = found
+        job.n_done += len(rows)
+        if maps is not None:
+            job.keep(rows, maps)
+        if job.n_done == len(job.features):
+            job.finish()
+            if folder is not None and job.key is not None and job.known is None:
+                store_features(folder, job.key, job.features)
+
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.push(job.opened)
+        # While the last patches of a slice are encoded, the next slice is opened.
+        with closing(read_ahead(_batches(jobs, engine, damaged))) as ahead:
+            engine.run(track(ahead, what, n_batches), take)
+        for job in jobs:
+            # Those of which some spots cannot be decoded.
+            job.finish()
+
+
+def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Batch[tuple[_Job, Rows]]]:
+    """Patches of one slice after the other; no more than one image is held."""
+    pace = engine.pace
+    for job in jobs:
+        recolors = [] if job.restain is None else job.restain.maps(job.slide)
+        try:
+            for rows, patches in whole_patches(
+                job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
+            ):
+                # Where damage is an error there will be no features: the rest is read to say what is damaged.
+                if not (job.damage.rows and damaged == "raise"):
+                    yield (job, rows), patches, recolors
+        finally:
+            job.slide.image.release()
         if damaged == "raise":
-            damage.check()
-        if damage.rows:
-            logger.warning("Left out: %s.", damage.describe())
-            left_out.append(slide.rows[np.sort(damage.rows)])
-    rows = np.concatenate([np.empty(0, dtype=np.int64), *left_out])
-    if len(rows) == len(features):
-        raise DamageError(f"no spot is left: {damage.describe()}. Fetch or export the image again.")
-    return features, rows
+            job.damage.check()
 
 
-def _embed_slice(
-    slide: Slice,
-    side: float,
-    encoder: Encoder,
-    views: int,
-    pace: Pace,
-    folder: Path | None,
-    damage: Damage,
-    damaged: Damaged,
-    restain: Restain | None,
-) -> Features:
-    """Features of one slice; NaN where pixels cannot be decoded, which ``damage`` then tells."""
-    shape = (len(slide.rows), encoder.n_features)
-    key = _cache_key(slide, side, encoder, views, restain) if folder is not None else None
-    if folder is not None and key is not None:
-        cached = load_features(folder, key, shape)
-        if cached is not None:
-            logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
-            return cached
-    if side * _BLURRED < encoder.input_px:
+def _not_finite(job: _Job, engine: Engine) -> EncoderError:
+    remedy = (
+        " Half precision may be too coarse for it: pass precision='float32'."
+        if engine.pace.precision != "float32"
+        else ""
+    )
+    return EncoderError(
+        f"encoder {engine.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
+    )
+
+
+def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
+    if side * _BLURRED < input_px:
         logger.warning(
             "slice %r: a patch has %.0f px and is enlarged to %d: pass the full-resolution image for sharp ones.",
             slide.name,
             side,
-            encoder.input_px,
+            input_px,
         )
-    recolors = [] if restain is None else restain.maps(slide)
-    features = np.full(shape, np.nan, dtype=np.float32)
-    done = np.zeros(len(features), dtype=bool)
-    module = replace(encoder, module=encoder.module.to(pace.device))
-    at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
-    made = whole_patches(slide, side, encoder.input_px, pace.batch_size, pace.memory_mb, damage)
-    with closing(read_ahead(made)) as batches:
-        for rows, patches in track(batches, f"Patches of {slide.name}", -(-len(slide.rows) // pace.batch_size)):
-            if damage.rows and damaged == "raise":
-                # There will be no features: the rest is read to say what is damaged.
-                continue
-            tensor = torch.from_numpy(patches).permute(0, 3, 1, 2).to(pace.device)
-            for recolor in recolors:
-                tensor = recolor(tensor)
-            parts = [
-                torch.stack([module(view) for view in _views(part, views)]).mean(0) for part in tensor.split(at_once)
-            ]
-            features[rows] = torch.cat(parts).cpu().numpy()
-            done[rows] = True
-    if not np.isfinite(features[done]).all():
-        raise EncoderError(f"encoder {encoder.name!r} gives NaN or infinite features for slice {slide.name!r}.")
-    if folder is not None and key is not None and done.all():
-        store_features(folder, key, features)
-    return features
 
 
-def _cache_key(slide: Slice, side: float, encoder: Encoder, views: int, restain: Restain | None) -> str | None:
+def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | None) -> str | None:
     """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
     try:
-        image = slide.image.fingerprint(choose_level(slide.image, side, encoder.input_px))
+        image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
     except DamageError:
         logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
         return None
+    return _key(slide, side, engine, restain, image=image)
+
+
+def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
+    """Key by what the image is known by."""
     # Features of unchanged colours keep the keys that they always had.
     colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
-    centers = slide.centers_px
-    return content_key(image=image, centers=centers, side=side, encoder=encoder.identity, views=views, **colours)
-
-
-def _views(patches: Tensor, views: int) -> list[Tensor]:
-    rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(views, 4))]
-    return rotated + [view.flip(3) for view in rotated] if views == 8 else rotated
-
-
-def choose_device(device: str) -> torch.device:
-    """Turn ``"auto"`` or torch's name of a device into a device that is there.
-
-    Raises
-    ------
-    InputError
-        There is no such device here.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device!r} is not usable here ({error}); pass 'auto' or 'cpu'.") from error
-    return chosen
+    made = {"side": side, "encoder": engine.identity, "views": engine.views}
+    return content_key(centers=slide.centers_px, **made, **colours, **image)

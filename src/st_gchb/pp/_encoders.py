@@ -6,15 +6,17 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
 from st_gchb.pp._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
-from st_gchb.pp._trunks import Trunk, timm_trunk, torchvision_trunk
+from st_gchb.pp._trunks import Trunk, timm_trunk, torchvision_names, torchvision_trunk
 
 _MODULE_INPUT_PX = 224
 
@@ -61,14 +63,27 @@ class Encoder:
         """Features of patches, ``(b, 3, input_px, input_px)`` uint8 to ``(b, n_features)`` float32."""
         return _pool(self.module(self._prepare(patches)), self.module).float()
 
+    @cached_property
+    def folded(self) -> nn.Module:
+        """The trunk with batch norm folded into the convolutions before it, where it is one of torchvision's.
+
+        These can all be traced. What the answer loses by it is rounding; MobileNetV2 takes little more than half the
+        time. Other trunks are what they are.
+        """
+        if self.name not in torchvision_names() or self.weights == "module":
+            return self.module
+        return fold_batch_norm(self.module).to(memory_format=torch.channels_last)
+
     def _prepare(self, patches: Tensor) -> Tensor:
         if self.transform is not None:
             return _apply_transform(self.transform, patches, self.name)
-        values = patches.float() / 255
-        mean = torch.tensor(self.mean, device=values.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=values.device).view(1, 3, 1, 1)
         # Convolutions of uint8 images, which come channels last, are a third faster in that order on a CPU.
-        return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
+        values = patches.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        # Rows of an image, their pixels' channels in turn: three numbers at a time would take four times as long.
+        lines = values.permute(0, 2, 3, 1).view(len(patches), patches.shape[2], -1)
+        mean, std = (lines.new_tensor(numbers).repeat(patches.shape[3]) for numbers in (self.mean, self.std))
+        lines.div_(255).sub_(mean).div_(std)
+        return values
 
 
 def get_encoder(

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from st_gchb import __version__
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
-from st_gchb._errors import InputError, ScaleError
+from st_gchb._errors import InputError
 from st_gchb.pp._cache import cache_folder
-from st_gchb.pp._embed import Damaged, Pace, choose_device, embed_slices
+from st_gchb.pp._device import choose_device
+from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._engine import Engine, Pace, Precision, check_precision
+from st_gchb.pp._maps import FILES_KEY
 from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.pp._rule import FeatureRule, encoder_of_rule, is_stain_key, stain_key
-from st_gchb.pp._slides import Slice
+from st_gchb.pp._rule import FeatureRule, is_stain_key, stain_key
+from st_gchb.pp._slides import Slice, side_px
+from st_gchb.pp._stages import Tail, check_tail, tapped
 from st_gchb.pp._stain import Restain, Stain, StainMethod, check_method, jitter_factors, stain_of
 from st_gchb.pp._tables import resolve
 from st_gchb.pp._tissue import check_positive
@@ -41,6 +45,7 @@ def embed_patches(
     stain_norm: StainMethod | Stain | None = None,
     stain_augment: int = 0,
     stain_seed: int = 0,
+    tail: Tail | None = None,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
@@ -50,6 +55,8 @@ def embed_patches(
     batch_size: int = 64,
     memory_mb: float = MEMORY_MB,
     device: str = "auto",
+    precision: Precision = "float32",
+    compiled: bool = False,
     key_added: str = Keys.FEATURES,
     cache: bool = True,
     cache_dir: str | Path | None = None,
@@ -82,6 +89,11 @@ def embed_patches(
         been used. Training draws from these versions; each takes as long as the features themselves.
     stain_seed
         Seed of these versions.
+    tail
+        ``"last_stage"``: also keep the maps before the trunk's last stage, in files of the cache folder, so that
+        ``STGCHB(image_tail="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
+        densenet, efficientnet and mobilenet_v2; 38 kB (mobilenet_v2) to 401 kB (resnet50) a spot and view, so pass
+        ``views=1`` where there are many.
     image, image_key, slice_key, um_per_px
         As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
         region), and ``um_per_px`` is the size of its finest scale's pixels.
@@ -93,6 +105,12 @@ def embed_patches(
         Bound of the decoded pixels that are held, MB; see :func:`read_patches`.
     device
         ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
+    precision
+        ``"bfloat16"`` or ``"float16"``: convolutions and products in half precision, which is part of the rule: a query
+        is encoded alike. On CPUs with units for bfloat16, that takes a third of the time; float16 is for GPUs.
+    compiled
+        Have torch compile the encoder first, which takes from seconds to a minute and pays from some thousand patches
+        on. Needs a C++ compiler on a CPU.
     key_added
         Key in ``obsm`` and ``uns``.
     cache, cache_dir
@@ -123,7 +141,9 @@ def embed_patches(
     ScaleError
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
-        The encoder is unknown, or its weights are not to be had.
+        The encoder is unknown, cannot be compiled, or its weights are not to be had.
+    CacheError
+        There is no room for the maps.
     StainError
         The stain of a slice that is to be normalised cannot be told.
 
@@ -140,19 +160,23 @@ def embed_patches(
     _check_settings(views, patch_um, patch_px, batch_size, damaged)
     _check_stain(stain_norm, stain_augment)
     check_positive("memory_mb", memory_mb)
+    check_precision(precision)
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
-    sides = [_side_px(slide, patch_um, patch_px) for slide in slices]
+    sides = [side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
+    if tail is not None:
+        check_tail(tail, trunk, cache=cache, stain_augment=stain_augment, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
-    pace = Pace(batch_size, chosen, memory_mb)
+    pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
+    engine = Engine(trunk, views, pace, None if tail is None else tapped)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
     made = {}
     for version in range(stain_augment + 1):
         restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
         name = stain_key(key_added, version) if version else key_added
-        made[name], left_out = embed_slices(slices, sides, trunk, views, pace, folder, damaged, restains)
+        made[name], left_out, files = embed_slices(slices, sides, engine, folder, damaged, restains)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
@@ -166,6 +190,8 @@ def embed_patches(
         stain_norm=None if stain is None else stain.method,
         stain_target=None if stain is None else stain.numbers,
         stain_augment=stain_augment or None,
+        precision=None if precision == "float32" else precision,
+        tail=tail,
     )
     target = resolved.target(copy=copy)
     for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
@@ -173,65 +199,11 @@ def embed_patches(
     for key, features in made.items():
         target.obsm[key] = features
     target.uns[key_added] = _provenance(rule, slices)
+    if files:
+        target.uns[key_added][FILES_KEY] = np.array([str(file.resolve()) for file in files])
     if len(left_out):
         target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
     return target if copy else None
-
-
-def embed_by_rule(
-    data: AnnData | SpatialData,
-    rule: FeatureRule,
-    *,
-    encoder: nn.Module | Encoder | None = None,
-    weights: str | Path | None = None,
-    transform: Callable[[Tensor], Tensor] | None = None,
-    **options: Any,
-) -> AnnData | None:
-    """Make features as others were made.
-
-    Parameters
-    ----------
-    data
-        As in :func:`embed_patches`.
-    rule
-        Rule of the features to be matched.
-    encoder
-        The module, where the rule's encoder was one (it has no name to find it by).
-    weights
-        Path of the weights file, where it has moved since.
-    transform
-        As in :func:`get_encoder`.
-    options
-        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``damaged``.
-
-    Returns
-    -------
-    AnnData or None
-        As :func:`embed_patches`.
-
-    Raises
-    ------
-    EncoderError
-        The encoder's weights are not those of the rule, or its module was not given.
-    WeightsUnavailableError
-        The rule's weights file has moved and ``weights`` was not given.
-
-    Examples
-    --------
-    >>> import numpy as np, st_gchb
-    >>> from anndata import AnnData
-    >>> pixels = np.full((160, 160, 3), 200, dtype=np.uint8)
-    >>> options = {"image": pixels, "um_per_px": 2.0, "cache": False}
-    >>> first, second = (AnnData(obsm={"spatial": np.array([[60.0, 60.0]])}) for _ in range(2))
-    >>> st_gchb.pp.embed_patches(first, encoder="texture", **options)
-    >>> rule = st_gchb.pp.FeatureRule.from_uns(first.uns["X_patch"])
-    >>> st_gchb.pp.embed_by_rule(second, rule, **options)
-    >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
-    True
-    """
-    trunk = encoder_of_rule(rule, encoder=encoder, weights=weights, transform=transform)
-    size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
-    return embed_patches(data, encoder=trunk, views=rule.views, stain_norm=rule.stain, **size, **options)
 
 
 def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
@@ -258,19 +230,6 @@ def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_s
         raise InputError(f"batch_size={batch_size!r}; expected at least 1.")
     if damaged not in get_args(Damaged):
         raise InputError(f"damaged={damaged!r} is unknown; expected one of {list(get_args(Damaged))}.")
-
-
-def _side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
-    """Side of a patch in px of the slice's image."""
-    if patch_px is not None:
-        return float(patch_px) * slide.scale
-    if slide.um_per_px is None:
-        raise ScaleError(
-            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Pass um_per_px= (µm per px "
-            f"of the full-resolution image), set uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}], "
-            "or give the patch's size in px, patch_px=."
-        )
-    return float(patch_um) / slide.um_per_px
 
 
 def _provenance(rule: FeatureRule, slices: list[Slice]) -> dict[str, Any]:

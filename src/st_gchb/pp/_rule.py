@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.pp._encoders import Encoder, get_encoder
+from st_gchb.pp._engine import Precision
 from st_gchb.pp._stain import Stain, StainMethod
 
 
@@ -38,6 +39,10 @@ class FeatureRule:
         How and to which stain the slide was normalised, as :class:`Stain` holds it; None where it was not.
     stain_augment
         Further versions of the training spots in other stains; a query has none.
+    precision
+        Half precision in which the encoder computed; None for float32.
+    tail
+        ``"last_stage"`` where the maps before the trunk's last stage were kept too; None where features are all.
     """
 
     encoder: str
@@ -50,11 +55,18 @@ class FeatureRule:
     stain_norm: StainMethod | None = None
     stain_target: tuple[float, ...] | None = None
     stain_augment: int | None = None
+    precision: Precision | None = None
+    tail: Literal["last_stage"] | None = None
 
     @property
     def stain(self) -> Stain | None:
         """The stain to which slides are normalised."""
         return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether patches are encoded as they are, in float32."""
+        return self.stain_norm is None and self.precision is None
 
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers and lists of numbers, as ``uns`` and JSON take them; absent values are left out."""
@@ -85,6 +97,7 @@ class FeatureRule:
                 "pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
         sizes = {key: float(stored[key]) if key in stored else None for key in ("patch_um", "patch_px")}
+        precision: Any = str(stored["precision"]) if "precision" in stored else None
         stain: Any = str(stored["stain_norm"]) if "stain_norm" in stored else None
         return cls(
             encoder=str(stored["encoder"]),
@@ -97,6 +110,8 @@ class FeatureRule:
             stain_norm=stain,
             stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
             stain_augment=int(stored["stain_augment"]) if "stain_augment" in stored else None,
+            precision=precision,
+            tail="last_stage" if "tail" in stored else None,
         )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from st_gchb._constants import Keys
-from st_gchb._errors import SliceError
+from st_gchb._errors import ScaleError, SliceError
 from st_gchb._logging import logger
 from st_gchb.io import SlideImage, open_image
 from st_gchb.pp._coordinates import check_fit, check_not_negative, spot_centers
@@ -206,3 +206,16 @@ def _find_slice_key(adata: AnnData, known: set[str]) -> str | None:
         f"uns['spatial'] holds {len(known)} libraries, {sorted(known)}, and slice_key was not given. Pass slice_key=, "
         + (f"one of the obs columns that name them: {columns}." if columns else "a column of obs that names them.")
     )
+
+
+def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
+    """Side of a patch in px of the slice's image; ScaleError where the size of a pixel is needed and not known."""
+    if patch_px is not None:
+        return float(patch_px) * slide.scale
+    if slide.um_per_px is None:
+        raise ScaleError(
+            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Pass um_per_px= (µm per px "
+            f"of the full-resolution image), set uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}], "
+            "or give the patch's size in px, patch_px=."
+        )
+    return float(patch_um) / slide.um_per_px

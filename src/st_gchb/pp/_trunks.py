@@ -63,6 +63,12 @@ def torchvision_trunk(name: str, weights: str | None) -> Trunk:
     return Trunk(module, input_px, tuple(numbers.mean), tuple(numbers.std), _label(weights))
 
 
+def bare_trunk(name: str) -> nn.Module:
+    """Architecture of a torchvision model without its last layer, its numbers those of no weights."""
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
+
+
 def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a torchvision model from a fixed seed, its head an identity; and the names of what was taken away."""
     options: dict[str, Any] = {}

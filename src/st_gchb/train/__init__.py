@@ -2,13 +2,14 @@
 
 from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, TrainingData
 from st_gchb.train._plan import KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
-from st_gchb.train._progress import CheckpointFolder, Progress, history_frames, history_points, key_of
+from st_gchb.train._progress import CheckpointFolder, NoCheckpoints, Progress, history_frames, history_points, key_of
 
 __all__ = [
     "BLOCK_SIZE",
     "CheckpointFolder",
     "GraphDataModule",
     "KeepBest",
+    "NoCheckpoints",
     "Pretraining",
     "Progress",
     "STGCHBTrainingPlan",

@@ -28,11 +28,20 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         The file.
     state
         Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or refuses.
     """
     tensors: dict[str, Tensor] = {}
     record = json.dumps({"format": FORMAT, "state": _plain(state, tensors)})
     with write_whole(path) as part:
-        save_file(tensors, part, metadata={"record": record, "sha256": _digest(record, tensors)})
+        try:
+            save_file(tensors, part, metadata={"record": record, "sha256": _digest(record, tensors)})
+        except SafetensorError as error:
+            # So it calls a full disk; what it cannot hold has been refused before.
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

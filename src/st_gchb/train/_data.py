@@ -29,10 +29,10 @@ class Rows(Protocol):
 
     @property
     def shape(self) -> Any:
-        """``(n_rows, width)``."""
+        """``(n_rows, width)``, or of maps ``(n_rows, n_views, c, h, w)``."""
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Some rows, ``(n, width)``."""
+        """Some rows, in the order asked for."""
 
 
 @dataclass
@@ -42,7 +42,8 @@ class TrainingData:
     Parameters
     ----------
     image, expression
-        Inputs of the two branches, ``(n_spots, n_inputs)``; those of the image branch may lie on disk.
+        Inputs of the two branches, ``(n_spots, n_inputs)``; those of the image branch may lie on disk. Where the
+        trunk's last stage is trained, ``image`` gives its maps.
     adjacency
         Spot graph, symmetric, no self-loops, ``(n_spots, n_spots)``.
     groups

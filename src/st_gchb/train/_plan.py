@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,36 @@ class STGCHBTrainingPlan(TrainingPlan):
     """scvi-tools' training plan without the terms of a variational autoencoder.
 
     Logs ``train_loss``, ``validation_loss`` and each term as ``{term}_train`` and ``{term}_validation``.
+
+    Parameters
+    ----------
+    module
+        The network.
+    stage_lr
+        Learning rate of the trunk's last stage, where it is trained, as a share of the others': it starts from
+        weights that are good already.
+    options
+        Of scvi-tools' plan.
     """
+
+    def __init__(self, module: Any, *, stage_lr: float = 1.0, **options: Any) -> None:
+        super().__init__(module, **options)
+        self.stage_lr = stage_lr
+
+    def get_optimizer_creator(self) -> Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]:
+        """Make the optimizer as scvi-tools does, with the stage's parameters apart where there is a stage."""
+        create = super().get_optimizer_creator()
+        stage = getattr(self.module.network, "stage", None)
+        if stage is None:
+            return create
+        own = {id(parameter) for parameter in stage.parameters()}
+
+        def in_groups(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+            trained = list(parameters)
+            groups = [[one for one in trained if (id(one) in own) == inside] for inside in (False, True)]
+            return create([{"params": groups[0]}, {"params": groups[1], "lr": self.lr * self.stage_lr}])
+
+        return in_groups
 
     def training_step(self, batch: GraphBatch, batch_idx: int) -> torch.Tensor:
         """Loss of a step, logged as the epoch's mean over spots."""

@@ -102,7 +102,9 @@ class CheckpointFolder:
         try:
             yield
         except BaseException:
-            if self._waiting and self.write():
+            # Of a training that has not gone through an epoch there is nothing to go on from.
+            begun = any(state["epoch"] for state in self._waiting.values()) or self._files()
+            if begun and self.write():
                 epochs = {stage: int(read_checkpoint(file)["epoch"]) for stage, file in self._files().items()}
                 logger.warning(
                     "Training ended early. The checkpoint is in %s (epochs done: %s); the same call with resume=True "
@@ -122,6 +124,21 @@ class CheckpointFolder:
 
     def _files(self) -> dict[str, Path]:
         return {file.stem: file for file in sorted(self.folder.glob("*.checkpoint"))}
+
+
+class NoCheckpoints:
+    """Stands for a :class:`CheckpointFolder` where none are kept."""
+
+    def found(self, stage: str) -> None:
+        """Nothing is there to go on with."""
+
+    def put(self, stage: str, state: State) -> None:
+        """Let a state go."""
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Do nothing about errors."""
+        yield
 
 
 def key_of(identity: dict[str, str]) -> str:

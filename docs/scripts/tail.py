@@ -1,0 +1,113 @@
+"""Does training the trunk's last stage pay? Sections of her2st, each left out once, by what is trained of the trunk.
+
+Makes the table in docs/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import st_gchb
+from st_gchb.evaluate._methods import Task, fit_predict
+
+SECTIONS = ("C2", "C3", "C4", "C5")
+COLUMNS = ("AG", "HVG", "HEG", "n>0.3", "RMSE")
+PAPER: dict[str, Any] = {"preset": "paper", "sampler": "spots"}
+BLEEP: dict[str, Any] = {"preset": "bleep", "n_image_components": None}
+STAGE: dict[str, Any] = {"image_tail": "last_stage"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper: none": PAPER | {"n_image_tail": 0},
+    "paper: fc": PAPER,
+    "paper: last stage": PAPER | {"n_image_tail": 0} | STAGE,
+    "paper: last stage + fc": PAPER | STAGE,
+    "bleep: none": BLEEP,
+    "bleep: last stage": BLEEP | STAGE,
+}
+
+DEFAULT = [name for name in VARIANTS if name != "paper: last stage"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tail.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python docs/scripts/tail.py --data ../shared/data/her2st "
+        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --docs docs/speed/tail_tissue.md",
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
+    add("--encoder", default="mobilenet_v2", help="a torchvision model with a last stage (default: %(default)s)")
+    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: %(default)s)")
+    add("--pretrain-epochs", type=int, default=10, metavar="N", help="of the paper preset (default: %(default)s of 50)")
+    add("--lr-share", type=float, default=0.1, metavar="X", help="image_tail_lr (default: %(default)s)")
+    add("--variants", nargs="+", default=list(DEFAULT), choices=list(VARIANTS), metavar="NAME")
+    add("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
+    add("--runs", type=Path, metavar="FOLDER", help="where finished runs are kept")
+    add("--docs", type=Path, metavar="FILE", help="Markdown file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("st_gchb").setLevel(logging.INFO)
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+    torch.set_num_threads(args.threads)
+    adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
+    st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, views=1, tail="last_stage")
+    methods = {name: method(VARIANTS[name], args) for name in args.variants}
+    result = st_gchb.evaluate.evaluate(adata, methods=methods, seeds=range(args.seeds), runs_dir=args.runs)
+    text = table(result.scores, args)
+    print(text)
+    if args.docs:
+        args.docs.parent.mkdir(parents=True, exist_ok=True)
+        args.docs.write_text(text, encoding="utf-8")
+    return 0
+
+
+def method(settings: dict[str, Any], args: argparse.Namespace) -> Any:
+    own = {"pretrain_epochs": args.pretrain_epochs} if settings["preset"] == "paper" else {}
+    own |= {"image_tail_lr": args.lr_share} if "image_tail" in settings else {}
+    return partial(answer, **settings | own)
+
+
+def answer(task: Task, **settings: Any) -> np.ndarray:
+    return np.asarray(fit_predict(task, **settings).layers["st_gchb"])
+
+
+def table(scores: Any, args: argparse.Namespace) -> str:
+    """Mean over sections and seeds, and in how many of these runs a variant beats the one with nothing trained."""
+    lines = ["| trained of the trunk | " + " | ".join(COLUMNS) + " | AG above none's |", "| --- |" + " ---: |" * 6]
+    by_run = scores.set_index(["fold", "seed", "method"])
+    for name in args.variants:
+        own = by_run.xs(name, level="method")
+        none = f"{name.split(':')[0]}: none"
+        better = "" if name == none or none not in args.variants else count(own, by_run.xs(none, level="method"))
+        cells = [f"{own[column].mean():.{1 if column == 'n>0.3' else 4}f}" for column in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {better} |")
+    caption = (
+        f"*her2st {', '.join(SECTIONS)}, each left out once, {args.seeds} seed(s), 1,000 genes, {args.encoder}, one "
+        f"view; paper preset with {args.pretrain_epochs} epochs of infomax and spots drawn over all slices; learning "
+        f"rate of the stage {args.lr_share:g} of the others'; `docs/scripts/tail.py`.*"
+    )
+    return "\n".join([*lines, "", caption]) + "\n"
+
+
+def count(own: Any, none: Any) -> str:
+    above = own["AG"] > none["AG"].reindex(own.index)
+    return f"{int(above.sum())} of {len(above)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

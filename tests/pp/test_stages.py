@@ -1,0 +1,106 @@
+"""Where trunks are cut: the rest does what the whole trunk does, and what cannot be cut is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from st_gchb._errors import EncoderError, InputError
+from st_gchb.pp import get_encoder
+from st_gchb.pp._encoders import Encoder
+from st_gchb.pp._stages import check_tail, first_of, last_stage, shape_of_maps, tapped
+from st_gchb.pp._trunks import bare_trunk
+
+PX = 64
+PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def encoder_of(name):
+    return Encoder(name, "none", "", PX, 0, bare_trunk(name).requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", 256), ("mobilenet_v2", 96), ("efficientnet_b0", 112), ("convnext_tiny", 384), ("densenet121", 1024)],
+)
+def test_the_stage_does_what_the_trunk_does_from_the_last_halving_on(name, channels):
+    encoder = encoder_of(name)
+    expected = encoder(PATCHES)
+    with tapped(encoder.module) as seen:
+        features = encoder(PATCHES)
+    assert torch.equal(features, expected)
+    # As it is used: with batch norm folded into the convolutions.
+    with tapped(encoder.module, encoder.folded) as other:
+        torch.testing.assert_close(replace(encoder, module=encoder.folded)(PATCHES), features, rtol=1e-3, atol=1e-5)
+    (maps,) = seen
+    torch.testing.assert_close(other[0], maps, rtol=1e-2, atol=1e-3)
+    assert maps.shape == (2, channels, PX // 16, PX // 16)
+    assert maps.dtype == torch.float16
+    assert shape_of_maps(encoder) == maps.shape[1:]
+    assert len(seen) == 1
+    # To the last bit, where maps are not rounded.
+    exact = []
+    first_of(encoder.module).register_forward_pre_hook(lambda _, x: exact.append(x[0].clone()))
+    encoder(PATCHES)
+    stage = last_stage(encoder.module)
+    with torch.inference_mode():
+        assert torch.equal(stage(exact[0]), features)
+    # What halves the maps for the last time is in the stage.
+    after = []
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d | nn.AvgPool2d):
+            layer.register_forward_hook(lambda _, inputs, x: after.append((inputs[0].shape[-1], x.shape[-1])))
+    with torch.inference_mode():
+        stage(exact[0])
+    assert (PX // 16, PX // 32) in after
+
+
+def test_the_trunk_is_left_whole():
+    trunk = bare_trunk("resnet18")
+    before = list(trunk.state_dict())
+    stage = last_stage(trunk)
+    assert list(trunk.state_dict()) == before
+    assert {name.split(".")[0] for name in stage.state_dict()} == {"layer4"}
+    assert not {value.data_ptr() for value in stage.parameters()} & {value.data_ptr() for value in trunk.parameters()}
+
+
+class Own(nn.Module):
+    """A module of the caller's with a last stage of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = resnet18(weights=None)
+
+    def transform(self, patches):
+        return patches.float()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["texture", "squeezenet1_1", "own", "own resnet"])
+def test_what_cannot_be_cut_is_refused_with_what_can(name):
+    if name == "own":
+        encoder = get_encoder(Own())
+    elif name == "own resnet":
+        encoder = get_encoder(resnet18(weights=None), transform=lambda patches: patches.float())
+    else:
+        encoder = get_encoder(name, None)
+    with pytest.raises(EncoderError, match=r"no last stage.*layer4.*mobilenet_v2.*leave tail= out"):
+        check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)
+
+
+def test_arguments_that_do_not_go_together_are_refused():
+    encoder = replace(encoder_of("mobilenet_v2"))
+    for arguments, message in (
+        ({"tail": "layer5"}, "'last_stage'"),
+        ({"cache": False}, "cache folder"),
+        ({"stain_augment": 2}, "stain_augment=0"),
+        ({"compiled": True}, "compiled=False"),
+    ):
+        given = {"tail": "last_stage", "cache": True, "stain_augment": 0, "compiled": False} | arguments
+        with pytest.raises(InputError, match=message):
+            check_tail(given.pop("tail"), encoder, **given)
+    check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)
