@@ -31,6 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "datasets": {"io"},
     # A SpatialData is drawn as the AnnData that pp makes of it, and tissue as pp finds it.
     "pl": {"metrics", "pp"},
+    # Whole slides from their files to results: it asks what stands below, and is asked by the command line alone.
+    "many": {"io", "pp", "model"},
 }
 ROOMS["cli"] = set(ROOMS)
 
@@ -51,6 +53,7 @@ KEPT_TO: dict[str, set[str]] = {
     "pooch": {"datasets"},
     "matplotlib": {"pl"},
     "squidpy": {"pp", "pl", "_compat"},
+    "distributed": {"many", "cli"},
 }
 # nn runs where torch and torch-geometric alone are installed, and _logging needs tqdm.
 BASE_OF_NN = {"_constants", "_errors"}

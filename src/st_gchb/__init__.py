@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = version("st-gchb")
 
-_ROOMS = ("datasets", "evaluate", "io", "metrics", "model", "pl", "pp")
+_ROOMS = ("datasets", "evaluate", "io", "many", "metrics", "model", "pl", "pp")
 
 __all__ = ["__version__", *_ROOMS]
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from st_gchb import datasets as datasets
     from st_gchb import evaluate as evaluate
     from st_gchb import io as io
+    from st_gchb import many as many
     from st_gchb import metrics as metrics
     from st_gchb import model as model
     from st_gchb import pl as pl

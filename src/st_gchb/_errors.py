@@ -99,5 +99,9 @@ class DeviceError(InputError):
     """Several devices cannot train this way, or their memory is too small."""
 
 
+class ClusterError(STGCHBError, RuntimeError):
+    """Workers of a cluster cannot do what they are asked for, or the cluster was lost."""
+
+
 class DownloadError(MissingFileError):
     """A data set could not be downloaded."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 from st_gchb import __version__
 from st_gchb._errors import STGCHBError
 from st_gchb._logging import set_verbosity
-from st_gchb.cli import _demo, _evaluate, _predict, _study, _train
+from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _study, _train
 from st_gchb.cli._arguments import check_machine
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, 2 on bad input, or 130 when it was stopped by Ctrl-C.
+    Exit status: 0, 1 if some of many slides failed, 2 on bad input, or 130 when it was stopped by Ctrl-C.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_verbosity("WARNING" if arguments.quiet else "INFO")
     try:
         check_machine(arguments)
-        arguments.run(arguments)
+        status = arguments.run(arguments)
     # Also what the system says of files: a full disk is no fault of ours that a traceback would help with.
     except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(_interrupted(arguments), file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _interrupted(arguments: argparse.Namespace) -> str:
@@ -73,7 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="st-gchb", description="Gene expression from H&E: train on slides that have both, predict for H&E alone."
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{demo,train,predict,evaluate,study}")
-    for module in (_demo, _train, _predict, _evaluate, _study):
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="{demo,train,predict,predict-many,evaluate,study}"
+    )
+    for module in (_demo, _train, _predict, _predict_many, _evaluate, _study):
         module.add_parser(commands)
     return parser

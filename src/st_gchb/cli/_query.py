@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb.cli._arguments import read_h5ad, read_slides, take_slices
+from st_gchb.many._read import SPACING_UM
+from st_gchb.many._read import read_query as read_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1000.0, "nm": 0.001, "": 1.0}
-_DEFAULT_SPACING_UM = 100.0
-_GRID = "grid"
-"""Name of the positions that are laid on a slide of a SpatialData."""
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +44,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         type=spacing_um,
         metavar="LENGTH",
         help="lay positions this far apart, such as 100um or 0.05mm, on the tissue (default: the slide's own spots; "
-        f"{_DEFAULT_SPACING_UM:g}um where it has none)",
+        f"{SPACING_UM:g}um where it has none)",
     )
     grid.add_argument("--grid", choices=("hex", "square"), default="hex", help="default: hex")
     grid.add_argument(
@@ -81,46 +80,23 @@ def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, di
     if arguments.slide is None:
         _refuse_grid(arguments, "--data")
         return _read_data(arguments), {"image": arguments.image, "um_per_px": arguments.um_per_px}
-    path = arguments.slide
-    if not path.exists():
-        raise MissingFileError(f"--slide {path}: there is no such file or folder.")
-    if path.is_file() and path.suffix != ".h5ad":
-        from st_gchb import pp
-
-        if arguments.image is not None:
-            raise InputError("--image: --slide names the image already. Leave one of them out.")
-        return pp.tile_tissue(path, um_per_px=arguments.um_per_px, **_grid_options(arguments)), {}
-    return _of_section(arguments)
-
-
-def _of_section(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, dict[str, Any]]:
-    """A store or folder with spots of its own, or with an image on which positions are laid."""
+    if arguments.image is not None and arguments.slide.is_file() and arguments.slide.suffix != ".h5ad":
+        raise InputError("--image: --slide names the image already. Leave one of them out.")
     from anndata import AnnData
 
-    from st_gchb import io, pp
-
-    # A file is the full-resolution image, which Space Ranger keeps no copy of; else it is an element's name.
-    file = arguments.image if arguments.image is not None and Path(arguments.image).is_file() else None
-    section = io.read_section(arguments.slide, image=file, um_per_px=arguments.um_per_px if file else None)
-    where = {"image": None if file else arguments.image, "um_per_px": arguments.um_per_px}
-    if isinstance(section, AnnData):
-        _refuse_grid(arguments, f"--slide {arguments.slide.name}")
-        return take_slices(section, arguments.slices, arguments.slice_key), where
-    if arguments.spacing is None and len(section.shapes):
-        _refuse_grid(arguments, f"the spots of {arguments.slide.name}")
-        return section, where
-    pp.tile_tissue(section, name=_GRID, overwrite=True, **where, **_grid_options(arguments))
-    return section, {"table": f"{_GRID}_table", "image": where["image"]}
-
-
-def _grid_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "spacing_um": arguments.spacing or _DEFAULT_SPACING_UM,
-        "grid": arguments.grid,
-        "roi": None if arguments.roi is None else read_geojson(arguments.roi),
-        "tissue": arguments.tissue,
-        "min_tissue": arguments.min_tissue,
-    }
+    query, where = read_slide(
+        arguments.slide,
+        image=arguments.image,
+        um_per_px=arguments.um_per_px,
+        spacing_um=arguments.spacing,
+        grid=arguments.grid,
+        roi=None if arguments.roi is None else read_geojson(arguments.roi),
+        tissue=arguments.tissue,
+        min_tissue=arguments.min_tissue,
+    )
+    if where and isinstance(query, AnnData):
+        query = take_slices(query, arguments.slices, arguments.slice_key)
+    return query, where
 
 
 def _refuse_grid(arguments: argparse.Namespace, what: str) -> None:

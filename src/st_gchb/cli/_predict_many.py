@@ -1,0 +1,128 @@
+"""``st-gchb predict-many``: predicted expression for thousands of slides, here or on a cluster."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_gchb._errors import ClusterError, InputError, MissingFileError
+from st_gchb.cli._arguments import new_command, torch_device
+from st_gchb.cli._query import spacing_um
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_SHOWN = 5
+"""Failures that are printed; the report has all."""
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the sub-command."""
+    parser = new_command(
+        commands,
+        "predict-many",
+        "Predict expression for many slides, here or on a dask cluster; what is done is not done again.",
+        "st-gchb predict-many slides.csv --model model/ --out predictions/ --workers 4",
+    )
+    parser.description = (
+        f"{parser.description} Each slide gives OUT/NAME.h5ad; OUT/report.csv has a row for each. Exit status: 1 if "
+        "some slides failed, 2 on bad input."
+    )
+    parser.add_argument(
+        "slides",
+        type=Path,
+        nargs="+",
+        help="a .csv or .tsv table with the column path (and name, image, um_per_px, spacing_um if needed), or paths",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder written by st-gchb train or model.save")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results, which all workers see")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="processes on this machine (default: this one alone)")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="a running dask scheduler, tcp://HOST:8786, or its file")
+    parser.add_argument("--threads", type=int, help="threads for a slide (default: those of the worker)")
+    parser.add_argument("--um-per-px", type=float, help="size of a pixel, µm, of slides that do not say it")
+    parser.add_argument(
+        "--spacing", type=spacing_um, metavar="LENGTH", help="of slides whose row does not say it, such as 100um"
+    )
+    parser.add_argument("--grid", choices=("hex", "square"), default="hex", help="default: hex")
+    parser.add_argument("--tissue", choices=("stain", "squidpy", "all"), default="stain", help="default: stain")
+    parser.add_argument("--min-tissue", type=float, default=0.5, help="share of a tile that is tissue (default: 0.5)")
+    parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
+    parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
+    parser.add_argument("--weights", type=Path, help="encoder weights file, where it has moved since training")
+    parser.add_argument("--memory-mb", type=float, help="bound of the decoded pixels that a worker holds, MB")
+    parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command goes on from there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict all slides; 1 where some failed."""
+    from st_gchb.many import predict_slides
+
+    options = {name: getattr(arguments, name) for name in ("um_per_px", "grid", "tissue", "min_tissue", "layer", "k")}
+    options |= {name: getattr(arguments, name) for name in ("weights", "threads")}
+    if arguments.memory_mb is not None:
+        options["memory_mb"] = arguments.memory_mb
+    slides = _slides(arguments.slides)
+    with _cluster(arguments) as client:
+        report = predict_slides(
+            arguments.model,
+            slides,
+            arguments.out,
+            client=client,
+            spacing_um=arguments.spacing,
+            device=torch_device(arguments),
+            **options,
+        )
+    failed = report[report["status"] == "failed"]
+    for row in failed.head(_SHOWN).itertuples():
+        print(f"{row.name}: {row.message}")
+    if len(failed) > _SHOWN:
+        print(f"... and {len(failed) - _SHOWN} more")
+    counts = ", ".join(f"{n} {status}" for status, n in report["status"].value_counts(sort=False).items())
+    print(f"{len(report)} slides: {counts}; {report['n_spots'].sum()} spots; see {arguments.out / 'report.csv'}")
+    return int(len(failed) > 0)
+
+
+def _slides(paths: list[Path]) -> Any:
+    """One table, or the paths as they are."""
+    tables = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
+    if tables and len(paths) > 1:
+        raise InputError(f"{tables[0]} is a table of slides, and {len(paths)} paths were given. Pass the table alone.")
+    return tables[0] if tables else paths
+
+
+@contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
+    """Connect to the scheduler, start workers here, or neither."""
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers {arguments.workers}; expected at least 1.")
+    if arguments.scheduler is None and arguments.workers is None:
+        yield None
+        return
+    from distributed import Client, LocalCluster
+
+    if arguments.scheduler is None:
+        # With one thread each; --threads says how many a slide may use.
+        local = LocalCluster(n_workers=arguments.workers, threads_per_worker=1, dashboard_address=None)
+        with local, Client(local) as client:
+            yield client
+        return
+    with _connected(arguments.scheduler) as client:
+        yield client
+
+
+def _connected(scheduler: str) -> Client:
+    from distributed import Client
+
+    is_file = "://" not in scheduler and Path(scheduler).suffix == ".json"
+    if is_file and not Path(scheduler).is_file():
+        raise MissingFileError(f"--scheduler {scheduler}: there is no such file. Start dask scheduler first.")
+    try:
+        return Client(scheduler_file=scheduler) if is_file else Client(scheduler)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"--scheduler {scheduler} cannot be reached ({error}). Start dask scheduler first."
+        ) from error

@@ -1,0 +1,167 @@
+"""One slide from its path to a result and a receipt, on whatever machine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from st_gchb import __version__
+from st_gchb._errors import ClusterError
+from st_gchb._files import write_whole
+from st_gchb._logging import logger
+from st_gchb.many._receipts import (
+    DONE,
+    FOLDER,
+    KEPT,
+    Receipt,
+    begun,
+    content_of,
+    discard,
+    find_receipt,
+    here,
+    is_stopped,
+    output_path,
+    sign,
+)
+from st_gchb.many._slides import Slide
+from st_gchb.many._steps import Seconds, Step
+
+DEATHS = 3
+"""Workers that may die on a slide before it is given up."""
+
+OF_CALL = {"of_call": True}
+"""Marks what the log says of a call, not of a slide."""
+
+_one_at_a_time = threading.Lock()
+"""A worker with several threads would hold several slides, and their patches, in memory at once."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with each slide of a call.
+
+    Parameters
+    ----------
+    step
+        What is made of a slide.
+    out
+        Absolute path of the folder of the results.
+    call
+        Identity of the call.
+    threads
+        Threads for a slide; None leaves it to the worker.
+    """
+
+    step: Step
+    out: str
+    call: str
+    threads: int | None = None
+
+
+def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
+    """Do one slide, or find that it was done.
+
+    Raises
+    ------
+    ClusterError
+        This process does not see the folder of the results; or too many died on this slide.
+    STGCHBError, OSError, ...
+        Whatever is wrong with the slide.
+    """
+    out = Path(job.out)
+    if not (out / FOLDER).is_dir():
+        raise ClusterError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
+    with _one_at_a_time:
+        if is_stopped(out, job.call):
+            raise ClusterError("the call was stopped before this slide was begun.")
+        made_of = _made_of(slide, job.step)
+        found = find_receipt(out, slide.name, made_of)
+        if found is not None:
+            return replace(found, status=DONE if found.call == job.call else KEPT)
+        with begun(out, slide.name, job.call) as attempts, _warnings() as said, _threads(threads):
+            if attempts > DEATHS:
+                raise ClusterError(died(attempts - 1))
+            return _make(slide, job, made_of, attempts, said)
+
+
+def died(times: int) -> str:
+    """Say what became of a slide that no worker survives."""
+    return (
+        f"the worker died each of {times} times that it was at this slide: most likely there was not enough memory "
+        "(see the worker's log). Give workers more, or lower memory_mb, and call again: what is done is kept."
+    )
+
+
+def _made_of(slide: Slide, step: Step) -> dict[str, Any]:
+    content = {"slide": content_of(slide.path)}
+    if slide.image is not None and Path(slide.image).is_absolute():
+        content["image"] = content_of(slide.image)
+    return {"slide": asdict(slide), "content": content, "settings": step.settings, "version": __version__}
+
+
+def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: list[str]) -> Receipt:
+    out, seconds = Path(job.out), Seconds()
+    # Of other settings, or of the slide as it was: none of it may be taken for what is asked now.
+    discard(out, slide.name)
+    result = job.step.make(slide, seconds)
+    with seconds.of("write"), write_whole(output_path(out, slide.name)) as part:
+        result.write_h5ad(part)
+    receipt = Receipt(
+        name=slide.name,
+        path=slide.path,
+        status=DONE,
+        n_spots=result.n_obs,
+        seconds=dict(seconds),
+        worker=here(),
+        message=" | ".join(said),
+        made_of=made_of,
+        call=job.call,
+        attempts=attempts,
+    )
+    return sign(out, receipt)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what the package warns of: nobody reads the logs of a hundred workers."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # A worker may be a thread of the process that waits for it and tells how it goes.
+            if not hasattr(record, "of_call"):
+                said.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    logger.addHandler(listener)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Let torch and the libraries under numpy use this many threads.
+
+    dask starts its workers with OMP_NUM_THREADS=1, whatever cores they have. Results are the same to the last bit where
+    the number of threads is.
+    """
+    if number is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(number, user_api="blas"):
+        torch.set_num_threads(number)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -1,0 +1,58 @@
+"""``st-gchb predict-many``: status, report, what is printed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from st_gchb.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tissue, tmp_path_factory):
+    """Two slides and a table of them."""
+    path = tmp_path_factory.mktemp("many")
+    for name in ("S1", "S2"):
+        Image.fromarray(tissue.uns["spatial"][name]["images"]["hires"]).save(path / f"{name}.png")
+    pd.DataFrame({"path": ["S1.png", "S2.png"], "name": ["one", "two"]}).to_csv(path / "slides.csv", index=False)
+    return path
+
+
+def run(*arguments):
+    return main(["predict-many", *map(str, arguments), "--um-per-px", "1", "--spacing", "100um", "--quiet"])
+
+
+def test_a_table(model, folder, tmp_path, capsys):
+    arguments = [folder / "slides.csv", "--model", model, "--out", tmp_path]
+    assert run(*arguments) == 0
+    assert "2 slides: 2 done" in capsys.readouterr().out
+    report = pd.read_csv(tmp_path / "report.csv")
+    assert report["name"].tolist() == ["one", "two"]
+    assert (tmp_path / "one.h5ad").is_file()
+    assert run(*arguments) == 0
+    assert "2 slides: 2 kept" in capsys.readouterr().out
+
+
+def test_some_fail(model, folder, tmp_path, capsys):
+    Image.fromarray(np.full((500, 500, 3), 242, np.uint8)).save(tmp_path / "glass.png")
+    assert run(folder / "S1.png", tmp_path / "glass.png", "--model", model, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("glass: TissueError: ")
+    assert said[1].startswith("2 slides: 1 done, 1 failed; ")
+
+
+def test_bad_input(model, folder, tmp_path, refused):
+    def said(*arguments):
+        return refused("predict-many", *arguments, "--model", model, "--out", tmp_path / "out")
+
+    table, slide = folder / "slides.csv", folder / "S1.png"
+    assert "Pass the table alone" in said(table, slide)
+    assert "no such table" in said(folder / "none.csv")
+    assert "two slides would write the same result" in said(slide, slide)
+    assert "--workers 0" in said(slide, "--workers", 0)
+    assert "not allowed with argument" in said(slide, "--workers", 2, "--scheduler", "tcp://host:1")
+    assert "there is no such file" in said(slide, "--scheduler", tmp_path / "none.json")
+    assert "Pass a k between" in said(slide, "--k", 0)
+    assert not (tmp_path / "out").exists()
