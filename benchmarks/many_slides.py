@@ -1,4 +1,4 @@
-"""What 10,000 slides cost on CPUs: seconds of the parts of one slide, what dask adds, and core hours computed from both.
+"""What 10,000 slides cost on CPUs: seconds of the parts of a slide, what dask adds, core hours computed from both.
 
     python benchmarks/many_slides.py                                    # prints the tables; two to five minutes
     python benchmarks/many_slides.py --out many.json --docs docs/speed/many_slides.md
