@@ -51,7 +51,7 @@ def check_reading(
     InputError
         An option is unknown or out of range, or this machine has no such device.
     """
-    from st_gchb.pp._embed import choose_device
+    from st_gchb.pp._device import choose_device
     from st_gchb.pp._grid import GridKind
     from st_gchb.pp._tissue import TissueMethod, check_positive
 
