@@ -176,9 +176,9 @@ def tables(figures: dict[str, Any]) -> str:
     text += line("size of the result, MB", [one["result_mb"] for one in encoders.values()])
     tasks = figures["tasks"]
     text += (
-        f"\nA call on {tasks['tasks']:,} slides that are done already: {tasks['seconds']['dask']:.0f} s through dask with "
-        f"one worker, {tasks['seconds']['here']:.0f} s in one process; the scheduler adds {tasks['ms_per_task']:.1f} ms a "
-        f"slide.\n\nComputed from it, core hours for {SLIDES:,} slides:\n\n{head}"
+        f"\nA call on {tasks['tasks']:,} slides that are done already: {tasks['seconds']['dask']:.0f} s through dask "
+        f"with one worker, {tasks['seconds']['here']:.0f} s in one process; the scheduler adds "
+        f"{tasks['ms_per_task']:.1f} ms a slide.\n\nComputed from it, core hours for {SLIDES:,} slides:\n\n{head}"
     )
     for spots in SPOTS:
         hours = [core_hours(figures, encoder, spots) for encoder in encoders]

@@ -57,6 +57,7 @@ def test_options_that_cannot_be(model, images, tmp_path, options, error, message
         ({"encoder": 3}, InputError, "encoder is a int; expected a name, which every worker can build"),
         ({"encoder": "mobilenet_v2", "weights": "none.pt"}, WeightsUnavailableError, "no such weights file"),
         ({"views": 3}, InputError, "views=3"),
+        ({"precision": "half"}, InputError, "precision='half' is unknown"),
         ({"patch_um": -150.0}, InputError, "patch_um=-150"),
         ({"stain_norm": "macenko"}, InputError, "one for all slides: st_gchb.pp.fit_stain"),
     ],

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
 
 import st_gchb
 from st_gchb._errors import StoreError
@@ -47,6 +49,58 @@ def test_each_slide_gives_what_the_model_gives_for_it(model, images, tmp_path):
         assert found.uns["st_gchb"]["model_id"] == loaded.model_id_
     stored = pd.read_csv(tmp_path / "report.csv", keep_default_na=False)
     pd.testing.assert_frame_equal(stored, report.astype(stored.dtypes))
+
+
+def test_stores_with_spots_and_without(model, tissue, tmp_path, same):
+    """A store is read, not written to."""
+    pixels = tissue.uns["spatial"]["S3"]["images"]["hires"]
+    bare = SpatialData(images={"he": Image2DModel.parse(np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"))})
+    bare.write(tmp_path / "bare.zarr")
+    st_gchb.pp.tile_tissue(bare, um_per_px=1.0, spacing_um=110, name="spots")
+    bare.write(tmp_path / "spots.zarr")
+    slides = [tmp_path / "bare.zarr", tmp_path / "spots.zarr"]
+    before = _receipts.content_of(slides[0]), _receipts.content_of(slides[1])
+    report = predict_slides(model, slides, tmp_path / "out", um_per_px=1.0)
+    assert report["status"].tolist() == ["done", "done"]
+    assert before == (_receipts.content_of(slides[0]), _receipts.content_of(slides[1]))
+    loaded = STGCHB.load(model, accelerator="cpu")
+    grid = st_gchb.pp.tile_tissue(SpatialData.read(slides[0]), um_per_px=1.0, spacing_um=100)
+    for query, row in zip((grid, SpatialData.read(slides[1])), report.itertuples(), strict=True):
+        expected = loaded.predict(query, um_per_px=1.0)
+        found = anndata.read_h5ad(row.output)
+        np.testing.assert_array_equal(found.layers["st_gchb"], expected.layers["st_gchb"])
+        assert [*found.uns["spatial"].values()][0]["images"]["hires"].ndim == 3
+    # By way of features, too.
+    features = embed_slides(slides[1:], tmp_path / "features", um_per_px=1.0, **TEXTURE)
+    predict_slides(model, features["output"], tmp_path / "again")
+    same(tmp_path / "out" / "spots.h5ad", tmp_path / "again" / "spots.h5ad")
+
+
+def test_a_model_that_trained_the_last_stage(images, tmp_path):
+    """Its maps, hundreds of times larger than features, are gone with the slide."""
+    reference = st_gchb.datasets.synthetic_tissue(2, n_rows=4, n_cols=4, n_genes=40, seed=3)
+    options = {"encoder": "resnet18", "weights": None, "views": 1}
+    st_gchb.pp.embed_patches(reference, **options, slice_key="slice", tail="last_stage")
+    STGCHB.setup_anndata(reference, slice_key="slice")
+    small = {"n_top_genes": 20, "k": 10, "n_image_tail": 8, "n_hidden": 16, "n_embedding": 16}
+    model = STGCHB(reference, "bleep", image_tail="last_stage", **small)
+    model.train(max_epochs=1, calibrate=False, enable_progress_bar=False, accelerator="cpu")
+    model.save(tmp_path / "model")
+    features = embed_slides(images[:1], tmp_path / "features", spacing_um=150.0, um_per_px=1.0, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "temporary").mkdir()
+        patch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+        patch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
+        slides = [images[0], features["output"][0]]
+        table = pd.DataFrame({"path": slides, "name": ["image", "features"], "spacing_um": [150.0, None]})
+        report = predict_slides(tmp_path / "model", table, tmp_path / "out", um_per_px=1.0)
+        assert report["status"].tolist() == ["done", "done"], report["message"].tolist()
+        assert not list((tmp_path / "temporary").iterdir())
+        assert not (tmp_path / "cache").exists()
+    query = st_gchb.pp.tile_tissue(images[0], spacing_um=150, um_per_px=1.0)
+    expected = STGCHB.load(tmp_path / "model", accelerator="cpu").predict(query).layers["st_gchb"]
+    for output in report["output"]:
+        np.testing.assert_array_equal(anndata.read_h5ad(output).layers["st_gchb"], expected)
 
 
 def test_the_fault_of_a_slide_is_its_row(model, images, tissue, tmp_path):
@@ -154,11 +208,12 @@ def test_a_crash_between_result_and_receipt(few, tmp_path, computed, monkeypatch
     assert computed == {"A1": 3, "A2": 1, "A3": 1}
 
 
-@pytest.mark.parametrize("change", ["spacing", "grid", "patch", "slide", "version", "path"])
+@pytest.mark.parametrize("change", ["spacing", "grid", "patch", "precision", "slide", "version", "path"])
 def test_what_changed_is_done_again(few, tmp_path, computed, monkeypatch, change):
     out = tmp_path / "out"
     embed(few, out)
     changes = {"spacing": {"spacing_um": 260.0}, "grid": {"grid": "square"}, "patch": {"patch_um": 140.0}}
+    changes["precision"] = {"precision": "bfloat16"}
     if change == "slide":
         os.utime(few[0], ns=(1, 1))
     elif change == "version":

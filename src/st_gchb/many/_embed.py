@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from st_gchb.pp import Stain
+    from st_gchb.pp._engine import Precision
 
 
 def embed_slides(
@@ -35,6 +36,7 @@ def embed_slides(
     tissue: str = "stain",
     min_tissue: float = 0.5,
     device: str = "auto",
+    precision: Precision = "float32",
     memory_mb: float = MEMORY_MB,
     threads: int | None = None,
 ) -> pd.DataFrame:
@@ -54,7 +56,7 @@ def embed_slides(
     weights
         ``"default"`` (each machine downloads them once), None for random ones, or the path of a file that all workers
         see.
-    patch_um, views
+    patch_um, views, precision
         As :func:`~st_gchb.pp.embed_patches` takes them.
     stain_norm
         Stain to which all slides are moved, as :func:`~st_gchb.pp.fit_stain` gives it.
@@ -83,9 +85,11 @@ def embed_slides(
     [['S1', 'done']]
     """
     from st_gchb.pp import FeatureRule, Stain, get_encoder
+    from st_gchb.pp._engine import check_precision
     from st_gchb.pp._features import _check_settings
 
     rows = check_slides(slides, um_per_px, spacing_um)
+    check_precision(precision)
     _check_settings(views, patch_um, None, 1, "nan")
     if not isinstance(encoder, str):
         raise InputError(f"encoder is a {type(encoder).__name__}; expected a name, which every worker can build.")
@@ -115,5 +119,6 @@ def embed_slides(
         trunk.n_features,
         stain_norm=None if stain_norm is None else stain_norm.method,
         stain_target=None if stain_norm is None else stain_norm.numbers,
+        precision=None if precision == "float32" else precision,
     )
     return run(rows, Embed(rule, reading), out, client, threads)

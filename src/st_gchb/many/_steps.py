@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from st_gchb._constants import Keys
@@ -111,8 +112,13 @@ class Reading:
         size = where.pop("um_per_px", None)
         return resolve(query, **where, thumbnails=isinstance(query, SpatialData)), size
 
-    def encode(self, resolved: Resolved, rule: FeatureRule, key: str, slice_key: str | None, size: Any) -> None:
-        """Write features to the spots; they are not cached, since the result is kept."""
+    def encode(
+        self, resolved: Resolved, rule: FeatureRule, key: str, slice_key: str | None, size: Any, maps: str | None = None
+    ) -> None:
+        """Write features to the spots; they are not cached, since the result is kept.
+
+        ``maps`` is a folder for the maps before the trunk's last stage, where the rule asks for them.
+        """
         from st_gchb.pp import embed_by_rule
 
         embed_by_rule(
@@ -126,7 +132,8 @@ class Reading:
             memory_mb=self.memory_mb,
             device=self.device,
             damaged="nan",
-            cache=False,
+            cache=maps is not None,
+            cache_dir=maps,
         )
 
     def encoder(self, rule: FeatureRule) -> Encoder:
@@ -204,24 +211,27 @@ class Predict:
         return model
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
+        from st_gchb.model._rows import has_features
         from st_gchb.model._setup import guess_slice_key
         from st_gchb.pp._graph import check_reach
 
         with seconds.of("load"):
             model = self.model()
         rules: Any = model.rules_
+        tail = rules.features is not None and rules.features.tail is not None
         with seconds.of("read"):
             resolved, size = self.reading.resolve(slide)
             adata = resolved.adata
             key = resolved.slice_key or (rules.slice_key if rules.slice_key in adata.obs else None)
             key = key or guess_slice_key(adata, None)
-            there = rules.features_key in adata.obsm
-            if rules.features is not None and not there:
+            there = rules.features is None or has_features(adata, rules.features_key, maps=tail)
+            if not there:
                 # Patches take minutes: what makes a graph impossible is told before.
                 check_reach(resolved.slices(slice_key=key, um_per_px=size), rules.graph)
-        if rules.features is not None and not there:
-            with seconds.of("encode"):
-                self.reading.encode(resolved, rules.features, rules.features_key, key, size)
-        with seconds.of("predict"):
-            options = {"layer": self.layer, "k": self.k, "weighting": self.weighting}
-            return model.predict(adata, slice_key=key, um_per_px=size if there else None, **options)
+        with TemporaryDirectory(prefix="st_gchb_") if tail else nullcontext() as maps:
+            if not there:
+                with seconds.of("encode"):
+                    self.reading.encode(resolved, rules.features, rules.features_key, key, size, maps)
+            with seconds.of("predict"):
+                options = {"layer": self.layer, "k": self.k, "weighting": self.weighting}
+                return model.predict(adata, slice_key=key, um_per_px=size if there else None, **options)
