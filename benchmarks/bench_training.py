@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from measuring import CLOCK, apart
 from slides import DLPFC_SPOTS
@@ -16,21 +18,32 @@ def network(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def run(scale, network, device, threads):
-    """One training; all benchmarks of its size and network read from it."""
+@functools.cache
+def trained(scale, network, device, threads):
+    """One training, in whatever order it is asked for."""
     # The spots of 64 slices lie on one slide: 64 slides would say little of what grows with a slide.
     return apart(one_size, DLPFC_SPOTS * scale, 1, 4 if scale < FEW else 2, network, device, threads)
+
+
+@pytest.fixture
+def run(scale, network, device, threads):
+    """One training; all benchmarks of its size and network read from it."""
+    return trained(scale, network, device, threads)
+
+
+once = pytest.mark.parametrize("network", ["default"], indirect=True)
+"""For what does not depend on the network."""
 
 
 def replay(measure, run, network, stage):
     measure.replay(run["seconds"][stage], spots=run["n_spots"], case=network)
 
 
+@once
 @pytest.mark.benchmark(group="training", timer=CLOCK)
-def bench_graph(measure, run, network):
+def bench_graph(measure, run):
     """The spot graph of one slide."""
-    replay(measure, run, network, "graph")
+    replay(measure, run, "", "graph")
 
 
 @pytest.mark.benchmark(group="training", timer=CLOCK)
@@ -51,10 +64,11 @@ def bench_bank(measure, run, network):
     replay(measure, run, network, "bank")
 
 
+@once
 @pytest.mark.benchmark(group="query", timer=CLOCK)
-def bench_predict(measure, run, network):
+def bench_predict(measure, run):
     """The whole prediction of one slice whose features are there, by the size of the reference."""
-    replay(measure, run, network, "predict")
+    replay(measure, run, "", "predict")
 
 
 @pytest.mark.benchmark(group="memory", timer=CLOCK)

@@ -43,7 +43,7 @@ def accelerator_of(device: str) -> str:
 def one_size(
     n_spots: int, n_slices: int, n_epochs: int, network: str, device: str = "cpu", threads: int = 1
 ) -> dict[str, Any]:
-    """Graph, fit, epochs, bank and the prediction of one slice; peak memory beyond the imports, MiB.
+    """Graph, fit, epochs, bank and, for the default network, the prediction of one slice; peak memory, MiB.
 
     The first epoch is left out where there are more: it begins with what is made once.
     """
@@ -72,7 +72,8 @@ def one_size(
             whole = timed(lambda: models[0].train(n_epochs, callbacks=[times], **options), device)
             found["epoch"] = times.samples[1:] or times.samples
             found["bank"] = [{key: whole[key] - sum(s[key] for s in times.samples) for key in whole}]
-            found["predict"] = [timed(lambda: models[0].predict(query, slice_key="slice"), device)]
+            if network == "default":
+                found["predict"] = [timed(lambda: models[0].predict(query, slice_key="slice"), device)]
     peaks = {"own_mib": (watch.own - before[0]) / 1024, "with_files_mib": (watch.with_files - before[1]) / 1024}
     peaks["imports_mib"] = before[0] / 1024
     more = {"gpu_mib": gpu_mib(device), "gpu_utilisation": watch.mean_utilisation}
