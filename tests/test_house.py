@@ -39,7 +39,7 @@ ROOMS["cli"] = set(ROOMS)
 # Third-party packages that a room may import, where the table limits them.
 ONLY: dict[str, set[str]] = {
     "nn": {"torch", "torch_geometric"},
-    "retrieval": {"numpy", "pandas", "scipy", "torch"},
+    "retrieval": {"numpy", "pandas", "scipy", "torch", "faiss"},
     "metrics": {"numpy", "pandas", "scipy"},
     "_constants": set(),
     "_errors": set(),

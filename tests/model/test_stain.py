@@ -16,7 +16,7 @@ from st_gchb.evaluate._foreign import recolored
 from st_gchb.evaluate._keys import data_sha256
 from st_gchb.model import STGCHB
 from st_gchb.model._fitting import fit, training_data
-from st_gchb.model._saving import read_settings
+from st_gchb.model._loading import read_settings
 
 OPTIONS = {"encoder": "texture", "views": 1, "device": "cpu"}
 

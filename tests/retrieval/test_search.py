@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from st_gchb._errors import InputError
 from st_gchb.retrieval import find_neighbors
+from st_gchb.retrieval._exact import nearest
 
 
 def unit(n, d, seed):
@@ -45,29 +46,45 @@ def test_top_k_is_that_of_a_naive_loop(n_query, n_keys, data, seed):
     assert allowed[found.ids].all()
 
 
-@pytest.mark.parametrize("values_at_once", [1, 41, 100, 2**25])
-def test_chunks_change_nothing(monkeypatch, values_at_once):
-    query, keys = unit(23, 6, 0), unit(40, 6, 1)
-    whole = find_neighbors(query, keys, k=7)
-    monkeypatch.setattr("st_gchb.retrieval._search._CHUNK_VALUES", values_at_once)
-    found = find_neighbors(query, keys, k=7)
-    np.testing.assert_array_equal(found.ids, whole.ids)
-    np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-5)
+@settings(max_examples=60, deadline=None)
+@given(
+    n_query=st.integers(1, 9),
+    n_keys=st.integers(1, 60),
+    queries=st.integers(1, 9),
+    keys_at_once=st.integers(1, 70),
+    group=st.integers(1, 9),
+    share=st.floats(0, 1),
+    ties=st.booleans(),
+)
+def test_blocks_change_nothing(n_query, n_keys, queries, keys_at_once, group, share, ties):
+    query, keys = unit(n_query, 6, 0), unit(n_keys, 6, 1)
+    if ties:
+        keys[n_keys // 2 :] = keys[: n_keys - n_keys // 2]
+    k = 1 + int(share * (n_keys - 1))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("_QUERIES", queries), ("_KEYS", keys_at_once), ("_GROUP", group)):
+            patch.setattr(f"st_gchb.retrieval._exact.{name}", value)
+        ids, similarity = nearest(query, keys, k)
+    best = -np.sort(-(query @ keys.T), axis=1)[:, :k]
+    np.testing.assert_allclose(similarity, best, atol=1e-6)
+    np.testing.assert_allclose(similarity, np.take_along_axis(query @ keys.T, ids, 1), atol=1e-6)
+    assert all(len(set(row)) == k for row in ids)
 
 
 def test_similarities_held_at_once_are_bounded(monkeypatch):
     sizes = []
-    topk = torch.topk
+    product = torch.Tensor.__matmul__
 
-    def watched(values, *args, **kwargs):
-        sizes.append(values.numel())
-        return topk(values, *args, **kwargs)
+    def watched(one, other):
+        found = product(one, other)
+        sizes.append(tuple(found.shape))
+        return found
 
-    monkeypatch.setattr("st_gchb.retrieval._search._CHUNK_VALUES", 100)
-    monkeypatch.setattr("st_gchb.retrieval._search.torch.topk", watched)
+    monkeypatch.setattr("st_gchb.retrieval._exact._QUERIES", 10)
+    monkeypatch.setattr("st_gchb.retrieval._exact._KEYS", 16)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
     find_neighbors(unit(23, 6, 0), unit(40, 6, 1), k=7)
-    assert max(sizes) <= 100
-    assert sum(sizes) == 23 * 40
+    assert sizes == [(rows, columns) for rows in (10, 10, 3) for columns in (16, 16, 8)]
 
 
 def test_no_spot_is_retrieved_from_what_is_not_allowed():

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from st_gchb.metrics import pearson
 from st_gchb.retrieval import Neighbors
+from st_gchb.retrieval._bank import ReferenceTable
 
 SIGNS = ("similarity", "spread", "distance", "level")
 
@@ -91,18 +92,16 @@ class Calibration:
 
 
 def signs_of(
-    neighbors: Neighbors, prediction: np.ndarray, table: sparse.csr_matrix, distance: np.ndarray
+    neighbors: Neighbors, retrieved: np.ndarray, prediction: np.ndarray, table: ReferenceTable, distance: np.ndarray
 ) -> np.ndarray:
     """What can be seen of a prediction without the truth, ``(n_query, 4)``.
 
-    The weighted similarity of the neighbours, the spread of their expression around its mean, the distance to the
-    nearest reference patches, and the predicted level of expression.
+    The weighted similarity of the neighbours, the spread of their expression around its mean ``retrieved``, the
+    distance to the nearest reference patches, and the predicted level of expression.
     """
-    weights = neighbors.matrix(table.shape[0])
     similarity = (neighbors.weights * neighbors.similarity).sum(1)
-    second = np.asarray((weights @ table.multiply(table)).mean(axis=1)).ravel()
-    mean = weights @ table
-    first = np.asarray(mean.multiply(mean).mean(axis=1)).ravel()
+    second = (neighbors.weights * table.mean_squares[neighbors.ids]).sum(1)
+    first = np.einsum("ij,ij->i", retrieved, retrieved, dtype=np.float64) / max(retrieved.shape[1], 1)
     spread = np.sqrt(np.maximum(second - first, 0.0))
     return np.stack([similarity, spread, distance, prediction.mean(1)], axis=1)
 

@@ -19,7 +19,7 @@ from st_gchb.model._presets import ModelSettings, check_sizes
 from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered
 from st_gchb.model._training import TrainingOptions, as_before_on_error, run_training
-from st_gchb.retrieval import ReferenceBank
+from st_gchb.retrieval import ReferenceBank, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 
 
@@ -122,6 +122,7 @@ class TrainingMixin(BaseModelClass):
             self.bank_ = embed_reference(self.module, fitted, self.adata, where)
             self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
             self.calibration_ = None
+            index_for(self.bank_, min(self.settings.k, len(self.bank_)))
             logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
             if calibrate:
                 logger.info("Calibration: training without each reference slice in turn.")

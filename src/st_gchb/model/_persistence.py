@@ -17,10 +17,11 @@ from st_gchb._errors import NotTrainedError
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import Fitted, network_settings
 from st_gchb.model._inputs import FixedMap
+from st_gchb.model._loading import read_model, read_registry
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, check_training_data
-from st_gchb.model._saving import SavedModel, read_model, read_registry, write_model
+from st_gchb.model._saving import SavedModel, write_model
 from st_gchb.pp._stages import stage_without_weights
 from st_gchb.retrieval import ReferenceBank
 

@@ -21,28 +21,37 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Query, Rules, measured_panel
 from st_gchb.model._rows import FeatureRows
-from st_gchb.retrieval import LinearReadout, Neighbors, ReferenceBank, Weighting, find_neighbors
+from st_gchb.retrieval import (
+    LinearReadout,
+    Neighbors,
+    ReferenceBank,
+    Search,
+    Weighting,
+    find_neighbors,
+    index_for,
+    weighted_mean,
+)
 from st_gchb.retrieval._bank import ReferenceTable
 
 NEIGHBORS_KEY = "st_gchb_neighbors"
 NEIGHBOR_WEIGHTS_KEY = "st_gchb_neighbor_weights"
 
-_COLUMNS = 512
-"""Genes that are made dense at once."""
-
 _NEAREST = 10
 """Reference patches whose mean distance says how far a query patch lies from the reference."""
+_COMPARED = 200_000
+"""Reference patches with which a query patch is compared: of more, as many are drawn, by a fixed seed."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """The trained parts that a prediction needs."""
+    """The trained parts that a prediction needs, and how the reference is searched."""
 
     module: STGCHBModule
     rules: Rules
     bank: ReferenceBank
     calibration: Calibration | None
     settings: ModelSettings
+    search: Search = "auto"
 
 
 @dataclass(frozen=True)
@@ -93,34 +102,34 @@ def answer(
     context = context_of(p.rules.context, features, adjacency, slices)
     seen = seen_context(p.module, p.rules.context, context, features, (adjacency, slices))
     embedding = embed(p.module, seen, adjacency, "image")
+    k = min(p.settings.k, len(p.bank)) if k is None else k
     neighbors = find_neighbors(
         embedding,
         p.bank.keys,
-        k=min(p.settings.k, len(p.bank)) if k is None else k,
+        k=k,
         weighting=weighting or p.settings.weighting,
         temperature=p.settings.query_temperature,
+        index=index_for(p.bank, k, p.search),
         device=p.module.device,
     )
     linear = context.through(p.rules.linear)
     table = p.bank.table(None)
-    panel = read_out(p, neighbors, linear, table)
+    retrieved = weighted_mean(neighbors, table.values)
+    panel = blended(p, retrieved, linear, table)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
-    return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, panel, table.values, distance))
+    return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, retrieved, panel, table, distance))
 
 
-def read_out(p: Predictor, neighbors: Neighbors, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
+def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
     """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``."""
-    weights = neighbors.matrix(len(p.bank))
-    values = table.values.tocsc()
-    width = values.shape[1]
-    blocks: list[Any] = [weights @ values[:, start : start + _COLUMNS].toarray() for start in range(0, width, _COLUMNS)]
-    retrieved: np.ndarray = np.concatenate(blocks, axis=1).astype(np.float32)
     if p.settings.linear_weight:
         readout = LinearReadout(p.bank.linear, p.settings.linear_penalty)
         share = _linear_share(p, readout, table)
-        retrieved = (1.0 - share) * retrieved + share * readout.predict(inputs, table.values)
+        # The same for every query: fitted once.
+        table.readout = table.readout or readout.fit(table.values)
+        retrieved = (1.0 - share) * retrieved + share * table.readout.predict(inputs)
     # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
-    return np.maximum(retrieved, 0.0) if table.values.nnz == 0 or table.values.data.min() >= 0 else retrieved
+    return np.maximum(retrieved, 0.0) if table.is_nonnegative else retrieved
 
 
 def predict(
@@ -134,7 +143,9 @@ def predict(
     """Answer a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
     table = p.bank.table(layer)
     found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
-    prediction = found.panel if layer is None else read_out(p, found.neighbors, found.linear, table)
+    prediction = found.panel
+    if layer is not None:
+        prediction = blended(p, weighted_mean(found.neighbors, table.values), found.linear, table)
     result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
@@ -148,7 +159,8 @@ def predict(
         result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
     if layer is None:
         _carry_measured(p, query, result)
-    result.uns[Keys.UNS] = _provenance(p, layer, found.neighbors.ids.shape[1], weighting or p.settings.weighting)
+    n_neighbors = found.neighbors.ids.shape[1]
+    result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting)
     if p.calibration is not None:
         result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.signs, query.slices)
     if return_neighbors:
@@ -169,13 +181,16 @@ def _linear_share(p: Predictor, readout: LinearReadout, table: ReferenceTable) -
     folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
     if len(folds) < 2:  # spots in one line, of one slice
         return whole
-    correlation = readout.held_out_correlation(table.values, folds)
-    share: np.ndarray = whole * np.clip(correlation / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)
+    if table.held_out is None:
+        table.held_out = readout.held_out_correlation(table.values, folds)
+    share: np.ndarray = whole * np.clip(table.held_out / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)
     return share
 
 
 def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Mean distance to the nearest reference patches, ``(n_query,)``."""
+    if len(reference) > _COMPARED:
+        reference = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:_COMPARED])]
     search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
     distances: np.ndarray = search.kneighbors(query)[0]
     return distances.mean(1)
@@ -218,6 +233,12 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "layer": layer or "panel",
         "k": k,
         "weighting": weighting,
+        **_how_searched(p, k),
         "linear_weight": p.settings.linear_weight,
         "reference_slices": np.array(sorted(set(p.bank.slices))),
     }
+
+
+def _how_searched(p: Predictor, k: int) -> dict[str, Any]:
+    index = index_for(p.bank, k, p.search)
+    return {"search": "exact"} if index is None else {"search": "index", "search_recall": index.recall}

@@ -15,34 +15,33 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from scipy import sparse
+from safetensors.numpy import save_file
 
 from st_gchb import __version__
-from st_gchb._errors import InputError, MissingFileError, ModelFileError
+from st_gchb._errors import InputError
 from st_gchb._files import make_readable, sha256_of
 from st_gchb.model._calibration import Calibration
-from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
-from st_gchb.model._record import decode, digest, encode
-from st_gchb.pp import FeatureRule, GraphRule
-from st_gchb.pp._expression import ExpressionRule
+from st_gchb.model._record import digest, encode
 from st_gchb.retrieval import ReferenceBank
-from st_gchb.retrieval._bank import ReferenceTable
 
 FORMAT = 3
 """Newest format that is read and written."""
-_PLAIN_FORMAT = 2
+PLAIN_FORMAT = 2
 """Written where patches are neither normalised in stain nor encoded in half precision: programs that know nothing of
 that read it."""
-_JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA = (
+JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
     "reference.safetensors",
+    "index.safetensors",
     "origin.parquet",
     "adata.h5ad",
 )
+
+INDEX_ARRAYS, INDEX_NUMBERS = ("centres", "codebook", "codes"), ("n_probe", "k", "recall")
+"""Parts of a search index, beside the keys, which the reference holds."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def write_model(
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         _write_tensors(saved, part)
-        saved.bank.origin.to_parquet(part / _ORIGIN)
-        (part / _JSON).write_text(json.dumps(_settings(saved, part), indent=1), encoding="utf-8")
+        saved.bank.origin.to_parquet(part / ORIGIN)
+        (part / JSON).write_text(json.dumps(_settings(saved, part), indent=1), encoding="utf-8")
         if adata is not None:
             adata.write_h5ad(part / _ADATA, **write)
         part.chmod(0o755)
@@ -115,7 +114,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{folder} is there already. Pass overwrite=True to replace it, or another folder.")
-    known = (_JSON, _TENSORS, _REFERENCE, _ORIGIN, _ADATA)
+    known = (JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA)
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else ["a file"]
     if others:
         raise InputError(
@@ -143,14 +142,21 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         csr = table.values
         parts = {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr, "shape": np.array(csr.shape)}
         reference |= {f"table.{name}.{key}": value for key, value in parts.items()}
-    for name, tensors in ((_TENSORS, network), (_REFERENCE, reference)):
-        save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name)
+    files = {TENSORS: network, REFERENCE: reference}
+    if bank.index is not None:
+        files[INDEX] = {name: getattr(bank.index, name) for name in INDEX_ARRAYS}
+    for name, tensors in files.items():
+        try:
+            save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name)
+        except SafetensorError as error:
+            # So it calls a full disk.
+            raise OSError(f"{folder / name} could not be written: {error}") from error
 
 
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": _PLAIN_FORMAT if rules.features is None or rules.features.is_plain else FORMAT,
+        "format": PLAIN_FORMAT if rules.features is None or rules.features.is_plain else FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,
@@ -168,93 +174,13 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
         "slice_key": rules.slice_key,
         "tables": {name: list(table.columns) for name, table in saved.bank.tables.items()},
         "history": {key: frame.iloc[:, 0].tolist() for key, frame in saved.history.items()},
-        "sha256": {name: sha256_of(folder / name) for name in (_TENSORS, _REFERENCE, _ORIGIN)},
-    }
-    return record | {"record_sha256": digest(record)}
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The JSON part of a model folder, with every other file's hash checked.
-
-    Raises
-    ------
-    MissingFileError
-        If the folder or one of its files is not there.
-    ModelFileError
-        If a file is not what was written.
-    """
-    if not folder.is_dir():
-        raise MissingFileError(f"There is no model folder {folder}. Pass the folder that model.save wrote.")
-    for name in (_JSON, _TENSORS, _REFERENCE, _ORIGIN):
-        if not (folder / name).is_file():
-            raise MissingFileError(
-                f"{folder} has no {name}: it is no st-gchb model, or was copied in part. Copy it again."
-            )
-    try:
-        settings = json.loads((folder / _JSON).read_text(encoding="utf-8"))
-        kind, written, written_digest = settings["kind"], int(settings["format"]), settings.get("record_sha256")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{folder / _JSON} cannot be read ({error}): it is damaged. Copy the model again."
-        ) from error
-    if kind != "STGCHB":
-        raise ModelFileError(f"{folder} holds a model of class {kind!r}, not STGCHB.")
-    if written > FORMAT:
-        raise ModelFileError(
-            f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
-        )
-    if written < _PLAIN_FORMAT:
-        raise ModelFileError(
-            f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
-            f"{_PLAIN_FORMAT} and newer. Train the model again."
-        )
-    if written_digest != digest(settings):
-        raise ModelFileError(f"{folder / _JSON} is not as it was written: it is damaged. Copy the model again.")
-    for name, expected in settings["sha256"].items():
-        found = sha256_of(folder / name)
-        if found != expected:
-            raise ModelFileError(
-                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. Copy it again."
-            )
-    return settings
-
-
-def read_registry(folder: Path) -> dict[str, Any]:
-    """The registry saved with a model."""
-    return decode(read_settings(folder)["registry"])
-
-
-def read_model(folder: Path) -> SavedModel:
-    """Read a model folder; errors as :func:`read_settings`."""
-    stored = read_settings(folder)
-    try:
-        network, reference = load_file(folder / _TENSORS), load_file(folder / _REFERENCE)
-        origin = pd.read_parquet(folder / _ORIGIN)
-    except (SafetensorError, ValueError) as error:
-        raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
-    return SavedModel(
-        preset=stored["preset"],
-        seed=stored["seed"],
-        settings=stored["settings"],
-        registry=decode(stored["registry"]),
-        state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
-        rules=_rules(stored, network),
-        bank=_bank(stored, reference, origin),
-        calibration=_calibration(network),
-        history={
-            key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
-            for key, values in stored["history"].items()
+        "sha256": {
+            name: sha256_of(folder / name) for name in (TENSORS, REFERENCE, ORIGIN, INDEX) if (folder / name).exists()
         },
-        model_id=stored["model_id"],
-    )
-
-
-def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
-    if "calibration.centre" not in network:
-        return None
-    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
-    limits = {name: numbers[name].item() for name in ("outlier_distance", "outlier_slide")}
-    return Calibration(**numbers | limits)
+    }
+    if saved.bank.index is not None:
+        record["index"] = {name: getattr(saved.bank.index, name) for name in INDEX_NUMBERS}
+    return record | {"record_sha256": digest(record)}
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
@@ -264,35 +190,3 @@ def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> 
         sha.update(key.encode() + value.cpu().numpy().tobytes())
     sha.update("\n".join([*genes, *bank.origin["name"]]).encode())
     return sha.hexdigest()[:16]
-
-
-def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
-    expression = ExpressionRule(
-        genes=pd.Index(stored["genes"]),
-        log_normalized=stored["log_normalized"],
-        offset=network["expression.offset"],
-        matrix=network["expression.matrix"],
-        variance=network["expression.variance"],
-    )
-    return Rules(
-        expression=expression,
-        features=None if stored["features"] is None else FeatureRule.from_uns(stored["features"]),
-        features_key=stored["features_key"],
-        n_features=stored["n_features"],
-        graph=GraphRule(**stored["graph"]),
-        context=ContextRule(stored["context_rings"], network.get("context.center")),
-        linear=FixedMap(network["linear.offset"], network["linear.matrix"]),
-        appearance=AppearanceMap(*(network[f"appearance.{name}"] for name in AppearanceMap.__dataclass_fields__)),
-        slice_key=stored["slice_key"],
-    )
-
-
-def _bank(stored: dict[str, Any], reference: dict[str, np.ndarray], origin: pd.DataFrame) -> ReferenceBank:
-    tables = {}
-    for name, columns in stored["tables"].items():
-        part = {key: reference[f"table.{name}.{key}"] for key in ("data", "indices", "indptr", "shape")}
-        shape = (int(part["shape"][0]), int(part["shape"][1]))
-        csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
-        tables[name] = ReferenceTable(csr, pd.Index(columns))
-    arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
-    return ReferenceBank(origin=origin, tables=tables, **arrays)

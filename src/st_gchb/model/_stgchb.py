@@ -27,7 +27,7 @@ from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._rows import FeatureRows
 from st_gchb.model._setup import registered_table
 from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.retrieval import ReferenceBank, Weighting, check_search
+from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search
 
 
 class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
@@ -109,6 +109,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         layer: str | None = None,
         k: int | None = None,
         weighting: Weighting | None = None,
+        search: Search = "auto",
         slice_key: str | None = None,
         return_neighbors: bool = False,
         image: Any = None,
@@ -133,6 +134,9 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             Reference spots that are retrieved for a query spot; by default the preset's, at most all.
         weighting
             ``"softmax"`` or ``"mean"``; by default the preset's.
+        search
+            ``"exact"``, or ``"index"``: by an index with a stated recall (extra ``faiss``), made once and saved with
+            the model; ``"auto"``: by an index from a million reference spots on, where FAISS is installed.
         slice_key
             Column of the query's ``obs`` that tells its slices apart.
         return_neighbors
@@ -173,7 +177,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         # Patches take minutes: what is wrong with the question is told before.
         check_delivery(query, key_added, write=write)
         bank.table(layer)
-        check_search(len(bank), 1 if k is None else k, weighting or self.settings.weighting)
+        check_search(len(bank), 1 if k is None else k, weighting or self.settings.weighting, search)
         prepared = prepare_query(
             query,
             cast("Rules", self.rules_),
@@ -186,7 +190,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             memory_mb=memory_mb,
             damaged="nan",
         )
-        predictor = Predictor(self.module, cast("Rules", self.rules_), bank, self.calibration_, self.settings)
+        predictor = Predictor(self.module, cast("Rules", self.rules_), bank, self.calibration_, self.settings, search)
         result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
         result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
         if len(prepared.left_out):

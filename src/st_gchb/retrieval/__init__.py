@@ -1,7 +1,21 @@
 """Reference bank and query: which reference spots a prediction is made of, and with which weights."""
 
+from st_gchb.retrieval._average import weighted_mean
 from st_gchb.retrieval._bank import ReferenceBank
+from st_gchb.retrieval._choice import index_for
+from st_gchb.retrieval._index import SearchIndex
 from st_gchb.retrieval._linear import LinearReadout
-from st_gchb.retrieval._search import Neighbors, Weighting, check_search, find_neighbors
+from st_gchb.retrieval._search import Neighbors, Search, Weighting, check_search, find_neighbors
 
-__all__ = ["LinearReadout", "Neighbors", "ReferenceBank", "Weighting", "check_search", "find_neighbors"]
+__all__ = [
+    "LinearReadout",
+    "Neighbors",
+    "ReferenceBank",
+    "Search",
+    "SearchIndex",
+    "Weighting",
+    "check_search",
+    "find_neighbors",
+    "index_for",
+    "weighted_mean",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pandas as pd
 from scipy import sparse
 
 from st_gchb._errors import MissingKeyError
+from st_gchb.retrieval._index import SearchIndex
+from st_gchb.retrieval._linear import FittedReadout
 
 
 @dataclass
@@ -23,10 +26,28 @@ class ReferenceTable:
         ``(n_reference, n_columns)``, sparse.
     columns
         Names of the columns.
+    readout, held_out
+        The linear read-out that was fitted to it, and how well it predicts each column where it was not fitted,
+        ``(n_columns,)``; None before they are needed.
     """
 
     values: sparse.csr_matrix
     columns: pd.Index
+    readout: FittedReadout | None = field(default=None, repr=False)
+    held_out: np.ndarray | None = field(default=None, repr=False)
+
+    @cached_property
+    def mean_squares(self) -> np.ndarray:
+        """Mean over the columns of each spot's squared values, ``(n_reference,)``."""
+        squares = np.square(self.values.data, dtype=np.float64)
+        sums = np.add.reduceat(np.append(squares, 0.0), np.minimum(self.values.indptr[:-1], len(squares)))
+        # Of a row without values, reduceat gives the first value of the next.
+        return np.where(np.diff(self.values.indptr) > 0, sums, 0.0) / max(self.values.shape[1], 1)
+
+    @cached_property
+    def is_nonnegative(self) -> bool:
+        """Whether no value is below 0."""
+        return self.values.nnz == 0 or bool(self.values.data.min() >= 0)
 
 
 @dataclass
@@ -48,6 +69,8 @@ class ReferenceBank:
         One row per reference spot: name, slice, patient where known, x and y in full-resolution px.
     tables
         What can be predicted, by name; ``"panel"`` is always there.
+    index
+        Search index of the keys, where there is one.
     """
 
     keys: np.ndarray
@@ -56,6 +79,7 @@ class ReferenceBank:
     appearance: np.ndarray
     origin: pd.DataFrame
     tables: dict[str, ReferenceTable] = field(default_factory=dict)
+    index: SearchIndex | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

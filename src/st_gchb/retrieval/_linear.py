@@ -12,6 +12,24 @@ _BLOCK_VALUES = 2**25
 """Values of a table that are dense at once: 256 MiB of float64."""
 
 
+_BLOCK_ROWS = 2**16
+"""Reference spots whose inputs are in double precision at once."""
+
+
+@dataclass(frozen=True)
+class FittedReadout:
+    """Coefficients of a linear read-out, ``(n_inputs, n_columns)``, and the means that they go with."""
+
+    coefficients: np.ndarray
+    centre: np.ndarray
+    mean: np.ndarray
+
+    def predict(self, query: np.ndarray) -> np.ndarray:
+        """Predictions for inputs of query spots, ``(n_query, n_columns)``."""
+        found: np.ndarray = (query.astype(np.float64) - self.centre) @ self.coefficients + self.mean
+        return found.astype(np.float32)
+
+
 @dataclass(frozen=True)
 class LinearReadout:
     """Ridge regression, kept as its inputs so that any table of the reference can be its target.
@@ -45,16 +63,23 @@ class LinearReadout:
         -------
         Predictions, ``(n_query, n_columns)``.
         """
+        return self.fit(target, allowed).predict(query)
+
+    def fit(self, target: sparse.csr_matrix | np.ndarray, allowed: np.ndarray | None = None) -> FittedReadout:
+        """Fit a table of the reference; arguments as of :meth:`predict`."""
         x = self.inputs if allowed is None else self.inputs[allowed]
         y = target if allowed is None else target[np.flatnonzero(allowed)]
-        x = x.astype(np.float64)
-        centre, mean = x.mean(0), np.asarray(y.mean(axis=0)).ravel()
-        x = x - centre
-        gram = x.T @ x
+        centre, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
+        gram = np.zeros((x.shape[1], x.shape[1]))
+        product = np.zeros((x.shape[1], y.shape[1]))
+        for start in range(0, len(x), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            part = x[rows].astype(np.float64) - centre
+            gram += part.T @ part
+            # X centred makes X'(Y - mean) = X'Y, so the table may stay sparse.
+            product += np.asarray((y[rows].T @ part).T)
         ridge = self.penalty * np.trace(gram)
-        # X centred makes X'(Y - mean) = X'Y, so the table may stay sparse.
-        coefficients = np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), np.asarray((y.T @ x).T))
-        return ((query.astype(np.float64) - centre) @ coefficients + mean).astype(np.float32)
+        return FittedReadout(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), centre, mean)
 
     def held_out_correlation(self, target: sparse.csr_matrix, folds: Sequence[np.ndarray]) -> np.ndarray:
         """How well each column of a table is predicted where the read-out was not fitted.

@@ -1,4 +1,4 @@
-"""Exact search of the nearest reference spots, and the weights of their average."""
+"""The nearest reference spots, and the weights of their average."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from scipy import sparse
 
 from st_gchb._errors import InputError
+from st_gchb.retrieval._exact import nearest
+from st_gchb.retrieval._index import SearchIndex, require_faiss
 
 Weighting = Literal["softmax", "mean"]
 
-_CHUNK_VALUES = 2**25
-"""Similarities held at once: 128 MiB of float32."""
+Search = Literal["auto", "exact", "index"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,23 @@ class Neighbors:
         return sparse.csr_matrix((self.weights.ravel(), self.ids.ravel(), indptr), shape=(n_query, n_reference))
 
 
-def check_search(n_reference: int, k: int, weighting: str) -> None:
+def check_search(n_reference: int, k: int, weighting: str, search: str = "auto") -> None:
     """Refuse a search that cannot be made.
 
     Raises
     ------
     InputError
-        If there are fewer reference spots than ``k``, or the weighting is unknown.
+        If there are fewer reference spots than ``k``, or the weighting or the way to search is unknown.
+    MissingExtraError
+        If the index is asked for, and FAISS is not installed.
     """
-    if weighting not in get_args(Weighting):
-        raise InputError(f"weighting={weighting!r} is unknown; expected one of {list(get_args(Weighting))}.")
+    for name, value, known in (("weighting", weighting, get_args(Weighting)), ("search", search, get_args(Search))):
+        if value not in known:
+            raise InputError(f"{name}={value!r} is unknown; expected one of {list(known)}.")
     if not 1 <= k <= n_reference:
         raise InputError(f"k={k}, but the reference has {n_reference} spots. Pass a k between 1 and {n_reference}.")
+    if search == "index":
+        require_faiss()
 
 
 def find_neighbors(
@@ -64,9 +70,10 @@ def find_neighbors(
     weighting: Weighting = "softmax",
     temperature: float = 0.1,
     allowed: np.ndarray | None = None,
+    index: SearchIndex | None = None,
     device: torch.device | str = "cpu",
 ) -> Neighbors:
-    """Find the k most similar reference spots, Algorithm 1 of the paper, in chunks of bounded size.
+    """Find the k most similar reference spots, Algorithm 1 of the paper, in pieces of bounded size.
 
     Parameters
     ----------
@@ -80,8 +87,10 @@ def find_neighbors(
         For ``"softmax"``.
     allowed
         Mask of the keys that may be found, ``(n_reference,)``; by default all.
+    index
+        Index of the keys, to look nearly all of them up instead of comparing all; not with ``allowed``.
     device
-        Where similarities are computed.
+        Where similarities are computed, without an index.
 
     Raises
     ------
@@ -95,19 +104,17 @@ def find_neighbors(
     >>> found.ids.tolist()
     [[0], [1]]
     """
-    rows = np.arange(len(keys)) if allowed is None else np.flatnonzero(allowed)
-    check_search(len(rows), k, weighting)
-    bank = torch.as_tensor(keys[rows] if allowed is not None else keys, dtype=torch.float32, device=device)
-    chunk = max(1, _CHUNK_VALUES // len(bank))
-    ids, similarity = [], []
-    for start in range(0, len(query), chunk):
-        part = torch.as_tensor(query[start : start + chunk], dtype=torch.float32, device=device)
-        top = torch.topk(part @ bank.T, k, dim=1)
-        similarity.append(top.values.cpu().numpy())
-        ids.append(rows[top.indices.cpu().numpy()])
-    values = np.concatenate(similarity) if similarity else np.empty((0, k), np.float32)
-    found = np.concatenate(ids) if ids else np.empty((0, k), np.int64)
-    return Neighbors(found, values, _weights(values, weighting, temperature))
+    n_allowed = len(keys) if allowed is None else int(np.count_nonzero(allowed))
+    check_search(n_allowed, k, weighting)
+    if index is not None and allowed is None:
+        found, similarity = index.search(query, k)
+    elif allowed is None:
+        found, similarity = nearest(query, keys, k, device)
+    else:
+        rows = np.flatnonzero(allowed)
+        found, similarity = nearest(query, keys[rows], k, device)
+        found = rows[found]
+    return Neighbors(found, similarity, _weights(similarity, weighting, temperature))
 
 
 def _weights(similarity: np.ndarray, weighting: Weighting, temperature: float) -> np.ndarray:

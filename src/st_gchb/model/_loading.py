@@ -1,0 +1,153 @@
+"""Model folders read back: every file's hash is checked, and nothing of them is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from scipy import sparse
+
+from st_gchb._errors import MissingFileError, ModelFileError
+from st_gchb._files import sha256_of
+from st_gchb.model._calibration import Calibration
+from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
+from st_gchb.model._query import Rules
+from st_gchb.model._record import decode, digest
+from st_gchb.model._saving import FORMAT, INDEX, JSON, ORIGIN, PLAIN_FORMAT, REFERENCE, TENSORS, SavedModel
+from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp._expression import ExpressionRule
+from st_gchb.retrieval import ReferenceBank, SearchIndex
+from st_gchb.retrieval._bank import ReferenceTable
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The JSON part of a model folder, with every other file's hash checked.
+
+    Raises
+    ------
+    MissingFileError
+        If the folder or one of its files is not there.
+    ModelFileError
+        If a file is not what was written.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"There is no model folder {folder}. Pass the folder that model.save wrote.")
+    for name in (JSON, TENSORS, REFERENCE, ORIGIN):
+        _check_there(folder, name)
+    try:
+        settings = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        kind, written, written_digest = settings["kind"], int(settings["format"]), settings.get("record_sha256")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{folder / JSON} cannot be read ({error}): it is damaged. Copy the model again."
+        ) from error
+    if kind != "STGCHB":
+        raise ModelFileError(f"{folder} holds a model of class {kind!r}, not STGCHB.")
+    if written > FORMAT:
+        raise ModelFileError(
+            f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
+        )
+    if written < PLAIN_FORMAT:
+        raise ModelFileError(
+            f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
+            f"{PLAIN_FORMAT} and newer. Train the model again."
+        )
+    if written_digest != digest(settings):
+        raise ModelFileError(f"{folder / JSON} is not as it was written: it is damaged. Copy the model again.")
+    for name, expected in settings["sha256"].items():
+        _check_there(folder, name)
+        found = sha256_of(folder / name)
+        if found != expected:
+            raise ModelFileError(
+                f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. Copy it again."
+            )
+    return settings
+
+
+def _check_there(folder: Path, name: str) -> None:
+    if not (folder / name).is_file():
+        raise MissingFileError(f"{folder} has no {name}: it is no st-gchb model, or was copied in part. Copy it again.")
+
+
+def read_registry(folder: Path) -> dict[str, Any]:
+    """The registry saved with a model."""
+    return decode(read_settings(folder)["registry"])
+
+
+def read_model(folder: Path) -> SavedModel:
+    """Read a model folder; errors as :func:`read_settings`."""
+    stored = read_settings(folder)
+    try:
+        network, reference = load_file(folder / TENSORS), load_file(folder / REFERENCE)
+        index = load_file(folder / INDEX) if "index" in stored else None
+        origin = pd.read_parquet(folder / ORIGIN)
+    except (SafetensorError, ValueError) as error:
+        raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
+    return SavedModel(
+        preset=stored["preset"],
+        seed=stored["seed"],
+        settings=stored["settings"],
+        registry=decode(stored["registry"]),
+        state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
+        rules=_rules(stored, network),
+        bank=_bank(stored, reference, origin, index),
+        calibration=_calibration(network),
+        history={
+            key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
+            for key, values in stored["history"].items()
+        },
+        model_id=stored["model_id"],
+    )
+
+
+def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
+    if "calibration.centre" not in network:
+        return None
+    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
+    limits = {name: numbers[name].item() for name in ("outlier_distance", "outlier_slide")}
+    return Calibration(**numbers | limits)
+
+
+def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
+    expression = ExpressionRule(
+        genes=pd.Index(stored["genes"]),
+        log_normalized=stored["log_normalized"],
+        offset=network["expression.offset"],
+        matrix=network["expression.matrix"],
+        variance=network["expression.variance"],
+    )
+    return Rules(
+        expression=expression,
+        features=None if stored["features"] is None else FeatureRule.from_uns(stored["features"]),
+        features_key=stored["features_key"],
+        n_features=stored["n_features"],
+        graph=GraphRule(**stored["graph"]),
+        context=ContextRule(stored["context_rings"], network.get("context.center")),
+        linear=FixedMap(network["linear.offset"], network["linear.matrix"]),
+        appearance=AppearanceMap(*(network[f"appearance.{name}"] for name in AppearanceMap.__dataclass_fields__)),
+        slice_key=stored["slice_key"],
+    )
+
+
+def _bank(
+    stored: dict[str, Any],
+    reference: dict[str, np.ndarray],
+    origin: pd.DataFrame,
+    index: dict[str, np.ndarray] | None,
+) -> ReferenceBank:
+    tables = {}
+    for name, columns in stored["tables"].items():
+        part = {key: reference[f"table.{name}.{key}"] for key in ("data", "indices", "indptr", "shape")}
+        shape = (int(part["shape"][0]), int(part["shape"][1]))
+        csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
+        tables[name] = ReferenceTable(csr, pd.Index(columns))
+    arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
+    parts: dict[str, Any] = {} if index is None else {"keys": arrays["keys"], **index, **stored["index"]}
+    made = SearchIndex(**parts) if parts else None
+    return ReferenceBank(origin=origin, tables=tables, index=made, **arrays)

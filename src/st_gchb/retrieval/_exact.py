@@ -1,0 +1,78 @@
+"""The most similar keys of each query, exactly, in pieces of bounded size."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+_QUERIES, _KEYS = 1024, 2**15
+"""Queries and keys whose similarities are held at once: 128 MiB of float32."""
+_GROUP = 64
+"""Columns that are looked at one by one where their maximum is high."""
+
+
+def nearest(
+    query: np.ndarray, keys: np.ndarray, k: int, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the keys that are most similar to each query, and their similarities.
+
+    The product is taken of blocks that are large both ways, which is what makes it fast. Of each block, what is better
+    than the worst of the best ``k`` so far is kept.
+
+    Parameters
+    ----------
+    query, keys
+        L2-normalised embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
+    k
+        At most ``n_reference``.
+    device
+        Where similarities are computed.
+
+    Returns
+    -------
+    Rows, most similar first, and similarities, each ``(n_query, k)``.
+    """
+    bank = torch.as_tensor(keys, dtype=torch.float32, device=device)
+    ids, similarity = np.empty((len(query), k), np.int64), np.empty((len(query), k), np.float32)
+    for start in range(0, len(query), _QUERIES):
+        part = torch.as_tensor(query[start : start + _QUERIES], dtype=torch.float32, device=device)
+        best = torch.full((len(part), k), -torch.inf, device=device)
+        rows = torch.zeros((len(part), k), dtype=torch.int64, device=device)
+        for first in range(0, len(bank), _KEYS):
+            block = part @ bank[first : first + _KEYS].T
+            values, found = _best(block, k) if first < k else _better(block, best[:, -1])
+            values, order = torch.cat([best, values], dim=1).topk(k, dim=1)
+            best, rows = values, torch.cat([rows, found + first], dim=1).gather(1, order)
+        ids[start : start + _QUERIES] = rows.cpu().numpy()
+        similarity[start : start + _QUERIES] = best.cpu().numpy()
+    return ids, similarity
+
+
+def _best(block: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best ``k`` of each row, and their columns."""
+    top = block.topk(min(k, block.shape[1]), dim=1)
+    return top.values, top.indices
+
+
+def _better(block: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All of each row that is above its floor, and their columns; -inf where a row has fewer than others.
+
+    A selection over all values would take longer than the product when ``k`` is in the hundreds. The maximum of each
+    group of columns says where to look, which is in few places as soon as the floor is high.
+    """
+    n_rows, width = block.shape
+    if width % _GROUP:
+        block = torch.nn.functional.pad(block, (0, _GROUP - width % _GROUP), value=-torch.inf)
+    groups = block.view(n_rows, -1, _GROUP)
+    row, group = torch.nonzero(groups.amax(2) > floor[:, None], as_tuple=True)
+    near = groups[row, group]
+    hit, place = torch.nonzero(near > floor[row, None], as_tuple=True)
+    row = row[hit]
+    count = torch.bincount(row, minlength=n_rows)
+    # Hits come row by row: their number within the row is what is left after those of the rows before.
+    turn = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    values = torch.full((n_rows, int(count.max())), -torch.inf, device=block.device)
+    columns = torch.zeros(values.shape, dtype=torch.int64, device=block.device)
+    values[row, turn] = near[hit, place]
+    columns[row, turn] = group[hit] * _GROUP + place
+    return values, columns

@@ -1,0 +1,249 @@
+"""An approximate search index for references of a million spots and more, by FAISS, with its recall measured."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from st_gchb._errors import MissingExtraError
+from st_gchb._logging import logger
+from st_gchb.retrieval._exact import nearest
+
+TARGET_RECALL = 0.965
+"""Of the spots that an exact search finds, the share that the index is tuned to find."""
+_CANDIDATES = 2
+"""Spots whose similarity is computed exactly, for each one that is asked for."""
+_SAMPLE = 400
+"""Queries on which the index is tuned, and as many on which its recall is measured."""
+_TRAINING_SPOTS = 50
+"""Keys by list on which the lists' centres are found."""
+_ROWS = 64
+"""Queries whose candidates are looked up at once."""
+_BITS = 4
+
+
+def has_faiss() -> bool:
+    """Whether FAISS is installed."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """Keys in lists around centres, each with a short code; a query looks into the nearest lists.
+
+    An inverted file with product quantisation: 4 bits for each coordinate of the difference between a key and the
+    centre of its list. Twice as many spots as are asked for are found by their codes, and ranked by their exact
+    similarity. All of it are plain arrays, from which FAISS's index is put together.
+
+    Parameters
+    ----------
+    keys
+        L2-normalised embeddings, ``(n_reference, d)``.
+    centres
+        Of the lists, ``(n_lists, d)``.
+    codebook
+        Values that the codes stand for, ``(d, 16)``.
+    codes
+        List and code of each key, as FAISS writes them, ``(n_reference, n_bytes)`` uint8.
+    n_probe
+        Lists that a query looks into.
+    k
+        Number of neighbours for which ``n_probe`` was chosen.
+    recall
+        Share of the ``k`` nearest spots that are found, measured on queries that had no part in the choice.
+    """
+
+    keys: np.ndarray
+    centres: np.ndarray
+    codebook: np.ndarray
+    codes: np.ndarray
+    n_probe: int
+    k: int
+    recall: float
+
+    @property
+    def share(self) -> float:
+        """Share of the lists that a query looks into."""
+        return self.n_probe / len(self.centres)
+
+    @classmethod
+    def build(cls, keys: np.ndarray, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
+        """Put keys into lists, and choose how many lists a query must look into.
+
+        Parameters
+        ----------
+        keys
+            L2-normalised embeddings, ``(n_reference, d)``.
+        queries
+            Embeddings of the kind that will be looked for, ``(n, d)``; those of the reference's own patches.
+        k
+            Number of neighbours.
+        seed
+            Seed of what is drawn.
+
+        Raises
+        ------
+        MissingExtraError
+            FAISS is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from st_gchb.retrieval import SearchIndex
+        >>> keys = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+        >>> keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+        >>> index = SearchIndex.build(keys, keys[:200], k=5)
+        >>> index.search(keys[:1], 5)[0][0, 0] == 0
+        True
+        """
+        faiss = _faiss()
+        keys = np.ascontiguousarray(keys, dtype=np.float32)
+        rng = np.random.default_rng(seed)
+        n_lists = 2 ** round(np.log2(2 * np.sqrt(len(keys))))
+        drawn = keys[np.sort(rng.permutation(len(keys))[: _TRAINING_SPOTS * n_lists])]
+        means = faiss.Kmeans(
+            keys.shape[1], n_lists, niter=8, seed=seed, spherical=True, min_points_per_centroid=1,
+            max_points_per_centroid=_TRAINING_SPOTS,
+        )  # fmt: skip
+        with _threads(faiss):
+            means.train(drawn)
+            empty = _empty(faiss, means.centroids)
+            empty.train(drawn)
+            codes = np.concatenate([empty.sa_encode(part) for part in np.array_split(keys, -(-len(keys) // 2**16))])
+        codebook = faiss.vector_to_array(empty.pq.centroids).reshape(keys.shape[1], -1).copy()
+        made = cls(keys, means.centroids.copy(), codebook, codes, 1, k, 0.0)
+        return made.tuned(queries, k, seed)
+
+    def tuned(self, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
+        """The index with as many lists probed as ``k`` neighbours need; see :meth:`build`."""
+        rng = np.random.default_rng(seed)
+        drawn = queries[np.sort(rng.permutation(len(queries))[: 2 * _SAMPLE])]
+        exact = nearest(drawn, self.keys, k)[0]
+        for_choice, for_measure = np.arange(len(drawn)) % 2 == 0, np.arange(len(drawn)) % 2 == 1
+        for n_probe in _steps(len(self.centres)):
+            made = replace(self, n_probe=n_probe, k=k)
+            made.__dict__["_index"] = self._index
+            found = made.search(drawn, k)[0]
+            if n_probe == len(self.centres) or overlap(found[for_choice], exact[for_choice]) >= TARGET_RECALL:
+                break
+        object.__setattr__(made, "recall", overlap(found[for_measure], exact[for_measure]))
+        logger.info(
+            "Search index: %d of %d lists are probed; recall %.3f of the %d nearest.",
+            *(made.n_probe, len(made.centres), made.recall, k),
+        )
+        return made
+
+    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spots that are nearly the most similar ones.
+
+        Parameters
+        ----------
+        query
+            L2-normalised embeddings, ``(n_query, d)``.
+        k
+            Number of spots.
+
+        Returns
+        -------
+        Rows of the keys, most similar first, and their exact similarities, each ``(n_query, k)``.
+        """
+        query = np.ascontiguousarray(query, dtype=np.float32)
+        faiss = _faiss()
+        n_candidates = min(_CANDIDATES * k, len(self.keys))
+        ids, similarity = np.empty((len(query), k), np.int64), np.empty((len(query), k), np.float32)
+        keys = torch.from_numpy(self.keys)
+        with _threads(faiss):
+            parameters = faiss.SearchParametersIVF(nprobe=self.n_probe)
+            for start in range(0, len(query), 1024):
+                part = query[start : start + 1024]
+                found = self._index.search(part, n_candidates, params=parameters)[1]
+                for first in range(0, len(part), _ROWS):
+                    rows = slice(start + first, start + first + _ROWS)
+                    ids[rows], similarity[rows] = _ranked(query[rows], keys, found[first : first + _ROWS], k)
+        # The lists of a query in an empty corner may hold too few.
+        few = np.flatnonzero(np.isneginf(similarity).any(1))
+        if len(few):
+            ids[few], similarity[few] = nearest(query[few], self.keys, k)
+        return ids, similarity
+
+    @cached_property
+    def _index(self) -> Any:
+        """FAISS's index, put together from the arrays."""
+        faiss = _faiss()
+        plain = _empty(faiss, self.centres)
+        faiss.copy_array_to_vector(self.codebook.ravel(), plain.pq.centroids)
+        plain.is_trained = True
+        plain.add_sa_codes(self.codes, np.arange(len(self.keys)))
+        # In this layout codes of 32 keys are compared in one instruction.
+        return faiss.IndexIVFPQFastScan(plain)
+
+
+def overlap(found: np.ndarray, exact: np.ndarray) -> float:
+    """Share of the rows' exact neighbours that were found."""
+    return float(np.mean([np.isin(want, have).mean() for have, want in zip(found, exact, strict=True)]))
+
+
+def _ranked(query: np.ndarray, keys: torch.Tensor, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of some candidates by exact similarity; -1 stands for a candidate that is none."""
+    candidates = torch.from_numpy(found)
+    near = keys[candidates.clamp_min(0)]
+    similarity = torch.bmm(near, torch.from_numpy(query)[:, :, None])[..., 0]
+    similarity[candidates < 0] = -torch.inf
+    top = similarity.topk(k)
+    return candidates.gather(1, top.indices).numpy(), top.values.numpy()
+
+
+def _steps(n_lists: int) -> list[int]:
+    """Numbers of lists that are tried, each a fifth more than the one before."""
+    steps = [1]
+    while steps[-1] < n_lists:
+        steps.append(min(n_lists, max(steps[-1] + 1, steps[-1] * 6 // 5)))
+    return steps
+
+
+def _empty(faiss: Any, centres: np.ndarray) -> Any:
+    """An index with lists and nothing in them."""
+    n_lists, width = centres.shape
+    quantizer = faiss.IndexFlatIP(width)
+    quantizer.add(centres)
+    return faiss.IndexIVFPQ(quantizer, width, n_lists, width, _BITS, faiss.METRIC_INNER_PRODUCT)
+
+
+def require_faiss() -> None:
+    """Refuse to go on without FAISS.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    if not has_faiss():
+        raise MissingExtraError(
+            "The search index needs FAISS, which is not installed. Run pip install 'st-gchb[faiss]', or pass "
+            "search='exact'."
+        )
+
+
+def _faiss() -> Any:
+    require_faiss()
+    import faiss
+
+    return faiss
+
+
+@contextmanager
+def _threads(faiss: Any) -> Iterator[None]:
+    """FAISS on as many threads as torch has been given."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

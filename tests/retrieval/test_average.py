@@ -1,0 +1,54 @@
+"""The weighted mean of retrieved spots, in one piece or in many."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from st_gchb.retrieval import Neighbors, weighted_mean
+from st_gchb.retrieval._bank import ReferenceTable
+
+RNG = np.random.default_rng(0)
+VALUES = sparse.random(50, 37, 0.3, format="csr", dtype=np.float32, random_state=0)
+IDS = np.stack([RNG.choice(50, 6, replace=False) for _ in range(23)])
+FOUND = Neighbors(IDS, RNG.random((23, 6)), RNG.random((23, 6)).astype(np.float32))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 6, 14, 2**17])
+@pytest.mark.parametrize("values_at_once", [1, 500, 2**25])
+def test_it_is_the_product_with_the_weights(monkeypatch, rows_at_once, values_at_once):
+    monkeypatch.setattr("st_gchb.retrieval._average._REFERENCE_ROWS", rows_at_once)
+    monkeypatch.setattr("st_gchb.retrieval._average._VALUES", values_at_once)
+    expected = [FOUND.weights[i] @ VALUES[IDS[i]].toarray() for i in range(23)]
+    found = weighted_mean(FOUND, VALUES)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_no_more_of_a_large_reference_is_taken_out_than_is_referred_to(monkeypatch):
+    taken = []
+
+    class Watched(sparse.csr_matrix):
+        def __getitem__(self, rows):
+            taken.append(len(rows))
+            return super().__getitem__(rows)
+
+    monkeypatch.setattr("st_gchb.retrieval._average._REFERENCE_ROWS", 12)
+    weighted_mean(FOUND, Watched(VALUES))
+    assert len(taken) == 12
+    assert max(taken) <= 12
+
+
+def test_no_query_and_no_column():
+    none = Neighbors(np.empty((0, 3), np.int64), np.empty((0, 3)), np.empty((0, 3)))
+    assert weighted_mean(none, VALUES).shape == (0, 37)
+    assert weighted_mean(FOUND, VALUES[:, :0]).shape == (23, 0)
+
+
+def test_mean_squares_of_rows_with_and_without_values():
+    dense = np.zeros((6, 4), np.float32)
+    dense[1], dense[3, 2] = [1, 2, 0, 3], -5
+    for values in (dense, dense[1:4], np.zeros((3, 4), np.float32), dense[:0]):
+        table = ReferenceTable(sparse.csr_matrix(values), None)
+        np.testing.assert_allclose(table.mean_squares, (values.astype(float) ** 2).mean(1))
+    assert not ReferenceTable(sparse.csr_matrix(dense), None).is_nonnegative
+    assert ReferenceTable(sparse.csr_matrix(dense[:3]), None).is_nonnegative
