@@ -22,7 +22,7 @@ from figures import spread
 from lightning.pytorch import Callback
 from measuring import Sample, timed
 from raw_forward import network_of
-from schedules import BATCH, INFOMAX_EPOCHS, JOINT_EPOCHS, encodings, mini_batches
+from schedules import BATCH, JOINT_EPOCHS, Parts, encodings, seconds
 from tables import between, markdown, number
 from training_size import accelerator_of
 
@@ -112,22 +112,15 @@ def one_round(bench: Bench) -> dict[str, Sample]:
     embed = timed(lambda: bench.embed(bench.adata), bench.device)
     paper = timed(lambda: bench.train("paper", JOINT_EPOCHS), bench.device)
     bleep = timed(lambda: bench.train("bleep", PLAIN_EPOCHS), bench.device)
-    n_plain = PLAIN_EPOCHS * max(1, round(sum(bench.spots) / len(bench.steps["bleep"][1].joint[some].rows)))
+    plain_batch = len(bench.steps["bleep"][1].joint[some].rows)
 
     def total(clock: str) -> dict[str, float]:
-        steps = sum(
-            INFOMAX_EPOCHS * infomax[i][clock] + JOINT_EPOCHS * mini_batches(n) * joint[i][clock]
-            for i, n in enumerate(bench.spots)
-        )
-        encoding = sum(JOINT_EPOCHS * mini_batches(n) * forward[i][clock] for i, n in enumerate(bench.spots))
-        once = sum(sample[clock] for sample in forward)
-        return {
-            "published, encoding in joint epochs": encoding + steps,
-            "published, encoding in infomax too": encoding + INFOMAX_EPOCHS * once + steps,
+        each = ([sample[clock] for sample in part] for part in (forward, infomax, joint))
+        theirs = seconds(bench.spots, Parts(*each, plain[clock]), PLAIN_EPOCHS, plain_batch)
+        return theirs | {
             "ours, the same schedule": embed[clock] + paper[clock],
-            "of it encoding": embed[clock],
-            "plain loop": PLAIN_EPOCHS * once + n_plain * plain[clock],
             "ours, preset bleep": embed[clock] + bleep[clock],
+            "of it encoding": embed[clock],
         }
 
     by_clock = {clock: total(clock) for clock in CLOCKS}
@@ -149,9 +142,9 @@ def lines_of(encoder: str, report: dict[str, Any]) -> list[list[str]]:
     for (theirs, ours), n_encoded in zip(RATIOS, counted, strict=True):
         rounds = report["rounds"]
         faster = [spread([one[theirs][clock] / one[ours][clock] for one in rounds]) for clock in CLOCKS]
-        seconds = [number(spread([one[name]["cpu_s"] for one in rounds])[0]) for name in (theirs, ours)]
+        both = [number(spread([one[name]["cpu_s"] for one in rounds])[0]) for name in (theirs, ours)]
         encoded = f"{n_encoded:,} / {count['needed']:,}"
-        lines.append([encoder, theirs, encoded, f"{seconds[0]} / {seconds[1]}", *map(between, faster)])
+        lines.append([encoder, theirs, encoded, f"{both[0]} / {both[1]}", *map(between, faster)])
     return lines
 
 

@@ -50,3 +50,48 @@ def encodings(slices: Sequence[int], n_epochs: int = 20) -> Encodings:
     needed = sum(slices)
     joint = JOINT_EPOCHS * sum(n * mini_batches(n) for n in slices)
     return Encodings(needed, joint, INFOMAX_EPOCHS * needed, n_epochs * needed)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of what the schedules are made of.
+
+    Parameters
+    ----------
+    forward
+        The encoder over each slice.
+    infomax, joint
+        A step of the trainable layers on each slice, in either stage of the published schedule.
+    plain
+        A step of the plain loop.
+    """
+
+    forward: Sequence[float]
+    infomax: Sequence[float]
+    joint: Sequence[float]
+    plain: float
+
+
+def seconds(slices: Sequence[int], parts: Parts, n_epochs: int, plain_batch: int) -> dict[str, float]:
+    """Seconds of whole schedules, by name: each part as often as the schedule has it.
+
+    Parameters
+    ----------
+    slices
+        Spots of each.
+    parts
+        What was measured.
+    n_epochs, plain_batch
+        Epochs of the plain loop, and spots of its steps.
+    """
+    every = range(len(slices))
+    in_joint = [JOINT_EPOCHS * mini_batches(n) for n in slices]
+    steps = sum(INFOMAX_EPOCHS * parts.infomax[i] + in_joint[i] * parts.joint[i] for i in every)
+    encoding = sum(in_joint[i] * parts.forward[i] for i in every)
+    once = sum(parts.forward)
+    n_plain = n_epochs * max(1, round(sum(slices) / plain_batch))
+    return {
+        "published, encoding in joint epochs": encoding + steps,
+        "published, encoding in infomax too": encoding + INFOMAX_EPOCHS * once + steps,
+        "plain loop": n_epochs * once + n_plain * parts.plain,
+    }

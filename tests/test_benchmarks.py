@@ -231,6 +231,16 @@ def test_encodings_of_a_small_slice(bench):
     assert vars(found) == {"needed": 33, "joint": 4 * (17 * 2 + 16), "infomax": 50 * 33, "every_epoch": 660}
 
 
+def test_seconds_of_a_schedule_are_its_parts_as_often_as_it_has_them(bench):
+    parts = bench.schedules.Parts(forward=[10, 100], infomax=[1, 2], joint=[3, 4], plain=5)
+    found = bench.schedules.seconds([17, 16], parts, n_epochs=20, plain_batch=11)
+    steps = 50 * (1 + 2) + 8 * 3 + 4 * 4
+    joint = 8 * 10 + 4 * 100
+    assert found["published, encoding in joint epochs"] == joint + steps
+    assert found["published, encoding in infomax too"] == joint + 50 * 110 + steps
+    assert found["plain loop"] == 20 * 110 + 20 * 3 * 5
+
+
 # ---- The network by itself ----
 
 
