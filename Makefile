@@ -88,7 +88,7 @@ BENCH_ENV := OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) MPLBACKEND=
 BENCH_OPTIONS := --threads $(THREADS) --device $(DEVICE) $(BENCH_ARGS)
 
 bench: $(VENV)/.bench
-	$(BENCH_ENV) $(BIN)/python -m pytest benchmarks --scales "$(SCALES)" $(BENCH_OPTIONS)
+	$(BENCH_ENV) $(BIN)/python -m pytest -c benchmarks/pytest.ini benchmarks --scales "$(SCALES)" $(BENCH_OPTIONS)
 
 # Six runs: small sizes, unless others are asked for.
 bench-compare: SCALES = 1 4

@@ -53,7 +53,8 @@ def source_of(commit: str | None) -> Iterator[tuple[str, Path]]:
 
 def run(source: Path, report: Path, arguments: list[str]) -> dict[str, Any]:
     """One run of the suite on a source; a benchmark that fails there is left out of its report."""
-    command = [sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "-q", "--benchmark-quiet"]
+    suite = ROOT / "benchmarks"
+    command = [sys.executable, "-m", "pytest", "-c", str(suite / "pytest.ini"), str(suite), "-q", "--benchmark-quiet"]
     command += [f"--benchmark-storage={STORAGE}", f"--benchmark-json={report}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(source)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +14,22 @@ import st_gchb
 from st_gchb.io import open_image
 from st_gchb.pp import _patches, _sweep
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "large_slide.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZE = 6000
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("large_slide", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.PERIOD = 512  # less to filter
-    return module
+    """The script and the modules beside it, which it imports by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        slides = importlib.import_module("slides")
+        module = importlib.import_module("large_slide")
+        for one in (slides, module):
+            patch.setattr(one, "PERIOD", 512)  # less to filter
+        yield module
+        for name in ("slides", "large_slide"):
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -79,5 +84,6 @@ def test_a_slide_is_predicted_within_the_memory(model, bench, path, held, memory
 
 
 def test_one_command_and_its_help():
-    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    command = [sys.executable, BENCHMARKS / "large_slide.py", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--memory-mb" in result.stdout
