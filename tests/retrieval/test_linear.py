@@ -81,10 +81,12 @@ def test_held_out_correlation_is_that_of_read_outs_fitted_without_each_part():
     assert abs(found[4]) < 1e-3
 
 
-def test_held_out_correlation_does_not_depend_on_how_many_columns_are_dense_at_once(monkeypatch):
+def test_held_out_correlation_does_not_depend_on_how_much_is_looked_at_at_once(monkeypatch):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(40, 5)), sparse.csr_matrix(rng.random((40, 50)).astype(np.float32))
     folds = [np.arange(20), np.arange(20, 40)]
-    whole = LinearReadout(x, 0.1).held_out_correlation(y, folds)
+    whole, fitted = LinearReadout(x, 0.1).held_out_correlation(y, folds), LinearReadout(x, 0.1).predict(x, y)
     monkeypatch.setattr(linear_module, "_BLOCK_VALUES", 1)  # 16 columns at once
+    monkeypatch.setattr(linear_module, "_BLOCK_ROWS", 7)
     np.testing.assert_allclose(LinearReadout(x, 0.1).held_out_correlation(y, folds), whole)
+    np.testing.assert_allclose(LinearReadout(x, 0.1).predict(x, y), fitted, rtol=1e-5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -95,27 +96,78 @@ class LinearReadout:
         -------
         Pearson correlation within the parts, pooled over them, ``(n_columns,)``; 0 for a constant column.
         """
-        x = self.inputs.astype(np.float64)
-        parts = [self._without(x, rows) for rows in folds]
-        values, width = target.tocsc(), max(16, _BLOCK_VALUES // len(x))
+        rest = np.setdiff1d(np.arange(len(self.inputs)), np.concatenate(folds))
+        parts = [self._part(rows) for rows in (*folds, rest)]
+        solved = [self._without(part, parts) for part in parts[:-1]]
+        values, width = target.tocsc(), max(16, _BLOCK_VALUES // max(len(self.inputs), 1))
         found = []
         for start in range(0, target.shape[1], width):
-            y = values[:, start : start + width].toarray().astype(np.float64)
-            product, total = x.T @ y, y.sum(0)
-            sums = np.zeros((3, y.shape[1]))
-            for rows, (inverse, centre) in zip(folds, parts, strict=True):
-                own = y[rows]
-                rest = product - x[rows].T @ own - np.outer(centre, total - own.sum(0))
-                predicted = (x[rows] - x[rows].mean(0)) @ (inverse @ rest)
-                own = own - own.mean(0)
-                sums += [(predicted * own).sum(0), (predicted**2).sum(0), (own**2).sum(0)]
+            columns = values[:, start : start + width].tocsr()
+            products = [self._product(part.rows, columns) for part in parts]
+            product, total = (np.sum(one, axis=0) for one in zip(*products, strict=True))
+            sums = np.zeros((3, columns.shape[1]))
+            for part, (own, own_total), (inverse, centre) in zip(parts, products, solved, strict=False):
+                coefficients = inverse @ (product - own - np.outer(centre, total - own_total))
+                mean = own_total / max(len(part.rows), 1)
+                for rows in _blocks(part.rows):
+                    predicted = (self._centred(rows) - part.mean) @ coefficients
+                    measured = columns[rows].toarray() - mean
+                    sums += [(predicted * measured).sum(0), (predicted**2).sum(0), (measured**2).sum(0)]
             found.append(sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-24)))
         return np.concatenate(found) if found else np.zeros(0)
 
-    def _without(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inverse of the penalised Gram matrix of the other rows, and their mean."""
-        rest = np.delete(x, rows, axis=0)
-        centre = rest.mean(0)
-        gram = (rest - centre).T @ (rest - centre)
+    @cached_property
+    def _shift(self) -> np.ndarray:
+        mean: np.ndarray = self.inputs.mean(0, dtype=np.float64)
+        return mean
+
+    def _centred(self, rows: np.ndarray) -> np.ndarray:
+        """Inputs of some spots in double precision, around the mean of all: sums of squares keep their digits."""
+        return self.inputs[rows].astype(np.float64) - self._shift
+
+    def _part(self, rows: np.ndarray) -> _Part:
+        width = self.inputs.shape[1]
+        total, gram = np.zeros(width), np.zeros((width, width))
+        for some in _blocks(rows):
+            x = self._centred(some)
+            total += x.sum(0)
+            gram += x.T @ x
+        return _Part(rows, total, gram)
+
+    def _product(self, rows: np.ndarray, columns: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+        """X'Y of some spots, ``(n_inputs, n_columns)``, and the sums of Y."""
+        product, total = np.zeros((self.inputs.shape[1], columns.shape[1])), np.zeros(columns.shape[1])
+        for some in _blocks(rows):
+            y = columns[some].toarray().astype(np.float64)
+            product += self._centred(some).T @ y
+            total += y.sum(0)
+        return product, total
+
+    def _without(self, left_out: _Part, parts: Sequence[_Part]) -> tuple[np.ndarray, np.ndarray]:
+        """Inverse of the penalised Gram matrix of the other parts, and their mean."""
+        others = [part for part in parts if part is not left_out]
+        n = sum(len(part.rows) for part in others)
+        centre: np.ndarray = np.sum([part.total for part in others], axis=0) / n
+        gram = np.sum([part.gram for part in others], axis=0) - n * np.outer(centre, centre)
         ridge = max(self.penalty * np.trace(gram), 1e-12)
         return np.linalg.inv(gram + ridge * np.eye(len(gram))), centre
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some spots of the reference, the sum of their inputs and of their outer products."""
+
+    rows: np.ndarray
+    total: np.ndarray
+    gram: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        mean: np.ndarray = self.total / max(len(self.rows), 1)
+        return mean
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows, some at a time."""
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        yield rows[start : start + _BLOCK_ROWS]
