@@ -1,6 +1,6 @@
 """What it costs to train the trunk's last stage: an epoch on cached maps, and one with the whole trunk in every step.
 
-    python benchmarks/tail.py --encoder resnet50 --spots 242 --docs docs/speed/tail.md
+    python benchmarks/tail.py --encoder resnet50 --spots 242  --docs tail.md
 
 Both train the same network in the same loop, one epoch of the one after one of the other; the maps of the first are
 read from their files. Random weights cost what trained ones do. Only ratios hold on a shared machine.

@@ -1,6 +1,6 @@
 """Does training the trunk's last stage pay? Sections of her2st, each left out once, by what is trained of the trunk.
 
-Makes the table in docs/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped goes on.
+The answer is in docs/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python docs/scripts/tail.py --data ../shared/data/her2st "
-        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --docs docs/speed/tail_tissue.md",
+        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
