@@ -180,7 +180,7 @@ def test_a_step_holds_maps_of_a_bounded_size(ref, monkeypatch, caplog):
     monkeypatch.setattr(fitting, "_STEP_BYTES", 10 * 2 * int(np.prod(maps.shape[1:])))
     model = new(ref, max_epochs=1)
     assert fitting.default_block_size(model._fitted) == 10
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="st_gchb"):
         model.train(**QUIET, calibrate=False)
     assert "more than 10 spots (block_size)" in caplog.text
 

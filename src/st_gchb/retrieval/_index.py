@@ -95,8 +95,8 @@ class SearchIndex:
         >>> keys = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
         >>> keys /= np.linalg.norm(keys, axis=1, keepdims=True)
         >>> index = SearchIndex.build(keys, keys[:200], k=5)
-        >>> index.search(keys[:1], 5)[0][0, 0] == 0
-        True
+        >>> int(index.search(keys[:1], 5)[0][0, 0])
+        0
         """
         faiss = _faiss()
         keys = np.ascontiguousarray(keys, dtype=np.float32)
