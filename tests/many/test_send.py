@@ -124,3 +124,12 @@ def test_a_worker_that_does_not_share_the_folder(images, tmp_path, client, monke
     report = embed_slides(images[:1], tmp_path, client=client, **OPTIONS)
     assert report["status"].tolist() == ["failed"]
     assert "Results go to a folder that every worker shares" in report["message"][0]
+
+
+def test_a_worker_of_another_version(images, tmp_path, client, monkeypatch):
+    """It joined after the door."""
+    monkeypatch.setattr(_call, "check_workers", lambda *_: monkeypatch.setattr(_work, "__version__", "0.0.1"))
+    report = embed_slides(images, tmp_path, client=client, **OPTIONS)
+    assert set(report["status"]) == {"failed"}
+    assert report["message"].str.contains("has st-gchb 0.0.1, the process that called .*: results would differ").all()
+    assert not list(tmp_path.glob("*.h5ad"))

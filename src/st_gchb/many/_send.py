@@ -14,7 +14,7 @@ from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
-from st_gchb.many._work import DEATHS, OF_CALL, Job, died, do_slide
+from st_gchb.many._work import DEATHS, OF_CALL, Job, check_version, died, do_slide
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -61,11 +61,7 @@ def check_workers(client: Client, needs: list[str]) -> None:
             f"a worker cannot import what is needed ({error}). Install st-gchb {__version__} in its environment."
         ) from error
     for address, (version, missing) in found.items():
-        if version != __version__:
-            raise ClusterError(
-                f"the worker {address} has st-gchb {version}, this process {__version__}: results would differ. "
-                "Install the same version."
-            )
+        check_version(version, __version__, address)
         if missing:
             raise ClusterError(f"the worker {address} does not see {missing}. Put them on a disk that all share.")
     if not found:

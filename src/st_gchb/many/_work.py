@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,15 @@ class Job:
         Identity of the call.
     threads
         Threads for a slide; None leaves it to the worker.
+    version
+        Version of this package in the process that called.
     """
 
     step: Step
     out: str
     call: str
     threads: int | None = None
+    version: str = field(default_factory=lambda: __version__)
 
 
 def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
@@ -69,11 +72,14 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     Raises
     ------
     ClusterError
-        This process does not see the folder of the results; or too many died on this slide.
+        This process has another version of this package, or does not see the folder of the results; or too many died
+        on this slide.
     STGCHBError, OSError, ...
         Whatever is wrong with the slide.
     """
     out = Path(job.out)
+    # Workers also come in the middle of a call.
+    check_version(__version__, job.version, here())
     if not (out / FOLDER).is_dir():
         raise ClusterError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
     with _one_at_a_time:
@@ -87,6 +93,21 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
             if attempts > DEATHS:
                 raise ClusterError(died(attempts - 1))
             return _make(slide, job, made_of, attempts, said)
+
+
+def check_version(found: str, expected: str, worker: str) -> None:
+    """See that a worker would give what the calling process would.
+
+    Raises
+    ------
+    ClusterError
+        With both versions.
+    """
+    if found != expected:
+        raise ClusterError(
+            f"the worker {worker} has st-gchb {found}, the process that called {expected}: results would differ. "
+            "Install the same version."
+        )
 
 
 def died(times: int) -> str:
