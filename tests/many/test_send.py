@@ -122,18 +122,34 @@ def test_a_client_that_is_closed(images, tmp_path, client):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_worker_that_does_not_share_the_folder(images, tmp_path, client, monkeypatch):
-    """It joined after the door."""
-    monkeypatch.setattr(_call, "check_workers", lambda *_: (tmp_path / "receipts").rename(tmp_path / "elsewhere"))
-    report = embed_slides(images[:1], tmp_path, client=client, **OPTIONS)
-    assert report["status"].tolist() == ["failed"]
-    assert "Results go to a folder that every worker shares" in report["message"][0]
+@pytest.mark.parametrize("through_dask", [False, True])
+@pytest.mark.parametrize(
+    ("what", "found", "said"),
+    [
+        ("FOLDER", "elsewhere", "Results go to a folder that every worker shares"),
+        ("__version__", "0.0.1", "has st-gchb 0.0.1, the process that called .*: results would differ"),
+    ],
+)
+def test_an_unfit_worker_ends_the_call(
+    images, tmp_path, client, monkeypatch, computed, through_dask, what, found, said
+):
+    """It joined after the door: it would be given slide after slide, and each would be a failed row."""
 
+    def late(receipts, *_):
+        yield next(receipts)
+        monkeypatch.setattr(_work, what, found)
+        gate.set()
+        yield from receipts
 
-def test_a_worker_of_another_version(images, tmp_path, client, monkeypatch):
-    """It joined after the door."""
-    monkeypatch.setattr(_call, "check_workers", lambda *_: monkeypatch.setattr(_work, "__version__", "0.0.1"))
-    report = embed_slides(images, tmp_path, client=client, **OPTIONS)
-    assert set(report["status"]) == {"failed"}
-    assert report["message"].str.contains("has st-gchb 0.0.1, the process that called .*: results would differ").all()
-    assert not list(tmp_path.glob("*.h5ad"))
+    gate, make = threading.Event(), _work._make
+
+    def second_waits(*arguments):
+        if computed:
+            gate.wait(60)
+        return make(*arguments)
+
+    monkeypatch.setattr(_work, "_make", second_waits)
+    monkeypatch.setattr(_call, "track", late)
+    with pytest.raises(ClusterError, match=f"{said}.*What is done is kept: stop that worker, and call again"):
+        embed_slides(images, tmp_path, client=client if through_dask else None, **OPTIONS)
+    assert 1 <= len(computed) <= 3

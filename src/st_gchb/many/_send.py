@@ -14,7 +14,7 @@ from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
-from st_gchb.many._work import DEATHS, OF_CALL, Job, check_version, died, do_slide
+from st_gchb.many._work import DEATHS, OF_CALL, Job, UnfitError, check_version, died, do_slide
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -78,6 +78,12 @@ def failed(slide: Slide, error: BaseException, attempts: int = 1) -> Receipt:
     return Receipt(slide.name, slide.path, FAILED, message=f"{type(error).__name__}: {text}", attempts=attempts)
 
 
+def _check_fit(error: BaseException | None) -> None:
+    """End the call where a worker that joined late is unfit, as :func:`check_workers` does at the door."""
+    if isinstance(error, UnfitError):
+        raise ClusterError(f"{error} What is done is kept: stop that worker, and call again to go on.") from error
+
+
 def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
     # A thread of its own, as on a worker: its futures hold whatever error a slide ends with.
     pool = ThreadPoolExecutor(1, thread_name_prefix="st_gchb")
@@ -85,6 +91,7 @@ def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
         open_slides = {pool.submit(do_slide, slide, job, job.threads): slide for slide in slides}
         for future in as_completed(open_slides):
             error = future.exception()
+            _check_fit(error)
             slide = open_slides.pop(future)
             yield future.result() if error is None else failed(slide, error)
     finally:
@@ -152,6 +159,7 @@ class _Sent:
             except KilledWorker as late:
                 # The worker died with the receipt, and so did those that were to read it again.
                 error = late
+        _check_fit(error)
         if not isinstance(error, KilledWorker):
             return failed(slide, error)
         attempts = times_begun(Path(self._job.out), slide.name, self._job.call)

@@ -37,6 +37,11 @@ DEATHS = 3
 OF_CALL = {"of_call": True}
 """Marks what the log says of a call, not of a slide."""
 
+
+class UnfitError(ClusterError):
+    """A worker that can do no slide: it would fail all that are left as fast as it is given them."""
+
+
 _one_at_a_time = threading.Lock()
 """A worker with several threads would hold several slides, and their patches, in memory at once."""
 
@@ -71,18 +76,19 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
 
     Raises
     ------
+    UnfitError
+        This process has another version of this package, or does not see the folder of the results.
     ClusterError
-        This process has another version of this package, or does not see the folder of the results; or too many died
-        on this slide.
+        The call was stopped, or too many died on this slide.
     STGCHBError, OSError, ...
         Whatever is wrong with the slide.
     """
     out = Path(job.out)
-    # Workers also come in the middle of a call.
-    check_version(__version__, job.version, here())
-    if not (out / FOLDER).is_dir():
-        raise ClusterError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
     with _one_at_a_time:
+        # Workers also come in the middle of a call.
+        check_version(__version__, job.version, here())
+        if not (out / FOLDER).is_dir():
+            raise UnfitError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
         if is_stopped(out, job.call):
             raise ClusterError("the call was stopped before this slide was begun.")
         made_of = _made_of(slide, job.step)
@@ -100,11 +106,11 @@ def check_version(found: str, expected: str, worker: str) -> None:
 
     Raises
     ------
-    ClusterError
+    UnfitError
         With both versions.
     """
     if found != expected:
-        raise ClusterError(
+        raise UnfitError(
             f"the worker {worker} has st-gchb {found}, the process that called {expected}: results would differ. "
             "Install the same version."
         )
