@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+import dask
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from st_gchb import many
 from st_gchb.cli import main
 
 
@@ -33,6 +37,24 @@ def test_a_table(model, folder, tmp_path, capsys):
     assert (tmp_path / "one.h5ad").is_file()
     assert run(*arguments) == 0
     assert "2 slides: 2 kept" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_workers_of_its_own(model, folder, tmp_path, capsys, monkeypatch):
+    """Worker processes, which stay the cluster's however long one that was killed takes to be back."""
+    limit, given_up_after = "distributed.deploy.lost-worker-timeout", []
+    send = many.predict_slides
+
+    def seen(*arguments, **options):
+        given_up_after.append(dask.config.get(limit))
+        return send(*arguments, **options)
+
+    monkeypatch.setattr(many, "predict_slides", seen)
+    before = dask.config.get(limit)
+    assert run(folder / "slides.csv", "--model", model, "--out", tmp_path, "--workers", 1) == 0
+    assert "2 slides: 2 done" in capsys.readouterr().out
+    assert not pd.read_csv(tmp_path / "report.csv")["worker"][0].endswith(f":{os.getpid()}")
+    assert (given_up_after, dask.config.get(limit)) == (["1 hour"], before)
 
 
 def test_some_fail(model, folder, tmp_path, capsys):

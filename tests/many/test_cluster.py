@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -73,7 +74,9 @@ def client(tmp_path_factory):
     """Two workers, each a process with one thread."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
     space = str(tmp_path_factory.mktemp("workers"))
-    with LocalCluster(**options, local_directory=space) as cluster, Client(cluster) as client:
+    # A worker that was killed and is not back within 15 s, dask's own limit, would be given up for good.
+    given_up_after = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
+    with given_up_after, LocalCluster(**options, local_directory=space) as cluster, Client(cluster) as client:
         client.register_plugin(hook())
         yield client
 

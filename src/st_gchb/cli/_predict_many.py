@@ -102,15 +102,22 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
     if arguments.scheduler is None and arguments.workers is None:
         yield None
         return
+    with _connected(arguments.scheduler) if arguments.scheduler is not None else _local(arguments.workers) as client:
+        yield client
+
+
+@contextmanager
+def _local(n_workers: int) -> Iterator[Client]:
+    """Start workers with one thread each; ``--threads`` says how many a slide may use."""
+    import dask
     from distributed import Client, LocalCluster
 
-    if arguments.scheduler is None:
-        # With one thread each; --threads says how many a slide may use.
-        local = LocalCluster(n_workers=arguments.workers, threads_per_worker=1, dashboard_address=None)
-        with local, Client(local) as client:
-            yield client
-        return
-    with _connected(arguments.scheduler) as client:
+    # Within 15 s, dask's own limit, a worker that died is not always back on a busy machine, and is given up for good.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as local,
+        Client(local) as client,
+    ):
         yield client
 
 

@@ -14,6 +14,7 @@ from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
+from st_gchb.many._watch import watched
 from st_gchb.many._work import DEATHS, OF_CALL, Job, UnfitError, check_version, died, do_slide
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ _PATIENCE = 3
 
 def send(slides: list[Slide], job: Job, client: Client | None) -> Generator[Receipt, None, None]:
     """Do all slides; receipts come as slides are finished, those that failed say why."""
-    return _here(slides, job) if client is None else _Sent(slides, job, client).receipts()
+    if client is None:
+        yield from _here(slides, job)
+    else:
+        with watched(client):
+            yield from _Sent(slides, job, client).receipts()
 
 
 def check_client(client: Any) -> None:
