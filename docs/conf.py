@@ -34,7 +34,7 @@ extensions = [
 ]
 templates_path = ["_templates"]
 # Tables of the study are included by its page.
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "study/*.md", "stain/*.md", "speed/*.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "study/*.md", "stain/*.md", "speed/*.md", "last_stage/*.md"]
 
 autosummary_generate = True
 autosummary_imported_members = False

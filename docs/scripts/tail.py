@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: %(default)s)")
     add("--pretrain-epochs", type=int, default=10, metavar="N", help="of the paper preset (default: %(default)s of 50)")
-    add("--lr-share", type=float, default=0.1, metavar="X", help="image_tail_lr (default: %(default)s)")
+    add("--lr-share", type=float, default=0.01, metavar="X", help="image_tail_lr (default: %(default)s)")
     add("--variants", nargs="+", default=list(DEFAULT), choices=list(VARIANTS), metavar="NAME")
     add("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--runs", type=Path, metavar="FOLDER", help="where finished runs are kept")

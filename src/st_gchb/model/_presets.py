@@ -74,7 +74,7 @@ class ModelSettings:
     center_slices: bool = True
     n_image_tail: int = 0
     image_tail: ImageTail = "none"
-    image_tail_lr: float = 0.1
+    image_tail_lr: float = 0.01
     image_graph: GraphKind = "none"
     expression_graph: GraphKind = "none"
     n_hidden: int = 256
