@@ -33,7 +33,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 templates_path = ["_templates"]
-# Tables of the study are included by its page.
+# Tables are included by their pages.
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "study/*.md", "stain/*.md", "speed/*.md", "last_stage/*.md"]
 
 autosummary_generate = True

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from st_gchb._errors import ClusterError
-from st_gchb.many import _send, embed_slides, predict_slides
+from st_gchb.many import _send, _steps, _work, embed_slides, predict_slides
 
 from .conftest import READ, TEXTURE
 
@@ -150,9 +150,13 @@ def test_a_slide_that_no_worker_survives(client, images, tmp_path, monkeypatch):
 def test_the_door_asks_the_workers(client, images, tmp_path, monkeypatch):
     # Those that were killed above may not be back.
     client.wait_for_workers(2, timeout=300)
-    with pytest.raises(ClusterError, match="does not see .*nowhere.*all share"):
-        _send.check_workers(client, [str(tmp_path), str(tmp_path / "nowhere")])
-    monkeypatch.setattr(_send, "__version__", "0.0.1")
+    options = TEXTURE | READ
+    needs = property(lambda _: [str(tmp_path), str(tmp_path / "nowhere")])
+    with monkeypatch.context() as patch:
+        patch.setattr(_steps.Embed, "needs", needs)
+        with pytest.raises(ClusterError, match="does not see .*nowhere.*all share"):
+            embed_slides(images, tmp_path / "out", client=client, **options)
+    monkeypatch.setattr(_work, "__version__", "0.0.1")
     with pytest.raises(ClusterError, match="has st-gchb .*, the process that called 0.0.1: results would differ"):
-        embed_slides(images, tmp_path / "out", client=client, **TEXTURE, **READ)
+        embed_slides(images, tmp_path / "out", client=client, **options)
     assert list(Path(tmp_path / "out").glob("*.h5ad")) == []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from distributed import Client, Future, LocalCluster
 
 from st_gchb._errors import ClusterError, InputError
-from st_gchb.many import _call, _work, embed_slides
+from st_gchb.many import _call, _work, embed_slides, predict_slides
 
 from .conftest import READ, TEXTURE
 
@@ -23,6 +25,20 @@ def client():
     options = {"n_workers": 1, "threads_per_worker": 4, "dashboard_address": None, "processes": False}
     with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
         yield client
+
+
+@pytest.fixture
+def gate(monkeypatch, computed):
+    """All slides but the first wait until this is set."""
+    gate, make = threading.Event(), _work._make
+
+    def second_waits(*arguments):
+        if computed:
+            gate.wait(60)
+        return make(*arguments)
+
+    monkeypatch.setattr(_work, "_make", second_waits)
+    return gate
 
 
 def test_a_worker_does_one_slide_at_a_time_with_all_its_threads(client, images, tmp_path, monkeypatch):
@@ -61,22 +77,14 @@ def test_faults_come_back_through_dask(client, images, tmp_path):
 
 
 @pytest.mark.parametrize("through_dask", [False, True])
-def test_ctrl_c_leaves_what_is_done(client, images, tmp_path, monkeypatch, computed, through_dask):
+def test_ctrl_c_leaves_what_is_done(client, images, tmp_path, monkeypatch, computed, gate, through_dask):
     def interrupted(receipts, *_):
         yield next(receipts)
         raise KeyboardInterrupt
 
     where = {"client": client if through_dask else None}
-    gate, make = threading.Event(), _work._make
-
-    def second_waits(*arguments):
-        if computed:
-            gate.wait(60)
-        return make(*arguments)
-
     with monkeypatch.context() as patch:
         patch.setattr(_call, "track", interrupted)
-        patch.setattr(_work, "_make", second_waits)
         with pytest.raises(KeyboardInterrupt):
             embed_slides(images, tmp_path, **where, **OPTIONS)
         gate.set()
@@ -94,21 +102,14 @@ def test_ctrl_c_leaves_what_is_done(client, images, tmp_path, monkeypatch, compu
     assert set(computed.values()) == {1}
 
 
-def test_tasks_that_are_lost(client, images, tmp_path, monkeypatch, computed):
+def test_tasks_that_are_lost(client, images, tmp_path, monkeypatch, gate):
     """As where the scheduler is started anew: the call ends, and says how to go on."""
-    gate, make = threading.Event(), _work._make
-
-    def second_waits(*arguments):
-        if computed:
-            gate.wait(60)
-        return make(*arguments)
 
     def cancel_all(receipts, *_):
         yield next(receipts)
         client.cancel([Future(key, client) for key in list(client.futures)], force=True)
         yield from receipts
 
-    monkeypatch.setattr(_work, "_make", second_waits)
     monkeypatch.setattr(_call, "track", cancel_all)
     with pytest.raises(ClusterError, match="the cluster was lost.*What is done is kept"):
         embed_slides(images, tmp_path, client=client, **OPTIONS)
@@ -122,34 +123,40 @@ def test_a_client_that_is_closed(images, tmp_path, client):
     assert not list(tmp_path.iterdir())
 
 
+def other_version(model, monkeypatch):
+    monkeypatch.setattr(_work, "__version__", "0.0.1")
+
+
+def other_disk(model, monkeypatch):
+    monkeypatch.setattr(_work, "FOLDER", "elsewhere")
+
+
+def no_model(model, monkeypatch):
+    model.rename(model.with_name("elsewhere"))
+
+
 @pytest.mark.parametrize("through_dask", [False, True])
 @pytest.mark.parametrize(
-    ("what", "found", "said"),
+    ("changed", "said"),
     [
-        ("FOLDER", "elsewhere", "Results go to a folder that every worker shares"),
-        ("__version__", "0.0.1", "has st-gchb 0.0.1, the process that called .*: results would differ"),
+        (other_version, "has st-gchb 0.0.1, the process that called .*: results would differ"),
+        (other_disk, r"does not see \['.*elsewhere'\]. Put them on a disk that all share"),
+        (no_model, r"does not see \['.*model'\]. Put them on a disk that all share"),
     ],
 )
 def test_an_unfit_worker_ends_the_call(
-    images, tmp_path, client, monkeypatch, computed, through_dask, what, found, said
+    model, images, tmp_path, client, monkeypatch, computed, gate, through_dask, changed, said
 ):
     """It joined after the door: it would be given slide after slide, and each would be a failed row."""
+    copied = Path(shutil.copytree(model, tmp_path / "model"))
 
     def late(receipts, *_):
         yield next(receipts)
-        monkeypatch.setattr(_work, what, found)
+        changed(copied, monkeypatch)
         gate.set()
         yield from receipts
 
-    gate, make = threading.Event(), _work._make
-
-    def second_waits(*arguments):
-        if computed:
-            gate.wait(60)
-        return make(*arguments)
-
-    monkeypatch.setattr(_work, "_make", second_waits)
     monkeypatch.setattr(_call, "track", late)
     with pytest.raises(ClusterError, match=f"{said}.*What is done is kept: stop that worker, and call again"):
-        embed_slides(images, tmp_path, client=client if through_dask else None, **OPTIONS)
+        predict_slides(copied, images, tmp_path / "out", client=client if through_dask else None, **READ)
     assert 1 <= len(computed) <= 3

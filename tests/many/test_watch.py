@@ -54,7 +54,7 @@ def test_said_once_for_each_time(caplog):
     lines = said(caplog, some, NONE, NONE, NONE, NONE, some, some, NONE, NONE)
     assert [level for level, _ in lines] == ["WARNING", "INFO", "WARNING"]
     assert "no worker for 30 s or more: slides wait until there is one" in lines[0][1]
-    assert "has 2 workers again" in lines[1][1]
+    assert "has workers again: 2" in lines[1][1]
 
 
 @pytest.mark.parametrize("error", [OSError("lost"), RuntimeError("IOLoop is closed"), AttributeError("ncores")])

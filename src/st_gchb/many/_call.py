@@ -94,7 +94,7 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
     job = Job(step, str(folder), uuid.uuid4().hex[:12], threads)
     _begin(folder, job, len(slides))
     if client is not None:
-        check_workers(client, [str(folder / FOLDER), *step.needs])
+        check_workers(client, job)
     found: dict[str, Receipt] = {}
     with closing(send(slides, job, client)) as receipts:
         for receipt in track(receipts, "Slides", len(slides)):

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_gchb import __version__
 from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
 from st_gchb.many._watch import watched
-from st_gchb.many._work import DEATHS, OF_CALL, Job, UnfitError, check_version, died, do_slide
+from st_gchb.many._work import DEATHS, OF_CALL, Job, UnfitError, check_fit, died, do_slide, look_around
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -51,7 +50,7 @@ def check_client(client: Any) -> None:
         raise InputError(f"client= is {client.status}: it is connected to no cluster. Make a new Client.")
 
 
-def check_workers(client: Client, needs: list[str]) -> None:
+def check_workers(client: Client, job: Job) -> None:
     """See that the workers that are there have this package and see the files.
 
     Raises
@@ -60,21 +59,15 @@ def check_workers(client: Client, needs: list[str]) -> None:
         With the worker.
     """
     try:
-        found = client.run(_look_around, needs)
+        found = client.run(look_around, job.needs)
     except ModuleNotFoundError as error:
         raise ClusterError(
-            f"a worker cannot import what is needed ({error}). Install st-gchb {__version__} in its environment."
+            f"a worker cannot import what is needed ({error}). Install st-gchb {job.version} in its environment."
         ) from error
-    for address, (version, missing) in found.items():
-        check_version(version, __version__, address)
-        if missing:
-            raise ClusterError(f"the worker {address} does not see {missing}. Put them on a disk that all share.")
+    for address, seen in found.items():
+        check_fit(address, seen, job)
     if not found:
         logger.warning("The cluster has no worker yet: slides wait until there is one.", extra=OF_CALL)
-
-
-def _look_around(needs: list[str]) -> tuple[str, list[str]]:
-    return __version__, [path for path in needs if not Path(path).exists()]
 
 
 def failed(slide: Slide, error: BaseException, attempts: int = 1) -> Receipt:
@@ -83,7 +76,7 @@ def failed(slide: Slide, error: BaseException, attempts: int = 1) -> Receipt:
     return Receipt(slide.name, slide.path, FAILED, message=f"{type(error).__name__}: {text}", attempts=attempts)
 
 
-def _check_fit(error: BaseException | None) -> None:
+def _end_if_unfit(error: BaseException | None) -> None:
     """End the call where a worker that joined late is unfit, as :func:`check_workers` does at the door."""
     if isinstance(error, UnfitError):
         raise ClusterError(f"{error} What is done is kept: stop that worker, and call again to go on.") from error
@@ -96,7 +89,7 @@ def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
         open_slides = {pool.submit(do_slide, slide, job, job.threads): slide for slide in slides}
         for future in as_completed(open_slides):
             error = future.exception()
-            _check_fit(error)
+            _end_if_unfit(error)
             slide = open_slides.pop(future)
             yield future.result() if error is None else failed(slide, error)
     finally:
@@ -164,7 +157,7 @@ class _Sent:
             except KilledWorker as late:
                 # The worker died with the receipt, and so did those that were to read it again.
                 error = late
-        _check_fit(error)
+        _end_if_unfit(error)
         if not isinstance(error, KilledWorker):
             return failed(slide, error)
         attempts = times_begun(Path(self._job.out), slide.name, self._job.call)

@@ -49,4 +49,4 @@ def _watch(client: Client, over: threading.Event, seconds: float) -> None:
             )
         if told and n_workers:
             told = False
-            logger.info("The cluster has %d workers again.", n_workers)
+            logger.info("The cluster has workers again: %d.", n_workers)

@@ -70,6 +70,11 @@ class Job:
     threads: int | None = None
     version: str = field(default_factory=lambda: __version__)
 
+    @property
+    def needs(self) -> list[str]:
+        """Files and folders that every worker has to see."""
+        return [str(Path(self.out) / FOLDER), *self.step.needs]
+
 
 def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     """Do one slide, or find that it was done.
@@ -77,7 +82,7 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     Raises
     ------
     UnfitError
-        This process has another version of this package, or does not see the folder of the results.
+        This process has another version of this package, or does not see what the job needs.
     ClusterError
         The call was stopped, or too many died on this slide.
     STGCHBError, OSError, ...
@@ -86,9 +91,7 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     out = Path(job.out)
     with _one_at_a_time:
         # Workers also come in the middle of a call.
-        check_version(__version__, job.version, here())
-        if not (out / FOLDER).is_dir():
-            raise UnfitError(f"{here()} does not see {out / FOLDER}. Results go to a folder that every worker shares.")
+        check_fit(here(), look_around(job.needs), job)
         if is_stopped(out, job.call):
             raise ClusterError("the call was stopped before this slide was begun.")
         made_of = _made_of(slide, job.step)
@@ -101,19 +104,27 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
             return _make(slide, job, made_of, attempts, said)
 
 
-def check_version(found: str, expected: str, worker: str) -> None:
-    """See that a worker would give what the calling process would.
+def look_around(needs: list[str]) -> tuple[str, list[str]]:
+    """Version of this package in this process, and what of the paths it does not see."""
+    return __version__, [path for path in needs if not Path(path).exists()]
+
+
+def check_fit(worker: str, found: tuple[str, list[str]], job: Job) -> None:
+    """See that a worker, which has looked around, would give what the calling process would.
 
     Raises
     ------
     UnfitError
-        With both versions.
+        With both versions, or the paths.
     """
-    if found != expected:
+    version, missing = found
+    if version != job.version:
         raise UnfitError(
-            f"the worker {worker} has st-gchb {found}, the process that called {expected}: results would differ. "
+            f"the worker {worker} has st-gchb {version}, the process that called {job.version}: results would differ. "
             "Install the same version."
         )
+    if missing:
+        raise UnfitError(f"the worker {worker} does not see {missing}. Put them on a disk that all share.")
 
 
 def died(times: int) -> str:
