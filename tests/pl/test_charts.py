@@ -79,6 +79,18 @@ def test_ranking_goes_down_and_counts(frame):
     ax.figure.canvas.draw()  # names with _ and - are no mathematics
 
 
+@pytest.mark.parametrize(("best", "worst"), [(0.9, 0.0), (0.5, -0.2)])
+def test_the_curve_of_a_ranking_leaves_the_count_alone(best, worst):
+    """In a small picture, with most genes above the line and with few of them."""
+    genes = pd.DataFrame({"pearson": np.linspace(best, worst, 150)}, index=[f"gene{i}" for i in range(150)])
+    _, ax = plt.subplots(figsize=(4, 2.5))
+    pl.gene_ranking(genes, ax=ax)
+    (count,) = [text for text in ax.texts if "genes above" in text.get_text()]
+    box = count.get_window_extent()
+    points = ax.transData.transform(np.vstack([np.asarray(c.get_offsets()) for c in ax.collections]))
+    assert not [point for point in points if box.contains(*point)]
+
+
 def test_ranking_that_cannot_be_drawn(frame):
     with pytest.raises(MissingKeyError, match="'spearman'"):
         pl.gene_ranking(frame, column="spearman")

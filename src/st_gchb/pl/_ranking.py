@@ -90,13 +90,16 @@ def gene_ranking(
 
 def _mark_threshold(ax: Axes, threshold: float, n_above: int, n_genes: int) -> None:
     ax.axhline(threshold, color="0.4", lw=0.8, ls="--", zorder=0)
+    # The curve goes down through the line: before that there is room below the line, after it above.
+    below = n_above > n_genes / 2
     ax.annotate(
         f"{n_above:,} of {n_genes:,} genes above {threshold:g}",
-        (1.0, threshold),
+        (0.02 if below else 1.0, threshold),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
+        xytext=(0, -3 if below else 3),
         textcoords="offset points",
-        ha="right",
+        ha="left" if below else "right",
+        va="top" if below else "bottom",
         fontsize=8,
         color="0.3",
     )
