@@ -202,11 +202,6 @@ def test_no_module_imports_itself_by_a_detour():
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_files_are_short():
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    check([f"{path.relative_to(ROOT)} has {n} lines" for path, n in lengths.items() if n >= 300])
-
-
 def test_nothing_reads_or_writes_pickle():
     modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     # torch.load raises pickle's error on a file that holds more than tensors.
