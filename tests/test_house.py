@@ -192,6 +192,33 @@ def test_private_and_experimental_names_of_others_are_in_compat_alone():
     )
 
 
+def test_layers_are_listed_by_their_names_alone():
+    """From anndata 0.13 on, ``adata.layers`` holds X too, under None: what lists, copies or sorts asks ``_compat``."""
+    listers = {"dict", "list", "set", "tuple", "sorted", "iter", "next"}
+    findings = []
+    for path in FILES:
+        if path.name == "_compat.py":
+            continue
+        for node in ast.walk(tree_of(path)):
+            listed: list[ast.expr] = []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in listers:
+                listed += node.args
+            elif isinstance(node, ast.For | ast.comprehension):
+                listed.append(node.iter)
+            elif isinstance(node, ast.Attribute) and node.attr in {"keys", "values", "items", "copy", "update"}:
+                listed.append(node.value)
+            elif isinstance(node, ast.Starred):
+                listed.append(node.value)
+            elif isinstance(node, ast.Dict):
+                listed += [value for key, value in zip(node.keys, node.values, strict=True) if key is None]
+            findings += [
+                f"{where(path, each.lineno)}: {ast.unparse(each)} is listed: use named_layers"
+                for each in listed
+                if isinstance(each, ast.Attribute) and each.attr == "layers"
+            ]
+    check(findings)
+
+
 def test_no_module_imports_itself_by_a_detour():
     # The package itself imports rooms for the checker of types alone.
     graph = {

@@ -1,13 +1,24 @@
-"""The only file with private or experimental names of other packages."""
+"""The only file with private or experimental names of other packages, and where their versions answer differently."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def named_layers(adata: AnnData) -> dict[str, Any]:
+    """The layers of an object that have a name, by name: what to list, copy or sort in place of ``adata.layers``.
+
+    From anndata 0.13 on, ``adata.layers`` also holds ``X``, under the key None.
+    """
+    return {name: values for name, values in adata.layers.items() if name is not None}
 
 
 def parse_device_args(*arguments: Any, **options: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from st_gchb._compat import named_layers
 from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
 from st_gchb.model._embedding import embed, seen_context
 from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
@@ -96,5 +97,5 @@ def cross_fit(
 def _without_features(adata: AnnData, key: str) -> AnnData:
     """The same table without its features: a copy of some spots would read theirs into memory."""
     obsm = {name: value for name, value in adata.obsm.items() if name != key}
-    parts = {"obs": adata.obs, "var": adata.var, "layers": dict(adata.layers), "obsp": dict(adata.obsp)}
+    parts = {"obs": adata.obs, "var": adata.var, "layers": named_layers(adata), "obsp": dict(adata.obsp)}
     return AnnData(adata.X, obsm=obsm, uns=dict(adata.uns), **parts)

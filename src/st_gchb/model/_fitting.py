@@ -11,6 +11,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb.model import _context
 from st_gchb.model._context import (
@@ -233,7 +234,7 @@ def build_bank(
         "panel": make(fitted.panel, fitted.rules.expression.genes),
         "all_genes": make(fitted.log_values, adata.var_names),
     }
-    tables |= {name: make(values, adata.var_names) for name, values in adata.layers.items()}
+    tables |= {name: make(values, adata.var_names) for name, values in named_layers(adata).items()}
     own = (Keys.SPATIAL, where.features_key)
     for name, values in adata.obsm.items():
         version = is_stain_key(name, where.features_key)

@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
 
+from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb.model._rows import FeatureRows
@@ -125,7 +126,7 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     layer = where.layer
     if layer is not None and layer not in adata.layers:
         raise MissingKeyError(
-            f"layers has no {layer!r}; found {list(adata.layers)}. Name the layer that holds the counts."
+            f"layers has no {layer!r}; found {list(named_layers(adata))}. Name the layer that holds the counts."
         )
     values = adata.X if layer is None else adata.layers[layer]
     name = "X" if layer is None else f"layers[{layer!r}]"

@@ -11,6 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
+from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.metrics import pearson
@@ -155,9 +156,10 @@ def _values(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
 def _check(pred: AnnData, genes: list[str], layer: str) -> None:
     if not genes:
         raise InputError("no gene was named: pass genes=, such as pred.var_names[:3]")
-    if layer not in pred.layers:
+    layers = list(named_layers(pred))
+    if layer not in layers:
         raise MissingKeyError(
-            f"pred.layers has no {layer!r}; found {list(pred.layers)}. Pass what model.predict returns, or layer="
+            f"pred.layers has no {layer!r}; found {layers}. Pass what model.predict returns, or layer="
         )
     for gene in genes:
         if gene not in pred.var_names:

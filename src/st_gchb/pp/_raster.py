@@ -17,6 +17,7 @@ from spatialdata.models import Image2DModel, get_table_keys
 from spatialdata.transformations import Affine, get_transformation
 from spatialdata.transformations import Sequence as Steps
 
+from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.pp._lattice import Lattice, find_lattice
@@ -189,9 +190,10 @@ def _find_table(sdata: SpatialData, name: str) -> AnnData:
 
 
 def _check_channels(source: AnnData, channels: list[str], table: str, layer: str | None) -> None:
-    if layer is not None and layer not in source.layers:
+    layers = named_layers(source)
+    if layer is not None and layer not in layers:
         raise MissingKeyError(
-            f"table {table!r} has no layer {layer!r}; layer= takes one of {sorted(source.layers)}, or None for X."
+            f"table {table!r} has no layer {layer!r}; layer= takes one of {sorted(layers)}, or None for X."
         )
     if not channels or len(set(channels)) < len(channels):
         raise InputError(f"genes={channels}: expected one name or more, each once.")

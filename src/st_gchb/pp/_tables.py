@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.io import SlideImage, open_image
@@ -241,7 +242,7 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
     from spatialdata.models import TableModel
 
     part = source if len(spots) == source.n_obs else source[spots.index]
-    light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=dict(part.layers), obsm=dict(part.obsm))
+    light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=named_layers(part), obsm=dict(part.obsm))
     light.uns.update(
         {key: value for key, value in source.uns.items() if key not in (TableModel.ATTRS_KEY, Keys.SPATIAL)}
     )
