@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,3 +103,30 @@ def store_format(store: Path) -> Any:
 
     attributes: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
     return SpatialDataContainerFormats[attributes.get("spatialdata_attrs", {}).get("version", "0.1")]
+
+
+def read_errors() -> tuple[type[Exception], ...]:
+    """What the libraries that read files raise on damaged ones.
+
+    A damaged byte turns up wherever a library first trips over it, so most of these are Python's own types. The others
+    derive from Exception alone.
+    """
+    from anndata._io.specs.registry import IORegistryError
+    from pyarrow import ArrowException
+
+    python: tuple[type[Exception], ...] = (
+        OSError,  # truncated files; h5py, Pillow, gzip
+        EOFError,  # gzip
+        ValueError,  # pandas, JSON, zarr, numpy; UnicodeDecodeError
+        TypeError,  # elements of another kind than their description says
+        LookupError,  # h5py's, zarr's and spatialdata's missing parts
+        AttributeError,  # a group where an array was expected, and the other way round
+        ArithmeticError,  # sizes that overflow or are zero
+        AssertionError,  # spatialdata and spatialdata-io check with assertions
+        RuntimeError,  # h5py's and numcodecs' codecs; NotImplementedError
+        MemoryError,  # a damaged shape that asks for more than there is
+        SyntaxError,  # Pillow's PNG
+        zlib.error,
+        lzma.LZMAError,
+    )
+    return (*python, IORegistryError, ArrowException)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb.cli._arguments import read_h5ad, read_slides, take_slices
+from st_gchb.io._units import um_per_unit
 from st_gchb.many._read import SPACING_UM
 from st_gchb.many._read import read_query as read_slide
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
-
-_UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1000.0, "nm": 0.001, "": 1.0}
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -63,10 +62,10 @@ def spacing_um(text: str) -> float:
     (100.0, 50.0, 25.0)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([^\W\d]*)\s*", text)
-    unit = match.group(2).lower() if match else None
-    if match is None or unit not in _UM_PER_UNIT or float(match.group(1)) <= 0:
+    um = um_per_unit(match.group(2) or "um") if match else None
+    if match is None or um is None or float(match.group(1)) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no length; expected a positive number of µm, such as 100um")
-    return float(match.group(1)) * _UM_PER_UNIT[unit]
+    return float(match.group(1)) * um
 
 
 def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, dict[str, Any]]:

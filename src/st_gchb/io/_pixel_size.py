@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,18 +110,48 @@ def square_size(x: float | None, y: float | None, source: str, name: str) -> Siz
 
 
 def positive(value: Any, what: str) -> float:
-    """Give a size as a number.
+    """Give a size as a number, in whichever form it was stored.
 
     Raises
     ------
     ScaleError
         It is no positive number.
     """
-    known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    number = float(value) if known else math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise ScaleError(f"{what} is {value!r}; expected a positive number.")
+    number = one_number(value)
+    if number is None or not (math.isfinite(number) and number > 0):
+        raise ScaleError(f"{what} is {str(value)[:80]!r}; expected a positive number.")
     return number
+
+
+def one_number(value: Any) -> float | None:
+    """Read one number in the forms in which it is stored; None for anything else.
+
+    R has no single numbers: what comes from there, and by some writers of Zarr, is an array or a list of length one.
+    Tables and JSON made by hand hold text.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.io._pixel_size import one_number
+    >>> one_number(np.array([0.5])), one_number(np.array(0.5)), one_number(["0.5"]), one_number(b"0.5")
+    (0.5, 0.5, 0.5, 0.5)
+    >>> one_number([0.5, 0.6]), one_number(True), one_number(None)
+    (None, None, None)
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, str):
+        return number_in(value)
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, int | float | np.integer | np.floating):
+        return (
+            float(min(max(value, -sys.float_info.max), sys.float_info.max)) if isinstance(value, int) else float(value)
+        )
+    if isinstance(value, list | tuple) or hasattr(value, "__array__"):
+        items = np.asarray(value, dtype=object).ravel()
+        return one_number(items[0]) if items.size == 1 and items[0] is not value else None
+    return None
 
 
 def caller_size(um_per_px: float | None) -> Size | None:

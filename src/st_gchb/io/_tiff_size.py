@@ -8,8 +8,7 @@ from xml.etree import ElementTree
 import tifffile
 
 from st_gchb.io._pixel_size import number_in, settle, square_size
-
-_UM_PER_UNIT = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "in": 25400.0}
+from st_gchb.io._units import um_per_unit
 
 
 def tiff_size(file: tifffile.TiffFile, name: str) -> float | None:
@@ -34,7 +33,7 @@ def _from_ome(file: tifffile.TiffFile) -> tuple[float | None, float | None]:
 
     def side(axis: str) -> float | None:
         value = number_in(pixels.attrib.get(f"PhysicalSize{axis}"))
-        unit = _UM_PER_UNIT.get(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm"))
+        unit = um_per_unit(pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm"))
         return None if value is None or unit is None else value * unit
 
     return side("X"), side("Y")
@@ -47,12 +46,12 @@ def _from_aperio(file: tifffile.TiffFile) -> float | None:
 
 def _from_tags(file: tifffile.TiffFile) -> tuple[float | None, float | None]:
     tags = file.pages.first.tags
-    um_per_unit = {2: 25400.0, 3: 1e4}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 0)
+    um = {2: 25400.0, 3: 1e4}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 0)
 
     def side(tag: str) -> float | None:
-        if um_per_unit is None or tag not in tags:
+        if um is None or tag not in tags:
             return None
         numerator, denominator = tags[tag].value
-        return um_per_unit * denominator / numerator if numerator else None
+        return um * denominator / numerator if numerator else None
 
     return side("XResolution"), side("YResolution")
