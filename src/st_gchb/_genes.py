@@ -1,0 +1,172 @@
+"""Which columns of a table of expression are genes, and of which genome."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from st_gchb._errors import ExpressionError
+from st_gchb._logging import logger
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GENE = "Gene Expression"
+"""The kind of a column that is a gene, as Space Ranger calls it."""
+
+_COLUMNS = ("feature_types", "feature_type")
+"""Columns of ``var`` with the kinds: as scanpy, and as 10x call it."""
+
+_OTHERS = re.compile(
+    r"antibody|crispr|multiplexing|hashtag|^custom$|^peaks$|control|codeword|blank|spike", re.IGNORECASE
+)
+"""Kinds that are no genes even where no column is said to be one."""
+
+_NAMES = {
+    "Antibody Capture": "[_-]TotalSeq|^(?:ADT|HTO)[_-]|^Hashtag[_-]?[0-9]",
+    "control probe": "^(?:NegControl|NegPrb|NegativeControl|SystemControl|FalseCode|BLANK[_-]|Blank[_-]|antisense_"
+    "|UnassignedCodeword|DeprecatedCodeword|Intergenic_Region)",
+    "spike-in": "^ERCC-[0-9]{5}$",
+    "reads without a gene": "^__(?:no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)$"
+    "|^N_(?:unmapped|multimapping|noFeature|ambiguous)$",
+}
+"""Names that no gene has, by kind: antibodies of TotalSeq, probes and codes of Xenium, CosMx and MERSCOPE, spike-ins,
+and the rest classes of read counters."""
+
+_GENOME = re.compile(r"^(GRCh\d+|GRCm\d+|GRCz\d+|hg\d+|mm\d+|rn\d+)_+", re.IGNORECASE)
+"""Genome before a gene's name, as Space Ranger writes it for references of two species."""
+
+_LISTED = 6
+"""Names up to which they are listed in the line that takes them out."""
+
+_NEGLIGIBLE = 0.01
+"""Share of the counts up to which columns that are no genes are told, and above which they are refused."""
+
+
+def feature_kinds(var: pd.DataFrame) -> np.ndarray:
+    """What each column of a table measures, ``(n_columns,)``: :data:`GENE`, or another kind in the table's words.
+
+    The column ``feature_types`` decides where it says something, else the names do.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb._genes import feature_kinds
+    >>> feature_kinds(pd.DataFrame(index=["CD3E", "CD3_TotalSeqB"])).tolist()
+    ['Gene Expression', 'Antibody Capture']
+    """
+    kinds = np.full(len(var), GENE, dtype=object)
+    for kind, pattern in _NAMES.items():
+        # A name may be of any type; that is asked for elsewhere.
+        kinds[[isinstance(name, str) and re.search(pattern, name) is not None for name in var.index]] = kind
+    column = next((name for name in _COLUMNS if name in var), None)
+    if column is None:
+        return kinds
+    said = np.array([value.strip() if isinstance(value, str) else "" for value in var[column]], dtype=object)
+    is_gene = np.array([value.lower() in (GENE.lower(), "gex", "rna") for value in said], dtype=bool)
+    if is_gene.any():
+        told = said != ""
+    else:
+        told = np.array([_OTHERS.search(value) is not None for value in said], dtype=bool)
+    kinds[told] = said[told]
+    kinds[is_gene] = GENE
+    return kinds
+
+
+def genomes(var: pd.DataFrame) -> np.ndarray:
+    """Genome of each column, ``(n_columns,)``; empty where neither ``var["genome"]`` nor the name tells it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb._genes import genomes
+    >>> genomes(pd.DataFrame(index=["GRCh38_ACTB", "mm10___Actb"])).tolist()
+    ['GRCh38', 'mm10']
+    """
+    if "genome" in var:
+        return np.array([value.strip() if isinstance(value, str) else "" for value in var["genome"]], dtype=object)
+    found = [_GENOME.match(name) if isinstance(name, str) else None for name in var.index]
+    return np.array(["" if one is None else one.group(1) for one in found], dtype=object)
+
+
+def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
+    """Refuse a table in which other things are counted beside genes; tell of a second genome.
+
+    Counts per 10,000 are of all columns, so antibodies, whose counts are a hundred times larger, would set them.
+
+    Parameters
+    ----------
+    var
+        The table's ``var``.
+    totals
+        Sum of each column, ``(n_columns,)``.
+    name
+        What the table is called in messages.
+
+    Raises
+    ------
+    ExpressionError
+        If columns that are no genes hold more than 1 % of the counts, with the line that takes them out. Fewer are
+        told as a warning.
+    """
+    kinds, whole = feature_kinds(var), max(float(totals.sum()), 1e-300)
+    others = kinds != GENE
+    if others.any():
+        share = float(totals[others].sum()) / whole
+        listed = ", ".join(f"{int((kinds == kind).sum())} {kind!r}" for kind in dict.fromkeys(kinds[others]))
+        says = (
+            f"{name} has columns that are no genes ({listed}; first: {list(var.index[others][:3])}), with {share:.1%} "
+            f"of all counts, beside {int((~others).sum())} genes"
+        )
+        if share > _NEGLIGIBLE or others.all():
+            raise ExpressionError(
+                f"{says}. Counts per 10,000 would be of all of them. Take the genes alone: {_taken_out(var, kinds)}"
+            )
+        logger.warning("%s. They are taken for genes. To take them out: %s", says, _taken_out(var, kinds))
+    _tell_genomes(var, totals, others, name)
+
+
+def _taken_out(var: pd.DataFrame, kinds: np.ndarray) -> str:
+    """What leaves the genes alone: a line to run, or what was expected."""
+    others = kinds != GENE
+    column = next((one for one in _COLUMNS if one in var), None)
+    if others.all():
+        return "expected a table of gene counts; where they are genes after all, name them and their feature type so."
+    if column is not None and ((var[column] == GENE).to_numpy() == ~others).all():
+        return f'adata = adata[:, adata.var["{column}"] == "{GENE}"].copy()'
+    patterns = [_NAMES[kind] for kind in dict.fromkeys(kinds[others]) if kind in _NAMES]
+    found = var.index.astype(str).str.contains("|".join(patterns) or "$^", case=True)
+    if others.sum() > _LISTED and (found == others).all():
+        return f"adata = adata[:, ~adata.var_names.str.contains({'|'.join(patterns)!r})].copy()"
+    return f"adata = adata[:, ~adata.var_names.isin({[str(name) for name in var.index[others]]})].copy()"
+
+
+def _tell_genomes(var: pd.DataFrame, totals: np.ndarray, others: np.ndarray, name: str) -> None:
+    """Warn of genes of several genomes: counts per 10,000 are of all of them."""
+    found = genomes(var)
+    found[others] = ""
+    names = [one for one in dict.fromkeys(found) if one]
+    if len(names) < 2:
+        return
+    whole = max(float(totals[found != ""].sum()), 1e-300)
+    by_share = sorted(names, key=lambda one: -float(totals[found == one].sum()))
+    listed = ", ".join(
+        f"{one} {int((found == one).sum())} genes with {float(totals[found == one].sum()) / whole:.2%} of the counts"
+        for one in by_share
+    )
+    first = by_share[0]
+    kept = (
+        f'adata[:, adata.var["genome"] == "{first}"].copy()'
+        if "genome" in var
+        else f'adata[:, adata.var_names.str.startswith("{first}_")].copy()'
+    )
+    logger.warning(
+        "%s holds genes of %d genomes (%s): counts per 10,000 are of all of them, and any may be predicted. To take "
+        "one alone: adata = %s",
+        name,
+        len(names),
+        listed,
+        kept,
+    )
