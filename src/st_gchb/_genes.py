@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 GENE = "Gene Expression"
 """The kind of a column that is a gene, as Space Ranger calls it."""
 
-_COLUMNS = ("feature_types", "feature_type")
-"""Columns of ``var`` with the kinds: as scanpy, and as 10x call it."""
+_COLUMNS = ("feature_types", "feature_type", "Type")
+"""Columns of ``var`` with the kinds: as scanpy, Space Ranger and DropletUtils call it."""
 
 _OTHERS = re.compile(
     r"antibody|crispr|multiplexing|hashtag|^custom$|^peaks$|control|codeword|blank|spike", re.IGNORECASE

@@ -1,85 +1,49 @@
-"""Which columns of a table of counts are genes, and of which genome."""
+"""Keep the genes of a table that was read, of one genome if it is named, and tell what was left out."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from st_gchb._errors import ExpressionError, MissingKeyError
+from st_gchb._genes import GENE, feature_kinds, genomes
 from st_gchb._logging import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-GENE_EXPRESSION = "Gene Expression"
-"""What 10x calls genes, beside ``"Antibody Capture"``, ``"CRISPR Guide Capture"`` and controls."""
-_TYPE_COLUMNS = ("feature_types", "feature_type", "Type")
-"""scanpy's, Space Ranger's and DropletUtils' name for one column."""
-_GENOME = "genome"
-
-
-def feature_types(var: pd.DataFrame) -> npt.NDArray[np.object_] | None:
-    """Kind of feature of every column; None where the table does not tell genes from others.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from st_gchb.io._genes import feature_types
-    >>> feature_types(pd.DataFrame({"feature_types": ["Gene Expression", "Antibody Capture"]})).tolist()
-    ['Gene Expression', 'Antibody Capture']
-    >>> feature_types(pd.DataFrame({"feature_type": ["protein_coding", "lncRNA"]})) is None
-    True
-    """
-    for column in _TYPE_COLUMNS:
-        if column in var:
-            kinds = var[column].astype(object).to_numpy()
-            if (kinds == GENE_EXPRESSION).any() or {str(kind) for kind in kinds} & {"Antibody Capture"}:
-                return np.array([str(kind) for kind in kinds], dtype=object)
-    return None
-
-
-def is_gene(var: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether each column is a gene, ``(n_features,)``: all are where the table does not say otherwise."""
-    kinds = feature_types(var)
-    return np.ones(len(var), dtype=bool) if kinds is None else np.asarray(kinds == GENE_EXPRESSION)
-
-
-def genomes_of(var: pd.DataFrame) -> dict[str, int]:
-    """Genomes of the genes, and the number of genes of each, the largest first; empty where it is not known."""
-    if _GENOME not in var:
-        return {}
-    names = var.loc[is_gene(var), _GENOME].dropna().astype(str)
-    return {str(name): int(n) for name, n in names[names != ""].value_counts().items()}
-
 
 def others_told(var: pd.DataFrame) -> str:
     """Say which features are no genes, by kind with number and examples; empty where all are."""
-    kinds = feature_types(var)
-    if kinds is None or (kinds == GENE_EXPRESSION).all():
-        return ""
+    kinds = feature_kinds(var)
     parts = []
-    for kind in pd.unique(kinds[kinds != GENE_EXPRESSION]):
+    for kind in pd.unique(kinds[kinds != GENE]):
         names = [str(name) for name in var.index[kinds == kind][:3]]
         parts.append(f"{(kinds == kind).sum()} of {str(kind)!r} (such as {', '.join(names)})")
     return ", ".join(parts)
 
 
+def genomes_of(var: pd.DataFrame) -> dict[str, int]:
+    """Genomes of the genes, and the number of genes of each, the largest first; empty where it is not known."""
+    names = pd.Series(genomes(var)[feature_kinds(var) == GENE])
+    return {str(name): int(n) for name, n in names[names != ""].value_counts().items()}
+
+
 def genomes_told(adata: AnnData) -> str:
     """Say how many genes and counts are of which genome; empty where there is one, or none is named."""
-    genomes = genomes_of(adata.var)
-    if len(genomes) < 2:
+    found = genomes_of(adata.var)
+    if len(found) < 2:
         return ""
-    names = adata.var[_GENOME].astype(str).to_numpy()
+    names = genomes(adata.var)
     sums = None
     if adata.X is not None:
         totals = np.asarray(adata.X.sum(axis=0), dtype=np.float64).ravel()
-        sums = {name: float(totals[names == name].sum()) for name in genomes}
+        sums = {name: float(totals[names == name].sum()) for name in found}
     whole = sum(sums.values()) if sums is not None else 0.0
     parts = []
-    for name, n in genomes.items():
+    for name, n in found.items():
         share = f", {sums[name] / whole:.2g} of the counts" if sums is not None and whole > 0 else ""
         parts.append(f"{name!r} ({n} genes{share}, such as {', '.join(map(str, adata.var_names[names == name][:2]))})")
     return ", ".join(parts)
@@ -109,10 +73,10 @@ def keep_genes(adata: AnnData, where: str, genome: str | None) -> AnnData:
     MissingKeyError
         There is no such genome.
     """
-    keep = is_gene(adata.var)
+    keep = feature_kinds(adata.var) == GENE
     others = others_told(adata.var)
     if others and not keep.any():
-        raise ExpressionError(f"{where}: no feature is of {GENE_EXPRESSION!r}; found {others}. Expected genes.")
+        raise ExpressionError(f"{where}: no feature is of {GENE!r}; found {others}. Expected genes.")
     if others:
         logger.warning("%s: %d features are no genes and are left out: %s.", where, (~keep).sum(), others)
     if genome is not None:
@@ -122,7 +86,7 @@ def keep_genes(adata: AnnData, where: str, genome: str | None) -> AnnData:
                 f"{where}: has no genes of genome={genome!r}; "
                 + (f"expected one of {sorted(known)}." if known else "its genes name no genome. Leave genome= out.")
             )
-        of_it = (adata.var[_GENOME].astype(object) == genome).to_numpy(dtype=bool)
+        of_it = genomes(adata.var) == genome
         if (keep & ~of_it).any():
             logger.info("%s: %d genes of other genomes than %r are left out.", where, (keep & ~of_it).sum(), genome)
         keep = keep & of_it
