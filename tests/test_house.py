@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "st_gchb"
-BASE = {"_constants", "_errors", "_logging", "_files", "_compat", "_genes"}
+BASE = {"_constants", "_errors", "_logging", "_files", "_compat", "_genes", "_matrices"}
 
 # A room may import the rooms of its row, and what those may import.
 ROOMS: dict[str, set[str]] = {

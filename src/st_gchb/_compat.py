@@ -14,6 +14,13 @@ import numpy as np
 if TYPE_CHECKING:
     from anndata import AnnData
 
+ARRAY_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, NotImplementedError)
+"""What numpy, scipy, h5py, zarr, dask and torch raise where an array cannot be read or made plain.
+
+They have no common base: h5py raises OSError, RuntimeError or KeyError of a file that is closed or damaged, zarr's
+codecs RuntimeError and ValueError, numpy ValueError and TypeError of what is no array.
+"""
+
 
 def named_layers(adata: AnnData) -> dict[str, Any]:
     """The layers of an object that have a name, by name: what to list, copy or sort in place of ``adata.layers``.

@@ -32,8 +32,8 @@ from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, with_maps
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
-from st_gchb.pp._expression import fit_expression, log_normalise
-from st_gchb.pp._foreign_graph import rule_of
+from st_gchb.pp._expression import fit_expression, log_normalise, read_layer
+from st_gchb.pp._foreign_graph import graph_of, rule_of
 from st_gchb.pp._rule import is_stain_key, stained_versions
 from st_gchb.pp._stages import stage_of_rule
 from st_gchb.retrieval import ReferenceBank
@@ -90,8 +90,7 @@ def fit(
 
     ``features`` stand for those of ``adata``, where it has none.
     """
-    values = adata.X if where.layer is None else adata.layers[where.layer]
-    log_values = log_normalise(values, log_normalized=where.log_normalized)
+    log_values = log_normalise(read_layer(adata, where.layer), log_normalized=where.log_normalized)
     slices = slice_names(adata, where.slice_key)
     expression = fit_expression(
         log_values,
@@ -106,7 +105,7 @@ def fit(
     if features is None:
         trained = settings.image_tail != "none"
         features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
-    adjacency = without_loops((adata.obsp[where.connectivities_key].tocsr() > 0).astype(np.float32))
+    adjacency = without_loops((graph_of(adata, where.connectivities_key) > 0).astype(np.float32))
     look = ContextRule(settings.context_rings, mean_features(features, settings) if settings.center_slices else None)
     context = context_of(look, features, adjacency, slices)
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKe
 from st_gchb._logging import logger
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._left_out import is_whole, leave_out
-from st_gchb.model._rows import FeatureRows, has_features, with_maps
+from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, has_features, with_maps
 from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
 from st_gchb.pp._embed import Damaged
-from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise
+from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise, read_layer
 from st_gchb.pp._graph import check_reach, slice_members
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank
@@ -186,12 +186,13 @@ def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.n
     if not present.any() or source.X is None:
         return empty, np.zeros(len(rule.genes), dtype=bool)
     try:
-        check_expression(source.X, log_normalized=rule.log_normalized, name="the query's X")
+        values = read_layer(source, None)
+        check_expression(values, log_normalized=rule.log_normalized, name="the query's X")
     except ExpressionError as error:
         logger.warning("The query's measured expression is not carried over: %s", error)
         return empty, np.zeros(len(rule.genes), dtype=bool)
-    columns = source.var_names.get_indexer(rule.genes[present])
-    empty[:, present] = log_normalise(source.X, log_normalized=rule.log_normalized)[:, columns].toarray()
+    for rows, block in _log_values(values, source.var_names.get_indexer(rule.genes[present]), rule):
+        empty[rows, present] = block.toarray()
     return empty, present
 
 
@@ -211,9 +212,17 @@ def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix
             f"{len(missing)} genes of the panel are not in var_names (first: {list(missing[:3])}). "
             "Embedding expression needs the whole panel; modality='image' needs none."
         )
-    check_expression(source.X, log_normalized=rule.log_normalized, name="X")
-    values = log_normalise(source.X, log_normalized=rule.log_normalized)
-    return values[:, source.var_names.get_indexer(rule.genes)].tocsr()
+    values = read_layer(source, None)
+    check_expression(values, log_normalized=rule.log_normalized, name="X")
+    blocks = _log_values(values, source.var_names.get_indexer(rule.genes), rule)
+    return sparse.vstack([block for _, block in blocks], format="csr")
+
+
+def _log_values(values: Any, columns: np.ndarray, rule: ExpressionRule) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Log-normalised expression of some genes, some spots at a time: of all genes there is no second table."""
+    for start in range(0, values.shape[0], BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, values.shape[0]))
+        yield rows, log_normalise(values[rows], log_normalized=rule.log_normalized)[:, columns]
 
 
 def slice_names(adata: AnnData, slice_key: str | None) -> np.ndarray:

@@ -13,13 +13,13 @@ from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
 
-from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb.model._rows import FeatureRows
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_not_negative, spot_centers
-from st_gchb.pp._expression import check_expression
+from st_gchb.pp._expression import check_expression, layer_name, read_layer
+from st_gchb.pp._foreign_graph import graph_of
 from st_gchb.pp._graph import slice_members
 from st_gchb.pp._rule import stained_versions
 
@@ -123,16 +123,8 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     """
     check_names(adata)
     check_not_negative(spot_centers(adata), adata.obs_names)
-    layer = where.layer
-    if layer is not None and layer not in adata.layers:
-        raise MissingKeyError(
-            f"layers has no {layer!r}; found {list(named_layers(adata))}. Name the layer that holds the counts."
-        )
-    values = adata.X if layer is None else adata.layers[layer]
-    name = "X" if layer is None else f"layers[{layer!r}]"
-    if values is None:
-        raise MissingKeyError(f"{name} is empty; expected raw counts, (n_spots, n_genes).")
-    check_expression(values, log_normalized=where.log_normalized, name=name)
+    values = read_layer(adata, where.layer)
+    check_expression(values, log_normalized=where.log_normalized, name=layer_name(where.layer))
     slice_members(adata, where.slice_key)
     if where.features_key in adata.obsm:
         check_features(adata, where.features_key)
@@ -167,7 +159,7 @@ def check_graph(adata: AnnData, key: str, slice_key: str | None) -> None:
     GraphError
         With the number of edges concerned.
     """
-    graph = adata.obsp[key].tocsr()
+    graph = graph_of(adata, key)
     if (graph != graph.T).nnz:
         raise GraphError(f"obsp[{key!r}] is not symmetric. Build it with st_gchb.pp.spatial_graph, or symmetrise it.")
     if slice_key is not None:

@@ -12,13 +12,14 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from st_gchb._compat import torch_threads_kept
+from st_gchb._compat import named_layers, torch_threads_kept
 from st_gchb._constants import TARGET_SUM
 from st_gchb._errors import ExpressionError, MissingKeyError
 from st_gchb._logging import logger
+from st_gchb._matrices import matrix_of
 
 Matrix: TypeAlias = Any
-"""``(n_spots, n_genes)``: numpy array, scipy sparse matrix or array."""
+"""``(n_spots, n_genes)``: whatever :func:`~st_gchb._matrices.matrix_of` reads."""
 
 _MAX_COUNT_LOG = 20.0
 """No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
@@ -56,9 +57,34 @@ def _is_sparse(matrix: Matrix) -> bool:
     return bool(sparse.issparse(matrix))
 
 
+def read_layer(adata: ad.AnnData, layer: str | None) -> Matrix:
+    """Expression of an AnnData in memory, numpy or CSR, ``(n_spots, n_genes)``; not to be written to.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such layer, or ``X`` is empty.
+    ExpressionError
+        It holds no numbers.
+    """
+    if layer is not None and layer not in adata.layers:
+        raise MissingKeyError(
+            f"layers has no {layer!r}; found {list(named_layers(adata))}. Name the layer that holds the counts."
+        )
+    values = adata.X if layer is None else adata.layers[layer]
+    if values is None:
+        raise MissingKeyError("X is empty; expected raw counts, (n_spots, n_genes).")
+    return matrix_of(values, layer_name(layer), ExpressionError)
+
+
+def layer_name(layer: str | None) -> str:
+    """What a layer is called in messages."""
+    return "X" if layer is None else f"layers[{layer!r}]"
+
+
 def as_csr(matrix: Matrix) -> sparse.csr_matrix:
     """Expression as CSR float32, ``(n_spots, n_genes)``; a copy that may be changed."""
-    return sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    return sparse.csr_matrix(matrix_of(matrix, "expression", ExpressionError), dtype=np.float32, copy=True)
 
 
 def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None:
@@ -70,7 +96,8 @@ def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None
         For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
         log-normalised values), and spots without any count.
     """
-    values: np.ndarray = matrix.data if _is_sparse(matrix) else np.asarray(matrix)
+    matrix = matrix_of(matrix, name, ExpressionError)
+    values: np.ndarray = matrix.data if _is_sparse(matrix) else matrix
     if values.size == 0 or matrix.shape[1] == 0:
         raise ExpressionError(
             f"{name} holds no expression at all: found shape {matrix.shape}. Pass a layer with counts."

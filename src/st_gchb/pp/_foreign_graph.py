@@ -7,12 +7,30 @@ from typing import Literal
 
 import numpy as np
 from anndata import AnnData
+from scipy import sparse
 
 from st_gchb._constants import Keys
-from st_gchb._errors import GraphError
+from st_gchb._errors import GraphError, MissingKeyError
+from st_gchb._matrices import matrix_of
 from st_gchb.pp._coordinates import spot_centers
 from st_gchb.pp._graph import GraphRule, slice_members, spatial_graph, um_per_px_of
 from st_gchb.pp._interleave import spacing_of
+
+
+def graph_of(adata: AnnData, key: str) -> sparse.csr_matrix:
+    """A spot graph in memory, ``(n_spots, n_spots)``, whatever holds it; not to be written to.
+
+    Raises
+    ------
+    MissingKeyError, GraphError
+        It is not there, or holds something else than finite weights.
+    """
+    if key not in adata.obsp:
+        raise MissingKeyError(f"obsp has no {key!r}; found {list(adata.obsp)}. Make it with st_gchb.pp.spatial_graph.")
+    graph = sparse.csr_matrix(matrix_of(adata.obsp[key], f"obsp[{key!r}]", GraphError))
+    if not np.isfinite(graph.data).all():
+        raise GraphError(f"obsp[{key!r}] holds NaN or infinite weights. Build it with st_gchb.pp.spatial_graph.")
+    return graph
 
 
 def rule_of(
@@ -33,7 +51,8 @@ def rule_of(
     params = adata.uns.get(f"{prefix}_neighbors", {}).get("params", {})
     if "mode" in params:
         return GraphRule(**{key: params[key] for key in GraphRule.__dataclass_fields__ if key in params})
-    graph = adata.obsp[connectivities_key].tocoo()
+    own = graph_of(adata, connectivities_key)
+    graph = own.tocoo()
     centers = spot_centers(adata)
     probe = AnnData(obs=adata.obs.copy(), obsm={Keys.SPATIAL: centers})
     if graph.nnz:
@@ -51,12 +70,12 @@ def rule_of(
         wide = GraphRule("radius", 1.5 * longest, unit, pitch=pitch)
         spatial_graph(probe, rule=wide, slice_key=slice_key, um_per_px=sizes)
         pairs = probe.obsp[Keys.DISTANCES].tocoo()
-        apart = np.asarray(adata.obsp[connectivities_key].tocsr()[pairs.row, pairs.col]).ravel() == 0
+        apart = np.asarray(own[pairs.row, pairs.col]).ravel() == 0
         shortest = float((pairs.data * per_spot[pairs.row])[apart].min(initial=1.5 * longest))
         if shortest > longest:
             rule = replace(wide, radius=(longest + shortest) / 2)
             spatial_graph(probe, rule=rule, slice_key=slice_key, um_per_px=sizes)
-            if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (adata.obsp[connectivities_key] > 0)).nnz == 0:
+            if ((probe.obsp[Keys.CONNECTIVITIES] > 0) != (own > 0)).nnz == 0:
                 return rule
     raise GraphError(
         f"obsp[{connectivities_key!r}] was not built by st_gchb.pp.spatial_graph and is no radius graph, so a "

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from st_gchb._errors import MissingKeyError
+from st_gchb._matrices import matrix_of
 from st_gchb.retrieval._index import SearchIndex
 from st_gchb.retrieval._linear import FittedReadout
 
@@ -108,4 +109,5 @@ class ReferenceBank:
     @staticmethod
     def table_from(values: Any, columns: Sequence[str] | pd.Index) -> ReferenceTable:
         """A table from a layer or an ``obsm`` entry."""
-        return ReferenceTable(sparse.csr_matrix(values, dtype=np.float32), pd.Index(columns).astype(str))
+        matrix = sparse.csr_matrix(matrix_of(values, "the table"), dtype=np.float32)
+        return ReferenceTable(matrix, pd.Index(columns).astype(str))

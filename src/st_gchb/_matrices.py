@@ -1,0 +1,144 @@
+"""Matrices of numbers, whatever holds them: memory, a file, dask, torch, pandas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from st_gchb._compat import ARRAY_ERRORS
+from st_gchb._errors import InputError
+
+_NUMBERS = "buif"
+"""Kinds of dtype that count as numbers: truth values, whole numbers, real numbers."""
+
+
+def matrix_of(values: Any, name: str, error: type[InputError] = InputError) -> Any:
+    """Read a matrix into memory as a numpy array or as CSR, each in the machine's own byte order.
+
+    What is not numpy or scipy is read once: a backed AnnData's ``X`` (dense or sparse), ``h5py`` data sets, zarr and
+    dask arrays, torch tensors, data frames, masked arrays. Masked and missing values become NaN. A numpy array or CSR
+    matrix of numbers is handed on as it is, so the result is not to be written to.
+
+    Parameters
+    ----------
+    values
+        ``(n_rows, n_columns)``.
+    name
+        What it is called in the message, such as ``"layers['counts']"``.
+    error
+        Type of the error.
+
+    Returns
+    -------
+    ``np.ndarray`` or ``scipy.sparse.csr_matrix`` without duplicate entries.
+
+    Raises
+    ------
+    InputError
+        Of the type given: it cannot be read, is not two-dimensional, or holds something else than real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from st_gchb._matrices import matrix_of
+    >>> matrix_of(sparse.coo_array(np.eye(2)), "X").format
+    'csr'
+    >>> matrix_of(np.ma.masked_equal([[1, 2]], 2), "X")
+    array([[ 1., nan]])
+    """
+    try:
+        matrix = _canonical(sparse.csr_matrix(_read(values))) if _is_sparse(values) else _plain(_read(values))
+    except ARRAY_ERRORS as problem:
+        raise error(
+            f"{name} ({_kind(values)}) cannot be read as a matrix: {problem}. Pass a numpy array or a scipy sparse "
+            "matrix; an AnnData on disk is read into memory by adata = adata.to_memory()."
+        ) from problem
+    if matrix.ndim != 2:
+        raise error(f"{name} has shape {matrix.shape}; expected two dimensions, (n_spots, n_columns).")
+    if matrix.dtype.kind not in _NUMBERS:
+        raise error(f"{name} ({_kind(values)}) holds {matrix.dtype} values; expected real numbers.")
+    return matrix
+
+
+def dense_of(values: Any, name: str, error: type[InputError] = InputError) -> np.ndarray:
+    """Read a matrix as a dense numpy array; errors as :func:`matrix_of`."""
+    matrix = matrix_of(values, name, error)
+    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
+
+
+def is_chunked(values: Any) -> bool:
+    """Whether rows of a dense matrix can be read without the others: ``h5py`` data set, zarr or dask array."""
+    return (
+        hasattr(values, "chunks")
+        and not _is_sparse(values)
+        and len(getattr(values, "shape", ())) == 2
+        and np.dtype(getattr(values, "dtype", object)).kind in _NUMBERS
+    )
+
+
+def _is_sparse(values: Any) -> bool:
+    """Whether a matrix is sparse, in memory, in a file, in blocks of dask, or as a tensor."""
+    if sparse.issparse(values) or sparse.issparse(getattr(values, "_meta", None)):
+        return True
+    # anndata's sparse matrices in a file, and torch's tensors.
+    return getattr(values, "format", None) in ("csr", "csc") or "sparse" in str(getattr(values, "layout", ""))
+
+
+def _read(values: Any) -> Any:
+    """What numpy and scipy understand, in memory."""
+    if hasattr(values, "detach"):
+        return _tensor(values.detach().cpu())
+    if hasattr(values, "to_memory"):
+        values = values.to_memory()
+    if hasattr(values, "compute"):
+        values = values.compute()
+    if isinstance(values, pd.DataFrame):
+        return _frame(values)
+    return values
+
+
+def _tensor(tensor: Any) -> Any:
+    """A tensor on the host as numpy or CSR."""
+    # numpy has no bfloat16.
+    tensor = tensor.double() if tensor.is_floating_point() else tensor
+    if "sparse" not in str(tensor.layout):
+        return tensor.resolve_neg().numpy()
+    coo = tensor.to_sparse_coo().coalesce()
+    return sparse.csr_matrix((coo.values().numpy(), coo.indices().numpy()), shape=tuple(coo.shape))
+
+
+def _frame(frame: pd.DataFrame) -> np.ndarray:
+    """Columns of a frame side by side; text stays text, which is refused."""
+    if all(pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes):
+        return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    return frame.to_numpy()
+
+
+def _plain(values: Any) -> np.ndarray:
+    """A numpy array without mask, of the machine's byte order."""
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan) if np.ma.is_masked(values) else values.data
+    array = np.asarray(values)
+    if array.dtype.kind == "O" and all(isinstance(value, int | float | np.number) for value in array.flat):
+        array = array.astype(np.float64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """CSR in the machine's byte order whose entries are each there once: the log of a sum is not the sum of logs."""
+    if not matrix.dtype.isnative:
+        matrix = matrix.astype(matrix.dtype.newbyteorder("="))
+    # Indices that point outside of it would end the process, not the call.
+    matrix.check_format(full_check=True)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
+
+
+def _kind(values: Any) -> str:
+    return f"{type(values).__module__.partition('.')[0]} {type(values).__name__}".removeprefix("builtins ")
