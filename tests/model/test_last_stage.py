@@ -185,8 +185,14 @@ def test_a_step_holds_maps_of_a_bounded_size(ref, monkeypatch, caplog):
     assert "more than 10 spots (block_size)" in caplog.text
 
 
-def test_training_goes_on_where_it_ended(ref, tmp_path):
-    options = QUIET | {"calibrate": False, "checkpoint_dir": tmp_path}
+def fused_adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+
+
+@pytest.mark.parametrize("plan", [{}, {"optimizer": "Custom", "optimizer_creator": fused_adamw}])
+def test_training_goes_on_where_it_ended(ref, tmp_path, plan):
+    """To the bit, with the optimizer that walks through memory too: the stage's weights are held channels last."""
+    options = QUIET | {"calibrate": False, "checkpoint_dir": tmp_path, "plan_kwargs": plan}
     expected = new(ref, max_epochs=2)
     expected.train(**options)
     stopped = new(ref, max_epochs=2)

@@ -178,6 +178,7 @@ class Progress(Callback):
             return
         for optimizer, stored in zip(trainer.optimizers, self.state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
+            _lay_out(optimizer)
         for config, stored in zip(trainer.lr_scheduler_configs, self.state["schedulers"], strict=True):
             config.scheduler.load_state_dict(stored)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -248,6 +249,19 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(item) for item in value)
     return value
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay an optimizer's moments out in memory like their parameters, which a file does not keep.
+
+    torch's fused optimizers, which scvi-tools takes from 1.5 on, walk through the memory of a parameter and of its
+    moments side by side: of a convolution that is held channels last, they would pair the wrong numbers.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                moments[name] = like.copy_(value)
 
 
 def _random() -> State:
