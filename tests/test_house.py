@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "st_gchb"
-BASE = {"_constants", "_errors", "_logging", "_files", "_compat", "_genes", "_matrices"}
+BASE = {"_constants", "_errors", "_logging", "_files", "_compat", "_genes", "_matrices", "_settings", "errors"}
 
 # A room may import the rooms of its row, and what those may import.
 ROOMS: dict[str, set[str]] = {
@@ -43,6 +43,8 @@ ONLY: dict[str, set[str]] = {
     "metrics": {"numpy", "pandas", "scipy"},
     "_constants": set(),
     "_errors": set(),
+    "errors": set(),
+    "_settings": {"platformdirs"},
     "_files": set(),
     "_logging": {"tqdm"},
 }

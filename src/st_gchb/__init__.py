@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = version("st-gchb")
 
-_ROOMS = ("datasets", "evaluate", "io", "many", "metrics", "model", "pl", "pp")
+_ROOMS = ("datasets", "errors", "evaluate", "io", "many", "metrics", "model", "pl", "pp")
 
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
     from st_gchb import datasets as datasets
+    from st_gchb import errors as errors
     from st_gchb import evaluate as evaluate
     from st_gchb import io as io
     from st_gchb import many as many
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from st_gchb import model as model
     from st_gchb import pl as pl
     from st_gchb import pp as pp
+    from st_gchb._settings import settings as settings
 
 
 def __getattr__(name: str) -> Any:
     # scvi-tools alone takes ten seconds to import: a room is imported when it is first used.
     if name in _ROOMS:
         return importlib.import_module(f"st_gchb.{name}")
+    if name == "settings":
+        return importlib.import_module("st_gchb._settings").settings
     raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
 
 

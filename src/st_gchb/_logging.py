@@ -10,44 +10,49 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
+from st_gchb._settings import bars_disabled
+
 T = TypeVar("T")
 
 logger = logging.getLogger("st_gchb")
 
 
-def set_verbosity(level: int | str) -> None:
-    """Set how much the package says.
+class _Console(logging.Handler):
+    """Write messages to stderr, above a progress bar that is running, not into it.
 
-    Parameters
-    ----------
-    level
-        A level of :mod:`logging`, such as ``"WARNING"`` (quiet: no progress bars) or ``"INFO"``.
-
-    Examples
-    --------
-    >>> from st_gchb._logging import set_verbosity
-    >>> set_verbosity("INFO")
+    Messages are also handed on to the handlers of the root logger, so that a log file of the user's and the tests of
+    other projects hear them. Where one of those writes to the console itself, this one keeps still.
     """
-    logger.setLevel(level)
-    if not logger.handlers:
-        handler = _AboveBars(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-
-
-class _AboveBars(logging.StreamHandler):
-    """Writes lines above a progress bar that is running, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        tqdm.write(self.format(record), file=self.stream)
+        if any(_writes_to_console(other) for other in _handlers_above()):
+            return
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        # A console that is closed, or cannot show a letter, must not end the work that the message tells of.
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
+def _handlers_above() -> list[logging.Handler]:
+    return logging.getLogger().handlers if logger.propagate else []
+
+
+def _writes_to_console(handler: logging.Handler) -> bool:
+    streams = (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+    # Rich's handler has a console in place of a stream.
+    return getattr(handler, "stream", None) in streams or hasattr(handler, "console")
+
+
+_console = _Console()
+_console.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+logger.addHandler(_console)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
-    """Iterate with a progress bar after ``delay`` seconds, absent when the logger is quieter than ``INFO``."""
-    quiet = logger.getEffectiveLevel() > logging.INFO
-    return iter(tqdm(items, desc=description, total=total, disable=quiet, leave=False, delay=delay))
+    """Iterate with a progress bar after ``delay`` seconds, where ``settings.progress_bars`` asks for one."""
+    return iter(tqdm(items, desc=description, total=total, disable=bars_disabled(), leave=False, delay=delay))
 
 
 @contextmanager

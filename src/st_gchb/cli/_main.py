@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from st_gchb import __version__
 from st_gchb._errors import STGCHBError
-from st_gchb._logging import set_verbosity
+from st_gchb._settings import settings
 from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _study, _train
 from st_gchb.cli._arguments import check_machine
 
@@ -34,10 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit: 0
     """
     arguments = build_parser().parse_args(argv)
-    # Notices of the libraries to their own developers would bury what the command says.
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-        warnings.filterwarnings("ignore", category=category)
-    set_verbosity("WARNING" if arguments.quiet else "INFO")
+    with settings.override(verbosity="WARNING" if arguments.quiet else "INFO"), warnings.catch_warnings():
+        # Notices of the libraries to their own developers would bury what the command says.
+        for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+            warnings.filterwarnings("ignore", category=category)
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run a sub-command and turn the way it ends into a status."""
     try:
         check_machine(arguments)
         status = arguments.run(arguments)

@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     STGCHB.setup_anndata(adata, slice_key=slice_key)
     model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
     options = {"accelerator": arguments.device, "resume": arguments.resume}
-    model.train(arguments.max_epochs, enable_progress_bar=not arguments.quiet, **options)
+    model.train(arguments.max_epochs, **options)
     model.save(arguments.out, overwrite=arguments.overwrite)
     print(f"model {model.model_id_} written to {arguments.out}")

@@ -41,7 +41,7 @@ def dlpfc(
         Folder with the files, flat under the names of the bucket, or one sub-folder a slice. Also named by the
         environment variable ``ST_GCHB_DATA``.
     cache_dir
-        Where downloads are kept; by default the user's cache, or ``ST_GCHB_CACHE``.
+        Where downloads are kept; by default ``st_gchb.settings.cache_dir``.
     image
         ``"hires"``: only Space Ranger's down-scaled image (about 2,000 px). ``"full"``: the full-resolution image
         too, several hundred MB a slice.

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import pooch
 import requests
 
 from st_gchb._errors import DownloadError, MissingFileError
 from st_gchb._files import sha256_of, write_whole
 from st_gchb._logging import logger
+from st_gchb._settings import settings
 
 DATA_VARIABLE = "ST_GCHB_DATA"
-CACHE_VARIABLE = "ST_GCHB_CACHE"
 
 _TIMEOUT_S = (5, 30)
 """Seconds to wait for a connection, and between two pieces of the answer."""
@@ -71,13 +69,8 @@ def local_folder(dataset: str, path: str | Path | None) -> Path | None:
 
 
 def cache_folder(dataset: str, cache_dir: str | Path | None) -> Path:
-    """Folder that downloads of a data set go to: ``cache_dir``, ``ST_GCHB_CACHE``, or the user's cache."""
-    if cache_dir is not None:
-        root = Path(cache_dir).expanduser()
-    elif os.environ.get(CACHE_VARIABLE):
-        root = Path(os.environ[CACHE_VARIABLE]).expanduser()
-    else:
-        root = platformdirs.user_cache_path("st_gchb")
+    """Folder that downloads of a data set go to: in ``cache_dir``, else in ``settings.cache_dir``."""
+    root = settings.cache_dir if cache_dir is None else Path(cache_dir).expanduser()
     return root / "datasets" / dataset
 
 
@@ -146,7 +139,6 @@ def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataF
         if target.is_file():
             return target
         raise DownloadError(_advice(f"no address is known for {file.name}", folder, dataset, wanted))
-    bar = logger.getEffectiveLevel() <= logging.INFO
     folder.mkdir(parents=True, exist_ok=True)
     if not target.is_file():
         logger.info("%s: downloading %s from %s", dataset, file.name, file.url)
@@ -156,7 +148,7 @@ def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataF
             known_hash=None if expected is None else f"sha256:{expected}",
             fname=file.name,
             path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT_S),
+            downloader=pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=_TIMEOUT_S),
         )
     except (requests.exceptions.RequestException, OSError) as error:
         reason = f"{file.name} could not be downloaded from {file.url} ({type(error).__name__}: {_short(error)})"

@@ -84,7 +84,7 @@ def her2st(
         Folder with the files as published (``C2.jpg``, ``C2.tsv.gz``, ``C2_selection.tsv``), or with a clone of
         the repository ``almaan/her2st``. Also named by the environment variable ``ST_GCHB_DATA``.
     cache_dir
-        Where downloads are kept; by default the user's cache, or ``ST_GCHB_CACHE``.
+        Where downloads are kept; by default ``st_gchb.settings.cache_dir``.
     hires_side_px
         Longer side of the down-scaled image that is kept in memory for plots, px.
 

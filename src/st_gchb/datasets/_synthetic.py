@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import track
+from st_gchb._settings import settings
 from st_gchb.datasets._anatomy import Anatomy, anatomy_of, random_anatomy
 from st_gchb.datasets._cells import place_cells
 from st_gchb.datasets._geometry import geometries
@@ -32,7 +33,7 @@ def synthetic_tissue(
     n_rows: int = 26,
     n_cols: int = 23,
     n_genes: int = 300,
-    seed: int = 0,
+    seed: int | None = None,
     geometry: ad.AnnData | Sequence[ad.AnnData] | None = None,
     spot_pitch_um: float = 100.0,
     spot_diameter_um: float = 55.0,
@@ -57,7 +58,7 @@ def synthetic_tissue(
     n_genes
         Number of genes, at least 20.
     seed
-        The same seed gives the same tissue, bit by bit.
+        The same seed gives the same tissue, bit by bit; by default ``st_gchb.settings.seed``.
     geometry
         Spots to use instead of an array: objects as :func:`dlpfc_geometry` gives them, one per slice, or one object
         with several slices told apart by ``obs["slice"]``. Needs ``obsm["spatial"]``, ``obs["layer"]`` and
@@ -98,6 +99,7 @@ def synthetic_tissue(
     >>> adata.n_vars, "truth" in adata.layers
     (40, True)
     """
+    seed = settings.seed if seed is None else seed
     _check(n_slices, n_rows, n_cols, n_genes, slices_per_patient, seed)
     _check_positive(spot_pitch_um=spot_pitch_um, spot_diameter_um=spot_diameter_um, counts_per_spot=counts_per_spot)
     if um_per_px is not None:

@@ -13,6 +13,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
 from st_gchb.evaluate._folds import leave_one_out
+from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.evaluate._run import evaluate, evaluate_fold
 from st_gchb.evaluate._variants import Variant, candidates
 
@@ -47,7 +48,7 @@ def choose(
     variants: Sequence[Variant] | None = None,
     *,
     n_top_genes: int = 1000,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     runs_dir: str | Path | None = None,
@@ -89,6 +90,7 @@ def choose(
     offered = candidates() if variants is None else list(variants)
     if not offered or any(variant.features for variant in offered):
         raise InputError(f"Found {len(offered)} variants; expected at least one, and none with features of its own.")
+    seeds = seeds_of(seeds, 3)
     folds = leave_one_out(adata, slice_key=slice_key)
     if len(folds) < 3:
         raise SliceError(f"obs[{slice_key!r}] holds {len(folds)} slices; choosing on the training slices needs 3.")

@@ -12,6 +12,7 @@ from skimage.color import hed2rgb, rgb2hed
 
 from st_gchb._constants import Keys
 from st_gchb._logging import logger
+from st_gchb._settings import settings as package_settings
 from st_gchb.evaluate._folds import hide_expression, leave_one_out
 from st_gchb.evaluate._methods import trained
 from st_gchb.pp import slices_of
@@ -28,7 +29,7 @@ def foreign_sections(
     others: Mapping[str, AnnData],
     *,
     n_top_genes: int = 1000,
-    seed: int = 0,
+    seed: int | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",
@@ -44,8 +45,10 @@ def foreign_sections(
         Raw counts in ``X``, patch features and images of at least two slices.
     others
         Sections of other tissue by name, with positions and image, one slice each in ``obs["slice"]``.
-    n_top_genes, seed, slice_key, features_key, device
+    n_top_genes, slice_key, features_key, device
         As :func:`~st_gchb.evaluate.evaluate` takes them.
+    seed
+        Of the model; by default ``st_gchb.settings.seed``.
     weights
         Path of the encoder's weights file, where it is not where the features were made.
 
@@ -67,7 +70,7 @@ def foreign_sections(
     own = hide_expression(adata[fold.test], features_key)
     bare = hide_expression(adata[fold.test])
     where = {"slice_key": slice_key, "features_key": features_key}
-    settings = {"n_top_genes": n_top_genes, "seed": seed}
+    settings = {"n_top_genes": n_top_genes, "seed": package_settings.seed if seed is None else seed}
     rows = []
     with trained(adata[fold.train], where, settings, accelerator=device) as model:
         (section,) = slices_of(bare, slice_key)

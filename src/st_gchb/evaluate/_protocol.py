@@ -11,6 +11,7 @@ from scipy import sparse
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
+from st_gchb._settings import settings
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._methods import METHODS, Method
 from st_gchb.evaluate._panels import choose_panels, present
@@ -19,6 +20,11 @@ from st_gchb.model._setup import check_features, check_names
 from st_gchb.pp._coordinates import spot_centers
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._expression import check_expression, log_normalise
+
+
+def seeds_of(given: Sequence[int] | None, n: int) -> list[int]:
+    """Seeds of a call, each once; where none are given, ``n`` from the setting on."""
+    return list(dict.fromkeys(range(settings.seed, settings.seed + n) if given is None else map(int, given)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from st_gchb._constants import Keys
 from st_gchb._logging import track
 from st_gchb.evaluate._folds import hide_expression, leave_one_out
 from st_gchb.evaluate._methods import trained
+from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.metrics import pearson
 from st_gchb.pp._expression import choose_panel, log_normalise
 
@@ -67,7 +68,7 @@ def reliability(
     adata: AnnData,
     *,
     n_top_genes: int = 1000,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",
@@ -80,8 +81,10 @@ def reliability(
     ----------
     adata
         Raw counts in ``X``, patch features in ``obsm``.
-    n_top_genes, seeds, slice_key, features_key, device
+    n_top_genes, slice_key, features_key, device
         As :func:`~st_gchb.evaluate.evaluate` takes them.
+    seeds
+        Every slice is left out once per seed; by default once, with ``st_gchb.settings.seed``.
 
     Raises
     ------
@@ -97,7 +100,7 @@ def reliability(
     ['S1', 'S2', 'S3']
     """
     spots, genes = [], []
-    runs = [(fold, seed) for fold in leave_one_out(adata, slice_key=slice_key) for seed in seeds]
+    runs = [(fold, seed) for fold in leave_one_out(adata, slice_key=slice_key) for seed in seeds_of(seeds, 1)]
     for fold, seed in track(runs, "Confidence"):
         train, test = adata[fold.train], adata[fold.test]
         log_train = log_normalise(train.X, log_normalized=False)

@@ -17,7 +17,7 @@ from st_gchb.evaluate._kept import Run, RunFolder
 from st_gchb.evaluate._keys import RunKey, keys_of, plain
 from st_gchb.evaluate._methods import Method
 from st_gchb.evaluate._prepare import Prepared, prepare
-from st_gchb.evaluate._protocol import Plan, Protocol, make_plan
+from st_gchb.evaluate._protocol import Plan, Protocol, make_plan, seeds_of
 from st_gchb.evaluate._result import Evaluation
 
 DEFAULT_METHODS = ("default", "bleep", "ridge", "ridge-neighbors", "knn", "mean")
@@ -32,7 +32,7 @@ def evaluate(
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
     by: Literal["slice", "patient"] = "slice",
     n_top_genes: int = 1000,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,
     patient_key: str = Keys.PATIENT,
@@ -57,7 +57,7 @@ def evaluate(
     n_top_genes
         Size of the panel, chosen anew on the training slices of each fold.
     seeds
-        Every method is run once per seed.
+        Every method is run once per seed; by default with three, counted up from ``st_gchb.settings.seed``.
     markers
         Genes for the measure MG.
     slice_key, patient_key, features_key
@@ -88,7 +88,7 @@ def evaluate(
     ['ridge', 'mean']
     """
     folds = leave_one_out(adata, by, slice_key=slice_key, patient_key=patient_key)
-    protocol = Protocol(by, n_top_genes, _distinct(seeds), markers, slice_key, features_key, device)
+    protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device)
     return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
 
 
@@ -98,7 +98,7 @@ def evaluate_fold(
     *,
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
     n_top_genes: int = 1000,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
@@ -114,12 +114,8 @@ def evaluate_fold(
         If there is no such slice.
     """
     folds = hold_one_out(adata, held_out, slice_key=slice_key)
-    protocol = Protocol("slice", n_top_genes, _distinct(seeds), markers, slice_key, features_key, device)
+    protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device)
     return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
-
-
-def _distinct(seeds: Sequence[int]) -> list[int]:
-    return list(dict.fromkeys(int(seed) for seed in seeds))
 
 
 def _evaluate(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:

@@ -13,6 +13,7 @@ from anndata import AnnData
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
+from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.evaluate._run import evaluate
 from st_gchb.evaluate._variants import STUDY, Variant
 from st_gchb.pp import embed_patches
@@ -50,7 +51,7 @@ def study(
     *,
     encoder: Any = "resnet50",
     n_top_genes: int = 1000,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] | None = None,
     slice_key: str = Keys.SLICE,
     runs_dir: str | Path | None = None,
     device: str = "auto",
@@ -92,6 +93,7 @@ def study(
     unknown = [name for name in asked if name not in STUDY]
     if unknown or not asked:
         raise InputError(f"Unknown questions {unknown}; known: {list(STUDY)}.")
+    seeds = seeds_of(seeds, 3)
     rest: dict[str, Any] = {
         "n_top_genes": n_top_genes,
         "seeds": seeds,
@@ -110,7 +112,7 @@ def study(
             parts.append(result.scores.rename(columns={"method": "variant"}).assign(question=question))
     scores = pd.concat(parts, ignore_index=True)
     front = ["question", "variant", "fold", "seed"]
-    settings = {"questions": asked, "encoder": str(encoder), "n_top_genes": n_top_genes, "seeds": list(seeds)}
+    settings = {"questions": asked, "encoder": str(encoder), "n_top_genes": n_top_genes, "seeds": seeds}
     plain = {key: value if isinstance(value, int | float | bool) else str(value) for key, value in made.items()}
     return Study(scores[front + [name for name in scores if name not in front]], settings | plain)
 

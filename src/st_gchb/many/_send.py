@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
+from st_gchb._settings import without_bars
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
 from st_gchb.many._watch import watched
@@ -100,7 +101,8 @@ def _on_worker(slide: Slide, job: Job) -> Receipt:
     """What dask runs."""
     from distributed import get_worker
 
-    return do_slide(slide, job, job.threads or get_worker().state.nthreads)
+    with without_bars():
+        return do_slide(slide, job, job.threads or get_worker().state.nthreads)
 
 
 class _Sent:

@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError
+from st_gchb._settings import settings as package_settings
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._context import context_of
 from st_gchb.model._delivery import check_delivery, deliver
@@ -46,7 +47,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
     panel
         Genes to predict; by default the ``n_top_genes`` most variable ones.
     seed
-        Seed of all that is random in fitting and training.
+        Seed of all that is random in fitting and training; by default ``st_gchb.settings.seed``.
     registry
         For loading without data.
     settings
@@ -72,14 +73,14 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         preset: Preset = "default",
         *,
         panel: list[str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         registry: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(adata, SpatialData):
             adata = registered_table(adata)
         super().__init__(adata, registry)
-        self.preset, self.seed = preset, int(seed)
+        self.preset, self.seed = preset, package_settings.seed if seed is None else int(seed)
         self.settings = settings_for(preset, settings)
         self.rules_: Rules | None = None
         self.bank_: ReferenceBank | None = None

@@ -17,6 +17,7 @@ from scvi.train import TrainRunner
 from st_gchb._compat import history_logger, parse_device_args
 from st_gchb._errors import CheckpointError, DeviceError
 from st_gchb._logging import logger, others_quiet
+from st_gchb._settings import settings as package_settings
 from st_gchb.model._presets import ModelSettings
 from st_gchb.train import (
     CheckpointFolder,
@@ -135,6 +136,7 @@ def _fit(
             "through the trunk's last stage. Pass devices=1, or image_tail='none'."
         )
     given.setdefault("logger", history_logger())
+    given.setdefault("enable_progress_bar", package_settings.progress_bars)
     epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()

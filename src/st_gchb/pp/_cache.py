@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from st_gchb._files import write_whole
 from st_gchb._logging import logger
+from st_gchb._settings import settings
 
 CODE_VERSION = 1
 """To be raised whenever patches or features come out differently from the same input."""
@@ -25,7 +24,7 @@ Features = npt.NDArray[np.float32]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Folder of cached features: the argument, else ``ST_GCHB_CACHE``, else the user's cache folder.
+    """Folder of cached features: in the folder that is given, else in ``settings.cache_dir``.
 
     Examples
     --------
@@ -33,8 +32,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
     >>> cache_folder("/data/cache").as_posix()
     '/data/cache/features'
     """
-    root = cache_dir or os.environ.get("ST_GCHB_CACHE") or platformdirs.user_cache_path("st_gchb")
-    return Path(root) / "features"
+    return (Path(cache_dir).expanduser() if cache_dir else settings.cache_dir) / "features"
 
 
 def content_key(**parts: Any) -> str:

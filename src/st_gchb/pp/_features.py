@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from st_gchb import __version__
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._errors import InputError
+from st_gchb._settings import settings
 from st_gchb.pp._cache import cache_folder
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._embed import Damaged, embed_slices
@@ -44,7 +45,7 @@ def embed_patches(
     views: int = 4,
     stain_norm: StainMethod | Stain | None = None,
     stain_augment: int = 0,
-    stain_seed: int = 0,
+    stain_seed: int | None = None,
     tail: Tail | None = None,
     image: Any = None,
     image_key: str | None = None,
@@ -88,7 +89,7 @@ def embed_patches(
         For training: encode the patches this many times more, each slice every time as if more or less of each dye had
         been used. Training draws from these versions; each takes as long as the features themselves.
     stain_seed
-        Seed of these versions.
+        Seed of these versions; by default ``st_gchb.settings.seed``.
     tail
         ``"last_stage"``: also keep the maps before the trunk's last stage, in files of the cache folder, so that
         ``STGCHB(image_tail="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
@@ -115,7 +116,7 @@ def embed_patches(
         Key in ``obsm`` and ``uns``.
     cache, cache_dir
         Whether and where features are kept by content: the same image, positions, encoder and weights are not computed
-        twice. The folder is the user's cache, or ``ST_GCHB_CACHE``. Pixels that are in no file, as those of a
+        twice. The folder is by default ``st_gchb.settings.cache_dir``. Pixels that are in no file, as those of a
         SpatialData, are decoded once more for that.
     damaged
         What becomes of spots whose pixels cannot be decoded. ``"raise"``: an error, and nothing is written. ``"nan"``:
@@ -161,6 +162,7 @@ def embed_patches(
     _check_stain(stain_norm, stain_augment)
     check_positive("memory_mb", memory_mb)
     check_precision(precision)
+    stain_seed = settings.seed if stain_seed is None else stain_seed
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)

@@ -1,0 +1,61 @@
+"""All errors that the package raises on purpose.
+
+Each derives from :class:`STGCHBError` and from the built-in error that one would expect, so ``except ValueError`` works
+too. Messages say what was found, what was expected and what to do; the caller's objects are as they were.
+"""
+
+from st_gchb._errors import (
+    CacheError,
+    CheckpointError,
+    ClusterError,
+    CoordinateError,
+    DamageError,
+    DeviceError,
+    DownloadError,
+    EncoderError,
+    ExpressionError,
+    GraphError,
+    ImageError,
+    InputError,
+    MissingExtraError,
+    MissingFileError,
+    MissingKeyError,
+    ModelFileError,
+    NotTrainedError,
+    QueryError,
+    ScaleError,
+    SliceError,
+    StainError,
+    STGCHBError,
+    StoreError,
+    TissueError,
+    WeightsUnavailableError,
+)
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "ClusterError",
+    "CoordinateError",
+    "DamageError",
+    "DeviceError",
+    "DownloadError",
+    "EncoderError",
+    "ExpressionError",
+    "GraphError",
+    "ImageError",
+    "InputError",
+    "MissingExtraError",
+    "MissingFileError",
+    "MissingKeyError",
+    "ModelFileError",
+    "NotTrainedError",
+    "QueryError",
+    "STGCHBError",
+    "ScaleError",
+    "SliceError",
+    "StainError",
+    "StoreError",
+    "TissueError",
+    "WeightsUnavailableError",
+]
