@@ -53,7 +53,10 @@ def test_spots_without_counts_are_dropped_with_a_message(her2st_folder, caplog):
     with caplog.at_level(logging.INFO, logger="st_gchb"):
         adata = her2st(["C3"], path=her2st_folder)
     assert list(adata.obs_names) == ["C3_10x20", "C3_11x20", "C3_12x22"]
-    assert "dropped 1 selected spots without counts (10x21)" in caplog.text
+    assert (
+        "1 of 4 spots under tissue in C3_selection.tsv have no counts in C3.tsv.gz (25.0%, such as '10x21')"
+        in caplog.text
+    )
 
 
 def test_written_and_read_again(her2st_folder, tmp_path):
@@ -159,7 +162,7 @@ def test_tables_that_do_not_fit(her2st_folder):
     spots = pd.read_csv(her2st_folder / "C3_selection.tsv", sep="\t")
     spots.loc[1, "pixel_x"] = np.nan
     spots.to_csv(her2st_folder / "C3_selection.tsv", sep="\t", index=False)
-    with pytest.raises(CoordinateError, match="not finite"):
+    with pytest.raises(CoordinateError, match="the 2 spots do not spread"):
         her2st(["C3"], path=her2st_folder)
     spots.drop(columns="pixel_y").to_csv(her2st_folder / "C3_selection.tsv", sep="\t", index=False)
     with pytest.raises(InputError, match="pixel_y"):

@@ -162,13 +162,18 @@ def remove_one(ending):
     return lambda folder: next(folder.glob(f"*{ending}")).unlink()
 
 
+def in_one_row(folder):
+    table = pd.read_csv(folder / "A1_selection.tsv", sep="\t").assign(pixel_y=50)
+    table.to_csv(folder / "A1_selection.tsv", sep="\t", index=False)
+
+
 LEGACY = {
     "no image": (remove_one(".jpg"), MissingFileError, "no image.*image="),
     "no spots": (remove_one("_selection.tsv"), MissingFileError, "no table of spots"),
     "no counts": (remove_one(".tsv.gz"), MissingFileError, "no table of counts"),
     "counts cut short": (cut("A1.tsv.gz"), ExpressionError, r"A1\.tsv\.gz.*damaged"),
     "spots in one row": (
-        text("A1_selection.tsv", "x\ty\tpixel_x\tpixel_y\n5\t3\t50\t50\n6\t3\t110\t50\n"),
+        in_one_row,
         CoordinateError,
         "do not spread",
     ),

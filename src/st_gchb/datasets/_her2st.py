@@ -154,7 +154,7 @@ def _sections_in(folder: Path) -> str:
 
 def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
     """One section's spots that are under tissue and have counts."""
-    adata = read_legacy_spots(name, counts_path, spots_path)
+    adata, _ = read_legacy_spots(name, counts_path, spots_path)
     adata.obs.insert(1, Keys.PATIENT, name[0])
     return adata
 

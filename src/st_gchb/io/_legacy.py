@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import itertools
+import re
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ExpressionError, InputError
 from st_gchb._logging import logger
+from st_gchb.io._legacy_array import LegacyArray, find_array
+from st_gchb.io._losses import Loss, tell_losses
+from st_gchb.io._reading import reading
+from st_gchb.io._text_table import find_layout, open_text, read_rows
 
 SPOT_COLUMNS = {"x", "y", "pixel_x", "pixel_y"}
+_SPOT_NAME = re.compile(r"(?:.*[_\- ])?X?(\d+(?:[.,]\d+)?)\s*[xX_×:]\s*(\d+(?:[.,]\d+)?)")
+"""``10x13``; with refined positions ``15.983x5.973``; of R ``X10x13``; with the section before it ``A1_10x13``."""
+_MOSTLY = 0.5
+_TRUE, _FALSE = {"1", "1.0", "true", "t", "yes"}, {"0", "0.0", "false", "f", "no"}
+_DECIMALS = 3
+
+
+def spot_position(name: str) -> tuple[float, float] | None:
+    """Array position that a spot's name gives; None for a name of another form.
+
+    Examples
+    --------
+    >>> from st_gchb.io._legacy import spot_position
+    >>> spot_position("10x13"), spot_position("15.983x5.973"), spot_position("010x013"), spot_position("X7x15")
+    ((10.0, 13.0), (15.983, 5.973), (10.0, 13.0), (7.0, 15.0))
+    >>> spot_position("A1_10x13"), spot_position("Gapdh")
+    ((10.0, 13.0), None)
+    """
+    found = _SPOT_NAME.fullmatch(name.strip())
+    if found is None:
+        return None
+    x, y = (float(part.replace(",", ".")) for part in found.groups())
+    return (x, y)
+
+
+def are_spots(names: list[str]) -> bool:
+    """Whether most names are those of spots."""
+    names = names[:200]
+    return bool(names) and sum(spot_position(name) is not None for name in names) > _MOSTLY * len(names)
 
 
 def read_wide_counts(path: Path) -> ad.AnnData:
-    """Table of counts, spots x genes, tab-separated, first column the spot's name.
+    """Table of counts, spots x genes or genes x spots, with the names of both.
 
     Parameters
     ----------
     path
-        File, plain or compressed by gzip.
+        File, plain or compressed by gzip; columns separated by tabs, semicolons, commas or blanks.
 
     Returns
     -------
@@ -36,36 +70,119 @@ def read_wide_counts(path: Path) -> ad.AnnData:
     ExpressionError
         The file is damaged, or holds something other than counts.
     """
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
-            # Not by pandas: it is several times slower on tables this wide, and renames columns that appear twice.
-            genes = file.readline().rstrip("\n").split("\t")[1:]
-            names, rows = [], []
-            for line in file:
-                name, _, values = line.rstrip("\n").partition("\t")
-                names.append(name)
-                rows.append(sparse.csr_matrix(np.array(values.split("\t"), dtype=np.float32)))
-        counts = sparse.vstack(rows, format="csr")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ExpressionError(
-            f"{path}: the table of counts is damaged or incomplete ({error}). Expected tab-separated text, one spot a "
-            "row, its name first. Fetch the file again."
-        ) from error
-    if counts.shape[1] != len(genes):
-        raise ExpressionError(f"{path}: found {counts.shape[1]} values a row under {len(genes)} gene names.")
+    with reading(path, "the table of counts", "It may be damaged or incomplete: fetch it again.", ExpressionError):
+        columns, names, counts = _matrix(path)
     if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.round(counts.data))).all():
         raise ExpressionError(f"{path}: found values that are negative, broken or missing; expected raw counts.")
+    if are_spots(columns) and not are_spots(names):
+        logger.info("%s: genes are in rows, spots in columns.", path)
+        columns, names, counts = names, columns, counts.T.tocsr()
     if len(set(names)) < len(names):
-        raise ExpressionError(f"{path}: a spot is listed twice.")
-    index = pd.Index(genes)
+        raise ExpressionError(f"{path}: a spot is listed twice; expected each once, of one section.")
+    if not counts.shape[1] or not counts.shape[0]:
+        raise ExpressionError(f"{path}: found {counts.shape[0]} spots and {counts.shape[1]} genes; expected some.")
+    index = pd.Index(columns, dtype=object)
     if not index.is_unique:
         codes, index = pd.factorize(index)
         gather = sparse.csr_matrix((np.ones(len(codes), np.float32), (np.arange(len(codes)), codes)))
         counts = sparse.csr_matrix(counts @ gather)
-    return ad.AnnData(counts, obs=pd.DataFrame(index=pd.Index(names)), var=pd.DataFrame(index=index))
+    var = pd.DataFrame(index=pd.Index(index, dtype=object))
+    return ad.AnnData(counts, obs=pd.DataFrame(index=pd.Index(names, dtype=object)), var=var)
 
 
-def read_legacy_spots(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
+def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
+    """Names of columns and rows, and the values between them."""
+    with open_text(path) as lines:
+        header, first = next(lines, ""), next(lines, "")
+        if not first:
+            raise ExpressionError(f"{path}: the table of counts has no row; expected one for each spot.")
+        layout = find_layout(header, first)
+        names, rows = [], []
+        columns = layout.split(header)
+        # R writes no cell above the rows' names.
+        if len(columns) == len(layout.split(first)):
+            columns = columns[1:]
+        # Not by pandas: it is several times slower on tables this wide, and renames columns that appear twice.
+        for number, line in enumerate(itertools.chain([first], lines), start=2):
+            cells = layout.split(line)
+            if len(cells) - 1 != len(columns):
+                raise ExpressionError(
+                    f"{path}: row {number} ({cells[0][:40]!r}) is damaged or incomplete: found {len(cells) - 1} values "
+                    f"a row under {len(columns)} names. Fetch the file again."
+                )
+            names.append(cells[0])
+            with np.errstate(over="ignore"):  # what is too large is refused below, as infinite
+                rows.append(sparse.csr_matrix(layout.numbers(cells[1:]).astype(np.float32)))
+    return columns, names, sparse.vstack(rows, format="csr")
+
+
+def read_spots(path: Path) -> pd.DataFrame:
+    """Table of the spots of one section.
+
+    Parameters
+    ----------
+    path
+        Table with the array position ``x``, ``y``, where it is known the refined one ``new_x``, ``new_y``, the place in
+        px ``pixel_x``, ``pixel_y``, and where it is known ``selected`` (1: under tissue). Or, as of 2018, one whose
+        rows are called ``7x15`` and whose ``X``, ``Y`` are px.
+
+    Returns
+    -------
+    pandas.DataFrame
+        By the spots' names: ``x``, ``y``, ``new_x``, ``new_y``, ``pixel_x``, ``pixel_y`` as numbers, ``selected``, and
+        ``whole``: whether the row has all that is needed.
+
+    Raises
+    ------
+    InputError
+        The file is damaged, or is no such table.
+    """
+    with reading(path, "the table of spots", "Fetch it again."):
+        layout, (header, *rows) = read_rows(path)
+    names = [_column_name(cell) for cell in header]
+    if rows and len(rows[0]) == len(names) + 1:
+        names = ["", *names]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise InputError(f"{path}: the columns {twice} are there twice; expected each once.")
+    # A row that was cut, or has a cell too many, has its cells in the wrong columns from there on.
+    cells = {name: [row[i] if len(row) == len(names) else "" for row in rows] for i, name in enumerate(names)}
+    if not set(names) >= SPOT_COLUMNS:
+        cells = _named_by_rows(cells, names)
+    if not set(cells) >= SPOT_COLUMNS:
+        raise InputError(f"{path}: found the columns {header}, expected {sorted(SPOT_COLUMNS)} among them.")
+    spots = pd.DataFrame({name: layout.numbers(cells[name]) for name in ("x", "y", "pixel_x", "pixel_y")})
+    refined = set(cells) >= {"new_x", "new_y"}
+    for name in ("new_x", "new_y"):
+        spots[name] = layout.numbers(cells[name]) if refined else np.nan
+    flags = pd.Series([cell.lower() for cell in cells.get("selected", ["1"] * len(rows))], dtype=object)
+    spots["selected"] = flags.isin(_TRUE).to_numpy()
+    known = flags.isin(_TRUE | _FALSE).to_numpy()
+    spots["whole"] = np.isfinite(spots[["x", "y", "pixel_x", "pixel_y"]]).all(axis=1).to_numpy() & known
+    spots.index = pd.Index(
+        [f"{x}x{y}" if x or y else f"row {i + 2}" for i, (x, y) in enumerate(zip(cells["x"], cells["y"], strict=True))],
+        dtype=object,
+    )
+    return spots
+
+
+def _column_name(cell: str) -> str:
+    return re.sub(r"[\s.\-]+", "_", cell.strip().lstrip("#").strip().lower())
+
+
+def _named_by_rows(cells: dict[str, list[str]], names: list[str]) -> dict[str, list[str]]:
+    """Columns of a table whose rows are named by the spots, and whose X, Y are px."""
+    first = cells[names[0]] if names else []
+    if not {"x", "y"} <= set(names) or not are_spots(first):
+        return cells
+    places = [spot_position(name) or ("", "") for name in first]
+    array = {"x": [str(x) for x, _ in places], "y": [str(y) for _, y in places]}
+    return {**cells, "pixel_x": cells["x"], "pixel_y": cells["y"], **array}
+
+
+def read_legacy_spots(
+    name: str, counts_path: Path, spots_path: Path, *, allow_missing: bool = False
+) -> tuple[ad.AnnData, LegacyArray]:
     """Spots of one section that are under tissue and have counts.
 
     Parameters
@@ -73,51 +190,101 @@ def read_legacy_spots(name: str, counts_path: Path, spots_path: Path) -> ad.AnnD
     name
         Of the section: goes into ``obs["slice"]`` and before the spots' names.
     counts_path
-        Table of counts, see :func:`read_wide_counts`; its spots are called ``XxY``.
+        Table of counts, see :func:`read_wide_counts`; its spots are called by their array position, or the refined one.
     spots_path
-        Tab-separated table with the array position ``x``, ``y`` and the place in px ``pixel_x``, ``pixel_y`` of each
-        spot, and ``selected`` (1: under tissue) where it is known.
+        See :func:`read_spots`.
+    allow_missing
+        Read what is in both tables, however much is missing in one.
 
     Returns
     -------
-    AnnData
-        Counts in ``X``; ``obs``: ``slice``, ``array_row``, ``array_col``; positions in ``obsm["spatial"]``.
+    tuple
+        AnnData with counts in ``X``; ``obs``: ``slice``, ``array_row``, ``array_col``; positions in
+        ``obsm["spatial"]``. And the array that the spots lie on.
 
     Raises
     ------
     ExpressionError, CoordinateError, InputError
-        A table is damaged, or the two have no spot in common.
+        A table is damaged, or the two do not belong together.
     """
     counts = read_wide_counts(counts_path)
-    try:
-        spots = pd.read_csv(spots_path, sep="\t")
-    except ValueError as error:  # pandas' own errors are of this type as well
-        raise InputError(f"{spots_path}: no table of spots that can be read ({error}). Fetch it again.") from error
-    if not SPOT_COLUMNS <= set(spots.columns):
+    spots = read_spots(spots_path)
+    tables = f"{spots_path} and {counts_path.name}"
+    rows, of_spots = _join(counts.obs_names, spots, tables)
+    if not len(rows):
         raise InputError(
-            f"{spots_path}: found the columns {list(spots.columns)}, expected {sorted(SPOT_COLUMNS)} among them."
+            f"{tables}: no spot is in both; do they belong together? Found spots such as "
+            f"{list(spots.index[:3])} and {list(counts.obs_names[:3])}."
         )
-    if "selected" in spots:
-        spots = spots[spots["selected"] == 1]
-    spots.index = pd.Index([f"{x}x{y}" for x, y in zip(spots["x"], spots["y"], strict=True)])
-    if not spots.index.is_unique or not np.isfinite(spots[["pixel_x", "pixel_y"]]).all(axis=None):
-        raise CoordinateError(f"{spots_path}: spots are listed twice, or pixel_x, pixel_y are not finite.")
-    keep = spots.index[spots.index.isin(counts.obs_names)]
-    if len(keep) < len(spots):
-        lost = sorted(set(spots.index) - set(keep))
-        logger.info("%s: dropped %d selected spots without counts (%s)", name, len(lost), ", ".join(lost))
+    both = of_spots[spots["whole"].to_numpy()[of_spots]]
+    array = find_array(
+        spots[["x", "y"]].to_numpy()[both], spots[["pixel_x", "pixel_y"]].to_numpy()[both], str(spots_path)
+    )
+    strayed = np.zeros(len(spots), dtype=bool)
+    strayed[both] = ~array.fits
+    wanted = (spots["selected"] & spots["whole"]).to_numpy() & ~strayed
+    with_counts = np.zeros(len(spots), dtype=bool)
+    with_counts[of_spots] = True
+    with_row = np.zeros(counts.n_obs, dtype=bool)
+    with_row[rows] = True
+    losses = [
+        Loss(spots.index[~spots["whole"]], len(spots), f"rows of {spots_path.name} have gaps or were cut off"),
+        Loss(
+            spots.index[strayed],
+            len(both),
+            f"spots of {spots_path.name} lie elsewhere than their x, y in the array say",
+        ),
+        Loss(
+            spots.index[wanted & ~with_counts],
+            int(wanted.sum()),
+            f"spots under tissue in {spots_path.name} have no counts in {counts_path.name}",
+        ),
+        Loss(
+            counts.obs_names[~with_row], counts.n_obs, f"spots of {counts_path.name} have no row in {spots_path.name}"
+        ),
+    ]
+    tell_losses(name, losses, allow_missing=allow_missing)
+    # In the order of the table of spots.
+    order = np.argsort(of_spots, kind="stable")
+    keep = order[wanted[of_spots[order]]]
     if not len(keep):
-        raise InputError(f"{spots_path} and {counts_path.name}: no spot is in both; do they belong together?")
-    adata, spots = counts[keep].copy(), spots.loc[keep]
-    adata.obs_names = [f"{name}_{spot}" for spot in keep]
+        raise InputError(f"{tables}: no spot under tissue has counts; expected selected = 1 for those under tissue.")
+    adata, spots_kept = counts[rows[keep]].copy(), spots.iloc[of_spots[keep]]
+    adata.obs_names = [f"{name}_{spot}" for spot in adata.obs_names]
     # The legacy array counts columns in x and rows in y.
+    whole = spots_kept[["x", "y"]].round().astype(int)
     adata.obs = pd.DataFrame(
-        {
-            Keys.SLICE: name,
-            "array_row": spots["y"].to_numpy(),
-            "array_col": spots["x"].to_numpy(),
-        },
+        {Keys.SLICE: name, "array_row": whole["y"].to_numpy(), "array_col": whole["x"].to_numpy()},
         index=adata.obs_names,
     )
-    adata.obsm[Keys.SPATIAL] = spots[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
-    return adata
+    adata.obsm[Keys.SPATIAL] = spots_kept[["pixel_x", "pixel_y"]].to_numpy(dtype=np.float64)
+    return adata, array
+
+
+def _join(names: pd.Index, spots: pd.DataFrame, where: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the counts and rows of the spots that are the same spot, by whichever position names the counts.
+
+    Raises
+    ------
+    CoordinateError
+        A spot is listed twice.
+    """
+    places = [spot_position(name) for name in names]
+    keys = [None if place is None else (round(place[0], _DECIMALS), round(place[1], _DECIMALS)) for place in places]
+    best: tuple[list[int], list[int]] = ([], [])
+    # Labels come with refined positions under x, y, and counts under whole ones.
+    for x, y, decimals in (("x", "y", _DECIMALS), ("new_x", "new_y", _DECIMALS), ("x", "y", 0)):
+        table: dict[tuple[float, float], list[int]] = {}
+        for i, place in enumerate(zip(spots[x].round(decimals), spots[y].round(decimals), strict=True)):
+            table.setdefault(place, []).append(i)
+        found = [(i, table[key]) for i, key in enumerate(keys) if key is not None and key in table]
+        if len(found) <= len(best[0]):
+            continue
+        at_once = pd.Series([at[0] for _, at in found]).duplicated().to_numpy()
+        twice = next((names[i] for (i, at), again in zip(found, at_once, strict=True) if again or len(at) > 1), None)
+        if twice is not None:
+            raise CoordinateError(
+                f"{where}: spots are listed twice, such as {twice!r}; expected each of a section once."
+            )
+        best = ([i for i, _ in found], [at[0] for _, at in found])
+    return np.array(best[0], dtype=np.int64), np.array(best[1], dtype=np.int64)

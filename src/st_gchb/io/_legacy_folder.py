@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from st_gchb._constants import Keys
-from st_gchb._errors import CoordinateError, InputError, MissingFileError
-from st_gchb.io._legacy import SPOT_COLUMNS, read_legacy_spots
+from st_gchb._errors import InputError, MissingFileError, ScaleError
+from st_gchb._logging import logger
+from st_gchb.io._legacy import SPOT_COLUMNS, are_spots, read_legacy_spots
 from st_gchb.io._open import open_image
 from st_gchb.io._picture import picture_of
 from st_gchb.io._pixel_size import Size, caller_size, settle
+from st_gchb.io._reading import reading
+from st_gchb.io._text_table import find_layout, is_table, open_text, table_stem
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-PITCH_UM, DIAMETER_UM = 200.0, 100.0
-"""Distance and diameter of the spots of the legacy array, µm."""
-_TABLES = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
-_IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif")
-_FEWEST_GENES = 5
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".btf", ".bmp")
+_FEWEST_GENES, _LOOKED_AT = 5, 6
 _PICTURE_PX = 1500
+_COUNTS, _SPOTS = "counts", "spots"
+_CHOSEN = ("selected", "new_x")
+"""Columns of the table that the spot detector writes; tables of labels have others."""
 
 
 def is_legacy(path: Path) -> bool:
     """Whether a folder holds a table of spots or of counts."""
-    return any(_kind(file) is not None for file in _files(path, _TABLES))
+    return any(_kind(file) is not None for file in _files(path, is_table))
 
 
-def read_legacy(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> AnnData:
+def read_legacy(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, allow_missing: bool = False
+) -> AnnData:
     """Read one section of the folder.
 
     Raises
@@ -42,26 +47,32 @@ def read_legacy(path: Path, name: str | None, image: Path | None, um_per_px: flo
         A table or the image is missing.
     InputError
         There are several sections, and none was named; or a table is damaged.
+    ScaleError
+        The array cannot be told, and nothing else says the size of a pixel.
     """
-    tables = _files(path, _TABLES)
-    counts = _one_of(
-        [file for file in tables if _kind(file) == "counts"], path, name, "table of counts (spots x genes)"
-    )
+    kinds = {file: _kind(file) for file in _files(path, is_table)}
+    tables = [file for file, kind in kinds.items() if kind == _COUNTS]
+    # Of one section, files may have any names; of several, each has to name its own.
+    several = len(tables) > 1
+    counts = _one_of(tables, path, name, "table of counts (spots x genes)", named=several)
     section = name or _stem(counts)
-    spots = _one_of(
-        [file for file in tables if _kind(file) == "spots"], path, name, "table of spots (x, y, pixel_x, pixel_y)"
-    )
+    spots = _one_of(_spot_tables(kinds), path, section, "table of spots (x, y, pixel_x, pixel_y)", named=several)
     if image is None:
-        image = _one_of(_files(path, _IMAGES), path, name, "image", " Pass image=.")
+        image = _one_of(_files(path, is_image), path, section, "image", " Pass image=.", named=several)
     slide = open_image(image)
-    adata = read_legacy_spots(section, counts, spots)
+    adata, array = read_legacy_spots(section, counts, spots, allow_missing=allow_missing)
     adata.obs[Keys.SLICE] = pd.Categorical(adata.obs[Keys.SLICE])
     in_file = None if slide.um_per_px is None else Size(slide.um_per_px, "the image file")
-    pitch_px = array_pitch(adata, spots)
-    by_array = Size(PITCH_UM / pitch_px, f"spots of the legacy array {pitch_px:.4g} px apart, 200 µm")
-    size = settle([caller_size(um_per_px), in_file, by_array], section) or by_array.um_per_px
+    size = settle([caller_size(um_per_px), in_file, array.size], section)
+    if size is None:
+        raise ScaleError(
+            f"{spots}: which array the {len(array.fits)} spots lie on cannot be told ({array.told}; expected squares "
+            "of 200 µm, or a staggered array of 141 µm), and the image file does not say the size of a pixel. Pass "
+            "um_per_px=, µm per px of the image."
+        )
+    logger.info("%s: %.4g µm per px, of %s (um_per_px= sets it).", section, size, array.told)
     picture, scale = picture_of(slide, _PICTURE_PX)
-    factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: DIAMETER_UM / size, Keys.UM_PER_PX: size}
+    factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
     adata.uns[Keys.SPATIAL] = {
         section: {
             Keys.IMAGES: {"hires": picture},
@@ -72,58 +83,81 @@ def read_legacy(path: Path, name: str | None, image: Path | None, um_per_px: flo
     return adata
 
 
-def array_pitch(adata: AnnData, where: Path) -> float:
-    """Distance of neighbours in the array, px, by the affine map that fits all spots best.
-
-    Raises
-    ------
-    CoordinateError
-        The spots lie in one row, or in one place.
-    """
-    array = np.column_stack([adata.obs["array_col"], adata.obs["array_row"], np.ones(adata.n_obs)]).astype(np.float64)
-    steps = np.linalg.lstsq(array, np.asarray(adata.obsm[Keys.SPATIAL]), rcond=None)[0][:2]
-    area = abs(float(np.linalg.det(steps)))
-    if np.linalg.matrix_rank(array) < 3 or area < 1:
-        raise CoordinateError(
-            f"{where}: the positions of the {adata.n_obs} spots do not spread over the slide as their x, y in the "
-            "array do; expected neighbours a constant number of px apart."
-        )
-    return area**0.5
+def is_image(path: Path) -> bool:
+    """Whether a file's name ends as an image's, in upper or lower case."""
+    return path.name.lower().endswith(IMAGE_ENDINGS)
 
 
-def _files(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file() and file.name.lower().endswith(endings))
+def _files(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    return sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.is_file() and wanted(file))
 
 
 def _kind(file: Path) -> str | None:
-    """What a table is by its first line: ``"spots"``, ``"counts"``, or None."""
+    """What a table is by its first lines: ``"spots"``, ``"counts"``, or None."""
     try:
-        with gzip.open(file, "rt") if file.suffix == ".gz" else open(file) as lines:
-            names = lines.readline().rstrip("\n").split("\t")
-            first = lines.readline().split("\t")[0]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        with reading(file, "the table"), open_text(file) as lines:
+            header, *rows = itertools.islice(lines, _LOOKED_AT)
+    except InputError:
         # A table of counts that is damaged says so when it is read.
-        return "counts" if file.name.endswith(".tsv.gz") else None
-    if set(names) >= SPOT_COLUMNS:
-        return "spots"
-    column, _, row = first.partition("x")
-    return "counts" if len(names) > _FEWEST_GENES and column.isdigit() and row.isdigit() else None
+        return _COUNTS if file.name.lower().endswith(".gz") else None
+    layout = find_layout(header, rows[0] if rows else header)
+    columns = layout.split(header)
+    names = {cell.lower().lstrip("#").strip().replace(" ", "_") for cell in columns}
+    if names >= SPOT_COLUMNS:
+        return _SPOTS
+    by_row = are_spots([layout.split(row)[0] for row in rows])
+    if by_row and {"x", "y"} <= names:
+        return _SPOTS
+    if by_row and len(columns) > _FEWEST_GENES:
+        return _COUNTS
+    return _COUNTS if len(columns) > _FEWEST_GENES and are_spots(columns[1:]) else None
+
+
+def _spot_tables(kinds: dict[Path, str | None]) -> list[Path]:
+    """Tables of spots; where some are the spot detector's own, those alone."""
+    tables = [file for file, kind in kinds.items() if kind == _SPOTS]
+    own = []
+    for file in tables:
+        with open_text(file) as lines:
+            header = next(lines, "").lower()
+        if any(column in header for column in _CHOSEN):
+            own.append(file)
+    return own or tables
 
 
 def _stem(file: Path) -> str:
-    return file.name.split(".")[0]
+    """Name of the section in a file's name.
+
+    Examples
+    --------
+    >>> [_stem(Path(name)) for name in ("C2.tsv.gz", "MOB1_count_matrix-1.tsv", "P1.2_stdata.tsv.gz", "spots_A1.csv")]
+    ['C2', 'MOB1', 'P1.2', 'A1']
+    """
+    name = table_stem(file) or file.name.rsplit(".", 1)[0]
+    words = (
+        r"stdata|counts?|count[_.-]matrix|matrix|expression|selection|spots?|spot[_.-]data|coordinates|labeled|HE|H&E"
+    )
+    short = re.sub(rf"(?:[_.-](?:{words})(?:[_.-]\d+)?)+$", "", name, flags=re.IGNORECASE)
+    return re.sub(rf"^(?:{words})[_.-]", "", short, flags=re.IGNORECASE) or name
 
 
-def _one_of(files: list[Path], path: Path, name: str | None, what: str, advice: str = "") -> Path:
-    if name is not None:
-        files = [file for file in files if _stem(file) == name or _stem(file).startswith((f"{name}_", f"{name}-"))]
-    if len(files) == 1:
-        return files[0]
+def _one_of(
+    files: list[Path], path: Path, name: str | None, what: str, advice: str = "", *, named: bool = False
+) -> Path:
+    """The only file of a kind, or the one that the section's name is in; always that one where ``named``."""
+    found = files
+    if name is not None and (named or len(files) > 1):
+        found = [file for file in files if _stem(file) == name] or [
+            file for file in files if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", file.name)
+        ]
+    if len(found) == 1:
+        return found[0]
     section = "" if name is None else f" of section {name!r}"
-    if not files:
+    if not found:
+        there = f" Found {', '.join(file.name for file in files)}." if files else ""
         raise MissingFileError(
             f"{path}: found no {what}{section}; expected one beside the others, as legacy ST (her2st) is published: "
-            f"C2.tsv.gz, C2_selection.tsv, C2.jpg.{advice}"
+            f"C2.tsv.gz, C2_selection.tsv, C2.jpg.{there}{advice}"
         )
-    names = ", ".join(file.name for file in files)
+    names = ", ".join(file.name for file in found)
     raise InputError(f"{path}: found more than one {what}{section}: {names}. Pass name= with one section.{advice}")

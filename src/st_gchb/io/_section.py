@@ -31,6 +31,8 @@ def read_section(
     name: str | None = None,
     image: str | Path | None = None,
     um_per_px: float | None = None,
+    genome: str | None = None,
+    allow_missing: bool = False,
 ) -> SpatialData | AnnData:
     """Read a section from disk; what it is, is seen from its content.
 
@@ -50,6 +52,12 @@ def read_section(
     um_per_px
         Size of a pixel of the full-resolution image, µm. Goes before what the files say, with a warning where they
         disagree.
+    genome
+        Of a table with genes of several genomes, the one that is kept, such as ``"GRCh38"`` (default: all, with a
+        warning). Features that are no genes, such as antibodies, are never kept.
+    allow_missing
+        Read what is in all files, however much is missing in one: spots without counts, or without a position. By
+        default a section that lacks more than a tenth is refused; less is left out with a warning.
 
     Returns
     -------
@@ -89,7 +97,7 @@ def read_section(
     if outputs is not None:
         return (read_visium_hd if outputs.is_hd else read_visium)(outputs, name, picture, size)
     if is_legacy(path):
-        return read_legacy(path, name, picture, size)
+        return read_legacy(path, name, picture, size, allow_missing=allow_missing)
     raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")
 
 
