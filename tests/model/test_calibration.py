@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.model._calibration import SIGNS, Calibration, calibrate
+from st_gchb.model._calibration import SIGNS, Calibration, calibrate, calibration_folds
 from st_gchb.model._inputs import fit_appearance
 
 RNG = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_a_handful_of_spots_is_no_slide():
 
 
 def test_confidence_falls_with_expected_error(calibration):
-    confidence = calibration.confidence(signs_at(np.ones(9), spread=np.linspace(0, 1, 9)))
+    confidence = calibration.confidence(signs_at(np.ones(9), spread=np.linspace(0, 1, 9)), np.full(9, "Q"))
     assert (np.diff(confidence) < 0).all()
     assert confidence[0] > 0.95
     assert confidence[-1] < 0.05
@@ -80,3 +80,22 @@ def test_appearance_sees_what_the_reference_never_varies_in():
     moved = reference.copy()
     moved[:, -1] += 1.0
     assert (look(moved)[:, 32] > 2 * own[:, 32]).all()
+
+
+def test_confidence_fades_beyond_the_limits(calibration):
+    """Nothing was learned of the error out there: not 1.0 because a sign happens to point that way."""
+    near, far = (calibration.confidence(signs_at(np.full(30, d), spread=0.0), np.full(30, "Q")) for d in (1.0, 1e4))
+    assert near.min() > 0.9
+    assert far.max() < 1e-3
+    limit = calibration.outlier_distance
+    edge = calibration.confidence(signs_at(np.array([limit, 2 * limit]), spread=0.0), np.full(2, "Q"))
+    assert edge[1] <= edge[0] / 2
+
+
+def test_halves_of_a_slice_have_spots_wherever_they_lie():
+    one = np.full(5, "A")
+    lines = (np.column_stack([np.full(5, 3.0), np.arange(5.0)]), np.column_stack([[0, 0, 0, 0, 9.0], np.arange(5.0)]))
+    for coordinates in (*lines, lines[0][:, ::-1], np.zeros((5, 2))):
+        folds = calibration_folds(one, coordinates)
+        assert sorted(np.concatenate(folds)) == [0, 1, 2, 3, 4]
+        assert min(map(len, folds)) >= 2

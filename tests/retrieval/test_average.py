@@ -50,5 +50,11 @@ def test_mean_squares_of_rows_with_and_without_values():
     for values in (dense, dense[1:4], np.zeros((3, 4), np.float32), dense[:0]):
         table = ReferenceTable(sparse.csr_matrix(values), None)
         np.testing.assert_allclose(table.mean_squares, (values.astype(float) ** 2).mean(1))
-    assert not ReferenceTable(sparse.csr_matrix(dense), None).is_nonnegative
-    assert ReferenceTable(sparse.csr_matrix(dense[:3]), None).is_nonnegative
+
+
+def test_bounds_of_columns_count_what_is_not_stored():
+    dense = np.array([[0, -2, 3, 0], [0, -5, 4, 7], [0, -1, 9, 0]], np.float32)
+    for values in (dense, dense[1:2], dense[:, :0]):
+        low, high = ReferenceTable(sparse.csr_matrix(values), None).bounds
+        np.testing.assert_array_equal(low, values.min(0))
+        np.testing.assert_array_equal(high, values.max(0))

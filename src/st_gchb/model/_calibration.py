@@ -23,6 +23,9 @@ _OUTLIER_SLIDE = 1.4
 _SLIDE_SPOTS = 20
 """A slide of fewer spots has no middle to speak of: its spots are judged one by one."""
 
+_LEAST_FOLD = 2
+"""Spots of a fold at least: of one, nothing correlates."""
+
 _MAX_FOLDS = 5
 """Networks that are trained for calibration at most."""
 
@@ -53,10 +56,21 @@ class Calibration:
     outlier_slide: float
     expected_pcc: np.ndarray
 
-    def confidence(self, signs: np.ndarray) -> np.ndarray:
-        """Share of the held-out reference spots that are expected to be predicted worse, ``(n_query,)``, 0 to 1."""
+    def confidence(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+        """Share of the held-out reference spots that are expected to be predicted worse, ``(n_query,)``, 0 to 1.
+
+        Beyond the reference's range nothing was learned of the error: there the share is divided by how many times
+        farther than its limit a spot, or its slide, lies.
+        """
         error = _linear(signs, self.centre, self.scale, self.coefficients)
-        return 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
+        share = 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
+        distance = signs[:, SIGNS.index("distance")]
+        beyond = distance > self.outlier_distance
+        share = share * np.divide(self.outlier_distance, distance, out=np.ones_like(share), where=beyond)
+        for name, row in self.slides(signs, slices).iterrows():
+            if not row["in_range"]:
+                share[slices == name] *= row["limit"] / row["distance"]
+        return share
 
     def outlier(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Whether a spot's patch, or its slide as a whole, is unlike those of the reference, ``(n_query,)``."""
@@ -152,7 +166,11 @@ def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.nd
         groups = [names[start::_MAX_FOLDS] for start in range(min(_MAX_FOLDS, len(names)))]
         return [np.flatnonzero(np.isin(slices, group)) for group in groups]
     left = coordinates[:, 0] <= np.median(coordinates[:, 0])
-    return [rows for rows in (np.flatnonzero(left), np.flatnonzero(~left)) if len(rows)]
+    if min(left.sum(), (~left).sum()) < _LEAST_FOLD:
+        # Spots one above the other: halves by rank.
+        left = np.zeros(len(slices), dtype=bool)
+        left[np.lexsort((coordinates[:, 1], coordinates[:, 0]))[: len(slices) // 2]] = True
+    return [np.flatnonzero(left), np.flatnonzero(~left)]
 
 
 def _linear(signs: np.ndarray, centre: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
+from st_gchb._errors import EncoderError
 from st_gchb.model import _context
 from st_gchb.model._context import (
     BlockedContext,
@@ -111,6 +112,12 @@ def fit(
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
+    linear = fit_map(seen, settings.linear_components, whitening=0.0, seed=seed)
+    if not linear.matrix.any():
+        raise EncoderError(
+            f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
+            "Check that the image shows tissue, and run st_gchb.pp.embed_patches again."
+        )
     rules = Rules(
         expression=expression,
         features=_feature_rule(adata, where.features_key, settings),
@@ -118,7 +125,7 @@ def fit(
         n_features=features.shape[1],
         graph=_graph_rule(adata, where),
         context=look,
-        linear=fit_map(seen, settings.linear_components, whitening=0.0, seed=seed),
+        linear=linear,
         appearance=fit_appearance(own, seed),
         slice_key=where.slice_key,
     )

@@ -15,6 +15,22 @@ _ROWS = 4096
 _APPEARANCE = 32
 """Components of the patch features in which a query is compared with the reference's range."""
 
+_PER_COMPONENT = 4
+"""Training spots for each of these components at least: of as many components as spots, the last have no variance
+and nothing is left outside of them, so that every query would lie infinitely far away, or none."""
+
+_LEAST_REST = 0.02
+"""Least distance from the components' space that is expected of a patch, as a share of its whole distance."""
+
+_VARIES = 1e-3
+"""What varies by less than this share of the features' median deviation says nothing: it would be divided by it."""
+
+_ROUNDING = 1e-6
+"""The same, as a share of the feature's own mean: numbers of 32 bits differ by a tenth of it by rounding."""
+
+_REAL = 1e-8
+"""Variance of a component, as a share of the largest, up to which it is rounding."""
+
 SPOTS_OF_DOUBT = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
@@ -51,19 +67,36 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
     seed
         Seed of the solver.
     """
-    offset, scale = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
-    # A feature that never changes says nothing: it is switched off instead of divided by zero.
-    inverse = np.where(scale > 1e-6, 1.0 / np.maximum(scale, 1e-6), 0.0)
+    offset = x.mean(0, dtype=np.float64)
+    inverse = _inverse(offset, x.std(0, dtype=np.float64))
     if n_components is None:
         return FixedMap(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
     solver = "randomized" if width < min(x.shape) // 2 else "full"
-    pca = PCA(width, svd_solver=solver, random_state=seed).fit((x - offset) * inverse)
-    matrix = pca.components_.T
+    matrix, variance = _principal((x - offset) * inverse, width, solver, seed)
     if whitening:
-        variance = np.maximum(pca.explained_variance_, 1e-12)
-        matrix = matrix * variance ** (-whitening / 2) / np.sqrt((variance ** (1 - whitening)).mean())
+        weight = np.zeros_like(variance)
+        real = variance > _REAL * variance.max(initial=0.0)
+        np.power(variance, -whitening / 2, out=weight, where=real)
+        matrix = matrix * weight / np.sqrt((np.maximum(variance, 1e-12) ** (1 - whitening)).mean())
     return FixedMap(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
+
+
+def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """One over the deviation of each feature; 0 for what hardly varies, which is switched off."""
+    known = scale > _ROUNDING * np.abs(offset)
+    typical = float(np.median(scale[known])) if known.any() else 0.0
+    result = np.zeros_like(scale)
+    np.divide(1.0, scale, out=result, where=known & (scale > _VARIES * typical))
+    return result
+
+
+def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal directions ``(n_features, width)`` and their variances; zeros where nothing varies."""
+    if not x.any():
+        return np.zeros((x.shape[1], width)), np.zeros(width)
+    pca = PCA(width, svd_solver=solver, random_state=seed).fit(x)
+    return pca.components_.T, pca.explained_variance_
 
 
 @dataclass(frozen=True)
@@ -109,12 +142,16 @@ def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
     """Fit an :class:`AppearanceMap` on the features of the training spots, ``(n_spots, n_features)``."""
     plain = fit_map(x, None, whitening=0.0, seed=seed)
     standard = plain(x)
-    pca = PCA(min(_APPEARANCE, *x.shape), random_state=seed).fit(standard)
-    components = pca.components_.T
+    width = max(1, min(_APPEARANCE, len(x) // _PER_COMPONENT, x.shape[1]))
+    components, variance = _principal(standard, width, "auto", seed)
+    real = variance > _REAL * variance.max(initial=0.0)
+    components, variance = components[:, real], variance[real]
     outside = np.linalg.norm(standard - (standard @ components) @ components.T, axis=1).mean()
-    scale = 1.0 / np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
-    arrays = (plain.offset, plain.matrix, components, scale, np.array([1.0 / max(outside, 1e-6)]))
-    return AppearanceMap(*(array.astype(np.float32) for array in arrays))
+    whole = np.linalg.norm(standard, axis=1).mean()
+    rest = 1.0 / max(outside, _LEAST_REST * whole, np.finfo(np.float32).tiny)
+    arrays = (plain.offset, plain.matrix, components, 1.0 / np.sqrt(variance), np.array([rest]))
+    # Laid out as they are when a saved model is loaded: sums in another order differ in the last digit.
+    return AppearanceMap(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
 
 
 @dataclass(frozen=True)

@@ -121,15 +121,19 @@ def answer(
 
 
 def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
-    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``."""
+    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``.
+
+    Within the reference's range of each column: a linear read-out goes on beyond it for patches unlike any of the
+    reference's, to values that no spot can have.
+    """
     if p.settings.linear_weight:
         readout = LinearReadout(p.bank.linear, p.settings.linear_penalty)
         share = _linear_share(p, readout, table)
         # The same for every query: fitted once.
         table.readout = table.readout or readout.fit(table.values)
         retrieved = (1.0 - share) * retrieved + share * table.readout.predict(inputs)
-    # A linear read-out can fall below what the quantity can be: where the reference is never negative, 0 is the floor.
-    return np.maximum(retrieved, 0.0) if table.is_nonnegative else retrieved
+    bounded: np.ndarray = np.clip(retrieved, *table.bounds)
+    return bounded
 
 
 def predict(
@@ -153,7 +157,7 @@ def predict(
     if Keys.SPATIAL in query.adata.uns:
         result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
     if p.calibration is not None:
-        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs)
+        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs, query.slices)
         result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs, query.slices)
         expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
         result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
@@ -179,8 +183,6 @@ def _linear_share(p: Predictor, readout: LinearReadout, table: ReferenceTable) -
     if not p.settings.linear_full_at:
         return whole
     folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
-    if len(folds) < 2:  # spots in one line, of one slice
-        return whole
     if table.held_out is None:
         table.held_out = readout.held_out_correlation(table.values, folds)
     share: np.ndarray = whole * np.clip(table.held_out / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)

@@ -28,6 +28,9 @@ from st_gchb.pp._graph import check_reach, slice_members
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank
 
+_NOT_OF_THE_KIND = 1e6
+"""Standard deviations of the reference's features. Other stains and tissues lie thousands of them away at most."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -285,6 +288,7 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
         raise QueryError(
             f"The {name}'s obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. {remedy}"
         )
+    _check_near(adata, rules, name, remedy)
     if rules.features is None:
         return
     if key not in adata.uns:
@@ -298,3 +302,18 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
             f"{one} {getattr(found, one)!r} instead of {getattr(rules.features, one)!r}" for one in differ
         )
         raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {pairs}. {remedy}")
+
+
+def _check_near(adata: AnnData, rules: Rules, name: str, remedy: str) -> None:
+    """Refuse features that cannot be of the reference's kind, be the tissue what it may."""
+    key, look = rules.features_key, rules.appearance
+    far, most = 0, 0.0
+    for _, block in FeatureRows(adata.obsm[key]).blocks():
+        deviations = np.abs((np.asarray(block, dtype=np.float64) - look.offset) * look.inverse).max(1)
+        far += int((deviations > _NOT_OF_THE_KIND).sum())
+        most = max(most, float(deviations.max(initial=0.0)))
+    if far:
+        raise QueryError(
+            f"The {name}'s obsm[{key!r}] lies up to {most:.1e} standard deviations from the reference's features, in "
+            f"{far} of {adata.n_obs} spots: it is of another kind or in another unit. {remedy}"
+        )

@@ -23,6 +23,12 @@ from st_gchb.pp._foreign_graph import graph_of
 from st_gchb.pp._graph import slice_members
 from st_gchb.pp._rule import stained_versions
 
+_LEAST_SPOTS = 4
+"""Spots of a reference at least: calibration leaves half of them out, and a slice has two."""
+
+_LARGEST_FEATURE = 1e12
+"""No encoder gives larger features, and their squares are still numbers of 32 bits."""
+
 _TRANSFER = {"source_registry", "extend_categories", "allow_missing_labels"}
 """What scvi-tools takes when a model is loaded with data."""
 
@@ -126,6 +132,8 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     values = read_layer(adata, where.layer)
     check_expression(values, log_normalized=where.log_normalized, name=layer_name(where.layer))
     slice_members(adata, where.slice_key)
+    if adata.n_obs < _LEAST_SPOTS:
+        raise SliceError(f"The reference has {adata.n_obs} spots; expected at least {_LEAST_SPOTS}. Pass whole slices.")
     if where.features_key in adata.obsm:
         check_features(adata, where.features_key)
         stained_versions(adata, where.features_key)
@@ -144,11 +152,13 @@ def check_features(adata: AnnData, key: str) -> None:
     shape: tuple[int, ...] = () if sparse.issparse(adata.obsm[key]) else np.shape(adata.obsm[key])
     if len(shape) != 2 or shape[1] < 1:
         raise EncoderError(f"obsm[{key!r}] has shape {shape}; expected (n_spots, n_features).")
-    bad = sum(int((~np.isfinite(block).all(1)).sum()) for _, block in FeatureRows(adata.obsm[key]).blocks())
-    if bad:
-        raise EncoderError(
-            f"obsm[{key!r}] has NaN or infinite values in {bad} spots. Run st_gchb.pp.embed_patches again."
-        )
+    bad = huge = 0
+    for _, block in FeatureRows(adata.obsm[key]).blocks():
+        bad += int((~np.isfinite(block).all(1)).sum())
+        huge += int((np.abs(block) > _LARGEST_FEATURE).any(1).sum())
+    if bad or huge:
+        what = "NaN or infinite values" if bad else f"values beyond {_LARGEST_FEATURE:.0e}, which no encoder gives,"
+        raise EncoderError(f"obsm[{key!r}] has {what} in {bad or huge} spots. Run st_gchb.pp.embed_patches again.")
 
 
 def check_graph(adata: AnnData, key: str, slice_key: str | None) -> None:

@@ -46,9 +46,15 @@ class ReferenceTable:
         return np.where(np.diff(self.values.indptr) > 0, sums, 0.0) / max(self.values.shape[1], 1)
 
     @cached_property
-    def is_nonnegative(self) -> bool:
-        """Whether no value is below 0."""
-        return self.values.nnz == 0 or bool(self.values.data.min() >= 0)
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Least and largest value of each column, ``(n_columns,)`` each; what is not stored is 0."""
+        n_rows, n_columns = self.values.shape
+        low, high = np.full(n_columns, np.inf, np.float32), np.full(n_columns, -np.inf, np.float32)
+        # Not by scipy's own minimum, which makes a second copy of the table.
+        np.minimum.at(low, self.values.indices, self.values.data)
+        np.maximum.at(high, self.values.indices, self.values.data)
+        gaps = np.bincount(self.values.indices, minlength=n_columns) < n_rows
+        return np.where(gaps, np.minimum(low, 0), low), np.where(gaps, np.maximum(high, 0), high)
 
 
 @dataclass
