@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def read_errors() -> tuple[type[Exception], ...]:
     derive from Exception alone.
     """
     from anndata._io.specs.registry import IORegistryError
+    from openslide import OpenSlideError
+    from PIL.Image import DecompressionBombError
     from pyarrow import ArrowException
 
     python: tuple[type[Exception], ...] = (
@@ -132,8 +135,11 @@ def read_errors() -> tuple[type[Exception], ...]:
         AssertionError,  # spatialdata and spatialdata-io check with assertions
         RuntimeError,  # h5py's and numcodecs' codecs; NotImplementedError
         MemoryError,  # a damaged shape that asks for more than there is
-        SyntaxError,  # Pillow's PNG
+        SyntaxError,  # Pillow's PNG; XML
+        BufferError,  # codecs, of sizes that do not fit
+        ImportError,  # imagecodecs and Pillow, of a codec that is not built in
+        struct.error,  # headers that end too early
         zlib.error,
         lzma.LZMAError,
     )
-    return (*python, IORegistryError, ArrowException)
+    return (*python, IORegistryError, ArrowException, OpenSlideError, DecompressionBombError)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import lzma
 import math
-import zlib
 from typing import Any
 
 import numpy as np
 import xarray
 
+from st_gchb._compat import read_errors
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io._checks import EXPECTED, as_rgb_array, check_dtype, check_layout, damage_or_failure
+from st_gchb.io._reading import reading
 from st_gchb.io._slide import RGB, SlideImage
 
 _HOLD_BYTES = 2**28
 """A lazy level up to this size is computed once and kept until released; a larger one is read window by window."""
-_DAMAGE = (OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
-"""What codecs raise on bytes that they cannot decode."""
+_CHANNELS = ("c", "channel", "channels", "band", "bands", "rgb", "s")
+"""Names of the dimension of colors: SpatialData's, squidpy's, rioxarray's, tifffile's."""
 
 
 class LazyLevel:
@@ -51,7 +51,9 @@ class LazyLevel:
             raise ImageError(
                 f"{self._name}: the pixels that the lazy image stands for are gone ({error}). Read the object again."
             ) from error
-        except _DAMAGE as error:
+        except ImageError:
+            raise
+        except read_errors() as error:
             raise damage_or_failure(error, self._name) from error
 
     def read_in_parts(self) -> None:
@@ -85,25 +87,48 @@ def open_element(element: xarray.DataArray | xarray.DataTree, name: str) -> Slid
 
 
 def open_lazy(array: Any, name: str) -> SlideImage:
-    """Open a dask or zarr array of shape ``(h, w, 3)``."""
+    """Open a dask or zarr array, or a dataset of h5py, of shape ``(h, w, 3)``."""
+    if not all(isinstance(side, int | np.integer) for side in array.shape):
+        raise ImageError(
+            f"{name}: found an array of unknown shape {tuple(array.shape)}; {EXPECTED}. Pass "
+            "image.compute_chunk_sizes()."
+        )
     check_layout(tuple(array.shape), name)
     check_dtype(np.dtype(array.dtype), name)
     return SlideImage([LazyLevel(array, name)], [1.0], name=name)
 
 
+def open_tensor(tensor: Any, name: str) -> SlideImage:
+    """Take the pixels of a torch tensor ``(h, w, 3)``, from whatever device."""
+    check_layout(tuple(tensor.shape), name, channels_last="image.permute(1, 2, 0)")
+    with reading(name, "the tensor", "Pass image.cpu().numpy(), 8-bit RGB of shape (height, width, 3).", ImageError):
+        array = tensor.detach().cpu().numpy()
+    return SlideImage([as_rgb_array(array, name)], [1.0], name=name)
+
+
 def _level(array: xarray.DataArray, name: str) -> Any:
     if not {"y", "x"} <= set(array.dims):
-        raise ImageError(f"{name}: found dimensions {array.dims}; expected ('c', 'y', 'x') as in SpatialData.")
-    if "c" not in array.dims:
+        raise ImageError(
+            f"{name}: found dimensions {array.dims}; expected ('c', 'y', 'x') as in SpatialData: rename them, "
+            "image.rename({'old': 'new'})."
+        )
+    channels = [str(axis) for axis in array.dims if str(axis).lower() in _CHANNELS]
+    extra = [str(axis) for axis in array.dims if axis not in (*channels[:1], "y", "x")]
+    if not channels and not extra:
         check_layout(tuple(array.shape), name)
-    extra = [str(axis) for axis in array.dims if axis not in ("c", "y", "x")]
+    if extra and (channels or len(extra) > 1):
+        raise ImageError(f"{name}: found the dimension {extra[-1]!r}; expected one plane: image.isel({extra[-1]}=0).")
     if extra:
-        raise ImageError(f"{name}: found the dimension {extra[0]!r}; expected one plane: image.isel({extra[0]}=0).")
-    array = array.transpose("y", "x", "c")
-    if "c" in array.coords:
-        names = [str(value).lower() for value in array.coords["c"].values]
+        raise ImageError(
+            f"{name}: found dimensions {array.dims}; expected ('c', 'y', 'x') as in SpatialData: rename the "
+            f"dimension of colors, image.rename({{{extra[0]!r}: 'c'}})."
+        )
+    color = channels[0]
+    array = array.transpose("y", "x", color)
+    if color in array.coords:
+        names = [str(value).lower() for value in array.coords[color].values]
         if sorted(names) == ["b", "g", "r"]:
-            array = array.isel(c=[names.index(colour) for colour in "rgb"])
+            array = array.isel({color: [names.index(one) for one in "rgb"]})
     if isinstance(array.data, np.ndarray):
         return as_rgb_array(array.data, name)
     check_layout(tuple(array.shape), name)

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import openslide
 
+from st_gchb._compat import read_errors
 from st_gchb._errors import DamageError, ImageError
 from st_gchb._files import sha256_of
 from st_gchb.io._pixel_size import number_in, settle, square_size
+from st_gchb.io._reading import reading
 from st_gchb.io._slide import RGB, SlideImage
 
 _WHITE = "FFFFFF"
+_INCOMPLETE = (
+    "It is damaged or incomplete: fetch or export it again, with the folder beside it where the format has one (MRXS, "
+    "VMS)."
+)
 
 
 def vendor_of(path: Path) -> str | None:
@@ -49,7 +55,7 @@ class OpenSlideLevel:
             if self._slide is None:
                 self._slide = openslide.OpenSlide(str(self.path))
             region = self._slide.read_region(place, self.index, (right - left, bottom - top))
-        except openslide.OpenSlideError as error:
+        except read_errors() as error:
             # After an error OpenSlide refuses every further window: the next one opens the file again.
             self.release()
             raise DamageError(
@@ -80,15 +86,9 @@ def open_openslide(path: Path) -> SlideImage:
     ImageError
         OpenSlide cannot open it.
     """
-    try:
-        with openslide.OpenSlide(str(path)) as slide:
-            levels = [OpenSlideLevel(path, index, slide) for index in range(slide.level_count)]
-            properties = dict(slide.properties)
-    except openslide.OpenSlideError as error:
-        raise ImageError(
-            f"{path}: the slide is damaged or incomplete ({error}). Fetch or export it again, with the folder beside "
-            "it where the format has one (MRXS, VMS)."
-        ) from error
+    with reading(path, "the slide", _INCOMPLETE, ImageError), openslide.OpenSlide(str(path)) as slide:
+        levels = [OpenSlideLevel(path, index, slide) for index in range(slide.level_count)]
+        properties = dict(slide.properties)
     width, height = (
         number_in(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )

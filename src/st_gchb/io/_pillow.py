@@ -1,4 +1,4 @@
-"""JPEG and PNG files, which can only be decoded whole: once, and not before the first read."""
+"""JPEG, PNG and other picture files, which can only be decoded whole: once, and not before the first read."""
 
 from __future__ import annotations
 
@@ -10,29 +10,67 @@ from threading import RLock
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from st_gchb._errors import ImageError
-from st_gchb._files import sha256_of
-from st_gchb.io._checks import EXPECTED
+from st_gchb.io._checks import EXPECTED, check_memory, hash_as_read
+from st_gchb.io._orientation import TAG, UPRIGHT, read_orientation, turn, upright
+from st_gchb.io._reading import DAMAGED, reading
 from st_gchb.io._slide import RGB, SlideImage
 
 _LOCK = RLock()
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA")
+"""Formats of pictures. Others that Pillow knows are documents (EPS, WMF) or TIFF, which tifffile reads."""
+_TEXT_BYTES = 2**28
+"""Color profiles and notes in a PNG may be this large; Pillow takes more than 1 MB for an attack."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture file with Pillow: slides are larger than what it takes for an attack.
+
+    Raises
+    ------
+    ImageError
+        The file is no picture, or it is damaged, also where this shows when it is decoded within the block.
+    """
+    with reading(path, "the file", DAMAGED, ImageError), _slides_allowed():
+        try:
+            image = Image.open(path, formats=_FORMATS)
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{path}: the file is no image that can be read, or it is damaged. Expected TIFF (also tiled, "
+                "pyramidal, OME-TIFF and SVS), JPEG, PNG, or a slide that OpenSlide knows (NDPI, MRXS, SCN, VMS, BIF); "
+                "convert others to OME-TIFF first."
+            ) from error
+        with image:
+            yield image
 
 
 @contextmanager
 def _slides_allowed() -> Iterator[None]:
-    """Lift Pillow's limit on the number of pixels, which every slide exceeds, while a file is opened."""
+    """Lift Pillow's limits on sizes while a file is opened or decoded; what is cut short stays an error."""
+    wanted = [
+        (Image, "MAX_IMAGE_PIXELS", None),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", _TEXT_BYTES),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", _TEXT_BYTES),
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+    ]
     with _LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
         try:
+            for module, name, value in wanted:
+                setattr(module, name, value)
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            for module, name, value in before:
+                setattr(module, name, value)
 
 
 class PillowLevel:
-    """Pixels of an image file, decoded at the first window and kept until they are released."""
+    """Pixels of an image file as they are stored, decoded at the first window and kept until they are released."""
+
+    chunks = None
 
     def __init__(self, path: Path, height: int, width: int) -> None:
         self.path = path
@@ -42,18 +80,15 @@ class PillowLevel:
 
     def __getitem__(self, window: Any) -> RGB:
         if self._pixels is None:
-            self._pixels = self._decode()
+            check_memory(self.whole_bytes, str(self.path))
+            with opened(self.path) as image:
+                pixels = np.asarray(image)
+            if pixels.shape != self.shape:
+                raise ImageError(
+                    f"{self.path}: the file has changed: it held {self.shape[:2]} px (h, w), now {pixels.shape[:2]}."
+                )
+            self._pixels = pixels
         return self._pixels[window]
-
-    def _decode(self) -> RGB:
-        try:
-            with _slides_allowed(), Image.open(self.path) as image:
-                return np.asarray(image)
-        # Pillow raises SyntaxError and ValueError, beside OSError, on damaged PNG chunks.
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ImageError(
-                f"{self.path}: the file is damaged or incomplete ({error}). Fetch or export the image again."
-            ) from error
 
     def release(self) -> None:
         """Give the decoded pixels back."""
@@ -61,40 +96,97 @@ class PillowLevel:
 
 
 def open_pillow(path: Path) -> SlideImage:
-    """Open a JPEG, PNG or other image file by its header.
+    """Open a JPEG, PNG or other picture file by its header.
 
     Raises
     ------
     ImageError
         The file is no image, or none in 8-bit RGB.
     """
-    try:
-        with _slides_allowed(), Image.open(path) as image:
-            mode, (width, height) = image.mode, image.size
-            raw_mode = str(image.tile[0][3]) if image.tile else ""
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path}: the file is no image that can be read, or it is damaged. Expected TIFF (also tiled, pyramidal, "
-            "OME-TIFF and SVS), JPEG, PNG, or a slide that OpenSlide knows (NDPI, MRXS, SCN, VMS, BIF); convert "
-            "others to OME-TIFF first."
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: the file is damaged ({error}). Fetch or export the image again.") from error
-    _check_mode(path, mode, raw_mode)
-    return SlideImage(
-        levels=[PillowLevel(path, height, width)],
-        downsamples=[1.0],
-        name=str(path),
-        content_hash=partial(sha256_of, path),
-    )
+    name = str(path)
+    with opened(path) as image:
+        _check_mode(image, name, "PIL.Image.open(path)")
+        width, height = image.size
+        orientation = read_orientation(orientation_of(image, path), name)
+    levels = upright([PillowLevel(path, height, width)], orientation)
+    how = "" if orientation == UPRIGHT else f"orientation {orientation}"
+    return SlideImage(levels=levels, downsamples=[1.0], name=name, content_hash=partial(hash_as_read, path, how))
 
 
-def _check_mode(path: Path, mode: str, raw_mode: str) -> None:
-    found = f"{path}: found an image of Pillow's mode {mode!r}; {EXPECTED}."
+def open_picture(image: Image.Image, name: str) -> SlideImage:
+    """Take the pixels of a Pillow image, upright by its EXIF tag.
+
+    Raises
+    ------
+    ImageError
+        It is no 8-bit RGB image, or its file is damaged.
+    """
+    _check_mode(image, name, "image")
+    check_memory(3 * image.width * image.height, name)
+    with (
+        reading(name, "the image", "Open its file again, or pass the path of the file.", ImageError),
+        _slides_allowed(),
+    ):
+        orientation = read_orientation(orientation_of(image), name)
+        pixels = np.ascontiguousarray(turn(np.asarray(image), orientation))
+    if 0 in pixels.shape:
+        raise ImageError(f"{name}: found an image of shape {pixels.shape}; {EXPECTED}. It has no pixels.")
+    return SlideImage([pixels], [1.0], name=name)
+
+
+def orientation_of(image: Image.Image, path: Path | None = None) -> Any:
+    """Value of the orientation tag, None where there is none.
+
+    Parameters
+    ----------
+    image
+        An image that was opened, not decoded.
+    path
+        Its file. A PNG may have the tag behind its pixels, and Pillow would decode them to find it.
+    """
+    if image.format != "PNG" or path is None:
+        return image.getexif().get(TAG)
+    chunk = _exif_chunk(path)
+    if {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} & set(image.info):
+        return image.getexif().get(TAG)
+    behind = Image.Exif()
+    behind.load(chunk)
+    return behind.get(TAG)
+
+
+def _exif_chunk(path: Path) -> bytes:
+    """EXIF of a PNG, wherever it lies; empty where there is none.
+
+    Raises
+    ------
+    ImageError
+        The file ends before its last chunk.
+    """
+    size = path.stat().st_size
+    found, kind = b"", b""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while kind != b"IEND":
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if len(head) < 8 or file.tell() + length + 4 > size:
+                raise ImageError(f"{path}: the file is cut short or damaged. {DAMAGED}")
+            if kind == b"eXIf":
+                found = file.read(length)
+                file.seek(4, 1)
+            else:
+                file.seek(length + 4, 1)
+    return found
+
+
+def _check_mode(image: Image.Image, name: str, source: str) -> None:
+    found = f"{name}: found an image of Pillow's mode {image.mode!r}; {EXPECTED}."
+    tiles = getattr(image, "tile", None)
+    raw_mode = str(tiles[0][3]) if tiles else ""
     # Pillow cuts 16-bit RGB to its upper byte and says nothing: only the raw mode tells.
-    if "16" in raw_mode or mode.startswith(("I", "F")):
+    if "16" in raw_mode or image.mode.startswith(("I", "F")):
         raise ImageError(f"{found} It has more than 8 bits a channel: rescale it, e.g. skimage.util.img_as_ubyte.")
-    if mode in ("L", "1", "LA"):
+    if image.mode in ("L", "1", "LA", "La"):
         raise ImageError(f"{found} It is grey: pass the RGB image of the H&E stain.")
-    if mode != "RGB":
-        raise ImageError(f"{found} Convert it: PIL.Image.open(path).convert('RGB').save(...).")
+    if image.mode != "RGB":
+        raise ImageError(f"{found} Convert it: {source}.convert('RGB').save('slide.png').")

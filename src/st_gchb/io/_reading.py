@@ -9,6 +9,8 @@ from pathlib import Path
 from st_gchb._compat import read_errors
 from st_gchb._errors import InputError, STGCHBError
 
+DAMAGED = "It is damaged or incomplete: fetch or export it again."
+"""Advice on a file that came from elsewhere."""
 _LONGEST = 300
 """Characters of another library's message that are passed on."""
 

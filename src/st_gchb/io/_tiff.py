@@ -5,116 +5,202 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import tifffile
-import zarr
 
-from st_gchb._errors import ImageError
-from st_gchb._files import sha256_of
-from st_gchb.io._checks import check_dtype, check_layout, damage_or_failure
+from st_gchb._compat import read_errors
+from st_gchb._errors import DamageError, ImageError
+from st_gchb.io._checks import check_memory, damage_or_failure, hash_as_read
+from st_gchb.io._orientation import TAG, UPRIGHT, read_orientation, swaps_sides, upright
 from st_gchb.io._slide import RGB, SlideImage
+from st_gchb.io._tiff_pages import Page, fill_of, levels_of, main_series, opened, segment_px
 from st_gchb.io._tiff_size import tiff_size
 
 
 class TiffLevel:
-    """One resolution of a TIFF file, opened at the first window."""
+    """One resolution of a TIFF file, opened at the first window.
 
-    def __init__(self, path: Path, index: int, level: tifffile.TiffPageSeries) -> None:
-        self.path, self.index = path, index
-        self._channels_first = not level.axes.endswith(("S", "C"))
-        self._stored = tuple(int(side) for side in level.shape)
-        height, width = (self._stored[1:] if self._channels_first else self._stored[:2])[:2]
+    Parameters
+    ----------
+    path
+        The file.
+    place
+        Index of the series of pages, and of the level in it.
+    pages
+        One page, or one for each channel.
+    """
+
+    def __init__(self, path: Path, place: tuple[int, int], pages: list[Page]) -> None:
+        self.path, self._place = path, place
+        page = pages[0].keyframe
+        height, width = int(page.imagelength), int(page.imagewidth)
         self.shape = (height, width, 3)
-        page = level.keyframe
-        chunks = tuple(int(side) for side in (page.chunks[:2] if page.axes.endswith("S") else page.chunks[-2:]))
-        self._offset = level.dataoffset if page.is_memmappable else None
-        self._whole = self._offset is None and chunks[0] >= height and chunks[1] >= width
+        self._segment = segment_px(page)
+        # Channels are planes of a page, or pages of their own, or lie together.
+        self._planes = 3 if page.planarconfig == 2 else 1
+        self._fill = fill_of(pages[0])
+        single = len(pages) == 1 and page.is_memmappable and page.is_contiguous
+        self._offset = int(pages[0].dataoffsets[0]) if single else None
+        self._whole = self._offset is None and self._segment[0] >= height and self._segment[1] >= width
         # Bytes on disk that are pixels, and pixels that are decoded at once and kept, are not read in chunks.
-        self.chunks = None if self._whole or self._offset is not None else chunks
+        self.chunks = None if self._whole or self._offset is not None else self._segment
         self.whole_bytes = math.prod(self.shape) if self._whole else 0
-        self._pixels: Any = None
-        self._store: Any = None
+        self.compression = int(page.compression)
         self.decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
+        self._close()
+
+    def _close(self) -> None:
+        self._pixels: RGB | None = None
+        self._file: tifffile.TiffFile | None = None
+        self._pages: list[Page] = []
+        self._lock = RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: it opens the file for itself."""
+        own = {"_pixels", "_file", "_pages", "_lock"}
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._close()
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
-        rows, columns = window
+        rows, columns = (range(*part.indices(side)) for part, side in zip(window, self.shape[:2], strict=True))
+        box = (rows.start, max(rows.stop, rows.start), columns.start, max(columns.stop, columns.start))
         try:
-            pixels = self._open()
-            part = np.moveaxis(pixels[:, rows, columns], 0, -1) if self._channels_first else pixels[rows, columns]
-            return np.asarray(part) if self._offset is None else np.array(part)
-        # Codecs raise errors of their own; all derive from these.
-        except (OSError, ValueError, RuntimeError, IndexError, TypeError) as error:
-            found = damage_or_failure(error, str(self.path))
-            # Of an image that is decoded whole nothing is left.
-            raise (ImageError(str(found)) if self._whole else found) from error
+            if self._offset is not None:
+                return self._mapped(self._offset, *box)
+            if not self._whole:
+                return self._decode(*box)
+            pixels = self._pixels
+            if pixels is None:
+                check_memory(self.whole_bytes, str(self.path))
+                pixels = self._pixels = self._decode(0, self.shape[0], 0, self.shape[1])
+            return pixels[window]
+        except read_errors() as error:
+            told = isinstance(error, ImageError)
+            found = error if isinstance(error, ImageError) else damage_or_failure(error, str(self.path))
+            if self._whole and isinstance(found, DamageError):
+                # Of an image that is decoded whole nothing is left.
+                raise ImageError(str(found)) from error
+            if told:
+                raise
+            raise found from error
 
-    def _open(self) -> Any:
-        if self._offset is not None:
-            # Mapped for each window anew: pages that were once touched would else count as the process's memory.
-            return np.memmap(self.path, np.uint8, "r", self._offset, self._stored)
-        if self._pixels is None and self._whole:
-            self._pixels = tifffile.imread(self.path, series=0, level=self.index)
-        elif self._pixels is None:
-            self._store = tifffile.imread(self.path, series=0, level=self.index, aszarr=True)
-            self._pixels = zarr.open(self._store, mode="r")
-        return self._pixels
+    def _mapped(self, offset: int, y0: int, y1: int, x0: int, x1: int) -> RGB:
+        # Mapped for each window anew: pages that were once touched would else count as the process's memory.
+        height, width, _ = self.shape
+        if self._planes == 3:
+            planes = np.memmap(self.path, np.uint8, "r", offset, (3, height, width))
+            return np.moveaxis(np.array(planes[:, y0:y1, x0:x1]), 0, -1)
+        return np.array(np.memmap(self.path, np.uint8, "r", offset, self.shape)[y0:y1, x0:x1])
+
+    def _decode(self, y0: int, y1: int, x0: int, x1: int) -> RGB:
+        """Decode the strips or tiles that a window touches."""
+        pixels = np.empty((y1 - y0, x1 - x0, 3), dtype=np.uint8)
+        if not pixels.size:
+            return pixels
+        height, width = self._segment
+        n_rows, n_columns = -(-self.shape[0] // height), -(-self.shape[1] // width)
+        pages = self._open()
+        for channel, page in enumerate(pages):
+            for plane in range(self._planes):
+                only = channel if len(pages) > 1 else plane
+                into = pixels[..., only : only + 1] if self._planes * len(pages) > 1 else pixels
+                for row in range(y0 // height, -(-y1 // height)):
+                    for column in range(x0 // width, -(-x1 // width)):
+                        part = self._part(page, (plane * n_rows + row) * n_columns + column)
+                        top, left = row * height, column * width
+                        y, x = max(top, y0), max(left, x0)
+                        bottom, right = min(top + height, y1), min(left + width, x1)
+                        target = into[y - y0 : bottom - y0, x - x0 : right - x0]
+                        if part is None:
+                            target[:] = self._fill
+                            continue
+                        seen = part[y - top : bottom - top, x - left : right - left]
+                        if seen.shape != target.shape:
+                            raise DamageError(f"{self.path}: a strip or tile holds too few pixels. Fetch it again.")
+                        target[:] = seen
+        return pixels
+
+    def _part(self, page: Page, index: int) -> Any:
+        """Pixels of a strip or tile, ``(h, w, channels)``; None where it was never written."""
+        data = self._bytes(page, index)
+        if data is None:
+            return None
+        key = page.keyframe
+        part = key.decode(data, index, jpegtables=page.jpegtables, jpegheader=key.jpegheader)[0]
+        if self._whole and not key.is_tiled and key.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+            self._check_surplus(key, data, part.size)
+        return part[0]
+
+    def _bytes(self, page: Page, index: int) -> bytes | None:
+        offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
+        if not count:
+            return None
+        with self._lock:
+            handle = self._file.filehandle  # type: ignore[union-attr]
+            handle.seek(offset)
+            data = handle.read(count)
+        if len(data) < count:
+            raise DamageError(f"{self.path}: the file is cut short. Fetch or export it again.")
+        return bytes(data)
+
+    def _check_surplus(self, page: Page, data: bytes, size: int) -> None:
+        """See that a strip that is the whole image holds no more rows than the header says."""
+        if page.compression == 1:
+            return
+        held = len(tifffile.TIFF.DECOMPRESSORS[page.compression](data))
+        if held >= size + self.shape[1]:
+            raise DamageError(
+                f"{self.path}: the header is damaged: it speaks of {self.shape[:2]} px (h, w), and the pixels are "
+                f"{held:,} bytes, not {size:,}. Fetch or export it again."
+            )
+
+    def _open(self) -> list[Page]:
+        with self._lock:
+            if self._file is None:
+                with opened(self.path, quiet=True) as file:
+                    series, level = self._place
+                    pages: list[Page] = list(file.series[series].levels[level])
+                    for page in pages:
+                        page.keyframe.decode  # noqa: B018 - made here, since making it is not safe in several threads
+                self._pages, self._file = pages, tifffile.TiffFile(self.path)
+        return self._pages
 
     def release(self) -> None:
         """Close the file and give decoded pixels back."""
-        self._pixels = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        if self._file is not None:
+            self._file.close()
+        self._close()
 
 
 def open_tiff(path: Path) -> SlideImage:
-    """Open a TIFF file by its header.
+    """Open a TIFF file by its headers.
+
+    The largest image in it is the slide; labels, pictures of the glass and thumbnails are not.
 
     Raises
     ------
     ImageError
-        The file is damaged or cut short, or none in 8-bit RGB.
+        The file is damaged or cut short, or holds no slide in 8-bit RGB.
     """
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            levels = list(series.levels)
-            _check_series(series, path)
-            _check_whole(levels, path)
-            um_per_px = tiff_size(file, str(path))
-            readers = [TiffLevel(path, index, level) for index, level in enumerate(levels)]
-    except (tifffile.TiffFileError, OSError, IndexError) as error:
-        raise ImageError(
-            f"{path}: the TIFF file is damaged or incomplete ({error}). Fetch or export it again."
-        ) from error
-    height = readers[0].shape[0]
+    name = str(path)
+    with opened(path) as file:
+        index, series = main_series(file, path)
+        levels = levels_of(series, path)
+        orientation = read_orientation(series.keyframe.tags.valueof(TAG), name)
+        readers = [TiffLevel(path, (index, level), pages) for level, pages in levels]
+        um_per_px = tiff_size(file, index, name, swapped=swaps_sides(orientation))
+    shown = upright(readers, orientation)
+    how = "" if (orientation, index) == (UPRIGHT, 0) else f"series {index}, orientation {orientation}"
     return SlideImage(
-        levels=readers,
-        downsamples=[height / reader.shape[0] for reader in readers],
+        levels=shown,
+        downsamples=[shown[0].shape[0] / level.shape[0] for level in shown],
         um_per_px=um_per_px,
-        name=str(path),
-        content_hash=partial(sha256_of, path),
+        name=name,
+        content_hash=partial(hash_as_read, path, how),
     )
-
-
-def _check_series(series: tifffile.TiffPageSeries, path: Path) -> None:
-    axes, shape = series.axes, series.shape
-    # Planes that are stored one channel after another are put in order when they are read.
-    if axes in ("SYX", "CYX") and shape[0] in (3, 4):
-        shape = (*shape[1:], shape[0])
-    check_layout(shape, str(path))
-    check_dtype(np.dtype(series.dtype), str(path))
-
-
-def _check_whole(levels: list[tifffile.TiffPageSeries], path: Path) -> None:
-    size = path.stat().st_size
-    for level in levels:
-        for page in (page for page in level.pages if page is not None):
-            ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-            if ends and max(ends) > size:
-                raise ImageError(
-                    f"{path}: the file is cut short: it has {size} bytes and its header speaks of {max(ends)}. "
-                    "Fetch or export it again."
-                )
