@@ -74,10 +74,9 @@ def draw(spots: SpatialData, dense: SpatialData, gene: str) -> plt.Figure:
     plot.pl.show(ax=axes[0], colorbar=False, title=f"{gene} measured, spots 200 µm apart")
     titles = [f"{gene} predicted from the H&E alone", "Confidence of the prediction"]
     for i, (channel, title) in enumerate(zip(channels, titles, strict=True), start=1):
-        plot = dense.pl.render_images("C5_image").pl.render_images(
-            "C5_raster", channel=channel, cmap=st_gchb.pl.see_through(cmaps[i]), norm=norms[i], alpha=0.7
-        )
+        plot = dense.pl.render_images("C5_image").pl.render_images("C5_raster", channel=channel, norm=norms[i])
         plot.pl.show(ax=axes[i], colorbar=False, title=title)
+        axes[i].images[-1].set(cmap=st_gchb.pl.see_through(cmaps[i]), alpha=0.7)
     labels = ["log-normalised expression"] * 2 + ["confidence"]
     for ax, cmap, norm, label in zip(axes, cmaps, norms, labels, strict=True):
         figure.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, shrink=0.8, label=label)

@@ -244,13 +244,15 @@ def test_it_is_drawn_over_the_slide(model, stored, tmp_path):
     drawn = {
         "nothing": lambda plot: plot,
         "shapes": lambda plot: plot.pl.render_shapes("tiles", color=gene, **look),
-        "raster": lambda plot: plot.pl.render_images("tiles_raster", channel=gene, cmap=st_gchb.pl.see_through()),
+        "raster": lambda plot: plot.pl.render_images("tiles_raster", channel=gene),
     }
     centers = spatialdata.get_centroids(read["tiles"], coordinate_system="at_tiles").compute()
     pictures = {}
     for name, add in drawn.items():
         figure, ax = plt.subplots(figsize=(5, 5), dpi=80)
         add(read.pl.render_images("tiles_he")).pl.show(ax=ax, coordinate_systems="at_tiles", colorbar=False)
+        if name == "raster":
+            ax.images[-1].set_cmap(st_gchb.pl.see_through())
         ax.set(xlim=(570, 900), ylim=(700, 320))
         figure.canvas.draw()
         pictures[name] = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)

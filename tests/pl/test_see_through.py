@@ -27,7 +27,7 @@ def test_colours_are_the_maps_own_above_the_lower_end(values):
 
 
 def test_an_image_below_shows():
-    """As spatialdata-plot does it: a copy, to whose table it sets one opacity."""
+    """As spatialdata-plot up to 0.4.0 does it: a copy, to whose table it sets one opacity."""
     cmap = copy.copy(pl.see_through("magma"))
     cmap._init()
     cmap._lut[:, -1] = 1.0
