@@ -15,7 +15,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "st_gchb"
-BASE = {"_constants", "_errors", "_logging", "_files", "_compat", "_genes", "_matrices", "_settings", "errors"}
+BASE = {
+    "_constants",
+    "_errors",
+    "_logging",
+    "_files",
+    "_compat",
+    "_genes",
+    "_matrices",
+    "_settings",
+    "errors",
+    "_advice",
+    "_arguments",
+}
 
 # A room may import the rooms of its row, and what those may import.
 ROOMS: dict[str, set[str]] = {
@@ -47,6 +59,9 @@ ONLY: dict[str, set[str]] = {
     "_settings": {"platformdirs"},
     "_files": set(),
     "_logging": {"tqdm"},
+    "_advice": set(),
+    # Imported where an argument is first checked: what is imported at the top would be paid for by every room.
+    "_arguments": {"pydantic"},
 }
 # Rooms that may import a package, where others must go through them.
 KEPT_TO: dict[str, set[str]] = {
@@ -57,8 +72,8 @@ KEPT_TO: dict[str, set[str]] = {
     "squidpy": {"pp", "pl", "_compat", "_genes"},
     "distributed": {"many", "cli"},
 }
-# nn runs where torch and torch-geometric alone are installed, and _logging needs tqdm.
-BASE_OF_NN = {"_constants", "_errors"}
+# nn runs where torch, torch-geometric and pydantic alone are installed, and _logging needs tqdm.
+BASE_OF_NN = {"_constants", "_errors", "_advice", "_arguments"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from st_gchb._errors import DeviceError
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -33,9 +35,16 @@ def named_layers(adata: AnnData) -> dict[str, Any]:
 
 def parse_device_args(*arguments: Any, **options: Any) -> Any:
     """scvi-tools' own reading of ``accelerator`` and ``devices``, so that ``load`` takes what ``train`` takes."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from scvi.model._utils import parse_device_args as parse
 
-    return parse(*arguments, **options)
+    try:
+        return parse(*arguments, **options)
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        # Lightning's own, torch's for a device that is not there, Lightning's for an accelerator that it does not know.
+        raise DeviceError(
+            f"There is no such accelerator or device here: {arguments} ({error}). Pass accelerator='auto' or 'cpu'."
+        ) from error
 
 
 def history_logger() -> Any:

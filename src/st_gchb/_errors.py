@@ -27,6 +27,10 @@ class InputError(STGCHBError, ValueError):
     """
 
 
+class ArgumentError(InputError, TypeError):
+    """An argument or a setting is not what its annotation says, is unknown, or is missing."""
+
+
 class MissingKeyError(STGCHBError, KeyError):
     """A key that is needed is absent from an AnnData or SpatialData object, or a column from a table.
 

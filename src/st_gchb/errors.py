@@ -5,6 +5,7 @@ too. Messages say what was found, what was expected and what to do; the caller's
 """
 
 from st_gchb._errors import (
+    ArgumentError,
     CacheError,
     CheckpointError,
     ClusterError,
@@ -33,6 +34,7 @@ from st_gchb._errors import (
 )
 
 __all__ = [
+    "ArgumentError",
     "CacheError",
     "CheckpointError",
     "ClusterError",

@@ -273,7 +273,7 @@ QUERIES = {
     "no spots": (no_spots, {}, QueryError, "no spots"),
     "one spot": (one_spot, {}, SliceError, "1 spot"),
     "unknown slice_key": (lambda query: query, {"slice_key": "section"}, SliceError, "'section'.*'slice'"),
-    "a path": (lambda query: "S3.h5ad", {}, QueryError, "str.*AnnData or SpatialData"),
+    "a path": (lambda query: "S3.h5ad", {}, QueryError, "(query|adata)=.*AnnData or SpatialData"),
     "a missing image": (lambda query: query, {"image": "/nowhere/slide.tif"}, MissingFileError, "/nowhere/slide.tif"),
     "a wrong image": (
         lambda query: query,

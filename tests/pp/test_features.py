@@ -283,7 +283,7 @@ def test_a_truncated_jpeg_found_in_the_second_slice_writes_nothing(tmp_path):
     with pytest.raises(ImageError, match=r"he\.jpg.*damaged"):
         embedded(adata, image={"a": RGB, "b": tmp_path / "he.jpg"})
     assert set(adata.obsm) == {"spatial"}
-    with pytest.raises(InputError, match="AnnData or SpatialData"):
+    with pytest.raises(InputError, match="an AnnData or a SpatialData"):
         embed_patches([1, 2])
 
 

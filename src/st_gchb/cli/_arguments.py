@@ -114,7 +114,7 @@ def embed(adata: Any, arguments: argparse.Namespace) -> None:
     pp.embed_patches(adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=slice_key, **options)
 
 
-def torch_device(arguments: argparse.Namespace) -> str:
+def torch_device(arguments: argparse.Namespace) -> Any:
     """The device as torch names it."""
     return {"gpu": "cuda"}.get(arguments.device, arguments.device)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pandas as pd
 
 from st_gchb import __version__
-from st_gchb._errors import InputError, StoreError
+from st_gchb._errors import StoreError
 from st_gchb._files import write_whole
 from st_gchb._logging import logger, track
 from st_gchb.many._receipts import FAILED, FOLDER, Receipt
@@ -30,7 +30,7 @@ Slides: TypeAlias = Iterable[str | PathLike[str]] | pd.DataFrame | str | PathLik
 
 REPORT = "report.csv"
 _CALL = "call.json"
-_DEVICES = ("auto", "cpu", "cuda", "mps")
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def check_reading(
@@ -41,7 +41,6 @@ def check_reading(
     weights: str | PathLike[str] | None,
     device: str,
     memory_mb: float,
-    threads: int | None,
     client: Any,
 ) -> Reading:
     """Check what all slides are read with.
@@ -49,22 +48,10 @@ def check_reading(
     Raises
     ------
     InputError
-        An option is unknown or out of range, or this machine has no such device.
+        This machine has no such device.
     """
     from st_gchb.pp._device import choose_device
-    from st_gchb.pp._grid import GridKind
-    from st_gchb.pp._tissue import TissueMethod, check_positive
 
-    check_positive("min_tissue", min_tissue)
-    check_positive("memory_mb", memory_mb)
-    if min_tissue > 1:
-        raise InputError(f"min_tissue={min_tissue!r}; expected a share, above 0 and at most 1.")
-    known = {"grid": (grid, get_args(GridKind)), "tissue": (tissue, get_args(TissueMethod))}
-    for name, (value, names) in (known | {"device": (device, _DEVICES)}).items():
-        if value not in names:
-            raise InputError(f"{name}={value!r} is unknown; expected one of {list(names)}.")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise InputError(f"threads={threads!r}; expected a positive number, or None.")
     if client is None:
         choose_device(device)
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from st_gchb._arguments import Count, Limits, Megabytes, Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._constants import DEFAULT_PATCH_UM
-from st_gchb._errors import InputError
-from st_gchb.many._call import Slides, check_reading, check_slides, run
+from st_gchb.many._call import Device, Slides, check_reading, check_slides, run
 from st_gchb.many._steps import Embed
 from st_gchb.pp._patches import MEMORY_MB
 
@@ -17,28 +17,35 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from st_gchb.pp import Stain
-    from st_gchb.pp._engine import Precision
+    from st_gchb.pp._engine import Precision, Views
+    from st_gchb.pp._grid import GridKind
+    from st_gchb.pp._tissue import TissueMethod
 
 
+EncoderName = Annotated[str, Limits("the name of an encoder, which every worker can build")]
+ONE_STAIN = Limits("a Stain, one for all slides, as st_gchb.pp.fit_stain(slide) gives it")
+
+
+@checked
 def embed_slides(
     slides: Slides,
     out: str | PathLike[str],
     *,
     client: Client | None = None,
-    encoder: str = "resnet50",
+    encoder: EncoderName = "resnet50",
     weights: str | PathLike[str] | None = "default",
-    patch_um: float = DEFAULT_PATCH_UM,
-    views: int = 4,
-    stain_norm: Stain | None = None,
-    um_per_px: float | None = None,
-    spacing_um: float | None = None,
-    grid: str = "hex",
-    tissue: str = "stain",
-    min_tissue: float = 0.5,
-    device: str = "auto",
+    patch_um: Micrometers = DEFAULT_PATCH_UM,
+    views: Views = 4,
+    stain_norm: Annotated[Stain, ONE_STAIN] | None = None,
+    um_per_px: PixelSize | None = None,
+    spacing_um: Micrometers | None = None,
+    grid: GridKind = "hex",
+    tissue: TissueMethod = "stain",
+    min_tissue: PositiveShare = 0.5,
+    device: Device = "auto",
     precision: Precision = "float32",
-    memory_mb: float = MEMORY_MB,
-    threads: int | None = None,
+    memory_mb: Megabytes = MEMORY_MB,
+    threads: Count | None = None,
 ) -> pd.DataFrame:
     """Make the patch features of many slides, each slide into a file of its own; what was done is not done again.
 
@@ -84,19 +91,9 @@ def embed_slides(
     >>> report[["name", "status"]].values.tolist()
     [['S1', 'done']]
     """
-    from st_gchb.pp import FeatureRule, Stain, get_encoder
-    from st_gchb.pp._engine import check_precision
-    from st_gchb.pp._features import _check_settings
+    from st_gchb.pp import FeatureRule, get_encoder
 
     rows = check_slides(slides, um_per_px, spacing_um)
-    check_precision(precision)
-    _check_settings(views, patch_um, None, 1, "nan")
-    if not isinstance(encoder, str):
-        raise InputError(f"encoder is a {type(encoder).__name__}; expected a name, which every worker can build.")
-    if stain_norm is not None and not isinstance(stain_norm, Stain):
-        raise InputError(
-            f"stain_norm={stain_norm!r}; expected a Stain, one for all slides: st_gchb.pp.fit_stain(slide, method)."
-        )
     reading = check_reading(
         grid=grid,
         tissue=tissue,
@@ -104,7 +101,6 @@ def embed_slides(
         weights=weights,
         device=device,
         memory_mb=memory_mb,
-        threads=threads,
         client=client,
     )
     named = None if weights is None else weights if weights == "default" else Path(weights).absolute()

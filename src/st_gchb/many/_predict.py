@@ -7,8 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_gchb._arguments import Count, Megabytes, Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._errors import InputError
-from st_gchb.many._call import Slides, check_reading, check_slides, run
+from st_gchb.many._call import Device, Slides, check_reading, check_slides, run
 from st_gchb.many._slides import Slide
 from st_gchb.many._steps import Predict
 from st_gchb.pp._patches import MEMORY_MB
@@ -17,25 +18,30 @@ if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client
 
+    from st_gchb.pp._grid import GridKind
+    from st_gchb.pp._tissue import TissueMethod
+    from st_gchb.retrieval import Weighting
 
+
+@checked
 def predict_slides(
     model: str | PathLike[str],
     slides: Slides,
     out: str | PathLike[str],
     *,
     client: Client | None = None,
-    um_per_px: float | None = None,
-    spacing_um: float | None = None,
-    grid: str = "hex",
-    tissue: str = "stain",
-    min_tissue: float = 0.5,
+    um_per_px: PixelSize | None = None,
+    spacing_um: Micrometers | None = None,
+    grid: GridKind = "hex",
+    tissue: TissueMethod = "stain",
+    min_tissue: PositiveShare = 0.5,
     layer: str | None = None,
-    k: int | None = None,
-    weighting: str | None = None,
+    k: Count | None = None,
+    weighting: Weighting | None = None,
     weights: str | PathLike[str] | None = None,
-    device: str = "auto",
-    memory_mb: float = MEMORY_MB,
-    threads: int | None = None,
+    device: Device = "auto",
+    memory_mb: Megabytes = MEMORY_MB,
+    threads: Count | None = None,
 ) -> pd.DataFrame:
     """Predict expression for many slides, each into a file of its own; what was done is not done again.
 
@@ -110,7 +116,6 @@ def predict_slides(
         weights=weights,
         device=device,
         memory_mb=memory_mb,
-        threads=threads,
         client=client,
     )
     step = _checked(Predict(str(Path(model).absolute()), "", layer, k, weighting, reading), rows)

@@ -9,16 +9,24 @@ from typing import Any
 
 from scvi.model.base import BaseModelClass
 
+from st_gchb._arguments import Epochs, Pair, check_keywords, checked
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._fitting import Fitted, default_block_size, training_data
 from st_gchb.model._identity import checkpoint_folder, training_identity
-from st_gchb.model._presets import ModelSettings, check_sizes
+from st_gchb.model._presets import ModelSettings
 from st_gchb.model._saving import new_model_id
 from st_gchb.model._setup import Registered
-from st_gchb.model._training import TrainingOptions, as_before_on_error, run_training
+from st_gchb.model._training import (
+    Devices,
+    TrainingOptions,
+    as_before_on_error,
+    plan_arguments,
+    run_training,
+    trainers,
+)
 from st_gchb.retrieval import ReferenceBank, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 
@@ -39,16 +47,17 @@ class TrainingMixin(BaseModelClass):
         names = Registered.__dataclass_fields__
         return Registered(**{name: arguments[name] for name in names})
 
+    @checked(keywords=trainers)
     def train(
         self,
-        max_epochs: int | None = None,
+        max_epochs: Epochs | None = None,
         *,
         accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        batch_size: int | None = None,
+        devices: Devices = "auto",
+        batch_size: Pair | None = None,
         early_stopping: bool = True,
         calibrate: bool = True,
-        block_size: int | None = None,
+        block_size: Pair | None = None,
         enable_checkpointing: bool = True,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
@@ -93,6 +102,8 @@ class TrainingMixin(BaseModelClass):
         ------
         CheckpointError
             If the checkpoint to go on from is damaged, or of other data or settings.
+        ArgumentError
+            If an argument is unknown, or is not what it is expected to be.
         DeviceError
             If several devices cannot be used this way, or the memory is too small for the smallest step.
         """
@@ -100,7 +111,6 @@ class TrainingMixin(BaseModelClass):
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
         if resume and not enable_checkpointing:
             raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
-        check_sizes(max_epochs=max_epochs, batch_size=batch_size, block_size=block_size)
         options = TrainingOptions(
             max_epochs=max_epochs or self.settings.max_epochs,
             batch_size=batch_size or self.settings.batch_size,
@@ -108,7 +118,7 @@ class TrainingMixin(BaseModelClass):
             early_stopping=early_stopping,
             accelerator=accelerator,
             devices=devices,
-            plan_kwargs=plan_kwargs or {},
+            plan_kwargs=check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)"),
             trainer_kwargs=trainer_kwargs,
         )
         fitted, where = self._fitted, self._where

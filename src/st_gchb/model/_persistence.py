@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
+from st_gchb._arguments import checked
 from st_gchb._compat import parse_device_args
 from st_gchb._errors import NotTrainedError
 from st_gchb.model._calibration import Calibration
@@ -38,6 +39,7 @@ class PersistenceMixin(BaseModelClass):
     model_id_: str | None
     _fitted: Fitted
 
+    @checked(keywords=lambda: AnnData.write_h5ad)
     def save(
         self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False, **anndata_write_kwargs: Any
     ) -> None:
@@ -73,6 +75,7 @@ class PersistenceMixin(BaseModelClass):
         write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
 
     @classmethod
+    @checked
     def load(
         cls,
         dir_path: str | Path,
@@ -132,11 +135,13 @@ class PersistenceMixin(BaseModelClass):
         self._describe()
 
     @staticmethod
+    @checked
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
         """The registry saved with a model."""
         return read_registry(Path(dir_path))
 
     @staticmethod
+    @checked
     def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
         """Print the arguments of the setup call of a saved model."""
         # scvi-tools uses it without importing it.

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from st_gchb._arguments import (
+    Count,
+    CountFromZero,
+    Epochs,
+    EpochsFromZero,
+    Pair,
+    Positive,
+    Rate,
+    Rings,
+    Share,
+    Temperature,
+    Weight,
+    Width,
+    WidthFromZero,
+    check_value,
+    checked,
+)
 from st_gchb._errors import InputError
 from st_gchb.nn import LossSettings
 from st_gchb.nn._layers import GraphKind
@@ -16,6 +32,7 @@ Preset = Literal["default", "paper", "bleep"]
 ImageTail = Literal["none", "last_stage"]
 
 
+@checked
 @dataclass(frozen=True)
 class ModelSettings:
     """Settings of :class:`~st_gchb.model.STGCHB`; each is a keyword of its constructor.
@@ -66,44 +83,44 @@ class ModelSettings:
         variance.
     """
 
-    n_top_genes: int = 2000
-    n_expression_components: int | None = 64
-    n_image_components: int | None = 128
-    image_whitening: float = 0.5
-    context_rings: int = 2
+    n_top_genes: Count = 2000
+    n_expression_components: Count | None = 64
+    n_image_components: Count | None = 128
+    image_whitening: Share = 0.5
+    context_rings: Rings = 2
     center_slices: bool = True
-    n_image_tail: int = 0
+    n_image_tail: WidthFromZero = 0
     image_tail: ImageTail = "none"
-    image_tail_lr: float = 0.01
+    image_tail_lr: Rate = 0.01
     image_graph: GraphKind = "none"
     expression_graph: GraphKind = "none"
-    n_hidden: int = 256
-    n_embedding: int = 128
-    dropout: float = 0.4
+    n_hidden: Width = 256
+    n_embedding: Width = 128
+    dropout: Share = 0.4
     literal: bool = False
-    temperature: float = 0.2
+    temperature: Temperature = 0.2
     soft_targets: bool = True
-    dgi_image: float = 0.0
-    dgi_expression: float = 0.0
-    bottleneck: float = 0.05
-    beta: float = 5.0
+    dgi_image: Weight = 0.0
+    dgi_expression: Weight = 0.0
+    bottleneck: Weight = 0.05
+    beta: Weight = 5.0
     dependence: Literal["cka", "nhsic"] = "cka"
-    sigma: float | None = None
-    pretrain_epochs: int = 0
-    max_epochs: int = 20
-    batch_size: int = 128
+    sigma: Positive | None = None
+    pretrain_epochs: EpochsFromZero = 0
+    max_epochs: Epochs = 20
+    batch_size: Pair = 128
     sampler: Sampler = "spots"
-    lr: float = 1e-3
-    weight_decay: float = 1e-3
-    validation_share: float = 0.1
-    patience: int = 8
-    k: int = 400
+    lr: Rate = 1e-3
+    weight_decay: Weight = 1e-3
+    validation_share: Share = 0.1
+    patience: CountFromZero = 8
+    k: Count = 400
     weighting: Weighting = "softmax"
-    query_temperature: float = 0.2
-    linear_weight: float = 0.4
-    linear_full_at: float = 0.3
-    linear_components: int = 256
-    linear_penalty: float = 0.012
+    query_temperature: Temperature = 0.2
+    linear_weight: Share = 0.4
+    linear_full_at: Share = 0.3
+    linear_components: Count = 256
+    linear_penalty: Weight = 0.012
 
     @property
     def loss(self) -> LossSettings:
@@ -163,63 +180,26 @@ def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
     InputError
         For an unknown preset or setting, or a value out of range.
     """
-    if preset not in PRESETS:
-        raise InputError(f"preset={preset!r} is unknown; expected one of {sorted(PRESETS)}.")
-    known = [field.name for field in fields(ModelSettings)]
-    for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            raise InputError(
-                f"STGCHB has no setting {name!r}; {f'did you mean {close}?' if close else f'known: {known}.'}"
-            )
+    check_value(preset, Preset, "preset")
     settings = replace(PRESETS[preset], **overrides)
     _check(settings)
     return settings
 
 
 def _check(settings: ModelSettings) -> None:
-    positive = ("n_top_genes", "n_hidden", "n_embedding", "max_epochs", "k", "temperature", "query_temperature", "lr")
-    for name in (*positive, "image_tail_lr"):
-        if getattr(settings, name) <= 0:
-            raise InputError(f"{name}={getattr(settings, name)!r}; expected a value above 0.")
-    for name in ("dropout", "validation_share", "linear_weight", "linear_full_at", "image_whitening"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise InputError(f"{name}={getattr(settings, name)!r}; expected a share between 0 and 1.")
-    if settings.context_rings < 0:
-        raise InputError(f"context_rings={settings.context_rings}; expected 0 (the spot alone) or more.")
-    if settings.batch_size < 2:
-        raise InputError(f"batch_size={settings.batch_size}; contrastive learning needs at least 2 spots in a step.")
-    choices = {
-        "image_tail": ("none", "last_stage"),
-        "image_graph": ("sage", "gcn", "gcn_sum", "none"),
-        "expression_graph": ("sage", "gcn", "gcn_sum", "none"),
-        "dependence": ("cka", "nhsic"),
-        "sampler": ("spots", "slices"),
-        "weighting": ("softmax", "mean"),
-    }
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise InputError(f"{name}={getattr(settings, name)!r}; expected one of {list(allowed)}.")
+    """Refuse settings that do not go together."""
+    if settings.pretrain_epochs and not (settings.dgi_image or settings.dgi_expression):
+        raise InputError(
+            f"pretrain_epochs={settings.pretrain_epochs} with dgi_image=0 and dgi_expression=0: these epochs train on "
+            "deep graph infomax alone, which has no weight. Pass pretrain_epochs=0, or dgi_image=1.0 and "
+            "dgi_expression=1.0."
+        )
     if settings.image_tail != "none" and (settings.context_rings or settings.center_slices):
         raise InputError(
             f"image_tail={settings.image_tail!r} with context_rings={settings.context_rings} and center_slices="
             f"{settings.center_slices}: a step would need the maps of all spots around its own, and of whole slices. "
             "Pass context_rings=0 and center_slices=False, or take preset='paper' or 'bleep', where they are so."
         )
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """Refuse arguments of :meth:`st_gchb.model.STGCHB.train` that leave nothing to train on.
-
-    Raises
-    ------
-    InputError
-        With the argument and the smallest value that it takes.
-    """
-    least = {"max_epochs": 1, "batch_size": 2, "block_size": 2}
-    for name, value in sizes.items():
-        if value is not None and value < least[name]:
-            raise InputError(f"{name}={value!r}; expected {least[name]} or more.")
 
 
 def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:

@@ -118,12 +118,10 @@ def prepare_query(
     Raises
     ------
     QueryError
-        If the object is neither AnnData nor SpatialData, holds no spot, or its features are not the model's.
+        If the object holds no spot, or its features are not the model's.
     DamageError
         If pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or of all.
     """
-    if not isinstance(data, AnnData | SpatialData):
-        raise QueryError(f"The query is a {type(data).__name__}; expected AnnData or SpatialData.")
     resolved = resolve(data, table=table, image=image, shapes=shapes, thumbnails=isinstance(data, SpatialData))
     source = resolved.adata
     if source.n_obs == 0:

@@ -13,11 +13,11 @@ from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from scvi.model.base import BaseModelClass
 from spatialdata import SpatialData
 
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import others_quiet
 from st_gchb.model._setup import (
     Registered,
-    check_arguments,
     check_training_table,
     complete_spatialdata,
     complete_table,
@@ -26,10 +26,15 @@ from st_gchb.model._setup import (
 )
 
 
+def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
+    """What scvi-tools takes when a model is loaded with data."""
+
+
 class RegistrationMixin(BaseModelClass):
     """The setup calls of :class:`~st_gchb.model.STGCHB`."""
 
     @classmethod
+    @checked(keywords=lambda: transfer_arguments)
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -79,7 +84,6 @@ class RegistrationMixin(BaseModelClass):
         >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
         >>> STGCHB.setup_anndata(ref)
         """
-        check_arguments(kwargs, cls.setup_anndata)
         slice_key = guess_slice_key(adata, slice_key)
         patient_key = guess_patient_key(adata, patient_key)
         setup_method_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "__class__"})
@@ -99,14 +103,15 @@ class RegistrationMixin(BaseModelClass):
         cls.register_manager(manager)
 
     @classmethod
+    @checked(keywords=lambda: RegistrationMixin.setup_anndata)
     def setup_spatialdata(
         cls,
         sdata: SpatialData,
         *,
         table: str | None = None,
-        image: str | dict[str, str] | None = None,
+        image: str | Mapping[str, str] | None = None,
         shapes: str | None = None,
-        um_per_px: float | Mapping[str, float] | None = None,
+        um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
         encoder: Any = "resnet50",
         weights: str | Path | None = "default",
         features_key: str = Keys.FEATURES,
@@ -135,7 +140,6 @@ class RegistrationMixin(BaseModelClass):
         InputError, MissingKeyError, MissingFileError
             Or a subclass.
         """
-        check_arguments(setup, cls.setup_anndata, also=cls.setup_spatialdata)
         target, resolved_key = complete_spatialdata(
             sdata,
             {"table": table, "image": image, "shapes": shapes},

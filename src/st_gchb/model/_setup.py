@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +26,6 @@ _LEAST_SPOTS = 4
 
 _LARGEST_FEATURE = 1e12
 """No encoder gives larger features, and their squares are still numbers of 32 bits."""
-
-_TRANSFER = {"source_registry", "extend_categories", "allow_missing_labels"}
-"""What scvi-tools takes when a model is loaded with data."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +62,6 @@ def guess_slice_key(adata: AnnData, slice_key: str | None) -> str | None:
             f"Pass the column of obs that names each spot's slice; columns: {list(adata.obs.columns)[:12]}."
         )
     return None
-
-
-def check_arguments(given: Mapping[str, Any], function: Callable[..., Any], also: Any = None) -> None:
-    """Refuse keywords that no one takes, before anything is computed or written.
-
-    Raises
-    ------
-    InputError
-        With names that are close.
-    """
-    known = {name for one in (function, also) if one is not None for name in inspect.signature(one).parameters}
-    known = (known - {"adata", "sdata", "kwargs", "setup"}) | _TRANSFER
-    for name in set(given) - known:
-        close = difflib.get_close_matches(name, sorted(known), n=3)
-        raise InputError(
-            f"{(also or function).__name__} has no argument {name!r}; "
-            f"{f'did you mean {close}?' if close else f'known: {sorted(known - _TRANSFER)}.'}"
-        )
 
 
 def check_names(adata: AnnData) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from st_gchb._arguments import Count, Limits, Megabytes, PixelSize, Seed, checked
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError, NotTrainedError
+from st_gchb._errors import NotTrainedError, QueryError
 from st_gchb._settings import settings as package_settings
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._context import context_of
@@ -22,13 +23,18 @@ from st_gchb.model._fitting import Fitted, build_module, fit
 from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
 from st_gchb.model._predict import Predictor, predict
-from st_gchb.model._presets import Preset, check_k, settings_for
+from st_gchb.model._presets import ModelSettings, Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._rows import FeatureRows
 from st_gchb.model._setup import registered_table
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search
+
+QueryData = Annotated[
+    AnnData | SpatialData,
+    Limits("an AnnData or SpatialData (st_gchb.io.read_section reads one from files)", error=QueryError),
+]
 
 
 class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
@@ -67,30 +73,32 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
     True
     """
 
+    @checked(keywords=lambda: ModelSettings)
     def __init__(
         self,
         adata: AnnData | SpatialData | None = None,
         preset: Preset = "default",
         *,
-        panel: list[str] | None = None,
-        seed: int | None = None,
+        panel: Sequence[str] | None = None,
+        seed: Seed | None = None,
         registry: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(adata, SpatialData):
             adata = registered_table(adata)
         super().__init__(adata, registry)
-        self.preset, self.seed = preset, package_settings.seed if seed is None else int(seed)
+        self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)
         self.rules_: Rules | None = None
         self.bank_: ReferenceBank | None = None
         self.calibration_: Calibration | None = None
         self.model_id_: str | None = None
         if adata is not None:
+            genes = None if panel is None else list(panel)
             check_k(self.settings, preset, adata.n_obs)
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                self._fitted: Fitted = fit(adata, self._where, self.settings, panel, self.seed)
+                self._fitted: Fitted = fit(adata, self._where, self.settings, genes, self.seed)
                 self.module = build_module(self._fitted, self.settings)
             self.rules_ = self._fitted.rules
             self._describe()
@@ -103,22 +111,23 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             )
         return self.bank_
 
+    @checked
     def predict(
         self,
-        query: AnnData | SpatialData,
+        query: QueryData,
         *,
         layer: str | None = None,
-        k: int | None = None,
+        k: Count | None = None,
         weighting: Weighting | None = None,
         search: Search = "auto",
         slice_key: str | None = None,
         return_neighbors: bool = False,
         image: Any = None,
-        um_per_px: float | Mapping[str, float] | None = None,
+        um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
         weights: str | Path | None = None,
         table: str | None = None,
         shapes: str | None = None,
-        memory_mb: float = MEMORY_MB,
+        memory_mb: Megabytes = MEMORY_MB,
         key_added: str = Keys.TABLE,
         write: bool = False,
     ) -> AnnData:
@@ -200,8 +209,19 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             deliver(query, result, prepared.link, key_added, write=write)
         return result
 
+    @checked
     def get_latent_representation(
-        self, adata: AnnData | SpatialData | None = None, modality: str = "expression", **where: Any
+        self,
+        adata: QueryData | None = None,
+        modality: Literal["expression", "image"] = "expression",
+        *,
+        slice_key: str | None = None,
+        image: Any = None,
+        um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
+        weights: str | Path | None = None,
+        table: str | None = None,
+        shapes: str | None = None,
+        memory_mb: Megabytes = MEMORY_MB,
     ) -> np.ndarray:
         """Joint embedding of spots, L2-normalised.
 
@@ -211,21 +231,28 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             Spots to embed; by default the training slices.
         modality
             ``"expression"`` embeds measured expression, ``"image"`` embeds patches.
-        where
-            As :meth:`predict` takes them: ``image``, ``um_per_px``, ``slice_key``, ``weights``, ``table``, ``shapes``,
-            ``memory_mb``.
+        slice_key, image, um_per_px, weights, table, shapes, memory_mb
+            As :meth:`predict` takes them.
 
         Returns
         -------
         ``(n_spots, n_embedding)``.
         """
-        if modality not in ("expression", "image"):
-            raise InputError(f"modality={modality!r} is unknown; expected 'expression' or 'image'.")
         bank = self._trained_bank("get_latent_representation")
         if adata is None:
             return np.array(bank.keys if modality == "expression" else bank.image_keys)
         rules = cast("Rules", self.rules_)
-        query = prepare_query(adata, rules, **where)
+        query = prepare_query(
+            adata,
+            rules,
+            slice_key=slice_key,
+            image=image,
+            um_per_px=um_per_px,
+            weights=weights,
+            table=table,
+            shapes=shapes,
+            memory_mb=memory_mb,
+        )
         if modality == "image":
             features, where_spots = FeatureRows(query.features), (query.adjacency, query.slices)
             context = context_of(rules.context, features, *where_spots)

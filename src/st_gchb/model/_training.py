@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from scvi.train import TrainRunner
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from scvi.train import Trainer as ScviTrainer
+from scvi.train import TrainingPlan, TrainRunner
 
+from st_gchb._arguments import Limits, Rate, Weight
 from st_gchb._compat import history_logger, parse_device_args
-from st_gchb._errors import CheckpointError, DeviceError
+from st_gchb._errors import ArgumentError, CheckpointError, DeviceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._settings import settings as package_settings
 from st_gchb.model._presets import ModelSettings
@@ -33,8 +37,24 @@ from st_gchb.train import (
     history_points,
 )
 
+Devices = Annotated[int, Limits("a number of devices, -1 for all", low=-1, high=1024)] | Sequence[int] | str
+
 _DDP = "ddp_find_unused_parameters_true"
 """Parameters of terms that are left out of the loss get no gradient, for which plain DDP waits in vain."""
+
+
+def trainers() -> tuple[Any, ...]:
+    """Who takes the keywords that ``train`` passes on; where both know one, scvi-tools has the word."""
+    return Trainer, ScviTrainer
+
+
+def plan_arguments() -> tuple[Any, ...]:
+    """Who takes ``plan_kwargs``."""
+
+    def ours(lr: Rate, weight_decay: Weight, stage_lr: Rate) -> None:
+        """What has limits in the settings has them here."""
+
+    return TrainingPlan, ours
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ class TrainingOptions:
     block_size: int
     early_stopping: bool
     accelerator: str
-    devices: int | list[int] | str
+    devices: Devices
     plan_kwargs: dict[str, Any]
     trainer_kwargs: dict[str, Any]
 
@@ -145,10 +165,12 @@ def _fit(
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", category=UserWarning)
         torch.manual_seed(seed)
         make = partial(TrainRunner, model, plan, data, epochs, options.accelerator, options.devices)
-        runner = make(callbacks=callbacks, **given)
-        progress.prepare(runner.trainer, model.module)
         try:
+            runner = make(callbacks=callbacks, **given)
+            progress.prepare(runner.trainer, model.module)
             runner()
+        except MisconfigurationException as error:
+            raise ArgumentError(f"STGCHB.train: Lightning's Trainer cannot train so: {error}") from error
         except torch.cuda.OutOfMemoryError:
             # One device alone would begin the epoch anew, and the others wait for it for ever.
             if runner.trainer.world_size > 1:
@@ -157,7 +179,7 @@ def _fit(
     return False
 
 
-def strategy_for(strategy: Any, devices: int | list[int] | str) -> Any:
+def strategy_for(strategy: Any, devices: Devices) -> Any:
     """Lightning's strategy: as given, for several devices always distributed data parallel.
 
     Raises
@@ -165,7 +187,7 @@ def strategy_for(strategy: Any, devices: int | list[int] | str) -> Any:
     DeviceError
         For a strategy that splits the network, or that starts other processes than copies of the script.
     """
-    several = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("auto", "0", "1")
+    several = len(devices) > 1 if isinstance(devices, list | tuple) else str(devices) not in ("auto", "0", "1")
     if isinstance(strategy, DDPStrategy) or strategy == _DDP:
         return strategy
     if strategy == "ddp" or (several and strategy == "auto"):

@@ -8,7 +8,7 @@ from st_gchb._errors import InputError
 from st_gchb._logging import logger
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """Turn ``"auto"`` or torch's name of a device into a device that is there.
 
     Raises

@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from st_gchb._errors import EncoderError, InputError
+from st_gchb._errors import EncoderError
 from st_gchb.pp._device import halved
 from st_gchb.pp._encoders import Encoder
 
+Views = Literal[1, 4, 8]
 Precision = Literal["float32", "bfloat16", "float16"]
 Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
@@ -51,18 +52,6 @@ class Pace:
     memory_mb: float
     precision: Precision = "float32"
     compiled: bool = False
-
-
-def check_precision(precision: Any) -> None:
-    """Refuse a precision that is unknown.
-
-    Raises
-    ------
-    InputError
-        If it is none of ``"float32"``, ``"bfloat16"``, ``"float16"``.
-    """
-    if precision not in get_args(Precision):
-        raise InputError(f"precision={precision!r} is unknown; expected one of {list(get_args(Precision))}.")
 
 
 class Engine:

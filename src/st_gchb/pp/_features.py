@@ -5,57 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb import __version__
+from st_gchb._arguments import Count, Megabytes, Micrometers, PatchSize, PixelSize, Seed, Versions, checked
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
-from st_gchb._errors import InputError
 from st_gchb._settings import settings
 from st_gchb.pp._cache import cache_folder
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
-from st_gchb.pp._engine import Engine, Pace, Precision, check_precision
+from st_gchb.pp._engine import Engine, Pace, Precision, Views
 from st_gchb.pp._maps import FILES_KEY
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.pp._rule import FeatureRule, is_stain_key, stain_key
 from st_gchb.pp._slides import Slice, side_px
 from st_gchb.pp._stages import Tail, check_tail, tapped
-from st_gchb.pp._stain import Restain, Stain, StainMethod, check_method, jitter_factors, stain_of
+from st_gchb.pp._stain import Restain, Stain, StainMethod, jitter_factors, stain_of
 from st_gchb.pp._tables import resolve
-from st_gchb.pp._tissue import check_positive
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_VIEWS = (1, 4, 8)
 
-
+@checked
 def embed_patches(
     data: AnnData | SpatialData,
     *,
     encoder: str | nn.Module | Encoder = "resnet50",
     weights: str | Path | None = "default",
-    patch_um: float = DEFAULT_PATCH_UM,
-    patch_px: float | None = None,
-    views: int = 4,
+    patch_um: Micrometers = DEFAULT_PATCH_UM,
+    patch_px: PatchSize | None = None,
+    views: Views = 4,
     stain_norm: StainMethod | Stain | None = None,
-    stain_augment: int = 0,
-    stain_seed: int | None = None,
+    stain_augment: Versions = 0,
+    stain_seed: Seed | None = None,
     tail: Tail | None = None,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
-    um_per_px: float | Mapping[str, float] | None = None,
+    um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
     table: str | None = None,
     shapes: str | None = None,
-    batch_size: int = 64,
-    memory_mb: float = MEMORY_MB,
-    device: str = "auto",
+    batch_size: Count = 64,
+    memory_mb: Megabytes = MEMORY_MB,
+    device: str | torch.device = "auto",
     precision: Precision = "float32",
     compiled: bool = False,
     key_added: str = Keys.FEATURES,
@@ -158,10 +157,6 @@ def embed_patches(
     >>> adata.obsm["X_patch"].shape
     (2, 107)
     """
-    _check_settings(views, patch_um, patch_px, batch_size, damaged)
-    _check_stain(stain_norm, stain_augment)
-    check_positive("memory_mb", memory_mb)
-    check_precision(precision)
     stain_seed = settings.seed if stain_seed is None else stain_seed
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
@@ -213,25 +208,6 @@ def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain
     if stain is None and version == 0:
         return None
     return Restain(stain, jitter_factors(name, version, seed) if version else None)
-
-
-def _check_stain(stain_norm: Any, stain_augment: Any) -> None:
-    if stain_norm is not None and not isinstance(stain_norm, Stain):
-        check_method(stain_norm)
-    if not isinstance(stain_augment, int) or isinstance(stain_augment, bool) or stain_augment < 0:
-        raise InputError(f"stain_augment={stain_augment!r}; expected 0 (none) or how many versions are to be made.")
-
-
-def _check_settings(views: int, patch_um: float, patch_px: float | None, batch_size: int, damaged: str) -> None:
-    if views not in _VIEWS:
-        raise InputError(f"views={views!r}; expected 1, 4 (rotations) or 8 (and mirrored).")
-    for name, value in (("patch_um", patch_um), ("patch_px", patch_px)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value!r}; expected a positive number, the side of a patch.")
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size!r}; expected at least 1.")
-    if damaged not in get_args(Damaged):
-        raise InputError(f"damaged={damaged!r} is unknown; expected one of {list(get_args(Damaged))}.")
 
 
 def _provenance(rule: FeatureRule, slices: list[Slice]) -> dict[str, Any]:

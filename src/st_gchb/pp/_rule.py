@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from anndata import AnnData
 from torch import Tensor, nn
 
+from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.pp._encoders import Encoder, get_encoder
-from st_gchb.pp._engine import Precision
+from st_gchb.pp._engine import Precision, Views
 from st_gchb.pp._stain import Stain, StainMethod
 
 
+@checked
 @dataclass(frozen=True)
 class FeatureRule:
     """How features were made, so that a query's are made the same way.
@@ -48,13 +50,13 @@ class FeatureRule:
     encoder: str
     weights: str
     weights_sha256: str
-    patch_um: float | None
-    patch_px: float | None
-    views: int
-    n_features: int
+    patch_um: Micrometers | None
+    patch_px: PatchSize | None
+    views: Views
+    n_features: Count
     stain_norm: StainMethod | None = None
     stain_target: tuple[float, ...] | None = None
-    stain_augment: int | None = None
+    stain_augment: Versions | None = None
     precision: Precision | None = None
     tail: Literal["last_stage"] | None = None
 
@@ -105,7 +107,7 @@ class FeatureRule:
             weights_sha256=str(stored["weights_sha256"]),
             patch_um=sizes["patch_um"],
             patch_px=sizes["patch_px"],
-            views=int(stored["views"]),
+            views=cast("Views", int(stored["views"])),
             n_features=int(stored["n_features"]),
             stain_norm=stain,
             stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
