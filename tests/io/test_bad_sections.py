@@ -58,13 +58,6 @@ def other_hdf5(outs):
         file["x"] = 1
 
 
-def broken_positions(outs):
-    path = outs / "spatial/tissue_positions.csv"
-    table = pd.read_csv(path, dtype=str)
-    table.loc[40, "pxl_row_in_fullres"] = "NA"
-    table.to_csv(path, index=False)
-
-
 def twice(outs):
     path = outs / "spatial/tissue_positions.csv"
     lines = path.read_text().splitlines()
@@ -94,18 +87,17 @@ VISIUM = {
     "no positions": (remove("spatial/tissue_positions.csv"), MissingFileError, r"tissue_positions\.csv.*is missing"),
     "no factors": (remove(FACTORS), MissingFileError, rf"{FACTORS} is missing"),
     "a factor is missing": (no_factor, MissingKeyError, "tissue_hires_scalef"),
-    "factors cut short": (text(FACTORS, '{"spot_diam'), InputError, "damaged"),
-    "factors are a list": (text(FACTORS, "[1, 2]"), InputError, "damaged"),
-    "counts cut short": (cut(COUNTS), ExpressionError, "no matrix of counts that can be read"),
+    "factors cut short": (text(FACTORS, '{"spot_diam'), InputError, "scale factors cannot be read.*JSON"),
+    "factors are a list": (text(FACTORS, "[1, 2]"), InputError, "scale factors cannot be read"),
+    "counts cut short": (cut(COUNTS), ExpressionError, "matrix of counts cannot be read"),
     "counts are something else": (other_hdf5, ExpressionError, "no matrix of counts"),
     "counts of another sample": (foreign_counts, CoordinateError, "2 of 2 spots.*no position, first 'XXXX-1'"),
     "no spots": (empty_counts, ExpressionError, "no spots"),
     "no genes": (no_genes, ExpressionError, "has no .*features/id"),
-    "not as long as it says": (fewer_values, InputError, "spatialdata-io cannot read"),
-    "a position is no number": (broken_positions, CoordinateError, "position of 1 spots is no number"),
+    "not as long as it says": (fewer_values, ExpressionError, "matrix of counts cannot be read"),
     "a barcode twice": (twice, CoordinateError, "twice"),
     "positions are another table": (text("spatial/tissue_positions.csv", "a,b\n1,2\n"), CoordinateError, "2 columns"),
-    "positions are empty": (text("spatial/tissue_positions.csv", ""), CoordinateError, "no table"),
+    "positions are empty": (text("spatial/tissue_positions.csv", ""), InputError, "the table is empty"),
     "no images": (
         remove("spatial/tissue_hires_image.png", "spatial/tissue_lowres_image.png"),
         ImageError,
@@ -130,12 +122,14 @@ def test_visium(tmp_path, name):
 
 
 HD = {
-    "no slice file": (remove("feature_slice.h5"), MissingFileError, r"feature_slice\.h5 is missing"),
     "no bins": (remove("binned_outputs"), MissingFileError, "square_008um is missing"),
     "no counts": (remove(f"{BINS}/{COUNTS}"), MissingFileError, rf"{BINS}/{COUNTS} is missing"),
     "no positions": (remove(f"{BINS}/spatial/tissue_positions.parquet"), MissingFileError, "parquet is missing"),
-    "positions are text": (text(f"{BINS}/spatial/tissue_positions.parquet", "x"), CoordinateError, "no Parquet"),
-    "slice file cut short": (cut("feature_slice.h5"), InputError, "spatialdata-io cannot read"),
+    "positions are text": (
+        text(f"{BINS}/spatial/tissue_positions.parquet", "x"),
+        CoordinateError,
+        "positions cannot be read.*Parquet",
+    ),
     "other bins alone": (remove(BINS), InputError, r"no square_008um; found \['square_016um', 'square_024um'\]"),
 }
 
@@ -243,6 +237,3 @@ def test_arguments_that_do_not_belong(tmp_path):
     AnnData(np.ones((3, 2), np.float32), obs=obs).write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="several slices"):
         read_section(tmp_path / "a.h5ad", um_per_px=0.5)
-    write_visium_hd(tmp_path / "hd", bins=(8,), prefix="D1_")
-    with pytest.raises(InputError, match="begin with 'D1'"):
-        read_section(tmp_path / "hd", name="other")

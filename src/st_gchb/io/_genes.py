@@ -44,7 +44,7 @@ def genomes_told(adata: AnnData) -> str:
     whole = sum(sums.values()) if sums is not None else 0.0
     parts = []
     for name, n in found.items():
-        share = f", {sums[name] / whole:.2g} of the counts" if sums is not None and whole > 0 else ""
+        share = f", {sums[name] / whole:.2%} of the counts" if sums is not None and whole > 0 else ""
         parts.append(f"{name!r} ({n} genes{share}, such as {', '.join(map(str, adata.var_names[names == name][:2]))})")
     return ", ".join(parts)
 

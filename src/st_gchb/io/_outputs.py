@@ -9,26 +9,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-import pandas as pd
 
 from st_gchb._constants import Keys
-from st_gchb._errors import CoordinateError, ExpressionError, InputError, MissingFileError, MissingKeyError
+from st_gchb._errors import InputError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
+from st_gchb.io._down_scaled import picture_shape
 from st_gchb.io._open import open_image
+from st_gchb.io._pixel_size import positive
+from st_gchb.io._reading import reading
 from st_gchb.io._slide import SlideImage
+from st_gchb.io._text_table import open_text
 
 BINS, COUNTS, SLICE_FILE = "binned_outputs", "filtered_feature_bc_matrix.h5", "feature_slice.h5"
-SCALEFACTORS = "spatial/scalefactors_json.json"
-POSITIONS = ("spatial/tissue_positions.csv", "spatial/tissue_positions_list.csv")
-_SIGNS = (f"*{COUNTS}", "*raw_feature_bc_matrix.h5", "filtered_feature_bc_matrix", *POSITIONS, SCALEFACTORS)
+SCALEFACTORS = (
+    "spatial/scalefactors_json.json",
+    "*scalefactors_json.json",
+    "*scalefactors_json.json.gz",
+    "spatial/*scalefactors_json.json*",
+)
+POSITIONS = (
+    "spatial/tissue_positions.csv",
+    "spatial/tissue_positions_list.csv",
+    "spatial/tissue_positions.parquet",
+    "*tissue_positions*.csv",
+    "*tissue_positions*.csv.gz",
+    "spatial/*tissue_positions*.csv*",
+)
+"""As Space Ranger names them, then as files of archives are called that lie side by side."""
+_TEXT = ("*matrix.mtx.gz", "*matrix.mtx")
+_FILTERED = (f"*{COUNTS}", *[f"filtered_*_bc_matri{end}/{name}" for end in ("x", "ces*/*") for name in _TEXT])
+_ALL_SPOTS = (
+    "*raw_feature_bc_matrix.h5",
+    *[f"raw_*_bc_matri{end}/{name}" for end in ("x", "ces*/*") for name in _TEXT],
+    *_TEXT,
+)
+_SIGNS = (*_FILTERED, *_ALL_SPOTS, *POSITIONS, *SCALEFACTORS)
 _HD_SIGNS = (BINS, f"*{SLICE_FILE}")
 _FULL_IMAGES = ("microscope_image/*", "*tissue_image.*", "*_image.tif", "*_image.tiff", "*_image.btf")
+_KINDS = ("hires", "lowres")
 _SIZE_TOLERANCE = 0.02
-_FEATURES = ("features/id", "features/name", "features/feature_type", "features/genome")
-_MATRIX = ("barcodes", "data", "indices", "indptr", "shape", *_FEATURES)
-"""Parts of a matrix of 10x."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,7 @@ class Outputs:
         folder = self.root.resolve()
         return clean_name((folder.parent if folder.name == "outs" else folder).name)
 
-    def one(self, patterns: Iterable[str], what: str) -> Path:
+    def one(self, patterns: Iterable[str], what: str, instead: str = "") -> Path:
         """The only file that one of the patterns finds.
 
         Raises
@@ -74,9 +94,36 @@ class Outputs:
             str(file.relative_to(self.root)) for pattern in ("*", "spatial/*") for file in self.root.glob(pattern)
         )
         raise MissingFileError(
-            f"{self.root}: the Space Ranger folder is incomplete: {what} is missing. It holds {there[:12]}. Copy the "
-            "whole folder outs/, or run Space Ranger to its end."
+            f"{self.root}: the Space Ranger folder is incomplete: {what} is missing{instead}. It holds {there[:12]}. "
+            "Copy the whole folder outs/, or run Space Ranger to its end."
         )
+
+    def counts(self, folder: str = "") -> Path:
+        """The matrix of counts: of spots under tissue, else of all; HDF5 goes before text.
+
+        Raises
+        ------
+        MissingFileError, InputError
+            There is none; or there are several.
+        """
+        patterns = [f"{folder}{pattern}" for pattern in (*_FILTERED, *_ALL_SPOTS)]
+        instead = ", and so are filtered_feature_bc_matrix/ and the raw matrix"
+        return self.one(patterns, f"{folder}{COUNTS}", instead)
+
+    def is_filtered(self, counts: Path) -> bool:
+        """Whether a matrix is of spots under tissue alone, by its name."""
+        return "filtered" in str(counts.relative_to(self.root)).lower()
+
+    def pictures(self, folder: str = "") -> dict[str, Path]:
+        """Down-scaled pictures by kind."""
+        found = {}
+        for kind in _KINDS:
+            name = f"tissue_{kind}_image"
+            places = [f"spatial/{name}.*", f"{folder}spatial/{name}.*", f"*{name}.*", f"spatial/*{name}.*"]
+            files = [file for place in places for file in sorted(self.root.glob(place)) if file.suffix != ".gz"]
+            if files:
+                found[kind] = files[0]
+        return found
 
 
 def find_outputs(path: Path) -> Outputs | None:
@@ -101,20 +148,25 @@ def read_factors(path: Path) -> dict[str, Any]:
     InputError, MissingKeyError
         The file is damaged, or lacks a factor.
     """
-    try:
-        factors = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); expected JSON as Space Ranger writes it.") from error
-    wanted = ("tissue_hires_scalef", "tissue_lowres_scalef", Keys.SPOT_DIAMETER)
-    missing = [key for key in wanted if key not in factors]
-    if missing:
+    with reading(path, "the scale factors", "Expected JSON as Space Ranger writes it: copy the file again."):
+        with open_text(path) as lines:
+            content = json.loads("\n".join(lines))
+        factors = {str(key): value for key, value in dict(content).items()}
+    if Keys.SPOT_DIAMETER not in factors:
         raise MissingKeyError(
-            f"{path}: has no {missing}; it holds {sorted(factors)}. Space Ranger writes all of {wanted}."
+            f"{path}: has no {Keys.SPOT_DIAMETER!r}; it holds {sorted(factors)}. Space Ranger writes it: copy the file "
+            "again."
         )
+    for key in factors:
+        # R and Zarr write lists of one number.
+        if key.endswith("_scalef") or key in (Keys.SPOT_DIAMETER, Keys.UM_PER_PX):
+            factors[key] = positive(factors[key], f"{path}[{key!r}]")
     return factors
 
 
-def full_image(outputs: Outputs, image: Path | None, factors: dict[str, Any]) -> SlideImage | None:
+def full_image(
+    outputs: Outputs, image: Path | None, factors: dict[str, Any], pictures: dict[str, Path]
+) -> SlideImage | None:
     """Open the full-resolution image: the one that is given, else the one in the folder, else None.
 
     Raises
@@ -131,12 +183,11 @@ def full_image(outputs: Outputs, image: Path | None, factors: dict[str, Any]) ->
             return None
         image = found[0]
     slide = open_image(image)
-    for kind in ("hires", "lowres"):
-        small = outputs.root / f"spatial/tissue_{kind}_image.png"
-        if not small.is_file():
+    for kind, small in pictures.items():
+        scale = factors.get(f"tissue_{kind}_scalef")
+        if scale is None:
             continue
-        scale = float(factors[f"tissue_{kind}_scalef"])
-        expected = np.array(open_image(small).shape_px) / scale
+        expected = np.array(picture_shape(small)) / scale
         # The down-scaled image is rounded to whole px.
         if (np.abs(expected - slide.shape_px) > _SIZE_TOLERANCE * expected + 1 / scale).any():
             sides = tuple(expected.round().astype(int).tolist())
@@ -146,56 +197,6 @@ def full_image(outputs: Outputs, image: Path | None, factors: dict[str, Any]) ->
             )
         break
     return slide
-
-
-def barcodes_in(path: Path) -> pd.Index:
-    """Barcodes of a matrix of 10x.
-
-    Raises
-    ------
-    ExpressionError
-        The file is damaged, or holds none.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            matrix = file["matrix"]
-            absent = [part for part in _MATRIX if part not in matrix]
-            if absent:
-                raise KeyError(f"matrix has no {absent}")
-            names = pd.Index(np.asarray(matrix["barcodes"]).astype(str))
-    except (OSError, KeyError) as error:
-        raise ExpressionError(
-            f"{path}: no matrix of counts that can be read ({error}). Expected HDF5 as Space Ranger writes it."
-        ) from error
-    if names.empty:
-        raise ExpressionError(f"{path}: the matrix holds no spots; expected those under tissue.")
-    return names
-
-
-def check_barcodes(barcodes: pd.Index, positions: pd.DataFrame, counts: Path, path: Path) -> None:
-    """See that every spot with counts has a finite position.
-
-    Parameters
-    ----------
-    barcodes
-        Of the counts.
-    positions
-        Columns ``pxl_row_in_fullres`` and ``pxl_col_in_fullres``, by barcode.
-    counts, path
-        Of the two files, for messages.
-    """
-    if not positions.index.is_unique:
-        raise CoordinateError(f"{path}: a barcode is listed twice; expected each once.")
-    missing = barcodes.difference(positions.index)
-    if len(missing):
-        raise CoordinateError(
-            f"{path}: {len(missing)} of {len(barcodes)} spots in {counts.name} have no position, first {missing[0]!r}. "
-            "Do the two files belong to one sample?"
-        )
-    places = positions.loc[barcodes].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(places).all(axis=1)
-    if bad.any():
-        raise CoordinateError(f"{path}: the position of {bad.sum()} spots is no number, first {barcodes[bad][0]!r}.")
 
 
 def clean_name(name: str) -> str:

@@ -95,7 +95,8 @@ def read_section(
         return read_anndata(path, name, picture, size)
     outputs = find_outputs(path)
     if outputs is not None:
-        return (read_visium_hd if outputs.is_hd else read_visium)(outputs, name, picture, size)
+        read = read_visium_hd if outputs.is_hd else read_visium
+        return read(outputs, name, picture, size, genome=genome, allow_missing=allow_missing)
     if is_legacy(path):
         return read_legacy(path, name, picture, size, allow_missing=allow_missing)
     raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")

@@ -1,38 +1,35 @@
-"""Visium HD through spatialdata-io."""
+"""Folders of Visium HD: one size of bins is read."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from st_gchb._errors import CoordinateError, InputError, MissingFileError
+from st_gchb._errors import InputError, MissingFileError
 from st_gchb._logging import logger
-from st_gchb.io._outputs import (
-    BINS,
-    COUNTS,
-    SCALEFACTORS,
-    SLICE_FILE,
-    Outputs,
-    barcodes_in,
-    check_barcodes,
-    clean_name,
-    full_image,
-    read_factors,
-)
-from st_gchb.io._visium import finish, told_by_spatialdata_io
+from st_gchb.io._assemble import assemble
+from st_gchb.io._genes import keep_genes
+from st_gchb.io._matrix_10x import read_counts
+from st_gchb.io._outputs import BINS, SCALEFACTORS, SLICE_FILE, Outputs, clean_name, full_image, read_factors
+from st_gchb.io._positions import place_spots, read_positions
+from st_gchb.io._values import tell_values
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _USUAL = "square_008um"
-_POSITIONS = "spatial/tissue_positions.parquet"
-_PLACES = ["pxl_row_in_fullres", "pxl_col_in_fullres"]
+_POSITIONS = ("spatial/tissue_positions.parquet", "spatial/tissue_positions.csv")
 
 
-def read_visium_hd(outputs: Outputs, name: str | None, image: Path | None, um_per_px: float | None) -> SpatialData:
+def read_visium_hd(
+    outputs: Outputs,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None = None,
+    allow_missing: bool = False,
+) -> SpatialData:
     """Read one size of bins.
 
     Raises
@@ -40,47 +37,34 @@ def read_visium_hd(outputs: Outputs, name: str | None, image: Path | None, um_pe
     MissingFileError, InputError
         A file is missing or damaged, or files do not belong together.
     """
-    features = outputs.one([f"*{SLICE_FILE}"], SLICE_FILE)
     bins = _choose_bins(outputs)
     folder = f"{BINS}/{bins}"
-    counts = outputs.one([f"{folder}/{COUNTS}"], f"{folder}/{COUNTS}")
-    factors = read_factors(outputs.one([f"{folder}/{SCALEFACTORS}"], f"{folder}/{SCALEFACTORS}"))
-    _check_positions(counts, outputs.one([f"{folder}/{_POSITIONS}"], f"{folder}/{_POSITIONS}"))
-    label = _label(outputs, name, features)
-    slide = full_image(outputs, image, factors)
-    sdata = _by_spatialdata_io(outputs, label, bins)
-    for other in [key for key in sdata.tables if key != bins]:
-        logger.info("%s: the table %r is left out; the bins are read.", label, other)
-        region = f"{label}_{other}"
-        del sdata.tables[other]
-        if region in sdata.shapes:
-            del sdata.shapes[region]
-    finish(sdata, sdata.tables[bins], f"{label}_{bins}", factors, slide, um_per_px, label)
-    return sdata
-
-
-def _by_spatialdata_io(outputs: Outputs, label: str, bins: str) -> SpatialData:
-    from spatialdata_io import visium_hd
-
-    # A full image would be read as one chunk: the smallest picture stands in for it and is taken out again.
-    small = next(
-        (file for kind in ("lowres", "hires") for file in outputs.root.rglob(f"tissue_{kind}_image.png")), None
+    counts = outputs.counts(f"{folder}/")
+    factors = read_factors(outputs.one([f"{folder}/{SCALEFACTORS[0]}"], f"{folder}/{SCALEFACTORS[0]}"))
+    positions = outputs.one([f"{folder}/{one}" for one in _POSITIONS], f"{folder}/{_POSITIONS[0]}")
+    label = _label(outputs) if name is None else clean_name(name)
+    pictures = outputs.pictures(f"{folder}/")
+    slide = full_image(outputs, image, factors, pictures)
+    adata = place_spots(
+        keep_genes(read_counts(counts), f"section {label!r}", genome),
+        read_positions(positions),
+        (counts, positions),
+        filtered=outputs.is_filtered(counts),
+        every_spot=False,
+        allow_missing=allow_missing,
     )
-    options: dict[str, Any] = {"fullres_image_file": small, "image_models_kwargs": {"scale_factors": []}}
-    with told_by_spatialdata_io(outputs.root), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No (full resolution image|image path) found", category=UserWarning)
-        sdata = visium_hd(
-            outputs.root,
-            dataset_id=label,
-            bin_size=int(bins[len("square_") : -len("um")]),
-            load_segmentations_only=False,
-            gex_only=True,
-            **options,
-        )
-    stand_in = f"{label}_full_image"
-    if stand_in in sdata.images:
-        del sdata.images[stand_in]
-    return sdata
+    tell_values(adata, str(counts))
+    return assemble(
+        adata,
+        label=label,
+        region=f"{label}_{bins}",
+        table=bins,
+        squares=True,
+        factors=factors,
+        pictures=pictures,
+        slide=slide,
+        um_per_px=um_per_px,
+    )
 
 
 def _choose_bins(outputs: Outputs) -> str:
@@ -100,22 +84,7 @@ def _choose_bins(outputs: Outputs) -> str:
     raise InputError(f"{folder}: has no {_USUAL}; found {there}. Pass the path of one of them.")
 
 
-def _label(outputs: Outputs, name: str | None, features: Path) -> str:
-    """Name of the section: where files begin with one, spatialdata-io knows no other."""
-    prefix = features.name.removesuffix(SLICE_FILE).removesuffix("_")
-    if not prefix:
-        return outputs.label if name is None else clean_name(name)
-    if name not in (None, prefix):
-        raise InputError(f"{features}: files of this folder begin with {prefix!r}; leave name={name!r} out.")
-    return prefix
-
-
-def _check_positions(counts: Path, path: Path) -> None:
-    try:
-        positions = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these types as well
-        raise CoordinateError(f"{path}: no Parquet table that can be read ({error}).") from error
-    absent = [column for column in ("barcode", *_PLACES) if column not in positions]
-    if absent:
-        raise CoordinateError(f"{path}: has no columns {absent}; it has {list(positions.columns)}.")
-    check_barcodes(barcodes_in(counts), positions.set_index("barcode")[_PLACES], counts, path)
+def _label(outputs: Outputs) -> str:
+    """Name of the section: what files of the folder begin with, else by the folder."""
+    features = sorted(outputs.root.glob(f"*_{SLICE_FILE}"))
+    return clean_name(features[0].name.removesuffix(f"_{SLICE_FILE}")) if features else outputs.label
