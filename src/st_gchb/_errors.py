@@ -50,7 +50,7 @@ class MissingFileError(STGCHBError, FileNotFoundError):
 
 
 class CoordinateError(InputError):
-    """Spot coordinates are missing, not finite, negative, or do not fit the image.
+    """Spot coordinates are missing, not finite, or do not fit the image.
 
     Raised when spots are registered, embedded or predicted.
     """
@@ -130,6 +130,13 @@ class GraphError(InputError):
     """The spot graph is missing, has the wrong shape, or joins spots of two slices.
 
     Raised by :func:`st_gchb.pp.spatial_graph`, by training and by prediction.
+    """
+
+
+class StaleError(InputError):
+    """Features or a graph were made from other positions, images or sizes of pixels than the object holds now.
+
+    Raised when a reference is registered and when a query brings its features.
     """
 
 

@@ -224,7 +224,7 @@ def test_an_unknown_mode():
         (lambda a: a.obsm.pop("spatial"), CoordinateError, "absent"),
         (lambda a: a.obsm["spatial"].__setitem__((3, 0), np.nan), CoordinateError, "NaN.*'s3'"),
         (lambda a: a.obs.pop("slice"), SliceError, "no column 'slice'"),
-        (lambda a: a.obs.__setitem__("slice", [None] + ["a"] * 41), SliceError, "without a slice"),
+        (lambda a: a.obs.__setitem__("slice", [None] + ["a"] * 41), SliceError, "is empty for 1 of 42 spots"),
     ],
 )
 def test_bad_coordinates_and_slices(spoil, error, match):

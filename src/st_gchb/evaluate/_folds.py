@@ -10,7 +10,8 @@ from anndata import AnnData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
-from st_gchb.pp._graph import slice_members
+from st_gchb.pp._made import feature_keys
+from st_gchb.pp._sections import sections_of
 
 _NO_NAME = ("", "nan", "None", "<NA>")
 """An empty cell, and what it becomes when a column is turned into text."""
@@ -70,7 +71,9 @@ def leave_one_out(
         if needed not in adata.obs:
             found = list(adata.obs.columns)[:12]
             raise SliceError(f"Leaving one {by} out needs obs[{needed!r}]; found {found}. Add or name the column.")
-    slices = slice_members(adata, slice_key)
+    sections = sections_of(adata, slice_key)
+    sections.check_at_least(2, "leaving it out needs")
+    slices = sections.rows
     members = slices if by == "slice" else _patients(adata, slices, slice_key, patient_key)
     if len(members) < 2:
         raise SliceError(f"obs[{key!r}] holds {len(members)} {by}; leaving one out needs at least 2.")
@@ -117,7 +120,7 @@ def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, pat
 def hide_expression(adata: AnnData, features_key: str | None = None) -> AnnData:
     """What a held-out slice may show to a method: positions, images and, where named, patch features; no expression."""
     hidden = AnnData(obs=adata.obs.copy())
-    for key in filter(None, (Keys.SPATIAL, features_key)):
+    for key in (Keys.SPATIAL, *(feature_keys(adata, features_key) if features_key is not None else ())):
         hidden.obsm[key] = np.array(adata.obsm[key])
         if key in adata.uns:
             hidden.uns[key] = adata.uns[key]

@@ -15,11 +15,13 @@ from st_gchb._constants import Keys
 from st_gchb.evaluate._describe import describe
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
-from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp._cache import content_key
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._expression import as_csr
+from st_gchb.pp._made import pixel_sizes
+from st_gchb.pp._positions import spot_centers
 from st_gchb.pp._rule import stained_versions
+from st_gchb.pp._sections import sections_of
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,9 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
     parts: dict[str, Any] = _matrix("counts", counts) | {
         "genes": [str(gene) for gene in adata.var_names],
         "features": np.asarray(adata.obsm[features_key], dtype=np.float32),
-        "positions": np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64),
+        "positions": spot_centers(adata),
         "slices": [str(name) for name in adata.obs[slice_key]],
-        "um_per_px": pixel_sizes(adata, features_key),
+        "um_per_px": _sizes(adata, slice_key, features_key),
     }
     # Not named where there are none: runs that were kept before there were any are found again.
     parts |= {f"stain{i}": features for i, features in enumerate(stained_versions(adata, features_key))}
@@ -107,6 +109,13 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
         stem = Keys.CONNECTIVITIES.removesuffix("_connectivities")
         parts["graph_rule"] = plain(dict(adata.uns.get(f"{stem}_neighbors", {}).get("params", {})))
     return content_key(**parts)
+
+
+def _sizes(adata: AnnData, slice_key: str, features_key: str) -> float | dict[str, float] | None:
+    """Known sizes of pixels, in the form in which they were always hashed."""
+    sizes = pixel_sizes(adata, sections_of(adata, slice_key), features_key=features_key)
+    known = {name: size for name, size in sizes.items() if size is not None}
+    return next(iter(known.values())) if len(known) == 1 else (known or None)
 
 
 def _matrix(name: str, matrix: Any) -> dict[str, np.ndarray]:

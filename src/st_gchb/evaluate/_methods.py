@@ -21,11 +21,12 @@ from sklearn.preprocessing import StandardScaler
 
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
+from st_gchb.evaluate._folds import hide_expression
 from st_gchb.model import STGCHB
 from st_gchb.model._inputs import ContextRule
-from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp import spatial_graph
 from st_gchb.pp._expression import log_normalise
+from st_gchb.pp._made import feature_keys
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Task:
         return look(plain[0], graphs[0], slices[0]), look(plain[1], graphs[1], slices[1])
 
     def _graph(self, table: AnnData) -> Any:
-        probe = AnnData(obs=table.obs[[self.slice_key]].copy(), obsm={Keys.SPATIAL: table.obsm[Keys.SPATIAL]})
-        spatial_graph(probe, slice_key=self.slice_key, um_per_px=pixel_sizes(table, self.features_key))
+        probe = hide_expression(table, self.features_key)
+        spatial_graph(probe, slice_key=self.slice_key, features_key=self.features_key)
         return probe.obsp[Keys.CONNECTIVITIES].tocsr()
 
 
@@ -96,7 +97,7 @@ def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **o
     scvi-tools keeps every table that was set up for as long as the process lives: over hundreds of runs, gigabytes.
     """
     table = AnnData(train.X, obs=train.obs.copy(), var=train.var[[]].copy())
-    for key in (Keys.SPATIAL, where["features_key"]):
+    for key in (Keys.SPATIAL, *feature_keys(train, where["features_key"])):
         table.obsm[key] = train.obsm[key]
         if key in train.uns:
             table.uns[key] = train.uns[key]

@@ -17,7 +17,6 @@ from st_gchb.evaluate._methods import Task
 from st_gchb.evaluate._panels import present
 from st_gchb.evaluate._protocol import Plan, Protocol
 from st_gchb.metrics import morans_agreement, per_gene, summary
-from st_gchb.model._setup import pixel_sizes
 from st_gchb.pp import spatial_graph
 
 
@@ -93,8 +92,7 @@ def prepare(plan: Plan, fold: Fold) -> Prepared:
     truth = plan.log_values[fold.test][:, columns].toarray()
     hidden = hide_expression(plan.adata[fold.test], protocol.features_key)
     graph = hidden.copy()
-    sizes = pixel_sizes(hidden, protocol.features_key)
-    spatial_graph(graph, slice_key=protocol.slice_key, um_per_px=sizes)
+    spatial_graph(graph, slice_key=protocol.slice_key, features_key=protocol.features_key)
     return Prepared(
         train=plan.adata[fold.train].copy(),
         test=hidden,

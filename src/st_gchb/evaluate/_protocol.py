@@ -17,9 +17,9 @@ from st_gchb.evaluate._methods import METHODS, Method
 from st_gchb.evaluate._panels import choose_panels, present
 from st_gchb.evaluate._reference import check_reference
 from st_gchb.model._setup import check_features, check_names
-from st_gchb.pp._coordinates import spot_centers
 from st_gchb.pp._device import choose_device
 from st_gchb.pp._expression import check_expression, log_normalise
+from st_gchb.pp._positions import spot_centers
 
 
 def seeds_of(given: Sequence[int] | None, n: int) -> list[int]:

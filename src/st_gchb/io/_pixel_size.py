@@ -217,19 +217,24 @@ def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> flo
     >>> visium_pitch(np.column_stack([columns.ravel(), rows.ravel()]) * 200.0, diameter_px=130) is None
     True
     """
-    if len(centers_px) < 7:
+    pitch = hexagonal_pitch(centers_px)
+    low, high = _PITCH_PER_DIAMETER
+    return pitch if pitch is not None and low <= pitch / diameter_px <= high else None
+
+
+def hexagonal_pitch(centers: npt.NDArray[np.float64]) -> float | None:
+    """Distance of neighbouring spots, in the unit of the positions, where each has six as far away; else None."""
+    if len(centers) < 7:
         return None
     # A part of a large slide's spots will do, among all their neighbours.
-    tree = cKDTree(centers_px)
-    distances = np.asarray(tree.query(centers_px[:: -(-len(centers_px) // _N_SPOTS)], k=7)[0])[:, 1:]
+    tree = cKDTree(centers)
+    distances = np.asarray(tree.query(centers[:: -(-len(centers) // _N_SPOTS)], k=7)[0])[:, 1:]
     nearest = float(np.median(distances[:, 0]))
     around = distances[(distances < 1.2 * nearest).sum(axis=1) == 6]
     # At most half of the spots of a small section lie at its rim, and have fewer than six neighbours.
     if nearest <= 0 or len(around) < 0.1 * len(distances):
         return None
-    pitch = float(np.median(around))
-    low, high = _PITCH_PER_DIAMETER
-    return pitch if low <= pitch / diameter_px <= high else None
+    return float(np.median(around))
 
 
 def number_in(text: str | None) -> float | None:

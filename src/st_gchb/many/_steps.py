@@ -212,8 +212,8 @@ class Predict:
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
         from st_gchb.model._rows import has_features
-        from st_gchb.model._setup import guess_slice_key
         from st_gchb.pp._graph import check_reach
+        from st_gchb.pp._sections import sections_of
 
         with seconds.of("load"):
             model = self.model()
@@ -223,7 +223,7 @@ class Predict:
             resolved, size = self.reading.resolve(slide)
             adata = resolved.adata
             key = resolved.slice_key or (rules.slice_key if rules.slice_key in adata.obs else None)
-            key = key or guess_slice_key(adata, None)
+            key = sections_of(adata, key).key
             there = rules.features is None or has_features(adata, rules.features_key, maps=tail)
             if not there:
                 # Patches take minutes: what makes a graph impossible is told before.

@@ -28,14 +28,17 @@ from st_gchb.model._context import (
 from st_gchb.model._inputs import ContextRule, FixedMap, fit_appearance, fit_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
-from st_gchb.model._query import Rules, origin_table, pixel_sizes, slice_names
+from st_gchb.model._query import Rules, origin_table
 from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, with_maps
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import fit_expression, log_normalise, read_layer
 from st_gchb.pp._foreign_graph import graph_of, rule_of
+from st_gchb.pp._made import made_key
+from st_gchb.pp._positions import spot_centers
 from st_gchb.pp._rule import is_stain_key, stained_versions
+from st_gchb.pp._sections import sections_of
 from st_gchb.pp._stages import stage_of_rule
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import BLOCK_SIZE, TrainingData
@@ -92,7 +95,7 @@ def fit(
     ``features`` stand for those of ``adata``, where it has none.
     """
     log_values = log_normalise(read_layer(adata, where.layer), log_normalized=where.log_normalized)
-    slices = slice_names(adata, where.slice_key)
+    slices = sections_of(adata, where.slice_key).names.astype(str)
     expression = fit_expression(
         log_values,
         adata.var_names,
@@ -182,7 +185,7 @@ def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
         expression=torch.from_numpy(_mapped(fitted.panel, expression)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
-        coordinates=np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2],
+        coordinates=spot_centers(adata),
     )
 
 
@@ -241,7 +244,7 @@ def build_bank(
         "all_genes": make(fitted.log_values, adata.var_names),
     }
     tables |= {name: make(values, adata.var_names) for name, values in named_layers(adata).items()}
-    own = (Keys.SPATIAL, where.features_key)
+    own = (Keys.SPATIAL, where.features_key, made_key(where.features_key))
     for name, values in adata.obsm.items():
         version = is_stain_key(name, where.features_key)
         if not version and name not in own and name not in tables and _is_numeric(values):
@@ -276,4 +279,4 @@ def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureR
 
 def _graph_rule(adata: AnnData, where: Registered) -> GraphRule:
     """The rule of the registered graph; a graph from elsewhere gets the rule that squidpy recorded, or the default."""
-    return rule_of(adata, where.connectivities_key, where.slice_key, pixel_sizes(adata, where.features_key))
+    return rule_of(adata, where.connectivities_key, where.slice_key, features_key=where.features_key)

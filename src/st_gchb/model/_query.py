@@ -16,16 +16,20 @@ from spatialdata import SpatialData
 from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
+from st_gchb.io._libraries import libraries_of
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._left_out import is_whole, leave_out
 from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, has_features, with_maps
-from st_gchb.model._setup import check_features, check_names, guess_slice_key, pixel_sizes
+from st_gchb.model._setup import check_features, check_names
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
-from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._embed import Damaged
 from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise, read_layer
-from st_gchb.pp._graph import check_reach, slice_members
+from st_gchb.pp._graph import check_reach
+from st_gchb.pp._made import check_made, feature_keys
 from st_gchb.pp._patches import MEMORY_MB
+from st_gchb.pp._positions import spot_centers
+from st_gchb.pp._sections import check_lone_slice, check_object, sections_of
 from st_gchb.retrieval import ReferenceBank
 
 _NOT_OF_THE_KIND = 1e6
@@ -122,26 +126,28 @@ def prepare_query(
     DamageError
         If pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or of all.
     """
+    check_object(data, spatialdata=True, error=QueryError)
     resolved = resolve(data, table=table, image=image, shapes=shapes, thumbnails=isinstance(data, SpatialData))
     source = resolved.adata
-    if source.n_obs == 0:
-        raise QueryError("The query has no spots (n_obs is 0).")
     check_names(source)
     centers = spot_centers(source)
-    if isinstance(data, AnnData):
-        check_not_negative(centers, source.obs_names)
-    key = slice_key or resolved.slice_key
-    if key is None:
-        key = rules.slice_key if rules.slice_key in source.obs else guess_slice_key(source, None)
+    check_positions(centers, source.obs_names)
+    key = slice_key or resolved.slice_key or (rules.slice_key if rules.slice_key in source.obs else None)
     # Patches take minutes: what makes a graph impossible is told before.
-    slice_members(source, key)
-    light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: np.array(source.obsm[Keys.SPATIAL], dtype=np.float64)})
+    sections = sections_of(source, key, resolved.images if isinstance(resolved.images, Mapping) else ())
+    check_lone_slice(source, sections, centers)
+    sections.check_at_least(2, "a graph needs")
+    key = sections.key
+    light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: centers})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
     trained = rules.features is not None and rules.features.tail is not None
     if has_features(source, rules.features_key, maps=trained):
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
-        light.obsm[rules.features_key] = np.asarray(source.obsm[rules.features_key], dtype=np.float32)
+        remedy = f"Drop it (del query.obsm[{rules.features_key!r}]) and the model makes its own."
+        check_made(source, rules.features_key, sections, remedy, um_per_px)
+        for name in feature_keys(source, rules.features_key):
+            light.obsm[name] = np.asarray(source.obsm[name], np.float32 if name == rules.features_key else None)
         if rules.features_key in source.uns:
             light.uns[rules.features_key] = source.uns[rules.features_key]
     elif rules.features is None:
@@ -163,12 +169,12 @@ def prepare_query(
             damaged=damaged,
         )
     light, source, left_out = leave_out(light, source, rules.features_key, damaged)
-    spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=pixel_sizes(light, rules.features_key, um_per_px))
+    spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=um_per_px, features_key=rules.features_key)
     features = with_maps(light, rules.features_key) if trained else light.obsm[rules.features_key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
     graph = light.obsp[Keys.CONNECTIVITIES].tocsr()
-    return Query(light, source, features, graph, slice_names(light, key), known, left_out)
+    return Query(light, source, features, graph, sections_of(light, key).names.astype(str), known, left_out)
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:
@@ -226,16 +232,11 @@ def _log_values(values: Any, columns: np.ndarray, rule: ExpressionRule) -> Itera
         yield rows, log_normalise(values[rows], log_normalized=rule.log_normalized)[:, columns]
 
 
-def slice_names(adata: AnnData, slice_key: str | None) -> np.ndarray:
-    """Slice of each spot, ``(n_spots,)``."""
-    return np.full(adata.n_obs, "slice") if slice_key is None else adata.obs[slice_key].astype(str).to_numpy()
-
-
 def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None) -> pd.DataFrame:
     """Where each spot comes from: name, slice, patient where known, x and y in px."""
-    positions = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)
+    positions = spot_centers(adata)
     frame = pd.DataFrame({"name": adata.obs_names.astype(str), "x": positions[:, 0], "y": positions[:, 1]})
-    frame["slice"] = slice_names(adata, slice_key)
+    frame["slice"] = sections_of(adata, slice_key).names.astype(str)
     if patient_key is not None:
         frame["patient"] = adata.obs[patient_key].astype(str).to_numpy()
     return frame
@@ -269,7 +270,7 @@ def check_training_data(adata: AnnData, rules: Rules, bank: ReferenceBank, slice
 
 def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
     """Images of the slices that the query holds: a slice cut out of a larger object still carries the others'."""
-    libraries = dict(source.uns[Keys.SPATIAL])
+    libraries = {name: source.uns[Keys.SPATIAL].get(name) for name in libraries_of(source)}
     if slice_key is None:
         return libraries
     own = set(source.obs[slice_key].astype(str))

@@ -22,8 +22,8 @@ from st_gchb.model._setup import (
     complete_spatialdata,
     complete_table,
     guess_patient_key,
-    guess_slice_key,
 )
+from st_gchb.pp._sections import check_object, sections_of
 
 
 def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
@@ -84,22 +84,28 @@ class RegistrationMixin(BaseModelClass):
         >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
         >>> STGCHB.setup_anndata(ref)
         """
-        slice_key = guess_slice_key(adata, slice_key)
+        check_object(adata)
+        slice_key = sections_of(adata, slice_key).key
         patient_key = guess_patient_key(adata, patient_key)
-        setup_method_args = cls._get_setup_method_args(**{k: v for k, v in locals().items() if k != "__class__"})
         where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
         check_training_table(adata, where)
         complete_table(adata, where)
+        cls._register(adata, where, kwargs)
+
+    @classmethod
+    def _register(cls, adata: AnnData, where: Registered, options: dict[str, Any]) -> None:
+        """Register a table that was checked and completed."""
+        setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **vars(where))
         fields = [
             # Counts were checked whole; scvi-tools would draw a few values from numpy's global generator.
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, slice_key),
-            ObsmField("features", features_key),
+            LayerField(REGISTRY_KEYS.X_KEY, where.layer, is_count_data=False),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, where.slice_key),
+            ObsmField("features", where.features_key),
             ObsmField("spatial", Keys.SPATIAL),
         ]
         with others_quiet():
             manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-            manager.register_fields(adata, **kwargs)
+            manager.register_fields(adata, **options)
         cls.register_manager(manager)
 
     @classmethod
@@ -140,11 +146,11 @@ class RegistrationMixin(BaseModelClass):
         InputError, MissingKeyError, MissingFileError
             Or a subclass.
         """
-        target, resolved_key = complete_spatialdata(
+        target, where = complete_spatialdata(
             sdata,
             {"table": table, "image": image, "shapes": shapes},
             {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
             setup,
         )
-        setup.setdefault("slice_key", resolved_key)
-        cls.setup_anndata(target, features_key=features_key, **setup)
+        # Its own positions may be in other px than those of the image: it was checked with the image's.
+        cls._register(target, where, {key: value for key, value in setup.items() if key not in vars(where)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,13 @@ from st_gchb._constants import Keys
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb.model._rows import FeatureRows
 from st_gchb.pp import embed_patches, resolve, spatial_graph
-from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._expression import check_expression, layer_name, read_layer
-from st_gchb.pp._foreign_graph import graph_of
-from st_gchb.pp._graph import slice_members
-from st_gchb.pp._rule import stained_versions
+from st_gchb.pp._foreign_graph import check_lengths, graph_of
+from st_gchb.pp._made import check_made, feature_keys, made_key
+from st_gchb.pp._positions import spot_centers
+from st_gchb.pp._rule import is_stain_key, stained_versions
+from st_gchb.pp._sections import Sections, check_lone_slice, sections_of
 
 _LEAST_SPOTS = 4
 """Spots of a reference at least: calibration leaves half of them out, and a slice has two."""
@@ -38,30 +40,6 @@ class Registered:
     log_normalized: bool
     features_key: str
     connectivities_key: str
-
-
-def guess_slice_key(adata: AnnData, slice_key: str | None) -> str | None:
-    """The column that tells slices apart: as given, else ``"slice"`` where there is one, else none.
-
-    Raises
-    ------
-    SliceError
-        If several images are registered and no column tells which spot belongs to which.
-    """
-    if slice_key is not None:
-        return slice_key
-    if Keys.SLICE in adata.obs:
-        return Keys.SLICE
-    libraries = list(adata.uns.get(Keys.SPATIAL, {}))
-    if len(libraries) > 1:
-        fits = [key for key in adata.obs if set(adata.obs[key].astype(str)) <= set(libraries)]
-        if len(fits) == 1:
-            return str(fits[0])
-        raise SliceError(
-            f"uns['spatial'] holds {len(libraries)} slices ({libraries[:6]}), but slice_key was not given. "
-            f"Pass the column of obs that names each spot's slice; columns: {list(adata.obs.columns)[:12]}."
-        )
-    return None
 
 
 def check_names(adata: AnnData) -> None:
@@ -105,17 +83,26 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
         Or a subclass; see the single checks.
     """
     check_names(adata)
-    check_not_negative(spot_centers(adata), adata.obs_names)
+    centers = spot_centers(adata)
+    check_positions(centers, adata.obs_names)
+    sections = sections_of(adata, where.slice_key)
+    check_lone_slice(adata, sections, centers)
+    sections.check_at_least(2, "training needs")
     values = read_layer(adata, where.layer)
     check_expression(values, log_normalized=where.log_normalized, name=layer_name(where.layer))
-    slice_members(adata, where.slice_key)
     if adata.n_obs < _LEAST_SPOTS:
         raise SliceError(f"The reference has {adata.n_obs} spots; expected at least {_LEAST_SPOTS}. Pass whole slices.")
     if where.features_key in adata.obsm:
         check_features(adata, where.features_key)
+        check_made(adata, where.features_key, sections, "Run st_gchb.pp.embed_patches again, then set up again.")
         stained_versions(adata, where.features_key)
     if where.connectivities_key in adata.obsp:
-        check_graph(adata, where.connectivities_key, where.slice_key)
+        check_graph(adata, where.connectivities_key, sections)
+    elif not where.connectivities_key.endswith("_connectivities"):
+        raise MissingKeyError(
+            f"obsp has no {where.connectivities_key!r} (connectivities_key); found {list(adata.obsp)}. A graph that is "
+            "to be made needs a key that ends with '_connectivities'."
+        )
 
 
 def check_features(adata: AnnData, key: str) -> None:
@@ -138,47 +125,58 @@ def check_features(adata: AnnData, key: str) -> None:
         raise EncoderError(f"obsm[{key!r}] has {what} in {bad or huge} spots. Run st_gchb.pp.embed_patches again.")
 
 
-def check_graph(adata: AnnData, key: str, slice_key: str | None) -> None:
-    """Refuse a graph that is not symmetric or joins spots of two slices.
+def check_graph(adata: AnnData, key: str, sections: Sections) -> None:
+    """Refuse a graph that is not symmetric, joins spots of two slices, or was made at other positions.
 
     Raises
     ------
     GraphError
         With the number of edges concerned.
+    StaleError
+        Spots have moved since the graph was made.
     """
     graph = graph_of(adata, key)
     if (graph != graph.T).nnz:
         raise GraphError(f"obsp[{key!r}] is not symmetric. Build it with st_gchb.pp.spatial_graph, or symmetrise it.")
-    if slice_key is not None:
-        names = adata.obs[slice_key].astype(str).to_numpy()
+    if sections.key is not None:
         coo = graph.tocoo()
-        across = int((names[coo.row] != names[coo.col]).sum())
+        across = int((sections.names[coo.row] != sections.names[coo.col]).sum())
         if across:
             raise GraphError(
-                f"obsp[{key!r}] has {across} edges between different slices of obs[{slice_key!r}]. "
+                f"obsp[{key!r}] has {across} edges between different slices of obs[{sections.key!r}]. "
                 "Build it with st_gchb.pp.spatial_graph(adata, slice_key=...)."
             )
+    check_lengths(adata, key)
 
 
-def complete_table(adata: AnnData, where: Registered) -> None:
-    """Make features and graph where they are absent, never a second time; all of it is written, or nothing."""
+def complete_table(adata: AnnData, where: Registered) -> set[str]:
+    """Make features and graph where they are absent, never a second time; all of it is written, or nothing.
+
+    Returns the keys of what was made.
+    """
     made = AnnData(obs=adata.obs[[]].copy() if where.slice_key is None else adata.obs[[where.slice_key]].copy())
-    made.obsm[Keys.SPATIAL] = np.asarray(adata.obsm[Keys.SPATIAL])
+    made.obsm[Keys.SPATIAL] = spot_centers(adata)
+    for key in feature_keys(adata, where.features_key):
+        made.obsm[key] = adata.obsm[key]
     for key in (Keys.SPATIAL, where.features_key):
         if key in adata.uns:
             made.uns[key] = adata.uns[key]
-    if where.features_key not in adata.obsm:
-        embed_patches(made, slice_key=where.slice_key, key_added=where.features_key)
+    key = where.features_key
+    fresh: set[str] = set()
+    if key not in adata.obsm:
+        embed_patches(made, slice_key=where.slice_key, key_added=key)
+        fresh = {name for name in made.obsm if name in (key, made_key(key)) or is_stain_key(name, key)} | {key}
     if where.connectivities_key not in adata.obsp:
         prefix = where.connectivities_key.removesuffix("_connectivities")
-        sizes = pixel_sizes(made, where.features_key)
-        spatial_graph(made, slice_key=where.slice_key, key_added=prefix, um_per_px=sizes)
-    copy_results(made, adata)
+        spatial_graph(made, slice_key=where.slice_key, key_added=prefix, features_key=key)
+        fresh |= {*made.obsp, f"{prefix}_neighbors"}
+    copy_results(made, adata, fresh)
+    return fresh
 
 
 def complete_spatialdata(
     sdata: SpatialData, names: dict[str, Any], embedding: dict[str, Any], setup: dict[str, Any]
-) -> tuple[AnnData, str | None]:
+) -> tuple[AnnData, Registered]:
     """Make positions, features and graph of a SpatialData's table where they are absent.
 
     Parameters
@@ -196,8 +194,8 @@ def complete_spatialdata(
     -------
     table
         The SpatialData's own table, completed.
-    slice_key
-        Its column with the regions.
+    where
+        Where its parts lie.
     """
     resolved = resolve(sdata, **names, thumbnails=True)
     if resolved.table is None:
@@ -205,6 +203,13 @@ def complete_spatialdata(
             "The SpatialData has no table that annotates spots, so there is no expression to learn from."
         )
     light, key = resolved.adata, setup.get("slice_key") or resolved.slice_key
+    if light.n_obs != resolved.table.n_obs:
+        raise SliceError(
+            f"the table has {resolved.table.n_obs} rows, and {light.n_obs} of them are of the spots that were asked "
+            "for. Leave shapes= out, or cut the others off the table first."
+        )
+    for name, graph in resolved.table.obsp.items():
+        light.obsp[name] = graph
     where = Registered(
         layer=setup.get("layer"),
         slice_key=key,
@@ -214,11 +219,13 @@ def complete_spatialdata(
         connectivities_key=setup.get("connectivities_key", Keys.CONNECTIVITIES),
     )
     check_training_table(light, where)
+    fresh: set[str] = set()
     if where.features_key not in light.obsm:
         embed_patches(light, image=resolved.images, slice_key=key, **embedding)
-    complete_table(light, where)
-    copy_results(light, resolved.table)
-    return resolved.table, key
+        fresh = {*feature_keys(light, where.features_key)}
+    fresh |= complete_table(light, where)
+    copy_results(light, resolved.table, fresh)
+    return resolved.table, where
 
 
 def registered_table(sdata: SpatialData) -> AnnData:
@@ -237,25 +244,10 @@ def registered_table(sdata: SpatialData) -> AnnData:
     return table
 
 
-def copy_results(made: AnnData, adata: AnnData) -> None:
-    """Hand over what was made and is not there yet."""
+def copy_results(made: AnnData, adata: AnnData, fresh: Collection[str]) -> None:
+    """Hand over what was made and is not there yet; what was made anew also takes the place of what is left of old."""
     for mapping in ("obsm", "obsp", "uns"):
         target = getattr(adata, mapping)
         for key, value in getattr(made, mapping).items():
-            if key not in target:
+            if key not in target or key in fresh:
                 target[key] = value
-
-
-def pixel_sizes(
-    adata: AnnData, features_key: str, given: float | Mapping[str, float] | None = None
-) -> float | dict[str, float] | None:
-    """µm per px of each slice: as given, else as the features' provenance says; unknown ones are left out."""
-    if given is not None:
-        return dict(given) if isinstance(given, Mapping) else float(given)
-    stored = adata.uns.get(features_key, {})
-    if "slices" not in stored or "um_per_px" not in stored:
-        return None
-    names, sizes = np.atleast_1d(stored["slices"]), np.atleast_1d(stored["um_per_px"])
-    known = {str(name): float(size) for name, size in zip(names, sizes, strict=True) if np.isfinite(size)}
-    # One slice goes by any name: the graph calls it "slice" where no column names it.
-    return next(iter(known.values())) if len(known) == 1 else (known or None)

@@ -21,6 +21,7 @@ from st_gchb.pp._device import choose_device
 from st_gchb.pp._embed import Damaged, embed_slices
 from st_gchb.pp._encoders import Encoder, get_encoder
 from st_gchb.pp._engine import Engine, Pace, Precision, Views
+from st_gchb.pp._made import made_at, made_key
 from st_gchb.pp._maps import FILES_KEY
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.pp._rule import FeatureRule, is_stain_key, stain_key
@@ -127,13 +128,15 @@ def embed_patches(
     -------
     AnnData or None
         With ``copy``, the object with features in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and how they
-        were made in ``uns[key_added]``; versions in other stains in ``obsm[key_added + "_stain1"]`` and so on.
+        were made in ``uns[key_added]``; versions in other stains in ``obsm[key_added + "_stain1"]`` and so on. Each
+        spot's position, size of a pixel and image are kept in ``obsm[key_added + "_made"]``, ``(n_spots, 5)``: where
+        the object changes afterwards, features of other places are refused.
         Otherwise these are written to ``data`` (for SpatialData: to its table).
 
     Raises
     ------
     CoordinateError
-        Positions are absent, not finite, negative, or do not lie on the image.
+        Positions are absent, not finite, or do not lie on the image.
     ImageError, MissingFileError
         A slice has no usable image, or one that can only be decoded whole and is larger than ``memory_mb``.
     DamageError
@@ -195,6 +198,7 @@ def embed_patches(
         del target.obsm[key]
     for key, features in made.items():
         target.obsm[key] = features
+    target.obsm[made_key(key_added)] = made_at(slices, rule)
     target.uns[key_added] = _provenance(rule, slices)
     if files:
         target.uns[key_added][FILES_KEY] = np.array([str(file.resolve()) for file in files])

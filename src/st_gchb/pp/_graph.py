@@ -13,10 +13,13 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_gchb._constants import Keys
-from st_gchb._errors import GraphError, InputError, SliceError
+from st_gchb._errors import GraphError, InputError
 from st_gchb._logging import logger, others_quiet
-from st_gchb.pp._coordinates import spot_centers
+from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._interleave import interleave, nearest_distances, side_by_side, spacing_of
+from st_gchb.pp._made import pixel_sizes
+from st_gchb.pp._positions import spot_centers
+from st_gchb.pp._sections import check_lone_slice, check_object, sections_of
 from st_gchb.pp._slides import Slice
 
 GraphMode = Literal["radius", "knn"]
@@ -61,8 +64,9 @@ def spatial_graph(
     *,
     rule: GraphRule | None = None,
     slice_key: str | None = None,
-    um_per_px: float | dict[str, float] | None = None,
+    um_per_px: float | Mapping[str, float] | None = None,
     key_added: str = "spatial",
+    features_key: str = Keys.FEATURES,
 ) -> GraphRule:
     """Build the spot graph of each slice, without an edge between slices.
 
@@ -76,12 +80,15 @@ def spatial_graph(
     rule
         How spots become neighbours; by default all spots within 1.6 times the array's pitch.
     slice_key
-        Column of ``obs`` that tells the slices apart; ``None`` for one slice.
+        Column of ``obs`` that tells the slices apart; found as :func:`slices_of` finds it.
     um_per_px
-        Size of a full-resolution pixel, µm, for all slices or per slice; by default looked up in
-        ``uns["spatial"][slice]["scalefactors"]["microns_per_pixel"]``, and where it is unknown the unit is px.
+        Size of a full-resolution pixel, µm, for all slices or per slice; by default the one with which the features
+        were made, else ``uns["spatial"][slice]["scalefactors"]["microns_per_pixel"]``. Where it is unknown for a slice,
+        the unit is px.
     key_added
         Prefix of the keys in ``obsp``.
+    features_key
+        Key in ``obsm`` of the features, where there are any.
 
     Returns
     -------
@@ -92,7 +99,7 @@ def spatial_graph(
     CoordinateError
         If coordinates are missing or not finite.
     SliceError
-        If a slice has one spot only.
+        If a slice has one spot only, or slices cannot be told apart.
     GraphError
         If no spot of a slice has a neighbour.
 
@@ -106,9 +113,13 @@ def spatial_graph(
     >>> int(adata.obsp["spatial_connectivities"].sum(1).max())
     8
     """
+    check_object(adata)
     coordinates = spot_centers(adata)
-    members = slice_members(adata, slice_key)
-    scale = {name: um_per_px_of(adata, name, um_per_px) for name in members}
+    check_positions(coordinates, adata.obs_names)
+    sections = sections_of(adata, slice_key)
+    check_lone_slice(adata, sections, coordinates)
+    sections.check_at_least(2, "a graph needs")
+    members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)
     rule = _fill(rule or GraphRule(), coordinates, members, scale)
     n = adata.n_obs
     pieces = []
@@ -134,32 +145,6 @@ def spatial_graph(
     return rule
 
 
-def slice_members(adata: AnnData, slice_key: str | None) -> dict[str, np.ndarray]:
-    """Rows of each slice, in the order in which slices first appear.
-
-    Raises
-    ------
-    SliceError
-        If the column is absent or has gaps, or a slice has one spot only.
-    """
-    if slice_key is None:
-        names = np.array(["slice"] * adata.n_obs)
-    else:
-        if slice_key not in adata.obs:
-            raise SliceError(
-                f"obs has no column {slice_key!r} (slice_key); found {list(adata.obs.columns)[:12]}. "
-                "Name the column that tells the slices apart."
-            )
-        if adata.obs[slice_key].isna().any():
-            raise SliceError(f"obs[{slice_key!r}] has spots without a slice. Fill the gaps or drop these spots.")
-        names = adata.obs[slice_key].astype(str).to_numpy()
-    members = {str(name): np.flatnonzero(names == name) for name in dict.fromkeys(names)}
-    for name, rows in members.items():
-        if len(rows) < 2:
-            raise SliceError(f"Slice {name!r} has {len(rows)} spot; a graph needs at least 2. Drop this slice.")
-    return members
-
-
 def check_reach(slices: list[Slice], rule: GraphRule) -> None:
     """Refuse slices whose spots lie too far apart for a rule, before anything is made of their images.
 
@@ -178,17 +163,6 @@ def check_reach(slices: list[Slice], rule: GraphRule) -> None:
             raise GraphError(_too_far(one.name, float(np.median(nearest)), rule))
 
 
-def um_per_px_of(adata: AnnData, name: str, given: float | Mapping[str, float] | None) -> float | None:
-    if isinstance(given, Mapping):
-        return given.get(name)
-    if given is not None:
-        return float(given)
-    libraries = adata.uns.get(Keys.SPATIAL, {})
-    library = libraries.get(name) or (next(iter(libraries.values())) if len(libraries) == 1 else {})
-    value = library.get(Keys.SCALEFACTORS, {}).get(Keys.UM_PER_PX)
-    return None if value is None else float(value)
-
-
 def _fill(
     rule: GraphRule, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
 ) -> GraphRule:
@@ -203,6 +177,16 @@ def _fill(
     if rule.pitch is not None:
         return rule
     unit: Literal["um", "px"] = rule.unit if rule.radius is not None else ("um" if known else "px")
+    if unit == "px" and len(members) > 1 and rule.mode == "radius":
+        unknown = [name for name, value in scale.items() if value is None]
+        if unknown:
+            logger.warning(
+                "The size of a pixel is not known for the slices %s: the graph is built in px, as if it were the same "
+                "for all %d slices. Pass um_per_px= as a dict, or set uns['spatial'][slice]['scalefactors'][%r].",
+                unknown[:6],
+                len(members),
+                Keys.UM_PER_PX,
+            )
     size = {name: (scale[name] or 1.0) if unit == "um" else 1.0 for name in members}
     radius = rule.radius
     if radius is None and rule.mode == "radius":

@@ -19,6 +19,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb.io import SlideImage
 from st_gchb.pp._raster import rasterize
+from st_gchb.pp._sections import Sections, sections_of
 from st_gchb.pp._slides import Slice, slices_of
 from st_gchb.pp._tables import write_table
 
@@ -75,6 +76,7 @@ def to_spatialdata(
             "for an AnnData. A SpatialData query has its result as sdata.tables['st_gchb']."
         )
     slices = slices_of(result, slice_key, image, None, um_per_px)
+    sections = sections_of(result, slice_key, image if isinstance(image, Mapping) else ())
     names = [sanitize_name(one.name) for one in slices]
     if len({name.lower() for name in names}) < len(names):
         raise InputError(f"the slices {[one.name for one in slices]} would all be called {names[0]!r}. Rename them.")
@@ -85,7 +87,7 @@ def to_spatialdata(
     for one, name in zip(slices, names, strict=True):
         placed = {"global" if len(slices) == 1 else name: Identity()}
         sdata.images[f"{name}_image"] = image_element(one.image, placed)
-        sdata.shapes[name] = _circles(one, result, placed)
+        sdata.shapes[name] = _circles(one, sections, placed)
         regions[one.rows], instances[one.rows] = name, np.arange(len(one.rows))
     table.obs[region_key] = pd.Categorical(regions)
     table.obs["instance_id"] = instances
@@ -150,11 +152,10 @@ def _lazy(slide: SlideImage, level: int) -> da.Array:
     )
 
 
-def _circles(one: Slice, result: AnnData, placed: dict[str, Any]) -> Any:
-    library = (result.uns.get(Keys.SPATIAL) or {}).get(one.name) or {}
-    diameter = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.SPOT_DIAMETER)
+def _circles(one: Slice, sections: Sections, placed: dict[str, Any]) -> Any:
+    diameter = sections.libraries[one.name].factor(Keys.SPOT_DIAMETER)
     if diameter is not None:
-        width = float(diameter) * one.scale
+        width = diameter * one.scale
     elif len(one.rows) > 1:
         width = float(np.median(cKDTree(one.centers_px).query(one.centers_px, k=2)[0][:, 1]))
     else:

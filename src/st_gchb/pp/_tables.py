@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.pp._coordinates import check_not_negative, spot_centers
+from st_gchb.io._libraries import Library, libraries_of
+from st_gchb.pp._sections import check_object
 from st_gchb.pp._slides import Slice, split_slices
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Resolved:
     table: AnnData | None = None
     region_key: str | None = None
     instance_key: str | None = None
-    from_spatialdata: bool = field(default=False)
+    from_spatialdata: bool = False
 
     def slices(
         self,
@@ -59,10 +60,7 @@ class Resolved:
         um_per_px: float | Mapping[str, float] | None = None,
     ) -> list[Slice]:
         """Split into slices with their images, as :func:`slices_of` does."""
-        centers = spot_centers(self.adata)
-        if not self.from_spatialdata:
-            check_not_negative(centers, self.adata.obs_names)
-        return split_slices(self.adata, centers, slice_key or self.slice_key, self.images, image_key, um_per_px)
+        return split_slices(self.adata, slice_key or self.slice_key, self.images, image_key, um_per_px)
 
     def target(self, *, copy: bool) -> AnnData:
         """Give the object that results are written to."""
@@ -125,15 +123,12 @@ def resolve(
     >>> resolve(adata).adata is adata
     True
     """
+    check_object(data, spatialdata=True)
     if isinstance(data, AnnData):
         for name, value in (("table", table), ("shapes", shapes), ("coordinate_system", coordinate_system)):
             if value is not None:
                 raise InputError(f"{name}={value!r} is for SpatialData, and this is an AnnData. Leave it out.")
         return Resolved(data, images=image)
-    from spatialdata import SpatialData
-
-    if not isinstance(data, SpatialData):
-        raise InputError(f"found an object of type {type(data).__name__}; expected AnnData or SpatialData.")
     from st_gchb.pp._elements import find_image, find_spots, find_table, place_spots
 
     source = find_table(data, table, shapes)
@@ -142,13 +137,14 @@ def resolve(
     images: dict[str, SlideImage] = {}
     libraries: dict[str, Any] = {}
     centers = np.full((len(spots), 2), np.nan)
+    n_regions = spots[_REGION].nunique()
     for region in spots[_REGION].unique():
         rows = np.flatnonzero(spots[_REGION] == region)
         element, system = find_image(data, region, image, coordinate_system)
         images[region] = open_image(data.images[element], name=f"image element {element!r}")
         placed = place_spots(data, region, element, system, spots[_INSTANCE].iloc[rows])
         centers[rows] = placed.centers_px
-        libraries[region] = _library(images[region], placed, source, region, thumbnails)
+        libraries[region] = _library(images[region], placed, source, region, n_regions, thumbnails)
     adata.obsm[Keys.SPATIAL] = centers
     adata.uns[Keys.SPATIAL] = libraries
     region_key, instance_key = _keys(source)
@@ -252,7 +248,7 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
 
 
 def _library(
-    image: SlideImage, placed: Placed, source: AnnData | None, region: str, thumbnails: bool
+    image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
 ) -> dict[str, Any]:
     """Build what ``uns["spatial"]`` says of one region, in px of its image."""
     from st_gchb.pp._elements import bin_um
@@ -260,12 +256,13 @@ def _library(
     factors: dict[str, float] = {}
     if placed.diameter_px is not None:
         factors[Keys.SPOT_DIAMETER] = placed.diameter_px
-    stored = dict(source.uns.get(Keys.SPATIAL) or {}) if source is not None else {}
-    library = stored.get(region, next(iter(stored.values())) if len(stored) == 1 else {})
-    um_per_px = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.UM_PER_PX)
+    stored = libraries_of(source) if source is not None else {}
+    # A table of one region may call it another way.
+    lone = next(iter(stored.values())) if source is not None and len(stored) == 1 and n_regions == 1 else None
+    um_per_px = (stored.get(region) or lone or Library(region)).factor(Keys.UM_PER_PX)
     side_um = bin_um(region)
     if um_per_px is not None:
-        factors[Keys.UM_PER_PX] = float(um_per_px) / placed.scale
+        factors[Keys.UM_PER_PX] = um_per_px / placed.scale
     elif side_um is not None and placed.diameter_px is not None:
         factors[Keys.UM_PER_PX] = side_um / placed.diameter_px
     images: dict[str, Any] = {}

@@ -15,7 +15,8 @@ from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb.io import open_image
-from st_gchb.io._pixel_size import Size, positive, settle, visium_pitch
+from st_gchb.io._libraries import libraries_of
+from st_gchb.io._pixel_size import Size, settle, visium_pitch
 from st_gchb.pp._elements import bin_um, find_image, finest_image, place_spots
 from st_gchb.pp._layout import lay_tiles
 from st_gchb.pp._roi import roi_of_shapes
@@ -114,10 +115,10 @@ def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
 def _stored_size(sdata: SpatialData, name: str) -> float | None:
     """Size of a px of the spots' coordinates, µm, as a table of them says."""
     for table in sdata.tables.values():
-        library = (table.uns.get(Keys.SPATIAL) or {}).get(name) or {}
-        size = (library.get(Keys.SCALEFACTORS) or {}).get(Keys.UM_PER_PX)
+        library = libraries_of(table).get(name)
+        size = None if library is None else library.factor(Keys.UM_PER_PX)
         if size is not None:
-            return positive(size, f"uns['spatial'][{name!r}]['scalefactors'][{Keys.UM_PER_PX!r}]")
+            return size
     return None
 
 
