@@ -35,6 +35,11 @@ def weights_path() -> Path:
     return _shared("weights", "mobilenet_v2_imagenet.safetensors")
 
 
+@pytest.fixture(scope="session")
+def reader_fixtures_path() -> Path:
+    return _shared("data", "reader_fixtures")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test away from the user's cache; one folder a run, so that features are computed once."""

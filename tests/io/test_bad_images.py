@@ -1,15 +1,20 @@
 """Images that are no 8-bit RGB: a typed error with the line that mends it."""
 
+from pathlib import Path
+
 import dask.array
+import h5py
 import numpy as np
 import pytest
 import tifffile
+import torch
 import xarray
 from PIL import Image
 from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io import open_image
+from st_gchb.io._picture import picture_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
 
@@ -36,6 +41,18 @@ ARRAYS = {
     "element with planes": (xarray.DataArray(RGB[None], dims=("z", "y", "x", "c")), "isel"),
     "element with other axes": (xarray.DataArray(RGB, dims=("a", "b", "c")), "dimensions"),
     "element, grey": (xarray.DataArray(RGB[..., 0], dims=("y", "x")), "grey"),
+    "element with colors of another name": (xarray.DataArray(RGB, dims=("y", "x", "k")), r"rename\(\{'k': 'c'\}\)"),
+    "element with planes and colors": (xarray.DataArray(RGB[:, :, None], dims=("y", "x", "z", "channels")), "isel"),
+    "masked": (np.ma.masked_less(RGB, 9), r"image\.filled"),
+    "bool": (RGB > 99, "uint8"),
+    "objects": (RGB.astype(object), "uint8"),
+    "a tensor with channels first": (torch.from_numpy(np.moveaxis(RGB, -1, 0).copy()), r"permute\(1, 2, 0\)"),
+    "a sparse tensor": (torch.zeros(4, 4, 3, dtype=torch.uint8).to_sparse(), "numpy"),
+    "a tensor, 16-bit floats": (torch.zeros(4, 4, 3, dtype=torch.bfloat16), "numpy"),
+    "dask of unknown shape": (dask.array.from_array(RGB)[dask.array.from_array(RGB[:, 0, 0]) > 9], "chunk_sizes"),
+    "a grey Pillow image": (Image.fromarray(RGB[..., 0]), "grey"),
+    "a Pillow image with transparency": (Image.fromarray(RGB).convert("RGBA"), r"image\.convert"),
+    "an empty Pillow image": (Image.new("RGB", (0, 4)), "no pixels"),
     "a list": ([[1, 2]], "list"),
     "nothing": (None, "NoneType"),
 }
@@ -47,7 +64,87 @@ def test_arrays(name):
     with pytest.raises(ImageError, match=advice) as caught:
         open_image(source, name="slice C2")
     assert "slice C2" in str(caught.value)
-    assert "expected" in str(caught.value) or "taken in 0 to 1" in str(caught.value)
+    assert any(words in str(caught.value) for words in ("expected", "taken in 0 to 1", "8-bit RGB"))
+
+
+FOLLOWED = {
+    "channels first": lambda image: np.moveaxis(image, 0, -1)[..., :3],
+    "lazy channels first": lambda image: np.moveaxis(image, 0, -1)[..., :3],
+    "a tensor with channels first": lambda image: image.permute(1, 2, 0)[..., :3],
+    "RGBA": lambda image: image[..., :3],
+    "a stack": lambda image: image[0],
+    "float in 0 to 255": lambda image: image.astype("uint8"),
+    "signed": lambda image: image.astype("uint8"),
+    "element with colors of another name": lambda image: image.rename({"k": "c"}),
+    "element with planes and colors": lambda image: image.isel(z=0),
+    "a Pillow image with transparency": lambda image: image.convert("RGB"),
+    "dask of unknown shape": lambda image: image.compute_chunk_sizes()[:0:-1][::-1],
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_following_the_advice_works(name):
+    source, _ = ARRAYS[name]
+    image = open_image(FOLLOWED[name](source))
+    if not name.startswith("dask"):
+        np.testing.assert_array_equal(image.read(0, 0, 64, 0, 80), RGB)
+
+
+def test_a_closed_file_of_arrays(tmp_path):
+    with h5py.File(tmp_path / "he.h5", "w") as file:
+        pixels = file.create_dataset("image", data=RGB, chunks=(32, 32, 3))
+        image = open_image(pixels)
+        np.testing.assert_array_equal(image.read(0, 5, 60, 7, 80), RGB[5:60, 7:80])
+    with pytest.raises(ImageError, match="slice C2"):
+        open_image(pixels, name="slice C2")
+    with pytest.raises(ImageError, match="decoded"):
+        image.read(0, 0, 9, 0, 9)
+
+
+def test_paths_of_every_kind(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "he.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in ("~/he.png", Path("~/he.png"), str(tmp_path / "he.png")):
+        np.testing.assert_array_equal(open_image(source).read(0, 0, 64, 0, 80), RGB)
+    for source in ("x" * 5000, "\0", "\ud7ff\udfff", "no/such\nfile.tif"):
+        with pytest.raises((ImageError, MissingFileError)) as caught:
+            open_image(source)
+        assert len(str(caught.value)) < 6000
+    with pytest.raises(ImageError, match="Download the image"):
+        open_image("https://example.org/he.tif")
+
+
+def test_an_image_that_does_not_fit_into_memory_is_not_decoded(tmp_path, monkeypatch):
+    from st_gchb.io import _checks as checks
+
+    Image.fromarray(RGB).save(tmp_path / "he.jpg")
+    tifffile.imwrite(tmp_path / "one.tif", RGB, photometric="rgb", compression="zlib", rowsperstrip=64)
+    monkeypatch.setattr(checks, "free_bytes", lambda: 1000)
+    for name in ("he.jpg", "one.tif"):
+        image = open_image(tmp_path / name)
+        with pytest.raises(ImageError, match=rf"{name}.*memory are free.*tiled TIFF"):
+            image.read(0, 0, 1, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["he.png", "he.jpg"])
+def test_limits_of_pillow_do_not_stop_slides(tmp_path, name, monkeypatch):
+    """Neither the number of pixels, nor the size of notes in a PNG; what is cut short stays an error."""
+    from PIL import ImageFile, PngImagePlugin
+
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("note", "x" * 100, zip=True)
+    options = {"pnginfo": notes} if name == "he.png" else {}
+    Image.fromarray(RGB).save(tmp_path / name, **options)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    image = open_image(tmp_path / name)
+    assert image.read(0, 0, 64, 0, 80).shape == RGB.shape
+    assert picture_of(image, 40)[0].shape == (32, 40, 3)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
+    image.release()
+    with pytest.raises(ImageError, match=name):
+        image.read(0, 0, 64, 0, 80)
 
 
 def tiff_of(array, **options):

@@ -140,3 +140,25 @@ def test_where_a_scanner_took_no_picture_there_is_background(svs, monkeypatch):
     assert (pixels[0] == [200, 100, 50]).all()
     assert (pixels[1, 0] == 224).all()
     assert (pixels[1, 1:] == 255).all()
+
+
+@pytest.mark.tissue
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("boxes.tiff", (250, 300)),
+        ("small.svs", (16, 16)),
+        ("unopenable.tiff", "compression"),
+        ("unreadable.svs", "decoded"),
+    ],
+)
+def test_files_that_openslide_is_tested_with(reader_fixtures_path, name, found):
+    path = reader_fixtures_path / "openslide_python" / name
+    if isinstance(found, str):
+        with pytest.raises(ImageError, match=rf"{name}.*{found}"):
+            open_image(path).read(0, 0, 1, 0, 1)
+    else:
+        image = open_image(path)
+        assert image.shape_px == found
+        for level in range(len(image.levels)):
+            assert image.read(level, 0, 999, 0, 999).shape == image.levels[level].shape

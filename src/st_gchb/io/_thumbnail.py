@@ -66,7 +66,7 @@ def shrink(image: Image, max_px: int) -> tuple[npt.NDArray[np.uint8], float, npt
         damaged[y0 // steps[0] : -(-y1 // steps[0]), x0 // steps[1] : -(-x1 // steps[1])] = True
     if lost:
         logger.warning(
-            "%s: %.2g %% of the slide cannot be decoded and is white in the overview.", image.name, 100 * damaged.mean()
+            "%s: %.3g %% of the slide cannot be decoded and is white in the overview.", image.name, 100 * damaged.mean()
         )
     small = np.empty(sums.shape, dtype=np.uint8)
     for row, total in enumerate(sums):

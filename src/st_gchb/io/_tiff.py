@@ -6,7 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -54,7 +54,7 @@ class TiffLevel:
 
     def _close(self) -> None:
         self._pixels: RGB | None = None
-        self._file: tifffile.TiffFile | None = None
+        self._file: BinaryIO | None = None
         self._pages: list[Page] = []
         self._lock = RLock()
 
@@ -142,12 +142,12 @@ class TiffLevel:
         if not count:
             return None
         with self._lock:
-            handle = self._file.filehandle  # type: ignore[union-attr]
-            handle.seek(offset)
-            data = handle.read(count)
+            assert self._file is not None
+            self._file.seek(offset)
+            data = self._file.read(count)
         if len(data) < count:
             raise DamageError(f"{self.path}: the file is cut short. Fetch or export it again.")
-        return bytes(data)
+        return data
 
     def _check_surplus(self, page: Page, data: bytes, size: int) -> None:
         """See that a strip that is the whole image holds no more rows than the header says."""
@@ -168,7 +168,7 @@ class TiffLevel:
                     pages: list[Page] = list(file.series[series].levels[level])
                     for page in pages:
                         page.keyframe.decode  # noqa: B018 - made here, since making it is not safe in several threads
-                self._pages, self._file = pages, tifffile.TiffFile(self.path)
+                self._pages, self._file = pages, open(self.path, "rb")
         return self._pages
 
     def release(self) -> None:

@@ -263,6 +263,8 @@ def _check_page(page: Page, path: Path) -> None:
     planes = key.samplesperpixel if key.planarconfig == 2 else 1
     asked = math.ceil(key.imagelength / rows) * math.ceil(key.imagewidth / columns) * planes
     offsets, counts = np.atleast_1d(page.dataoffsets), np.atleast_1d(page.databytecounts)
+    if offsets.dtype.kind not in "iu" or counts.dtype.kind not in "iu":
+        raise ImageError(f"{path}: the header is damaged: places or sizes of {which} are no whole numbers.")
     kind = "tiles" if key.is_tiled else "strips"
     stored = _stored_counts(page)
     if {len(offsets), len(counts), *stored} != {asked}:
