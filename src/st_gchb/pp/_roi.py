@@ -126,7 +126,10 @@ def _polygons(roi: Any) -> Iterable[Polygon | MultiPolygon]:
 
 def _are_corners(parts: list[Any]) -> bool:
     """Whether these are x, y pairs, and not polygons."""
-    return bool(parts) and all(np.ndim(part) == 1 for part in parts if not isinstance(part, str))
+    try:
+        return bool(parts) and all(np.ndim(part) == 1 for part in parts if not isinstance(part, str))
+    except ValueError:  # lists of several lengths
+        return False
 
 
 def _check(polygon: BaseGeometry, which: str) -> None:

@@ -77,7 +77,7 @@ def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
     Stained
         Tissue, and ink.
     """
-    window = max(3, round(_WINDOW_UM / um_per_px) | 1)
+    window = max(3, length_px(_WINDOW_UM, um_per_px, pixels.shape) | 1)
     light = np.maximum(pixels, 1).astype(np.float32)
     green = np.log(255.0 / light[..., 1])
     density = np.log(np.maximum(glass_color(pixels, deviation(green, window)), 1.0) / light).astype(np.float32)
@@ -89,6 +89,18 @@ def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
     threshold = _log_otsu(np.where(grey, 0, score), *_THRESHOLDS)
     tissue = apply_hysteresis_threshold(np.where(grey, 0, score), threshold, _HYSTERESIS * threshold)
     return Stained(tissue.astype(bool), grey & (score > threshold), _find_ink(density, window, um_per_px))
+
+
+def length_px(um: float, um_per_px: float, shape: tuple[int, ...]) -> int:
+    """Length in whole px, no longer than a picture's longer side: beyond it nothing is changed but the time it takes.
+
+    Examples
+    --------
+    >>> from st_gchb.pp._stained import length_px
+    >>> length_px(25.0, 8.0, (90, 70)), length_px(25.0, 1e-30, (90, 70))
+    (3, 90)
+    """
+    return round(min(um / um_per_px, max(shape[:2])))
 
 
 def mean_of(values: Field, window: int) -> Field:
@@ -148,5 +160,6 @@ def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
         return ink
     # Where a stroke fades, its colour comes nearer to tissue's: there it is followed, but not far.
     fringe = (most > 0.1) & ((red - green > 0.1 * green) | (least > 0.7 * most) | (most > 1.0))
-    grown = ndimage.binary_dilation(ink, iterations=max(1, round(_INK_REACH_UM / um_per_px)), mask=fringe | ink)
-    return np.asarray(ndimage.binary_dilation(grown, disk(max(1, round(_INK_MARGIN_UM / um_per_px)))), dtype=bool)
+    reach, margin = (max(1, length_px(um, um_per_px, ink.shape)) for um in (_INK_REACH_UM, _INK_MARGIN_UM))
+    grown = ndimage.binary_dilation(ink, iterations=reach, mask=fringe | ink)
+    return np.asarray(ndimage.binary_dilation(grown, disk(margin)), dtype=bool)

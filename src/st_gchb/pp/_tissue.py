@@ -179,10 +179,12 @@ def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float,
     """Close gaps, take away crumbs and ink, fill holes."""
     found = find_stained(pixels, um_per_px)
     # The border is mirrored, so that tissue which is cut by the image's edge is not eaten from there.
-    pad = math.ceil(_GAP_UM / um_per_px) + 1
+    longest = max(pixels.shape[:2])
+    gap, crumb = (min(um / um_per_px, longest) for um in (_GAP_UM, _CRUMB_UM))
+    pad = math.ceil(gap) + 1
     mask = np.pad(found.tissue & ~found.ink, pad, mode="symmetric")
-    mask = isotropic_closing(mask, _GAP_UM / um_per_px)
-    mask = isotropic_opening(mask, _CRUMB_UM / um_per_px)[pad:-pad, pad:-pad]
+    mask = isotropic_closing(mask, gap)
+    mask = isotropic_opening(mask, crumb)[pad:-pad, pad:-pad]
     area_px = um_per_px**2
     mask = _fill_holes(mask, max_hole_um2 / area_px, found.grey) & ~found.ink
     pieces, sizes = _pieces(mask)
