@@ -220,6 +220,22 @@ def test_two_tiles_that_share_a_part_of_their_bytes(tmp_path):
     np.testing.assert_array_equal(pixels[:64, 64:128], RGB[:64, :64])
 
 
+def test_pixels_that_lie_in_the_header(tmp_path):
+    path = tmp_path / "he.tif"
+    tifffile.imwrite(path, RGB, **LAYOUTS["mapped"])
+    change(path, 273, 65)
+    with pytest.raises(ImageError, match="lie in the header"):
+        open_image(path)
+
+
+def test_tiles_that_hold_more_rows_than_the_header_says(tmp_path):
+    path = tmp_path / "he.tif"
+    tifffile.imwrite(path, RGB, **{**TILES, "compression": "lzw"})
+    change(path, 323, 63)
+    with pytest.raises(ImageError, match=r"tiles of \(63, 64\) px"):
+        whole(open_image(path))
+
+
 @pytest.mark.parametrize("place", [10**6, 12, 2**32 - 1])
 def test_a_list_of_pages_that_leads_nowhere(tmp_path, place):
     """Of a file with the thumbnail first the thumbnail would be left."""

@@ -57,10 +57,11 @@ class TiffLevel:
         self._file: BinaryIO | None = None
         self._pages: list[Page] = []
         self._lock = RLock()
+        self._compared = False
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: it opens the file for itself."""
-        own = {"_pixels", "_file", "_pages", "_lock"}
+        own = {"_pixels", "_file", "_pages", "_lock", "_compared"}
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,7 +134,7 @@ class TiffLevel:
             return None
         key = page.keyframe
         part = key.decode(data, index, jpegtables=page.jpegtables, jpegheader=key.jpegheader)[0]
-        if self._whole and not key.is_tiled and key.compression not in tifffile.TIFF.IMAGE_COMPRESSIONS:
+        if not self._compared and part.shape[1] == self._segment[0]:
             self._check_surplus(key, data, part.size)
         return part[0]
 
@@ -150,15 +151,17 @@ class TiffLevel:
         return data
 
     def _check_surplus(self, page: Page, data: bytes, size: int) -> None:
-        """See that a strip that is the whole image holds no more rows than the header says."""
-        if page.compression == 1:
+        """See, once, that a strip or tile holds no more rows than the header says: tifffile drops them."""
+        if page.compression == 1 or page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
+            self._compared = True
             return
         held = len(tifffile.TIFF.DECOMPRESSORS[page.compression](data))
-        if held >= size + self.shape[1]:
-            raise DamageError(
-                f"{self.path}: the header is damaged: it speaks of {self.shape[:2]} px (h, w), and the pixels are "
-                f"{held:,} bytes, not {size:,}. Fetch or export it again."
+        if held >= size + self._segment[1]:
+            raise ImageError(
+                f"{self.path}: the header is damaged: it speaks of strips or tiles of {self._segment} px (h, w), "
+                f"{size:,} bytes, and they hold {held:,}. Fetch or export it again."
             )
+        self._compared = True
 
     def _open(self) -> list[Page]:
         with self._lock:

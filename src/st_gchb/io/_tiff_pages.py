@@ -308,9 +308,9 @@ def _check_bytes(page: Page, counts: npt.NDArray, which: str, path: Path) -> Non
     n_strips = math.ceil(page.imagelength / rows)
     if not page.is_tiled and page.imagelength % rows:
         asked[n_strips - 1 :: n_strips] = page.imagelength % rows * in_row
-    # Some writers fill the last strip up to the height of the others.
-    full = np.maximum(asked, rows * in_row)
-    wrong = (counts > 0) & ((counts < asked) | (counts >= full + in_row))
+    # Some writers fill the last strip up to the height of the others, or all to a multiple of four bytes.
+    padded = (counts == rows * in_row) | (counts - asked < 4)
+    wrong = (counts > 0) & ((counts < asked) | ~padded)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise ImageError(
@@ -320,14 +320,26 @@ def _check_bytes(page: Page, counts: npt.NDArray, which: str, path: Path) -> Non
 
 
 def _check_no_overlap(pages: list[Page], path: Path) -> None:
-    """See that no strip or tile begins within another one; the same bytes may stand for several."""
+    """See that strips and tiles share no bytes with a header, and none begins within another one.
+
+    The same bytes may stand for several.
+    """
     offsets = np.concatenate([np.atleast_1d(page.dataoffsets) for page in pages]).astype(np.int64)
     counts = np.concatenate([np.atleast_1d(page.databytecounts) for page in pages]).astype(np.int64)
-    places = np.unique(np.column_stack([offsets, counts])[counts > 0], axis=0)
+    headers = [_header_place(page) for page in pages if getattr(page, "tags", None)]
+    places = np.column_stack([offsets, counts])[counts > 0]
+    places = np.unique(np.concatenate([places, np.array(headers, dtype=np.int64).reshape(-1, 2)]), axis=0)
     if (places[1:, 0] < places[:-1].sum(axis=1)).any():
         raise ImageError(
-            f"{path}: the header is damaged: two strips or tiles share a part of their bytes. Fetch or export it again."
+            f"{path}: the header is damaged: strips or tiles share a part of their bytes, or lie in the header. Fetch "
+            "or export it again."
         )
+
+
+def _header_place(page: Page) -> tuple[int, int]:
+    """Offset and length of the list of a page's tags."""
+    start = int(page.offset)
+    return start, max(int(tag.offset) for tag in page.tags) - start + 1
 
 
 def _tell_blank(pages: list[Page], path: Path) -> None:
