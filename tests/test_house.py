@@ -22,6 +22,7 @@ BASE = {
     "_files",
     "_compat",
     "_genes",
+    "_counts",
     "_matrices",
     "_settings",
     "errors",

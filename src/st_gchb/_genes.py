@@ -92,7 +92,7 @@ def genomes(var: pd.DataFrame) -> np.ndarray:
 
 
 def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
-    """Refuse a table in which other things are counted beside genes; tell of a second genome.
+    """Refuse a table in which other things are counted beside genes.
 
     Counts per 10,000 are of all columns, so antibodies, whose counts are a hundred times larger, would set them.
 
@@ -108,24 +108,40 @@ def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
     Raises
     ------
     ExpressionError
-        If columns that are no genes hold more than 1 % of the counts, with the line that takes them out. Fewer are
-        told as a warning.
+        If columns that are no genes hold more than 1 % of the counts, with the line that takes them out.
     """
-    kinds, whole = feature_kinds(var), max(float(totals.sum()), 1e-300)
+    kinds = feature_kinds(var)
+    others = kinds != GENE
+    if others.any() and (others.all() or _share(totals, others) > _NEGLIGIBLE):
+        raise ExpressionError(
+            f"{_said_of(var, kinds, totals, name)}. Counts per 10,000 would be of all of them. Take the genes alone: "
+            f"{_taken_out(var, kinds)}"
+        )
+
+
+def tell_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
+    """Warn of a few counts of what is no gene, and of a second genome; arguments as of :func:`check_genes`."""
+    kinds = feature_kinds(var)
     others = kinds != GENE
     if others.any():
-        share = float(totals[others].sum()) / whole
-        listed = ", ".join(f"{int((kinds == kind).sum())} {kind!r}" for kind in dict.fromkeys(kinds[others]))
-        says = (
-            f"{name} has columns that are no genes ({listed}; first: {list(var.index[others][:3])}), with {share:.1%} "
-            f"of all counts, beside {int((~others).sum())} genes"
-        )
-        if share > _NEGLIGIBLE or others.all():
-            raise ExpressionError(
-                f"{says}. Counts per 10,000 would be of all of them. Take the genes alone: {_taken_out(var, kinds)}"
-            )
-        logger.warning("%s. They are taken for genes. To take them out: %s", says, _taken_out(var, kinds))
+        said = _said_of(var, kinds, totals, name)
+        logger.warning("%s. They are taken for genes. To take them out: %s", said, _taken_out(var, kinds))
     _tell_genomes(var, totals, others, name)
+
+
+def _share(totals: np.ndarray, some: np.ndarray) -> float:
+    """Share of the counts that is of some columns."""
+    return float(totals[some].sum()) / max(float(totals.sum()), 1e-300)
+
+
+def _said_of(var: pd.DataFrame, kinds: np.ndarray, totals: np.ndarray, name: str) -> str:
+    """What columns there are beside genes, by kind with number, examples and share of the counts."""
+    others = kinds != GENE
+    listed = ", ".join(f"{int((kinds == kind).sum())} {kind!r}" for kind in dict.fromkeys(kinds[others]))
+    return (
+        f"{name} has columns that are no genes ({listed}; first: {list(var.index[others][:3])}), with "
+        f"{_share(totals, others):.1%} of all counts, beside {int((~others).sum())} genes"
+    )
 
 
 def _taken_out(var: pd.DataFrame, kinds: np.ndarray) -> str:

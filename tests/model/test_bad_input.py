@@ -165,7 +165,7 @@ TABLE = {
     "gene names": (twice_the_same_gene, {}, InputError, r"var_names.*adata\.var_names_make_unique\(\)"),
     "NaN": (nan_expression, {}, ExpressionError, "1 NaN or infinite.*(Remove|repair)"),
     "infinite": (infinite_expression, {}, ExpressionError, "1 NaN or infinite"),
-    "scaled": (scaled_expression, {}, ExpressionError, "negative.*raw counts.*layer='counts'"),
+    "scaled": (scaled_expression, {}, ExpressionError, "negative.*scaled.*read them again"),
     "no counts": (normalised_expression, {}, ExpressionError, "whole numbers.*log_normalized=True"),
     "counts said to be logs": (None, {"log_normalized": True}, ExpressionError, "log_normalized=False"),
     "a spot without counts": (empty_spot, {}, ExpressionError, "first row: 4.*filter_cells"),

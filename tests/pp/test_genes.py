@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from st_gchb._errors import ExpressionError
-from st_gchb._genes import GENE, check_genes, feature_kinds, genomes
+from st_gchb._genes import GENE, check_genes, feature_kinds, genomes, tell_genes
 
 ANTIBODIES = ["CD3_TotalSeqB", "CD19-TotalSeqC", "ADT_CD4", "HTO-1", "Hashtag1"]
 PROBES = ["NegControlProbe_00042", "NegPrb3", "BLANK_0001", "Blank-12", "antisense_TP53", "UnassignedCodeword_0001"]
@@ -69,6 +69,7 @@ def test_the_line_in_the_message_leaves_the_genes_alone(case):
 def test_few_counts_beside_genes_are_told(caplog):
     totals = np.array([1000.0, 1000.0, 3.0])
     check_genes(table(["A", "B", "NegPrb1"]), totals, "X")
+    tell_genes(table(["A", "B", "NegPrb1"]), totals, "X")
     assert "1 'control probe'" in caplog.text
     assert "0.1%" in caplog.text
 
@@ -87,7 +88,7 @@ def test_a_table_without_genes_is_refused():
 )
 def test_a_second_genome_is_told_with_its_share(names, columns, kept, caplog):
     adata = ad.AnnData(np.ones((2, 3), np.float32), var=table(names, **columns))
-    check_genes(adata.var, np.array([5.0, 4.0, 1.0]), "X")
+    tell_genes(adata.var, np.array([5.0, 4.0, 1.0]), "X")
     assert "2 genomes" in caplog.text
     assert "10.00%" in caplog.text
     line = caplog.text.split("adata = ")[1].splitlines()[0]
@@ -95,5 +96,5 @@ def test_a_second_genome_is_told_with_its_share(names, columns, kept, caplog):
 
 
 def test_one_genome_is_no_news(caplog):
-    check_genes(table(["A", "B"], genome=["GRCh38", ""]), np.ones(2), "X")
+    tell_genes(table(["A", "B"], genome=["GRCh38", ""]), np.ones(2), "X")
     assert not caplog.text

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from st_gchb._constants import Keys
+from st_gchb._counts import Remedy
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb._settings import settings
 from st_gchb.evaluate._folds import Fold
@@ -18,7 +19,7 @@ from st_gchb.evaluate._panels import choose_panels, present
 from st_gchb.evaluate._reference import check_reference
 from st_gchb.model._setup import check_features, check_names
 from st_gchb.pp._device import choose_device
-from st_gchb.pp._expression import check_expression, log_normalise
+from st_gchb.pp._expression import log_normalise, read_expression, tell_expression
 from st_gchb.pp._positions import spot_centers
 
 
@@ -144,4 +145,5 @@ def _check_table(adata: AnnData, features_key: str) -> None:
     check_features(adata, features_key)
     spot_centers(adata)
     check_names(adata)
-    check_expression(adata.X, log_normalized=False, name="X")
+    values = read_expression(adata, None, log_normalized=False, remedy=Remedy(adata))
+    tell_expression(adata, None, values, log_normalized=False)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
-from st_gchb._compat import named_layers
+from st_gchb._constants import Keys
 from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
 from st_gchb.model._embedding import embed, seen_context
 from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
@@ -74,12 +74,13 @@ def cross_fit(
     """
     panel = list(whole.rules.expression.genes)
     numbers = count(1)
-    bare = _without_features(adata, where.features_key)
+    bare = _bare(adata)
 
     def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         others = np.setdiff1d(np.arange(adata.n_obs), rows)
         rest = bare[others].copy()
-        fitted = fit(rest, where, settings, panel, seed, features=whole.features.subset(others))
+        held = {"features": whole.features.subset(others), "log_values": whole.log_values[others]}
+        fitted = fit(rest, where, settings, panel, seed, **held)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             trainee = Trainee(build_module(fitted, settings))
@@ -94,8 +95,7 @@ def cross_fit(
     )
 
 
-def _without_features(adata: AnnData, key: str) -> AnnData:
-    """The same table without its features: a copy of some spots would read theirs into memory."""
-    obsm = {name: value for name, value in adata.obsm.items() if name != key}
-    parts = {"obs": adata.obs, "var": adata.var, "layers": named_layers(adata), "obsp": dict(adata.obsp)}
-    return AnnData(adata.X, obsm=obsm, uns=dict(adata.uns), **parts)
+def _bare(adata: AnnData) -> AnnData:
+    """The same spots without expression, features and tables, which a fold has from elsewhere or does not need."""
+    parts = {"obs": adata.obs, "var": adata.var, "obsp": dict(adata.obsp)}
+    return AnnData(obsm={Keys.SPATIAL: adata.obsm[Keys.SPATIAL]}, uns=dict(adata.uns), **parts)

@@ -13,7 +13,8 @@ from scipy import sparse
 
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
-from st_gchb._errors import EncoderError
+from st_gchb._counts import Remedy
+from st_gchb._errors import EncoderError, ExpressionError, MissingKeyError
 from st_gchb.model import _context
 from st_gchb.model._context import (
     BlockedContext,
@@ -33,7 +34,7 @@ from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, with_maps
 from st_gchb.model._setup import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
-from st_gchb.pp._expression import fit_expression, log_normalise, read_layer
+from st_gchb.pp._expression import fit_expression, log_normalise, read_expression
 from st_gchb.pp._foreign_graph import graph_of, rule_of
 from st_gchb.pp._made import made_key
 from st_gchb.pp._positions import spot_centers
@@ -89,12 +90,21 @@ def fit(
     panel: list[str] | None,
     seed: int,
     features: FeatureRows | None = None,
+    log_values: sparse.csr_matrix | None = None,
 ) -> Fitted:
     """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
 
-    ``features`` stand for those of ``adata``, where it has none.
+    ``features`` and ``log_values`` stand for those of ``adata``, where it has none.
+
+    Raises
+    ------
+    ExpressionError, MissingKeyError
+        If the expression is no longer what was registered.
+    EncoderError
+        If features do not vary.
     """
-    log_values = log_normalise(read_layer(adata, where.layer), log_normalized=where.log_normalized)
+    if log_values is None:
+        log_values = log_normalise(_registered(adata, where), log_normalized=where.log_normalized)
     slices = sections_of(adata, where.slice_key).names.astype(str)
     expression = fit_expression(
         log_values,
@@ -135,6 +145,19 @@ def fit(
     image_map = fit_map(seen, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
     return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
+
+
+def _registered(adata: AnnData, where: Registered) -> Any:
+    """Expression at the moment it is used: setup only registers the table, which the caller may change afterwards."""
+    again = "call STGCHB.setup_anndata(adata, {}) again"
+    remedy = Remedy(adata, where.layer, again.format("layer={!r}"), again.format("log_normalized=True"))
+    try:
+        return read_expression(adata, where.layer, log_normalized=where.log_normalized, remedy=remedy)
+    except (ExpressionError, MissingKeyError) as error:
+        raise type(error)(
+            f"The table was changed after STGCHB.setup_anndata. {error} What normalizes X keeps counts where they are "
+            "put first: adata.layers['counts'] = adata.X.copy()."
+        ) from error
 
 
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:

@@ -14,6 +14,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
+from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
 from st_gchb.io._libraries import libraries_of
@@ -24,7 +25,7 @@ from st_gchb.model._setup import check_features, check_names
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._embed import Damaged
-from st_gchb.pp._expression import ExpressionRule, check_expression, log_normalise, read_layer
+from st_gchb.pp._expression import ExpressionRule, log_normalise, read_expression
 from st_gchb.pp._graph import check_reach
 from st_gchb.pp._made import check_made, feature_keys
 from st_gchb.pp._patches import MEMORY_MB
@@ -193,8 +194,7 @@ def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.n
     if not present.any() or source.X is None:
         return empty, np.zeros(len(rule.genes), dtype=bool)
     try:
-        values = read_layer(source, None)
-        check_expression(values, log_normalized=rule.log_normalized, name="the query's X")
+        values = read_expression(source, None, log_normalized=rule.log_normalized, remedy=_remedy(source, rule))
     except ExpressionError as error:
         logger.warning("The query's measured expression is not carried over: %s", error)
         return empty, np.zeros(len(rule.genes), dtype=bool)
@@ -219,10 +219,14 @@ def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix
             f"{len(missing)} genes of the panel are not in var_names (first: {list(missing[:3])}). "
             "Embedding expression needs the whole panel; modality='image' needs none."
         )
-    values = read_layer(source, None)
-    check_expression(values, log_normalized=rule.log_normalized, name="X")
+    values = read_expression(source, None, log_normalized=rule.log_normalized, remedy=_remedy(source, rule))
     blocks = _log_values(values, source.var_names.get_indexer(rule.genes), rule)
     return sparse.vstack([block for _, block in blocks], format="csr")
+
+
+def _remedy(source: AnnData, rule: ExpressionRule) -> Remedy:
+    """What to do about a query's expression: of a model of log-normalised values, counts are no help."""
+    return Remedy(None if rule.log_normalized else source, called="query")
 
 
 def _log_values(values: Any, columns: np.ndarray, rule: ExpressionRule) -> Iterator[tuple[slice, sparse.csr_matrix]]:

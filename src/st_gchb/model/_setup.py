@@ -12,11 +12,12 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
+from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb.model._rows import FeatureRows
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_positions
-from st_gchb.pp._expression import check_expression, layer_name, read_layer
+from st_gchb.pp._expression import read_expression, tell_expression
 from st_gchb.pp._foreign_graph import check_lengths, graph_of
 from st_gchb.pp._made import check_made, feature_keys, made_key
 from st_gchb.pp._positions import spot_centers
@@ -88,8 +89,9 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     sections = sections_of(adata, where.slice_key)
     check_lone_slice(adata, sections, centers)
     sections.check_at_least(2, "training needs")
-    values = read_layer(adata, where.layer)
-    check_expression(values, log_normalized=where.log_normalized, name=layer_name(where.layer))
+    remedy = Remedy(adata, where.layer, "pass layer={!r}", "log_normalized=True")
+    values = read_expression(adata, where.layer, log_normalized=where.log_normalized, remedy=remedy)
+    tell_expression(adata, where.layer, values, log_normalized=where.log_normalized)
     if adata.n_obs < _LEAST_SPOTS:
         raise SliceError(f"The reference has {adata.n_obs} spots; expected at least {_LEAST_SPOTS}. Pass whole slices.")
     if where.features_key in adata.obsm:

@@ -14,15 +14,14 @@ from sklearn.decomposition import PCA
 
 from st_gchb._compat import named_layers, torch_threads_kept
 from st_gchb._constants import TARGET_SUM
+from st_gchb._counts import Remedy, check_expression, tell_depth
 from st_gchb._errors import ExpressionError, MissingKeyError
+from st_gchb._genes import check_genes, tell_genes
 from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
 
 Matrix: TypeAlias = Any
 """``(n_spots, n_genes)``: whatever :func:`~st_gchb._matrices.matrix_of` reads."""
-
-_MAX_COUNT_LOG = 20.0
-"""No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
 
 DENSE_BYTES = 2**30
 """Expression of the panel up to this size, as float64, is made dense: 67,108 spots with 2,000 genes."""
@@ -53,28 +52,41 @@ class ExpressionRule:
     variance: np.ndarray
 
 
-def _is_sparse(matrix: Matrix) -> bool:
-    return bool(sparse.issparse(matrix))
-
-
-def read_layer(adata: ad.AnnData, layer: str | None) -> Matrix:
+def read_expression(adata: ad.AnnData, layer: str | None, *, log_normalized: bool, remedy: Remedy) -> Matrix:
     """Expression of an AnnData in memory, numpy or CSR, ``(n_spots, n_genes)``; not to be written to.
+
+    It holds what it is said to hold, of genes alone.
 
     Raises
     ------
     MissingKeyError
         There is no such layer, or ``X`` is empty.
     ExpressionError
-        It holds no numbers.
+        It holds no counts (or no log-normalised values), or of other things than genes.
     """
     if layer is not None and layer not in adata.layers:
         raise MissingKeyError(
             f"layers has no {layer!r}; found {list(named_layers(adata))}. Name the layer that holds the counts."
         )
-    values = adata.X if layer is None else adata.layers[layer]
+    values, name = adata.X if layer is None else adata.layers[layer], layer_name(layer)
     if values is None:
-        raise MissingKeyError("X is empty; expected raw counts, (n_spots, n_genes).")
-    return matrix_of(values, layer_name(layer), ExpressionError)
+        raise MissingKeyError(f"X is empty; expected expression, (n_spots, n_genes). {remedy.told()}")
+    matrix = matrix_of(values, name, ExpressionError)
+    check_expression(matrix, log_normalized=log_normalized, name=name, remedy=remedy)
+    check_genes(adata.var, column_totals(matrix), name)
+    return matrix
+
+
+def tell_expression(adata: ad.AnnData, layer: str | None, matrix: Matrix, *, log_normalized: bool) -> None:
+    """Warn of what is counted beside genes of one genome, and of counts that look corrected for depth."""
+    tell_genes(adata.var, column_totals(matrix), layer_name(layer))
+    if not log_normalized:
+        tell_depth(matrix, layer_name(layer))
+
+
+def column_totals(matrix: Matrix) -> np.ndarray:
+    """Sum of each column, ``(n_columns,)``."""
+    return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def layer_name(layer: str | None) -> str:
@@ -85,50 +97,6 @@ def layer_name(layer: str | None) -> str:
 def as_csr(matrix: Matrix) -> sparse.csr_matrix:
     """Expression as CSR float32, ``(n_spots, n_genes)``; a copy that may be changed."""
     return sparse.csr_matrix(matrix_of(matrix, "expression", ExpressionError), dtype=np.float32, copy=True)
-
-
-def check_expression(matrix: Matrix, *, log_normalized: bool, name: str) -> None:
-    """Refuse what is not what it is said to be.
-
-    Raises
-    ------
-    ExpressionError
-        For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
-        log-normalised values), and spots without any count.
-    """
-    matrix = matrix_of(matrix, name, ExpressionError)
-    values: np.ndarray = matrix.data if _is_sparse(matrix) else matrix
-    if values.size == 0 or matrix.shape[1] == 0:
-        raise ExpressionError(
-            f"{name} holds no expression at all: found shape {matrix.shape}. Pass a layer with counts."
-        )
-    if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
-        raise ExpressionError(
-            f"{name} holds {bad} NaN or infinite values; expected counts. Remove or repair them first."
-        )
-    if values.min() < 0:
-        raise ExpressionError(
-            f"{name} holds negative values (minimum {values.min():.3g}), so it has been scaled or regressed. "
-            "Pass raw counts (layer='counts'), or log-normalised values with log_normalized=True."
-        )
-    whole = bool((values == np.round(values)).all())
-    if not log_normalized and not whole:
-        raise ExpressionError(
-            f"{name} holds values that are no whole numbers (maximum {values.max():.3g}), so it is no table of "
-            "raw counts. Pass the layer that has them (layer='counts'), or log_normalized=True for log1p values."
-        )
-    if log_normalized and (values.max() > _MAX_COUNT_LOG or (whole and values.max() > 1)):
-        raise ExpressionError(
-            f"{name} was said to be log-normalised, but its values {'are whole numbers' if whole else 'are too large'} "
-            f"(maximum {values.max():.3g}). Pass counts with log_normalized=False, or take log1p first."
-        )
-    empty = np.asarray(matrix.sum(axis=1)).ravel() <= 0
-    if empty.any():
-        raise ExpressionError(
-            f"{name} has {int(empty.sum())} spots without a single count (first row: {int(np.flatnonzero(empty)[0])}). "
-            "Drop them with sc.pp.filter_cells(adata, min_counts=1)."
-        )
 
 
 def log_normalise(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
