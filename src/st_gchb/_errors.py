@@ -182,6 +182,13 @@ class CheckpointError(InputError):
     """
 
 
+class DivergenceError(InputError):
+    """A training ran away: its loss or its weights are no longer finite numbers.
+
+    Raised by ``model.train``.
+    """
+
+
 class DeviceError(InputError):
     """A device is not there, several devices cannot train this way, or their memory is too small.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def tell_values(adata: AnnData, where: str) -> None:
     """Warn where ``X`` holds no counts, and say where counts lie."""
-    said = "" if adata.X is None else why_no_counts(adata.X, "X")
+    said = "" if adata.X is None else why_no_counts(adata.X, "it")
     if not said:
         return
     layers, raw = counts_elsewhere(adata, None)
@@ -26,4 +26,4 @@ def tell_values(adata: AnnData, where: str) -> None:
         advice += f"Counts lie in raw.X{genes}: adata = adata.raw.to_adata() takes them. "
     if not advice:
         advice = "The object holds no counts: read a file that does, or set up log1p values with log_normalized=True. "
-    logger.warning("%s: %s %sA query needs none.", where, said, advice)
+    logger.warning("%s: X holds no counts: %s %sA query needs none.", where, said, advice)

@@ -25,6 +25,9 @@ from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank, SearchIndex
 from st_gchb.retrieval._bank import ReferenceTable
 
+_NUMBERS = ("keys", "image_keys", "linear", "appearance", "table.panel.data", "table.all_genes.data")
+"""Parts of the reference that are finite in every model; other tables are the user's."""
+
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The JSON part of a model folder, with every other file's hash checked.
@@ -89,6 +92,7 @@ def read_model(folder: Path) -> SavedModel:
         origin = pd.read_parquet(folder / ORIGIN)
     except (SafetensorError, ValueError) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
+    _check_finite(folder, network, {key: reference[key] for key in _NUMBERS if key in reference})
     return SavedModel(
         preset=stored["preset"],
         seed=stored["seed"],
@@ -104,6 +108,15 @@ def read_model(folder: Path) -> SavedModel:
         },
         model_id=stored["model_id"],
     )
+
+
+def _check_finite(folder: Path, *parts: dict[str, np.ndarray]) -> None:
+    bad = [key for part in parts for key, values in part.items() if not np.isfinite(values).all()]
+    if bad:
+        raise ModelFileError(
+            f"{folder} holds NaN or infinite numbers in {bad[:3]}, from a training that ran away: it predicts nothing. "
+            "Train the model again with a lower learning rate."
+        )
 
 
 def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:

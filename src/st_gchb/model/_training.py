@@ -19,7 +19,7 @@ from scvi.train import TrainingPlan, TrainRunner
 
 from st_gchb._arguments import Limits, Rate, Weight
 from st_gchb._compat import history_logger, parse_device_args
-from st_gchb._errors import ArgumentError, CheckpointError, DeviceError
+from st_gchb._errors import ArgumentError, CheckpointError, DeviceError, DivergenceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._settings import settings as package_settings
 from st_gchb.model._presets import ModelSettings
@@ -30,6 +30,7 @@ from st_gchb.train import (
     NoCheckpoints,
     Pretraining,
     Progress,
+    StayFinite,
     STGCHBTrainingPlan,
     StopEarly,
     TrainingData,
@@ -117,8 +118,20 @@ def run_training(
         if not out_of_memory:
             break
         options, state = _halved(options, data, progress)
+    _check_finite(model, settings, options)
     final = {"module": _state(model), "history": history_points(model.history_ or {}), "epoch": len(_epochs(model))}
     checkpoints.put(stage, final | {"finished": True})
+
+
+def _check_finite(model: Any, settings: ModelSettings, options: TrainingOptions) -> None:
+    """Refuse weights that are no numbers: the last step of an epoch shows in no loss."""
+    bad = [key for key, value in model.module.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        lr = options.plan_kwargs.get("lr", settings.lr)
+        raise DivergenceError(
+            f"Training ended with NaN or infinite weights ({bad[0]} and {len(bad) - 1} more), with the learning rate "
+            f"lr={lr}. Train with a lower one; the default is {ModelSettings().lr:g}."
+        )
 
 
 def _data_module(
@@ -144,7 +157,7 @@ def _fit(
     plan_arguments["stage_lr"] = s.image_tail_lr
     plan = STGCHBTrainingPlan(model.module, **(plan_arguments | options.plan_kwargs))
     given = dict(options.trainer_kwargs)
-    callbacks = [*given.pop("callbacks", []), Pretraining(s.pretrain_epochs), progress]
+    callbacks = [*given.pop("callbacks", []), StayFinite(), Pretraining(s.pretrain_epochs), progress]
     if data.n_val:
         given.setdefault("check_val_every_n_epoch", 1)
     if options.early_stopping and data.n_val:

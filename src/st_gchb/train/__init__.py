@@ -1,7 +1,7 @@
 """Training: mini-batches of spots with their graph, the Lightning plan, and checkpoints to go on from."""
 
 from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, TrainingData
-from st_gchb.train._plan import KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
+from st_gchb.train._plan import KeepBest, Pretraining, StayFinite, STGCHBTrainingPlan, StopEarly
 from st_gchb.train._progress import CheckpointFolder, NoCheckpoints, Progress, history_frames, history_points, key_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Pretraining",
     "Progress",
     "STGCHBTrainingPlan",
+    "StayFinite",
     "StopEarly",
     "TrainingData",
     "history_frames",

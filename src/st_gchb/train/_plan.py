@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from st_gchb._errors import DivergenceError
 from st_gchb.nn import GraphBatch
 
 
@@ -73,6 +74,26 @@ class STGCHBTrainingPlan(TrainingPlan):
         # Tensors are handed over as they are: they stay on the device until the epoch's mean is asked for.
         several = self.trainer.world_size > 1
         return {"on_step": False, "on_epoch": True, "batch_size": output.n_obs_minibatch, "sync_dist": several}
+
+
+class StayFinite(Callback):
+    """Ends a training whose loss is no finite number: nothing is learned from there on."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the epoch's mean.
+
+        Raises
+        ------
+        DivergenceError
+            If it is NaN or infinite.
+        """
+        value = trainer.callback_metrics.get("train_loss")
+        if value is not None and not torch.isfinite(torch.as_tensor(value)).all():
+            lr = getattr(pl_module, "lr", None)
+            raise DivergenceError(
+                f"The training loss is {float(value)} in epoch {trainer.current_epoch + 1}, with the learning rate "
+                f"lr={lr}. Train with a lower one."
+            )
 
 
 class Pretraining(Callback):
