@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, MissingFileError
@@ -74,19 +74,16 @@ def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData
 
 
 def read_h5ad(path: Path) -> AnnData:
-    """An .h5ad file.
+    """An .h5ad file, as :func:`~st_gchb.io.read_section` reads it.
 
     Raises
     ------
     InputError
         If it cannot be read as one.
     """
-    import anndata
+    from st_gchb.io import read_section
 
-    try:
-        return anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as .h5ad ({error}). Write it with adata.write_h5ad.") from error
+    return cast("AnnData", read_section(path))
 
 
 def take_slices(adata: AnnData, slices: list[str] | None, slice_key: str) -> AnnData:

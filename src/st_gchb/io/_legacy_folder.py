@@ -36,6 +36,11 @@ def is_legacy(path: Path) -> bool:
     return any(_kind(file) is not None for file in _files(path, is_table))
 
 
+def holds_counts(path: Path) -> bool:
+    """Whether a folder holds a table of counts."""
+    return any(_kind(file) == _COUNTS for file in _files(path, is_table))
+
+
 def read_legacy(
     path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, allow_missing: bool = False
 ) -> AnnData:

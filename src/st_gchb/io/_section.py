@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_gchb._errors import ImageError, InputError, MissingFileError
-from st_gchb.io._legacy_folder import is_legacy, read_legacy
+from st_gchb.io._annotated import read_annotated
+from st_gchb.io._companions import anndata_files, choose_anndata
+from st_gchb.io._legacy_folder import holds_counts, is_legacy, read_legacy
 from st_gchb.io._open import open_image
 from st_gchb.io._outputs import find_outputs
 from st_gchb.io._pixel_size import positive
-from st_gchb.io._stores import HDF5_START, hdf5_kind, read_anndata, read_spatialdata, zarr_kind
+from st_gchb.io._stores import HDF5_START, hdf5_kind, read_spatialdata, zarr_kind
 from st_gchb.io._visium import read_visium
 from st_gchb.io._visium_hd import read_visium_hd
 
@@ -87,28 +89,34 @@ def read_section(
     if not path.exists():
         raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
     if path.is_file():
-        return _read_file(path, name, picture, size)
+        return _read_file(path, name, picture, size, genome)
     kind = zarr_kind(path)
     if kind == "spatialdata":
         return read_spatialdata(path, name, picture, size)
     if kind == "anndata":
-        return read_anndata(path, name, picture, size)
+        return read_annotated(path, name, picture, size, genome=genome)
     outputs = find_outputs(path)
     if outputs is not None:
         read = read_visium_hd if outputs.is_hd else read_visium
         return read(outputs, name, picture, size, genome=genome, allow_missing=allow_missing)
+    files = anndata_files(path)
+    if files and not holds_counts(path):
+        file, label = choose_anndata(path, files, name)
+        return read_annotated(file, label, picture, size, genome=genome)
     if is_legacy(path):
         return read_legacy(path, name, picture, size, allow_missing=allow_missing)
     raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")
 
 
-def _read_file(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> AnnData:
+def _read_file(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, genome: str | None
+) -> AnnData:
     with open(path, "rb") as file:
         start = file.read(len(HDF5_START))
     if start == HDF5_START:
         kind = hdf5_kind(path)
         if kind == "anndata":
-            return read_anndata(path, name, image, um_per_px)
+            return read_annotated(path, name, image, um_per_px, genome=genome)
         if kind == "10x":
             raise InputError(
                 f"{path}: found the counts alone of a Space Ranger output. Pass the folder that also holds spatial/: "

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
-from st_gchb.io._open import open_image
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, settle
+from st_gchb.io._reading import reading
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,15 +32,11 @@ def hdf5_kind(path: Path) -> str | None:
     InputError
         The file is damaged.
     """
-    try:
+    with reading(path, "the HDF5 file", "It is damaged or incomplete: fetch or write it again."):
         with h5py.File(path, "r") as file:
             if file.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= set(file):
                 return "anndata"
             return "10x" if "matrix" in file else None
-    except OSError as error:
-        raise InputError(
-            f"{path}: the HDF5 file is damaged or incomplete ({error}). Fetch or write it again."
-        ) from error
 
 
 def zarr_kind(path: Path) -> str | None:
@@ -50,11 +47,9 @@ def zarr_kind(path: Path) -> str | None:
     attributes: dict[str, Any] = {}
     for file in files:
         if file.is_file():
-            try:
-                content = json.loads(file.read_text())
-            except ValueError as error:
-                raise InputError(f"{file}: the Zarr store is damaged ({error}). Write it again.") from error
-            attributes |= content.get("attributes", {}) if file.name == "zarr.json" else content
+            with reading(file, "the Zarr store", "It is damaged: write it again."):
+                content = json.loads(file.read_bytes())
+                attributes |= dict(content.get("attributes", {}) if file.name == "zarr.json" else content)
     if attributes.get("encoding-type") == "anndata":
         return "anndata"
     is_spatialdata = "spatialdata_attrs" in attributes or any((path / part).is_dir() for part in _SPATIALDATA)
@@ -78,14 +73,8 @@ def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px
                 "which has names and images of its own. Leave it out; an image is added with "
                 "sdata.images[...] = Image2DModel.parse(...)."
             )
-    try:
+    with reading(path, "the SpatialData store", "Write it again with sdata.write."):
         sdata = spatialdata.read_zarr(path)
-    # Of a store in which parts are missing or damaged, each library underneath raises errors of its own.
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{path}: the SpatialData store cannot be read ({type(error).__name__}: {error}). Write it again with "
-            "sdata.write."
-        ) from error
     if um_per_px is not None:
         for table in sdata.tables.values():
             _note_size(table, um_per_px, str(path))
@@ -97,66 +86,70 @@ def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
 
     if TableModel.ATTRS_KEY not in table.uns:
         return
-    regions, _, _ = get_table_keys(table)
-    libraries = dict(table.uns.get(Keys.SPATIAL) or {})
-    for region in [regions] if isinstance(regions, str) else list(regions):
-        libraries[region] = _with_size(libraries.get(region) or {}, um_per_px, f"{where}, {region!r}")
+    with reading(where, "what the table annotates", "Write the store again with sdata.write."):
+        regions, _, _ = get_table_keys(table)
+        names = [regions] if isinstance(regions, str) else [str(name) for name in regions]
+        libraries = dict(as_record(table.uns.get(Keys.SPATIAL)))
+    for region in names:
+        libraries[region] = with_size(as_record(libraries.get(region)), f"{where}, {region!r}", um_per_px)
     table.uns[Keys.SPATIAL] = libraries
 
 
-def read_anndata(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> AnnData:
-    """Read an AnnData file or store, and note image and size of a pixel in ``uns["spatial"]``.
+def load_anndata(path: Path) -> AnnData:
+    """Read an AnnData file or store as it is.
 
     Raises
     ------
     InputError
-        The file is damaged; or it holds several slices, and one name, image or size was given.
+        The file is damaged.
     """
     import anndata
 
-    try:
-        adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: the AnnData cannot be read ({type(error).__name__}: {error}). Write it again with "
-            "adata.write_h5ad."
-        ) from error
-    if name is None and image is None and um_per_px is None:
-        return adata
-    stored = adata.uns.get(Keys.SPATIAL)
-    libraries = dict(stored) if isinstance(stored, Mapping) else {}
-    several = len(libraries) > 1 or (Keys.SLICE in adata.obs and adata.obs[Keys.SLICE].nunique() > 1)
-    if several:
-        raise InputError(
-            f"{path}: holds several slices ({sorted(libraries) or 'by obs[' + repr(Keys.SLICE) + ']'}), and name=, "
-            "image=, um_per_px= speak of one. Pass dicts by slice to pp.embed_patches, or cut the slices apart first."
-        )
-    label = name or next(iter(libraries), path.stem)
-    library = dict(next(iter(libraries.values()), {}))
-    slide = None if image is None else open_image(image)
-    in_file = slide.um_per_px if slide is not None else None
-    library = _with_size(library, um_per_px, str(path), in_file)
-    if slide is not None and image is not None:
-        library[Keys.METADATA] = {**(library.get(Keys.METADATA) or {}), Keys.SOURCE_IMAGE: str(image.resolve())}
-    adata.uns[Keys.SPATIAL] = {label: library}
-    if name is not None:
-        adata.obs[Keys.SLICE] = pd.Categorical([name] * adata.n_obs)
-    return adata
+    with reading(path, "the AnnData", "Write it again with adata.write_h5ad."):
+        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
 
 
-def _with_size(
-    library: Mapping[str, Any], um_per_px: float | None, where: str, in_file: float | None = None
-) -> dict[str, Any]:
-    """Note the size of a pixel among the scale factors."""
-    factors = dict(library.get(Keys.SCALEFACTORS) or {})
-    size = settle(
-        [
-            caller_size(um_per_px),
-            factor_size(factors, f"scalefactors of {where}"),
-            None if in_file is None else Size(in_file, "the image file"),
-        ],
-        where,
-    )
+def as_record(value: Any) -> dict[str, Any]:
+    """Read names and values in the forms in which programs store them; empty where there are none.
+
+    What is a dict in Python is one row of a table in R.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb.io._stores import as_record
+    >>> as_record(pd.DataFrame({"tissue_hires_scalef": [0.5]})), as_record(None)
+    ({'tissue_hires_scalef': 0.5}, {})
+    """
+    if isinstance(value, Mapping):
+        return {str(key): held for key, held in value.items()}
+    if isinstance(value, pd.DataFrame) and len(value) == 1:
+        return {str(key): value[key].iloc[0] for key in value}
+    if isinstance(value, pd.Series):
+        return {str(key): held for key, held in value.items()}
+    names = getattr(getattr(value, "dtype", None), "names", None)
+    if names and np.size(value) == 1:
+        row = np.asarray(value).ravel()[0]
+        return {str(name): row[name] for name in names}
+    return {}
+
+
+def with_size(library: Mapping[str, Any], where: str, um_per_px: float | None, *others: Size | None) -> dict[str, Any]:
+    """Note the size of a pixel among the scale factors.
+
+    Parameters
+    ----------
+    library
+        Entry of ``uns["spatial"]``; it is not changed.
+    where
+        For messages.
+    um_per_px
+        What the caller says, µm.
+    others
+        What others say, after the scale factors; best first.
+    """
+    factors = as_record(library.get(Keys.SCALEFACTORS))
+    size = settle([caller_size(um_per_px), factor_size(factors, f"scalefactors of {where}"), *others], where)
     if size is not None:
         factors[Keys.UM_PER_PX] = size
     return {Keys.IMAGES: {}, Keys.METADATA: {}, **library, Keys.SCALEFACTORS: factors}
