@@ -35,7 +35,7 @@ def empty_folder(path):
     return path / "empty"
 
 
-NO_SLIDES = [(text, "expected an .h5ad"), (broken, "write_h5ad"), (empty_folder, "holds no her2st")]
+NO_SLIDES = [(text, "expected an .h5ad"), (broken, "neither a section nor an image"), (empty_folder, "holds no her2st")]
 
 
 @pytest.mark.parametrize(("make", "message"), NO_SLIDES)

@@ -84,15 +84,11 @@ def _escaped(stem: str) -> str:
 def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
     """Whether an image may be the one that positions are px of."""
     try:
-        centers = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2]
         height, width = open_image(file).shape_px
-    except (ImageError, KeyError, TypeError, ValueError, IndexError):
+    except ImageError:
         return False
-    if (
-        not len(centers)
-        or not np.isfinite(centers).all()
-        or (centers.max(axis=0) > _RIM * np.array([width, height])).any()
-    ):
+    if not _lie_on(adata, (height, width)):
+        logger.info("%s is not taken for the image of the spots: they do not lie on it.", file)
         return False
     images, factors = library.get(Keys.IMAGES), library.get(Keys.SCALEFACTORS)
     if not isinstance(images, Mapping) or not isinstance(factors, Mapping):
@@ -106,13 +102,12 @@ def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
     return True
 
 
-def lie_on(adata: AnnData, shape_px: tuple[int, int], *, turned: bool = False) -> bool:
-    """Whether all positions lie on an image, as they are or with x and y exchanged."""
+def _lie_on(adata: AnnData, shape_px: tuple[int, int]) -> bool:
+    """Whether all positions lie on an image."""
     try:
         centers = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2]
     except (KeyError, TypeError, ValueError, IndexError):
         return False
-    centers = centers[:, ::-1] if turned else centers
     sides = _RIM * np.array(shape_px[::-1])
     return bool(len(centers) and np.isfinite(centers).all() and (centers.max(axis=0) <= sides).all())
 

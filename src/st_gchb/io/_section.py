@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_gchb._arguments import checked
 from st_gchb._errors import ImageError, InputError, MissingFileError
 from st_gchb.io._annotated import read_annotated
 from st_gchb.io._companions import anndata_files, choose_anndata
@@ -27,6 +28,7 @@ EXPECTED = (
 )
 
 
+@checked
 def read_section(
     path: str | Path,
     *,

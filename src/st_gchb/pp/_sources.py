@@ -31,20 +31,31 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
     path = library.image_path
     if path is not None:
         if not path.is_file():
-            smaller = [key for key in _IMAGE_KEYS if key in images]
+            smaller = _usable(library)
             raise MissingFileError(
                 f"{path}: the full-resolution image of slice {name!r}, named in {library.where}['metadata']"
                 f"[{Keys.SOURCE_IMAGE!r}], is not there. Pass image= with its path now"
                 + (f", or image_key={smaller[0]!r} for the down-scaled image (coarser patches)." if smaller else ".")
             )
         return path, 1.0
-    key = next((key for key in _IMAGE_KEYS if key in images), None)
-    if key is None:
+    usable = _usable(library)
+    if not usable:
         raise ImageError(
             f"slice {name!r} has no image: {library.where}['images'] holds {sorted(images)}; expected one of "
-            f"{_IMAGE_KEYS}. Pass image= with the path of the full-resolution image, or a dict of these by slice."
+            f"{_IMAGE_KEYS}, or another with its factor tissue_..._scalef. Pass image= with the path of the "
+            "full-resolution image, or a dict of these by slice."
         )
-    return images[key], _image_scale(library, key)
+    if usable[0] not in _IMAGE_KEYS:
+        logger.info("slice %r: the image %r is taken (image_key= or image= names another).", name, usable[0])
+    return images[usable[0]], _image_scale(library, usable[0])
+
+
+def _usable(library: Library) -> list[str]:
+    """Pictures that can be taken, the finest first: those of the usual names, and others whose factor is known."""
+    usual = [key for key in _IMAGE_KEYS if key in library.images]
+    # HEST calls its only picture "downscaled_fullres".
+    others = [key for key in library.images if key not in usual and f"tissue_{key}_scalef" in library.factors]
+    return [*usual, *sorted(others, key=lambda key: -_image_scale(library, key))]
 
 
 def _image_scale(library: Library, key: str) -> float:
