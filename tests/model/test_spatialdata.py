@@ -242,7 +242,7 @@ def test_bad_spatialdata(tissue, unchanged, spoil, options, message):
 
 def test_a_spatialdata_that_was_not_set_up(tissue):
     sdata = as_spatialdata(one(tissue, "S1"), "S1")
-    with pytest.raises(ValueError, match="setup_anndata"):
+    with pytest.raises(ValueError, match="setup_spatialdata"):
         STGCHB(sdata)
     no_table(sdata)
     with pytest.raises(MissingKeyError, match="setup_spatialdata"):

@@ -6,6 +6,7 @@ import importlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import torch
 from anndata import AnnData
@@ -14,7 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from st_gchb._arguments import checked
 from st_gchb._compat import parse_device_args
-from st_gchb._errors import NotTrainedError
+from st_gchb._errors import InputError, NotTrainedError
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import Fitted, network_settings
 from st_gchb.model._inputs import FixedMap
@@ -38,6 +39,34 @@ class PersistenceMixin(BaseModelClass):
     calibration_: Calibration | None
     model_id_: str | None
     _fitted: Fitted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of a model holds: all but the trainer of a training that is over.
+
+        The trainer holds callbacks, loggers and the training data once more; no prediction and no further training
+        asks for it.
+
+        Raises
+        ------
+        InputError
+            The training data lie in a file that is open.
+        """
+        if self._adata is not None and self._adata.isbacked:
+            raise InputError(
+                f"The model's AnnData is backed by the open file {self._adata.filename}, which cannot be copied or "
+                "pickled. Set up adata.to_memory() instead; or write the trained model by model.save(folder) and read "
+                "it by STGCHB.load(folder)."
+            )
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # scvi-tools knows models by their id, and tables in the running session alone.
+        self.id = str(uuid4())
+        manager = self._adata_manager
+        if manager is not None:
+            self._register_manager_for_instance(manager)
+            self._setup_adata_manager_store.setdefault(manager.adata_uuid, manager)
 
     @checked(keywords=lambda: AnnData.write_h5ad)
     def save(

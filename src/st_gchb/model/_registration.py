@@ -15,19 +15,26 @@ from spatialdata import SpatialData
 
 from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
-from st_gchb._logging import others_quiet
+from st_gchb._errors import InputError
+from st_gchb._logging import logger, others_quiet
 from st_gchb.model._setup import (
     Registered,
+    check_names,
     check_training_table,
     complete_spatialdata,
     complete_table,
     guess_patient_key,
+    registered_table,
 )
 from st_gchb.pp._sections import check_object, sections_of
 
 
 def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
     """What scvi-tools takes when a model is loaded with data."""
+
+
+_MARK = "_scvi_uuid"
+"""Key in ``uns`` by which scvi-tools knows an object that was set up; copies carry it too."""
 
 
 class RegistrationMixin(BaseModelClass):
@@ -85,6 +92,10 @@ class RegistrationMixin(BaseModelClass):
         >>> STGCHB.setup_anndata(ref)
         """
         check_object(adata)
+        if adata.is_view:
+            raise InputError(
+                "The AnnData is a view of another one. Call adata = adata.copy() first, and set up the copy."
+            )
         slice_key = sections_of(adata, slice_key).key
         patient_key = guess_patient_key(adata, patient_key)
         where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
@@ -103,6 +114,10 @@ class RegistrationMixin(BaseModelClass):
             ObsmField("features", where.features_key),
             ObsmField("spatial", Keys.SPATIAL),
         ]
+        known = cls._manager_of(adata)
+        if known is not None and known.adata is not adata:
+            # The original keeps its mark, and what was set up on it.
+            del adata.uns[_MARK]
         with others_quiet():
             manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
             manager.register_fields(adata, **options)
@@ -154,3 +169,57 @@ class RegistrationMixin(BaseModelClass):
         )
         # Its own positions may be in other px than those of the image: it was checked with the image's.
         cls._register(target, where, {key: value for key, value in setup.items() if key not in vars(where)})
+
+    @classmethod
+    def _set_up(cls, data: AnnData | SpatialData) -> AnnData:
+        """The table that was set up; a copy, subset or concatenation of such a table is set up the same way.
+
+        Raises
+        ------
+        InputError
+            Neither it nor what it was made of was set up, or it is not what it was then.
+        """
+        adata = registered_table(data) if isinstance(data, SpatialData) else data
+        check_object(adata)
+        call = "setup_anndata(adata, slice_key=...) first, with the column of obs that tells its slices apart."
+        call = "setup_spatialdata(sdata) first." if isinstance(data, SpatialData) else call
+        manager = cls._manager_of(adata)
+        if manager is None:
+            found = "was set up in another session, or for another class" if _MARK in adata.uns else "was not set up"
+            raise InputError(
+                f"The {type(data).__name__} {found}: what was set up is kept in the running Python session alone. Call "
+                f"STGCHB.{call}"
+            )
+        if manager.adata is adata:
+            return adata
+        arguments = dict(manager.registry["setup_args"])
+        adata = adata.copy() if adata.is_view else adata
+        if isinstance(data, SpatialData):
+            cls._register_again(adata, Registered(**arguments))
+        else:
+            cls.setup_anndata(adata, **arguments)
+        logger.info(
+            "The AnnData is a copy or a part of one that was set up (%d spots of %d here): it was set up the same way, "
+            "%s.",
+            adata.n_obs,
+            manager.adata.n_obs,
+            ", ".join(f"{name}={value!r}" for name, value in arguments.items()),
+        )
+        return adata
+
+    @classmethod
+    def _register_again(cls, table: AnnData, where: Registered) -> None:
+        """Register the table of a copied SpatialData. Its own positions may be in other px than those of the image."""
+        check_names(table)
+        if where.features_key not in table.obsm or where.connectivities_key not in table.obsp:
+            raise InputError(
+                f"The SpatialData's table is a copy of one that was set up, without obsm[{where.features_key!r}] or "
+                f"obsp[{where.connectivities_key!r}]. Call STGCHB.setup_spatialdata(sdata, ...) again."
+            )
+        cls._register(table, where, {})
+
+    @classmethod
+    def _manager_of(cls, adata: AnnData) -> AnnDataManager | None:
+        """What was registered under an object's mark, be it for this object or for the one that it is a copy of."""
+        mark = adata.uns.get(_MARK)
+        return cls._setup_adata_manager_store.get(mark) if isinstance(mark, str) else None

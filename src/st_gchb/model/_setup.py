@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
@@ -44,20 +45,42 @@ class Registered:
 
 
 def check_names(adata: AnnData) -> None:
-    """Refuse duplicated spot or gene names: results are matched by name.
+    """Refuse names of spots or genes that are no text or occur twice: results are matched by name, and stored by it.
 
     Raises
     ------
     InputError
-        With the first names that occur more than once, and the call that makes them unique.
+        With what was found, and the call that mends it.
     """
     for axis, names, remedy in (
         ("obs_names", adata.obs_names, "adata.obs_names_make_unique()"),
         ("var_names", adata.var_names, "adata.var_names_make_unique()"),
     ):
+        _check_text(axis, names)
         if not names.is_unique:
             twice = list(names[names.duplicated()].unique()[:3])
             raise InputError(f"{axis} are not unique: {twice} occur more than once. Call {remedy} first.")
+
+
+def _check_text(axis: str, names: pd.Index) -> None:
+    """Refuse names that are no text: they would come back from a file as others than they were."""
+    # Of names that are all text, as almost always, none is looked at in Python.
+    if pd.api.types.infer_dtype(names.astype(object), skipna=False) in ("string", "empty"):
+        return
+    odd = [name for name in names if not isinstance(name, str)]
+    remedy = f"adata.{axis} = adata.{axis}.astype(str)"
+    if any(isinstance(name, bytes) for name in odd):
+        remedy = f"adata.{axis} = [name.decode() for name in adata.{axis}]"
+    elif any(pd.isna(name) for name in odd if np.ndim(name) == 0):
+        remedy = (
+            f"adata = adata[:, adata.{axis}.notna()].copy()"
+            if axis == "var_names"
+            else (f"adata = adata[adata.{axis}.notna()].copy()")
+        )
+    raise InputError(
+        f"{axis} holds {len(odd)} names that are no text, such as {odd[0]!r} ({type(odd[0]).__name__}); expected "
+        f"strings. Call {remedy} first."
+    )
 
 
 def guess_patient_key(adata: AnnData, patient_key: str | None) -> str | None:

@@ -27,7 +27,6 @@ from st_gchb.model._presets import ModelSettings, Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._rows import FeatureRows
-from st_gchb.model._setup import registered_table
 from st_gchb.pp._patches import MEMORY_MB
 from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search
 
@@ -84,8 +83,8 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         registry: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(adata, SpatialData):
-            adata = registered_table(adata)
+        if adata is not None:
+            adata = self._set_up(adata)
         super().__init__(adata, registry)
         self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)

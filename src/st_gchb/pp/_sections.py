@@ -56,6 +56,11 @@ def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError
             if error is InputError:
                 error = SliceError
             raise error("the object has no spots (n_obs is 0); expected one row per spot. Was a filter too strict?")
+        if not isinstance(data.obs, pd.DataFrame) or not isinstance(data.var, pd.DataFrame):
+            raise error(
+                "the AnnData was read lazily: its obs and var are not in memory. Call adata = adata.to_memory() first; "
+                "X, layers and features alone may stay on disk, as by anndata.read_h5ad(path, backed='r')."
+            )
         return
     if spatialdata:
         from spatialdata import SpatialData
