@@ -369,3 +369,15 @@ def test_an_image_is_replaced_where_that_is_wanted(store):
     write_elements(sdata, "he", overwrite=True)
     assert (spatialdata.read_zarr(store)["he"].values == 10).all()
     assert st_gchb.io.write_elements is write_elements
+
+
+def test_a_store_whose_other_elements_are_damaged(tmp_path):
+    sdata = spatialdata.SpatialData()
+    sdata.images["he"] = Image2DModel.parse(np.zeros((3, 40, 50), np.uint8), dims=("c", "y", "x"))
+    sdata.write(tmp_path / "s.zarr")
+    sdata.images["other"] = sdata.images["he"]
+    damaged = tmp_path / "s.zarr/images/he/zarr.json"
+    damaged.write_text(damaged.read_text() + "odd")
+    with pytest.raises(InputError, match=r"nothing was written.*sdata\.write"):
+        write_elements(sdata, "other")
+    assert not (tmp_path / "s.zarr/images/other").exists()

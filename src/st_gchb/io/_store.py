@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_gchb._compat import store_format
+from st_gchb._arguments import checked
+from st_gchb._compat import read_errors, store_format
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError, MissingFileError, MissingKeyError, StoreError
+from st_gchb._errors import InputError, MissingFileError, MissingKeyError, STGCHBError, StoreError
 from st_gchb._logging import logger, others_quiet
 from st_gchb.io._beside import clear_leftovers, exchange, work_folder
 
@@ -25,6 +26,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+@checked
 def write_elements(sdata: SpatialData, names: str | Sequence[str], *, overwrite: bool = False) -> None:
     """Write elements into the Zarr store that a SpatialData is backed by, whole or not at all.
 
@@ -70,8 +72,16 @@ def write_elements(sdata: SpatialData, names: str | Sequence[str], *, overwrite:
     earlier = [name for name, kind in kinds.items() if (store / kind / name).exists()]
     try:
         _write(sdata, kinds, store)
+    except STGCHBError:
+        raise
     except OSError as error:
         raise StoreError(_what_failed(kinds, earlier, store, error)) from error
+    # What a store holds already is read when its metadata are gathered, and may be damaged.
+    except read_errors() as error:
+        raise InputError(
+            f"{store}: nothing was written: what the store holds cannot be read ({type(error).__name__}: {error}). "
+            "Write the whole object elsewhere with sdata.write(path)."
+        ) from error
     logger.info("%s: wrote %s.", store, ", ".join(f"{kind}/{name}" for name, kind in kinds.items()))
 
 
