@@ -297,7 +297,7 @@ def test_help_is_quick(command):
 
 
 def test_networks_need_torch_alone():
-    """``nn`` runs where torch and torch-geometric alone are installed."""
+    """``nn`` runs where torch, torch-geometric and pydantic alone are installed."""
     heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torchvision", "matplotlib"]
     code = f"import sys, st_gchb.nn\nprint(*[name for name in {heavy!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

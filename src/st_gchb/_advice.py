@@ -69,6 +69,32 @@ class Fix:
 _OPTION: Final = "--"
 
 
+@contextmanager
+def standing_at(name: str, **arguments: str) -> Iterator[None]:
+    """Work for a door that takes something in another way than by an argument, such as in a column of a table.
+
+    Parameters
+    ----------
+    name
+        What messages call the door, where none was entered.
+    arguments
+        What the user writes; added to what the door that was entered has.
+    """
+    door = _door.get()
+    known = {} if door is None else dict(door.arguments)
+    token = _door.set(Door(name if door is None else door.name, known | arguments))
+    try:
+        yield
+    finally:
+        _door.reset(token)
+
+
+def knows(argument: str) -> bool:
+    """Whether the called function has an argument; True where it is not known which was called."""
+    door = _door.get()
+    return door is None or argument in door.arguments
+
+
 def advise(*fixes: Fix, otherwise: str = "") -> str:
     """Tell which arguments of the called function mend what was found; those that it lacks are not named.
 

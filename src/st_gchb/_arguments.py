@@ -41,6 +41,8 @@ class Limits:
         Value that has to be exceeded.
     error
         Type of the error.
+    finite
+        Whether NaN and infinity are refused.
     """
 
     words: str
@@ -48,6 +50,7 @@ class Limits:
     high: float | None = None
     above: float | None = None
     error: type[InputError] = ArgumentError
+    finite: bool = True
 
 
 # Upper limits are far beyond what is of use: beyond them a call would run for ever or end in some library's overflow.
@@ -67,6 +70,11 @@ Weight = Annotated[float, Limits("a number from 0 to 1,000,000", low=0, high=1e6
 Positive = Annotated[float, Limits("a number above 0, up to 1,000,000", above=0, high=1e6)]
 Temperature = Annotated[float, Limits("a number from 0.0001 to 10,000", low=1e-4, high=1e4)]
 Rate = Annotated[float, Limits("a number above 0, up to 100", above=0, high=100)]
+Few = Annotated[int, Limits("a whole number from 1 to 100,000", low=1, high=10**5)]
+Dpi = Annotated[int, Limits("a whole number from 10 to 2,400", low=10, high=2400)]
+TilePixels = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
+Fill = Annotated[float, Limits("a number, or NaN", finite=False)]
+Area = Annotated[float, Limits("an area in µm² of 0 or more", low=0, high=1e15)]
 Megabytes = Annotated[float, Limits("a number of megabytes above 0", above=0, high=1e9)]
 Micrometers = Annotated[float, Limits("a length in µm above 0, up to 100,000", above=0, high=1e5)]
 PatchSize = Annotated[float, Limits("the side of a patch in px, from 1 to 100,000", low=1, high=1e5)]
@@ -78,8 +86,8 @@ PixelSize = Annotated[
 @overload
 def checked(function: F) -> F: ...
 @overload
-def checked(*, keywords: Callable[[], Any]) -> Callable[[F], F]: ...
-def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None) -> Any:
+def checked(*, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Callable[[F], F]: ...
+def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Any:
     """Check what a caller gives to a function, or to a class, against the annotations, before anything else happens.
 
     Nothing is converted but numpy's numbers, which become Python's, and 1-D arrays given for lists. A whole number is
@@ -93,6 +101,8 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None) 
     keywords
         For a function with ``**keywords``: gives the functions or classes that these are passed to, so that unknown
         names and values are told here.
+    apart
+        Arguments that mean something else here than in the package's other functions: advice does not name them.
 
     Raises
     ------
@@ -115,11 +125,11 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None) 
     st_gchb._errors.ArgumentError: smooth has no argument 'ring'; did you mean 'rings'?
     """
     if function is None:
-        return functools.partial(checked, keywords=keywords)
+        return functools.partial(checked, keywords=keywords, apart=apart)
     if isinstance(function, type):
         function.__init__ = checked(function.__init__, keywords=keywords)  # type: ignore[misc, call-overload]
         return function
-    door = _Signature(function, keywords)
+    door = _Signature(function, keywords, apart)
 
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
@@ -146,8 +156,10 @@ _NOTHING = _Nothing()
 class _Signature:
     """Arguments of a function with the check of each, made when it is first called."""
 
-    def __init__(self, function: Callable[..., Any], keywords: Callable[[], Any] | None) -> None:
-        self.function, self.keywords = function, keywords
+    def __init__(
+        self, function: Callable[..., Any], keywords: Callable[[], Any] | None, apart: tuple[str, ...]
+    ) -> None:
+        self.function, self.keywords, self.apart = function, keywords, apart
         self.signature = inspect.signature(function)
         first = next(iter(self.signature.parameters), "")
         self.is_method = first in ("self", "cls")
@@ -168,7 +180,7 @@ class _Signature:
     @functools.cached_property
     def arguments(self) -> dict[str, str]:
         """What a user writes for each argument."""
-        return {name: f"{name}=" for name in self.checks}
+        return {name: f"{name}=" for name in self.checks if name not in self.apart}
 
     @functools.cached_property
     def takes_any(self) -> bool:
@@ -369,6 +381,8 @@ def _schema(kind: Any) -> Any:
         return None
     if origin is Annotated:
         schema = _schema(inner[0])
+        if not all(limits.finite for limits in _limits(kind)):
+            schema = Annotated[float, Strict(), BeforeValidator(_plain)]
         for limits in _limits(kind)[:1]:
             if (limits.low, limits.high, limits.above) != (None, None, None):
                 schema = Annotated[schema, Field(ge=limits.low, le=limits.high, gt=limits.above)]

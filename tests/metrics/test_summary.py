@@ -89,7 +89,7 @@ def test_one_marker_as_a_string_is_a_gene_not_letters(frame):
     ("arguments", "error", "says"),
     [
         ({"markers": []}, InputError, "markers is empty"),
-        ({"n_top": 0}, InputError, "n_top is 0"),
+        ({"n_top": 0}, InputError, "n_top=0"),
         ({"train_mean": np.ones(3)}, InputError, "train_mean has 3 values and the panel 5 genes"),
         ({"train_var": np.array([1, 2, np.nan, 3, 4])}, InputError, "train_var holds NaN"),
         ({"train_var": pd.Series({"ERBB2": 1.0})}, MissingKeyError, "train_var has no value for 4 genes"),

@@ -41,7 +41,9 @@ def test_an_image_below_shows():
     assert [corner.tolist() == [0, 255, 0] for corner in corners] == [True, False, False, True]
 
 
-@pytest.mark.parametrize(("cmap", "message"), [("virids", "'virids' is no colour map"), (3, "cmap= is a int")])
+@pytest.mark.parametrize(
+    ("cmap", "message"), [("virids", "'virids' is no colour map"), (3, "cmap=3; expected text or a Colormap")]
+)
 def test_bad_input(cmap, message):
     with pytest.raises(InputError, match=message):
         pl.see_through(cmap)

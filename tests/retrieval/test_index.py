@@ -182,5 +182,5 @@ def test_faiss_is_not_imported_for_an_exact_search(monkeypatch):
 
 
 def test_an_unknown_way_to_search():
-    with pytest.raises(InputError, match="search='fast' is unknown"):
+    with pytest.raises(InputError, match="search='fast'; expected"):
         check_search(10, 1, "mean", "fast")

@@ -11,6 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ExpressionError, InputError
 from st_gchb._logging import logger, track
@@ -24,8 +25,9 @@ _PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots, µm."""
 
 
+@checked
 def dlpfc(
-    slices: Sequence[str] = PAPER_SLICES,
+    slices: str | Sequence[str] = PAPER_SLICES,
     *,
     path: str | Path | None = None,
     cache_dir: str | Path | None = None,
@@ -75,8 +77,6 @@ def dlpfc(
     import scanpy  # takes seconds, and nothing else in this room needs it
 
     names = _check_slices(slices)
-    if image not in ("hires", "full"):
-        raise InputError(f"image={image!r}: expected 'hires' or 'full'.")
     files = {name: slice_files(name, image) for name in names}
     found = iter(
         fetch([file for group in files.values() for file in group.values()], "dlpfc", path=path, cache_dir=cache_dir)
@@ -98,6 +98,7 @@ def dlpfc(
     return join_slices(parts, libraries)
 
 
+@checked
 def dlpfc_geometry(slice: str, path: str | Path | None = None, *, cache_dir: str | Path | None = None) -> ad.AnnData:
     """Positions and layers of one slice, without counts and image.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anndata as ad
 
+from st_gchb._arguments import Few, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import track
@@ -66,12 +67,13 @@ def _file(name: str, url: str | None, patterns: tuple[str, ...]) -> DataFile:
     return DataFile(name, url, _SHA256.get(name), (*patterns, *(f"data/{pattern}" for pattern in patterns)))
 
 
+@checked
 def her2st(
-    sections: Sequence[str] = ("C2", "C3", "C4", "C5"),
+    sections: str | Sequence[str] = ("C2", "C3", "C4", "C5"),
     *,
     path: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    hires_side_px: int = 1500,
+    hires_side_px: Few = 1500,
 ) -> ad.AnnData:
     """Sections of HER2-positive breast tumours with counts and full-resolution H&E.
 
@@ -116,8 +118,6 @@ def her2st(
     >>> adata = st_gchb.datasets.her2st(["C2", "C3"])  # doctest: +SKIP
     """
     names = _check_sections(sections, path)
-    if hires_side_px < 1:
-        raise InputError(f"hires_side_px={hires_side_px!r}: expected a positive number of px.")
     files = [file for name in names for file in section_files(name)]
     found = fetch(files, "her2st", path=path, cache_dir=cache_dir)
     parts, libraries = [], {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from st_gchb._arguments import Count, Limits, Micrometers, PixelSize, Positive, Seed, Weight, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import track
@@ -27,20 +28,26 @@ _MIN_COVERED = 0.5
 """A spot with less tissue than this is no spot under tissue."""
 
 
+Slices = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
+Side = Annotated[int, Limits("a whole number from 4 to 1,000", low=4, high=1000)]
+NGenes = Annotated[int, Limits("a whole number from 20 to 100,000", low=20, high=10**5)]
+
+
+@checked
 def synthetic_tissue(
-    n_slices: int = 3,
+    n_slices: Slices = 3,
     *,
-    n_rows: int = 26,
-    n_cols: int = 23,
-    n_genes: int = 300,
-    seed: int | None = None,
+    n_rows: Side = 26,
+    n_cols: Side = 23,
+    n_genes: NGenes = 300,
+    seed: Seed | None = None,
     geometry: ad.AnnData | Sequence[ad.AnnData] | None = None,
-    spot_pitch_um: float = 100.0,
-    spot_diameter_um: float = 55.0,
-    um_per_px: float | None = None,
-    counts_per_spot: float = 3000.0,
-    stain_variation: float = 1.0,
-    slices_per_patient: int = 1,
+    spot_pitch_um: Micrometers = 100.0,
+    spot_diameter_um: Micrometers = 55.0,
+    um_per_px: PixelSize | None = None,
+    counts_per_spot: Positive = 3000.0,
+    stain_variation: Weight = 1.0,
+    slices_per_patient: Count = 1,
 ) -> ad.AnnData:
     """Draw cortex-like sections and simulate counts whose expectation is known.
 
@@ -100,12 +107,6 @@ def synthetic_tissue(
     (40, True)
     """
     seed = settings.seed if seed is None else seed
-    _check(n_slices, n_rows, n_cols, n_genes, slices_per_patient, seed)
-    _check_positive(spot_pitch_um=spot_pitch_um, spot_diameter_um=spot_diameter_um, counts_per_spot=counts_per_spot)
-    if um_per_px is not None:
-        _check_positive(um_per_px=um_per_px)
-    if not (np.isfinite(stain_variation) and stain_variation >= 0):
-        raise InputError(f"stain_variation={stain_variation!r}: expected 0 (none) or more; 1 is usual.")
     genes = draw_genes(n_genes, np.random.default_rng([seed, 1]))
     given = [] if geometry is None else geometries(geometry)
     parts, libraries = [], {}
@@ -135,20 +136,6 @@ def synthetic_tissue(
         "geometry": "simulated" if not given else ", ".join(at.name for at in given),
     }
     return adata
-
-
-def _check(n_slices: int, n_rows: int, n_cols: int, n_genes: int, slices_per_patient: int, seed: int) -> None:
-    least = {"n_slices": (n_slices, 1), "n_rows": (n_rows, 4), "n_cols": (n_cols, 4), "n_genes": (n_genes, 20)}
-    least |= {"slices_per_patient": (slices_per_patient, 1), "seed": (seed, 0)}
-    for name, (value, smallest) in least.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
-            raise InputError(f"{name}={value!r}: expected a whole number of at least {smallest}.")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value!r}: expected a positive number.")
 
 
 def hexagonal_array(n_rows: int, n_cols: int, pitch_um: float) -> tuple[NDArray[np.float64], pd.DataFrame]:

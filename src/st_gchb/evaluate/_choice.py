@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
@@ -43,12 +44,13 @@ class Choice:
         return table.assign(chosen=chosen.reindex(table.index, fill_value=0)).sort_values("score", ascending=False)
 
 
+@checked
 def choose(
     adata: AnnData,
     variants: Sequence[Variant] | None = None,
     *,
-    n_top_genes: int = 1000,
-    seeds: Sequence[int] | None = None,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     runs_dir: str | Path | None = None,

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 from anndata import AnnData
 
+from st_gchb._arguments import checked
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError, SliceError
+from st_gchb._errors import SliceError
 from st_gchb.pp._made import feature_keys
 from st_gchb.pp._sections import sections_of
 
@@ -34,6 +35,7 @@ class Fold:
     test: np.ndarray
 
 
+@checked
 def leave_one_out(
     adata: AnnData,
     by: Literal["slice", "patient"] = "slice",
@@ -64,8 +66,6 @@ def leave_one_out(
     >>> [fold.name for fold in leave_one_out(anndata.AnnData(obs=obs))]
     ['A', 'B']
     """
-    if by not in ("slice", "patient"):
-        raise InputError(f"by={by!r} is unknown; expected 'slice' or 'patient'.")
     key = slice_key if by == "slice" else patient_key
     for needed in dict.fromkeys((key, slice_key)):
         if needed not in adata.obs:

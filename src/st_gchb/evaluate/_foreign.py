@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from skimage.color import hed2rgb, rgb2hed
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import logger
 from st_gchb._settings import settings as package_settings
@@ -24,12 +25,13 @@ _STRIP = 512
 """Rows of an image that are recoloured at once, px."""
 
 
+@checked
 def foreign_sections(
     adata: AnnData,
     others: Mapping[str, AnnData],
     *,
-    n_top_genes: int = 1000,
-    seed: int | None = None,
+    n_top_genes: Pair = 1000,
+    seed: Seed | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",

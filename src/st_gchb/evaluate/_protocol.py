@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import InputError, MissingKeyError
@@ -28,6 +30,7 @@ def seeds_of(given: Sequence[int] | None, n: int) -> list[int]:
     return list(dict.fromkeys(range(settings.seed, settings.seed + n) if given is None else map(int, given)))
 
 
+@checked
 @dataclass(frozen=True)
 class Protocol:
     """The same for all folds, methods and seeds.
@@ -48,9 +51,9 @@ class Protocol:
         Lightning's accelerator.
     """
 
-    by: str
-    n_top_genes: int
-    seeds: Sequence[int]
+    by: Literal["slice", "patient"]
+    n_top_genes: Pair
+    seeds: Sequence[Seed]
     markers: Sequence[str] | None
     slice_key: str = Keys.SLICE
     features_key: str = Keys.FEATURES
@@ -100,8 +103,6 @@ def make_plan(
         raise InputError(
             f"There is nothing to run: {len(chosen)} methods, {len(protocol.seeds)} seeds. Name at least one each."
         )
-    if protocol.n_top_genes < 2:
-        raise InputError(f"n_top_genes={protocol.n_top_genes}; expected the size of the panel, at least 2.")
     # torch has its own name for Lightning's "gpu".
     choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device))
     _check_table(adata, protocol.features_key)

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import spearmanr
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import track
 from st_gchb.evaluate._folds import hide_expression, leave_one_out
@@ -64,11 +65,12 @@ class Reliability:
         return pd.DataFrame(rows).groupby("fold", sort=False).mean()
 
 
+@checked
 def reliability(
     adata: AnnData,
     *,
-    n_top_genes: int = 1000,
-    seeds: Sequence[int] | None = None,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from st_gchb import pl
+from st_gchb._arguments import checked
 from st_gchb._errors import MissingKeyError
 from st_gchb._files import write_whole
 from st_gchb.evaluate._result import Evaluation
@@ -21,7 +23,8 @@ _SHOWN = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
 _PACKAGES = ("st-gchb", "torch", "torchvision", "torch-geometric", "scvi-tools", "scanpy", "squidpy", "anndata")
 
 
-def write_report(result: Evaluation, folder: str | Path, *, genes: list[str] | None = None) -> dict[str, Path]:
+@checked
+def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str] | None = None) -> dict[str, Path]:
     """Write an evaluation to a folder; each file is written whole or not at all.
 
     Parameters

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import logger, track
 from st_gchb.evaluate._folds import hold_one_out, leave_one_out
@@ -26,13 +27,14 @@ RunId = tuple[str, str, int]
 """Fold, method, seed."""
 
 
+@checked
 def evaluate(
     adata: AnnData,
     *,
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
     by: Literal["slice", "patient"] = "slice",
-    n_top_genes: int = 1000,
-    seeds: Sequence[int] | None = None,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,
     patient_key: str = Keys.PATIENT,
@@ -92,13 +94,14 @@ def evaluate(
     return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
 
 
+@checked
 def evaluate_fold(
     adata: AnnData,
     held_out: str,
     *,
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
-    n_top_genes: int = 1000,
-    seeds: Sequence[int] | None = None,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,

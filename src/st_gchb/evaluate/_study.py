@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
@@ -45,13 +46,14 @@ class Study:
         return table.loc[list(dict.fromkeys(rows["variant"]))]
 
 
+@checked
 def study(
     adata: AnnData,
     questions: Sequence[str] | None = None,
     *,
     encoder: Any = "resnet50",
-    n_top_genes: int = 1000,
-    seeds: Sequence[int] | None = None,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     runs_dir: str | Path | None = None,
     device: str = "auto",

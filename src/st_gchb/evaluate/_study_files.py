@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from st_gchb import pl
+from st_gchb._arguments import checked
 from st_gchb._files import write_whole
 from st_gchb.evaluate._choice import CRITERION, Choice
 from st_gchb.evaluate._reliability import Reliability
@@ -20,6 +21,7 @@ _BEST = 10
 """Candidates that the table of a choice shows."""
 
 
+@checked
 def write_study(result: Study, folder: str | Path) -> list[Path]:
     """Write ``study.csv``, ``study.json`` and, per question, a Markdown table and a picture.
 
@@ -46,6 +48,7 @@ def write_study(result: Study, folder: str | Path) -> list[Path]:
     return paths
 
 
+@checked
 def write_choice(result: Choice, folder: str | Path) -> list[Path]:
     """Write ``choice_inner.csv``, ``choice_outer.csv`` and ``choice.md``."""
     out = Path(folder)
@@ -68,6 +71,7 @@ def write_choice(result: Choice, folder: str | Path) -> list[Path]:
     ]
 
 
+@checked
 def write_reliability(result: Reliability, folder: str | Path) -> list[Path]:
     """Write ``confidence_spots.csv``, ``confidence_genes.csv``, ``confidence.md`` and ``confidence.png``."""
     out = Path(folder)
@@ -97,6 +101,7 @@ def write_reliability(result: Reliability, folder: str | Path) -> list[Path]:
     ]
 
 
+@checked
 def write_foreign(result: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Write ``foreign.csv`` and ``foreign.md`` from what :func:`~st_gchb.evaluate.foreign_sections` returns."""
     out = Path(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ScaleError
 from st_gchb._logging import logger
@@ -63,7 +64,7 @@ def read_legacy(
     section = name or _stem(counts)
     spots = _one_of(_spot_tables(kinds), path, section, "table of spots (x, y, pixel_x, pixel_y)", named=several)
     if image is None:
-        image = _one_of(_files(path, is_image), path, section, "image", " Pass image=.", named=several)
+        image = _one_of(_files(path, is_image), path, section, "image", _image_advice(), named=several)
     slide = open_image(image)
     adata, array = read_legacy_spots(section, counts, spots, allow_missing=allow_missing)
     adata.obs[Keys.SLICE] = pd.Categorical(adata.obs[Keys.SLICE])
@@ -146,6 +147,10 @@ def _stem(file: Path) -> str:
     return re.sub(rf"^(?:{words})[_.-]", "", short, flags=re.IGNORECASE) or name
 
 
+def _image_advice() -> str:
+    return f" {advise(Fix('image', why='with its path'))}".rstrip()
+
+
 def _one_of(
     files: list[Path], path: Path, name: str | None, what: str, advice: str = "", *, named: bool = False
 ) -> Path:
@@ -165,4 +170,5 @@ def _one_of(
             f"C2.tsv.gz, C2_selection.tsv, C2.jpg.{there}{advice}"
         )
     names = ", ".join(file.name for file in found)
-    raise InputError(f"{path}: found more than one {what}{section}: {names}. Pass name= with one section.{advice}")
+    one = advise(Fix("name", why="with one section"), otherwise="Put each section into a folder of its own.")
+    raise InputError(f"{path}: found more than one {what}{section}: {names}. {one}{advice}")

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import xarray
 
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io._checks import EXPECTED, as_rgb_array
 from st_gchb.io._elements import open_element, open_lazy, open_tensor
@@ -32,7 +33,8 @@ _LONGEST = 300
 """Characters of a path in messages."""
 
 
-def open_image(source: Any, um_per_px: float | None = None, *, name: str | None = None) -> SlideImage:
+@checked
+def open_image(source: Any, um_per_px: PixelSize | None = None, *, name: str | None = None) -> SlideImage:
     """Open a slide image; pixels are decoded when they are first read.
 
     Parameters

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
@@ -177,7 +178,10 @@ def full_image(
     if image is None:
         found = [file for pattern in _FULL_IMAGES for file in sorted(outputs.root.glob(pattern)) if file.is_file()]
         if len(set(found)) > 1:
-            raise InputError(f"{outputs.root}: found several full-resolution images, {found}. Pass image= with one.")
+            raise InputError(
+                f"{outputs.root}: found several full-resolution images, {found}. "
+                + advise(Fix("image", why="with one of them"), otherwise="Leave one of them there.")
+            )
         if not found:
             logger.info("%s: no full-resolution image; patches come from the down-scaled one.", outputs.root)
             return None

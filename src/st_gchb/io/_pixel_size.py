@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import VISIUM_PITCH_UM, VISIUM_SPOT_DIAMETER_UM, Keys
 from st_gchb._errors import ScaleError
 from st_gchb._logging import logger
@@ -80,13 +81,13 @@ def settle(sizes: Sequence[Size | None], name: str) -> float | None:
     for other in others:
         if not other.agrees_with(first):
             logger.warning(
-                "%s: two sizes of a pixel: %.4g µm (%s) is taken, %.4g µm (%s) is not. If that is wrong, um_per_px= "
-                "sets it.",
+                "%s: two sizes of a pixel: %.4g µm (%s) is taken, %.4g µm (%s) is not. %s",
                 name,
                 first.um_per_px,
                 first.source,
                 other.um_per_px,
                 other.source,
+                advise(Fix("um_per_px", why="if that is wrong"), otherwise="If that is wrong, correct the latter."),
             )
     return first.um_per_px
 

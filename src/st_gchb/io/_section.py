@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st_gchb._arguments import checked
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._errors import ImageError, InputError, MissingFileError
 from st_gchb.io._annotated import read_annotated
 from st_gchb.io._companions import anndata_files, choose_anndata
@@ -34,7 +34,7 @@ def read_section(
     *,
     name: str | None = None,
     image: str | Path | None = None,
-    um_per_px: float | None = None,
+    um_per_px: PixelSize | None = None,
     genome: str | None = None,
     allow_missing: bool = False,
 ) -> SpatialData | AnnData:

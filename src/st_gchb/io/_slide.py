@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io._chunks import Box, Edges, boxes_between, chunk_edges, piece_edges, within_box
 from st_gchb.io._thumbnail import hash_pixels, shrink
@@ -151,9 +152,9 @@ class SlideImage:
             return
         raise ImageError(
             f"{self.name}: the file can only be decoded whole, which takes {held / 1e6:,.0f} MB, and "
-            f"{n_bytes / 1e6:,.0f} MB are allowed. Pass memory_mb={-(-held // 10**8) * 100} or more where so much is "
-            "free, or save the image as a tiled TIFF, which is read in parts: tifffile.imwrite('slide.tif', image, "
-            "tile=(256, 256), compression='jpeg')."
+            f"{n_bytes / 1e6:,.0f} MB are allowed. Save the image as a tiled TIFF, which is read in parts: "
+            "tifffile.imwrite('slide.tif', image, tile=(256, 256), compression='jpeg'). "
+            + advise(Fix("memory_mb", str(-(-held // 10**8) * 100), "or more where so much is free"))
         )
 
     def thumbnail(self, max_px: int = 1000) -> tuple[RGB, float]:

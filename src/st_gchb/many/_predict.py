@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from st_gchb.retrieval import Weighting
 
 
-@checked
+@checked(apart=("layer",))
 def predict_slides(
     model: str | PathLike[str],
     slides: Slides,

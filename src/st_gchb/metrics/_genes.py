@@ -9,12 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from st_gchb._arguments import checked
 from st_gchb.metrics._arrays import Matrix, check_genes, check_pair, correlate_columns, dense_block, is_constant
 
 # Columns at a time: keeps the dense float64 copies of a whole transcriptome small.
 _BLOCK = 1024
 
 
+@checked
 def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = None) -> pd.DataFrame:
     """Compare measured and predicted expression gene by gene, over the spots of one held-out slice.
 
@@ -58,6 +60,7 @@ def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = No
     return pd.DataFrame({column: np.concatenate([b[column] for b in blocks]) for column in blocks[0]}, index=names)
 
 
+@checked
 def pearson(truth: Matrix, prediction: Matrix) -> NDArray[np.float64]:
     """Pearson correlation of each gene over spots, as in :func:`per_gene`.
 

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from st_gchb._arguments import checked
 from st_gchb._errors import GraphError
 from st_gchb.metrics._arrays import Matrix, check_matrix, check_pair, correlate_columns, dense_block, is_constant
 
 _BLOCK = 1024
 
 
+@checked
 def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
     r"""Moran's I of each gene over the spot graph.
 
@@ -59,6 +61,7 @@ def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
     return np.concatenate(blocks)
 
 
+@checked
 def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[str, float]:
     """Compare the spatial pattern of measured and predicted genes by their Moran's I.
 

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from st_gchb._arguments import Count, checked
 from st_gchb._errors import InputError, MissingKeyError
 
 _NEEDED = ("pearson", "spearman", "rmse", "mean_truth", "var_truth", "constant")
 
 
+@checked
 def summary(
     frame: pd.DataFrame,
     *,
     train_mean: Any | None = None,
     train_var: Any | None = None,
-    markers: Sequence[str] | None = None,
-    n_top: int = 50,
+    markers: str | Sequence[str] | None = None,
+    n_top: Count = 50,
     threshold: float = 0.3,
 ) -> dict[str, float]:
     """Summarise a per-gene table.
@@ -73,8 +75,6 @@ def summary(
     (1.0, 1.0, 3)
     """
     _check_frame(frame)
-    if n_top < 1:
-        raise InputError(f"n_top is {n_top}; expected the number of genes in HVG and HEG, at least 1")
     pearson = frame["pearson"]
 
     def top(rank_by: pd.Series) -> float:

@@ -111,6 +111,7 @@ def prepare_query(
     *,
     slice_key: str | None = None,
     image: Any = None,
+    image_key: str | None = None,
     um_per_px: float | Mapping[str, float] | None = None,
     weights: str | Path | None = None,
     table: str | None = None,
@@ -157,12 +158,13 @@ def prepare_query(
             "on features that were made outside st-gchb: make them for the query the same way."
         )
     else:
-        check_reach(resolved.slices(slice_key=key, um_per_px=um_per_px), rules.graph)
+        check_reach(resolved.slices(slice_key=key, image_key=image_key, um_per_px=um_per_px), rules.graph)
         embed_by_rule(
             light,
             rules.features,
             weights=weights,
             image=resolved.images,
+            image_key=image_key,
             slice_key=key,
             um_per_px=um_per_px,
             key_added=rules.features_key,

@@ -110,7 +110,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             )
         return self.bank_
 
-    @checked
+    @checked(apart=("layer",))
     def predict(
         self,
         query: QueryData,
@@ -122,6 +122,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         slice_key: str | None = None,
         return_neighbors: bool = False,
         image: Any = None,
+        image_key: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
         weights: str | Path | None = None,
         table: str | None = None,
@@ -152,7 +153,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             Keep the retrieved reference spots in ``obsm["st_gchb_neighbors"]`` (rows of the reference),
             ``obsm["st_gchb_neighbor_weights"]``, and the reference's names, slices and positions in
             ``uns["st_gchb"]["reference"]``.
-        image, um_per_px, table, shapes
+        image, image_key, um_per_px, table, shapes
             Where the query's image and spots are, as :func:`~st_gchb.pp.embed_patches` takes them.
         weights
             Path of the encoder's weights file, where it has moved since training.
@@ -192,6 +193,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             cast("Rules", self.rules_),
             slice_key=slice_key,
             image=image,
+            image_key=image_key,
             um_per_px=um_per_px,
             weights=weights,
             table=table,
@@ -216,6 +218,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         *,
         slice_key: str | None = None,
         image: Any = None,
+        image_key: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
         weights: str | Path | None = None,
         table: str | None = None,
@@ -230,7 +233,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             Spots to embed; by default the training slices.
         modality
             ``"expression"`` embeds measured expression, ``"image"`` embeds patches.
-        slice_key, image, um_per_px, weights, table, shapes, memory_mb
+        slice_key, image, image_key, um_per_px, weights, table, shapes, memory_mb
             As :meth:`predict` takes them.
 
         Returns
@@ -246,6 +249,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             rules,
             slice_key=slice_key,
             image=image,
+            image_key=image_key,
             um_per_px=um_per_px,
             weights=weights,
             table=table,

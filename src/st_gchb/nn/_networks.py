@@ -1,4 +1,4 @@
-"""The two branches and their joint loss. Runs where only torch and torch-geometric are installed."""
+"""The two branches and their joint loss. Runs where only torch, torch-geometric and pydantic are installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import DeepGraphInfomax
 
+from st_gchb._arguments import Count, Positive, Share, Temperature, Weight, Width, WidthFromZero, checked
 from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, ProjectionHead, permute_rows
 from st_gchb.nn._losses import alignment_loss, bottleneck_loss, cka, dgi_loss, literal_alignment_loss, nhsic
@@ -17,6 +18,7 @@ from st_gchb.nn._parts import Part, gathered
 from st_gchb.nn._stage import TrainedStage
 
 
+@checked
 @dataclass(frozen=True)
 class NetworkSettings:
     """Sizes and kinds of the network's parts.
@@ -26,18 +28,19 @@ class NetworkSettings:
     graph encoder (0: none), the paper's "last layer" of the trunk.
     """
 
-    n_features: int
-    n_genes: int
-    n_image_inputs: int | None
-    n_expression_inputs: int | None
-    n_tail: int = 0
-    n_hidden: int = 256
-    n_embedding: int = 128
+    n_features: Count
+    n_genes: Count
+    n_image_inputs: Count | None
+    n_expression_inputs: Count | None
+    n_tail: WidthFromZero = 0
+    n_hidden: Width = 256
+    n_embedding: Width = 128
     image_graph: GraphKind = "sage"
     expression_graph: GraphKind = "sage"
-    dropout: float = 0.4
+    dropout: Share = 0.4
 
 
+@checked
 @dataclass(frozen=True)
 class LossSettings:
     """Weights and forms of the loss terms; a weight of 0 leaves the term out.
@@ -47,14 +50,14 @@ class LossSettings:
     """
 
     literal: bool = False
-    temperature: float = 0.2
+    temperature: Temperature = 0.2
     soft_targets: bool = True
-    dgi_image: float = 0.0
-    dgi_expression: float = 0.0
-    bottleneck: float = 0.0
-    beta: float = 5.0
+    dgi_image: Weight = 0.0
+    dgi_expression: Weight = 0.0
+    bottleneck: Weight = 0.0
+    beta: Weight = 5.0
     dependence: Literal["cka", "nhsic"] = "cka"
-    sigma: float | None = None
+    sigma: Positive | None = None
 
 
 @dataclass

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.lines import Line2D
 
+from st_gchb._arguments import Positive, Share, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import MissingKeyError
 from st_gchb.pl._tissue import Tissue, color_bar, dot_points, draw_dots, draw_values, new_axes, table_of, tissue_of
@@ -22,15 +23,16 @@ _RINGED_PT = 5.0
 """Dots smaller than this, in points, have no room for a ring."""
 
 
+@checked
 def confidence(
     pred: AnnData | SpatialData,
     *,
     table: str | None = None,
     slice: str | None = None,
     slice_key: str | None = None,
-    cmap: str = "cividis",
-    size: float | None = None,
-    image_alpha: float = 0.45,
+    cmap: str | Colormap = "cividis",
+    size: Positive | None = None,
+    image_alpha: Share = 0.45,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw the confidence of each spot on the H&E; rings, or red dots, mark spots unlike any of the reference.

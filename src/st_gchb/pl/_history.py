@@ -11,12 +11,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from st_gchb._arguments import checked
 from st_gchb._errors import InputError, MissingKeyError, NotTrainedError
 
 # scvi-tools' names of the total loss, and what a reader calls them.
 _TOTAL = {"train_loss": "training", "validation_loss": "validation"}
 
 
+@checked
 def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
     """Draw losses against epochs.
 

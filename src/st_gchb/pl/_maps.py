@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 
+from st_gchb._arguments import Positive, Share, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _UNIT = "log(1 + counts per 10⁴)"
 
 
+@checked
 def measured_vs_predicted(
     pred: AnnData | SpatialData,
     genes: str | Sequence[str],
@@ -33,9 +35,9 @@ def measured_vs_predicted(
     layer: str = Keys.LAYER,
     measured_layer: str = "measured",
     show_tissue: bool = True,
-    cmap: str = "viridis",
-    size: float | None = None,
-    image_alpha: float = 0.45,
+    cmap: str | Colormap = "viridis",
+    size: Positive | None = None,
+    image_alpha: Share = 0.45,
     axs: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw genes on the H&E: the tissue, the measured and the predicted expression, one row a gene.

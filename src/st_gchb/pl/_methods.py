@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from st_gchb._arguments import checked
 from st_gchb._errors import InputError, MissingKeyError
 
 
+@checked
 def metric_bars(
     frame: pd.DataFrame,
     metrics: Sequence[str] = ("AG", "HVG", "HEG"),

@@ -10,8 +10,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from st_gchb._arguments import Share, checked
 from st_gchb._constants import Keys
-from st_gchb._errors import ImageError, InputError
+from st_gchb._errors import ImageError
 from st_gchb.pl._tissue import Tissue, dot_points, draw_dots, draw_slide, new_axes, table_of, tissue_of
 from st_gchb.pp import Tissue as Found
 from st_gchb.pp import find_tissue
@@ -26,6 +27,7 @@ _RING_PT = 8.0
 """Positions are drawn as circles in their true size, unless they are smaller than this, in points: then as dots."""
 
 
+@checked
 def slide_overview(
     data: AnnData | SpatialData | Found,
     *,
@@ -33,7 +35,7 @@ def slide_overview(
     table: str | None = None,
     slice: str | None = None,
     slice_key: str | None = None,
-    image_alpha: float = 0.9,
+    image_alpha: Share = 0.9,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw a slide with the outline of its tissue and the positions that lie on it.
@@ -81,8 +83,6 @@ def slide_overview(
     >>> [text.get_text() for text in ax.get_legend().get_texts()][1] == f"{query.n_obs} positions, 100 µm apart"
     True
     """
-    if tissue is not None and not isinstance(tissue, Found) and tissue not in get_args(TissueMethod):
-        raise InputError(f"tissue={tissue!r}; expected pp.find_tissue's answer or one of {get_args(TissueMethod)}.")
     if isinstance(data, Found):
         adata, tissue = _alone(data), data
     else:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from st_gchb._arguments import CountFromZero, checked
 from st_gchb._errors import InputError, MissingKeyError
 
 _COLOR = "#2a6f97"
@@ -16,11 +17,12 @@ _CONSTANT_COLOR = "0.7"
 _MARKER_COLOR = "#c1440e"
 
 
+@checked
 def gene_ranking(
     frame: pd.DataFrame,
     *,
     column: str = "pearson",
-    n_label: int = 10,
+    n_label: CountFromZero = 10,
     markers: Sequence[str] = (),
     threshold: float = 0.3,
     ax: Axes | None = None,

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from st_gchb._arguments import checked
 from st_gchb._errors import InputError, MissingKeyError
 
 _BINS = 10
 
 
+@checked
 def reliability(spots: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
     """Draw error against confidence, and real against expected correlation, on held-out slices.
 

@@ -8,10 +8,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from st_gchb._arguments import Dpi, checked
 from st_gchb._files import write_whole
 
 
-def save(axes: Any, path: str | Path, *, dpi: int = 150) -> None:
+@checked
+def save(axes: Any, path: str | Path, *, dpi: Dpi = 150) -> None:
     """Write the figure of some axes to a file, whole or not at all, and close it.
 
     Parameters

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, ListedColormap
 
+from st_gchb._arguments import checked
 from st_gchb._errors import InputError
 
 _STEPS = 256
@@ -23,6 +24,7 @@ class SeeThrough(ListedColormap):
         return rgba if np.ndim(X) else tuple(rgba)
 
 
+@checked
 def see_through(cmap: str | Colormap = "viridis") -> Colormap:
     """Colour map for a raster that is drawn over the H&E: nothing is drawn where there is no tissue.
 
@@ -53,7 +55,5 @@ def see_through(cmap: str | Colormap = "viridis") -> Colormap:
     """
     if isinstance(cmap, str) and cmap not in colormaps:
         raise InputError(f"cmap={cmap!r} is no colour map of matplotlib; see list(matplotlib.colormaps).")
-    if not isinstance(cmap, str | Colormap):
-        raise InputError(f"cmap= is a {type(cmap).__name__}; expected the name of a colour map, or one.")
     colours = colormaps[cmap] if isinstance(cmap, str) else cmap
     return SeeThrough(colours(np.linspace(0, 1, _STEPS)), name=f"{colours.name}_see_through")

@@ -13,7 +13,7 @@ import squidpy as sq
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
@@ -169,7 +169,7 @@ def draw_values(
     values: ArrayLike,
     *,
     norm: Normalize,
-    cmap: str,
+    cmap: str | Colormap,
     size: float | None,
     image_alpha: float,
     scale_bar: bool = False,
@@ -201,7 +201,7 @@ def new_axes(n_rows: int, n_columns: int, aspect: float, height: float = 3.0) ->
     return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")[1]
 
 
-def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str, label: str, extend: str = "neither") -> None:
+def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str | Colormap, label: str, extend: str = "neither") -> None:
     """One named colour bar at the right of the axes that share it."""
     shared = list(axs)
     mappable = plt.cm.ScalarMappable(norm=norm, cmap=cmap)

@@ -8,9 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from st_gchb._arguments import checked
 from st_gchb._errors import InputError, MissingKeyError
 
 
+@checked
 def variants(
     frame: pd.DataFrame, metrics: Sequence[str] = ("AG", "HVG", "HEG"), *, reference: str | None = None
 ) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 from torch import Tensor, nn
 
+from st_gchb._arguments import checked
 from st_gchb.pp._encoders import Encoder
 from st_gchb.pp._features import embed_patches
 from st_gchb.pp._rule import FeatureRule, encoder_of_rule
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@checked(keywords=lambda: embed_patches)
 def embed_by_rule(
     data: AnnData | SpatialData,
     rule: FeatureRule,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.spatial import cKDTree
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import CoordinateError
 from st_gchb._logging import logger
@@ -254,9 +255,11 @@ def _outside_message(
     if best is not None and (best.startswith("tissue_") or _coverage(centers_px * known[best], shape_px) >= 0.5):
         advice = f"The scale factor {known[best]:.6g} ({best}) makes them fit: multiply obsm['spatial'] by it"
         image_key = best.removeprefix("tissue_").removesuffix("_scalef")
-        if best.startswith("tissue_"):
-            advice += f", or pass the full-resolution image, or image_key={image_key!r} instead of image="
-        return f"{message} {advice}."
+        if not best.startswith("tissue_"):
+            return f"{message} {advice}."
+        full = Fix("image", why="with the full-resolution image")
+        down_scaled = Fix("image_key", repr(image_key), "for this one")
+        return f"{message} {advice}. Or: " + advise(full, down_scaled, otherwise="take the full-resolution image.")
     if (low < 0).any() and (high <= 0).any():
         return f"{message} Positions are negative: undo a shift or a flip of the axes (some tools store -y)."
     if (high > 0).all():

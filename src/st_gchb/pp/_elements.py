@@ -15,6 +15,7 @@ from spatialdata import SpatialData, get_centroids
 from spatialdata.models import TableModel, get_table_keys
 from spatialdata.transformations import get_transformation
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
 from st_gchb._logging import logger
@@ -59,12 +60,14 @@ def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnD
     fitting = [key for key in fitting if Keys.UNS not in tables[key].uns] or fitting
     if len(fitting) > 1:
         raise InputError(
-            f"the SpatialData has {len(fitting)} tables of spots: {fitting}. Pass table= with one of them."
+            f"the SpatialData has {len(fitting)} tables of spots: {fitting}. "
+            + advise(Fix("table", why="with one of them"), otherwise="Leave one of them in it.")
         )
     if not fitting and tables and shapes is None:
         raise InputError(
-            f"the tables {sorted(tables)} annotate no element of the SpatialData. Pass shapes= with the name of the "
-            f"spots ({sorted(sdata.shapes)}), or parse the table with TableModel.parse(table, region=..., ...)."
+            f"the tables {sorted(tables)} annotate no element of the SpatialData. Parse the table with "
+            "TableModel.parse(table, region=..., ...). "
+            + advise(Fix("shapes", why=f"with one of {sorted(sdata.shapes)}"))
         )
     return tables[fitting[0]] if fitting else None
 
@@ -92,8 +95,8 @@ def find_spots(sdata: SpatialData, table: AnnData | None, shapes: str | None) ->
     unknown = sorted(set(spots["region"]) - {name for _, name, _ in sdata.gen_elements()})
     if unknown:
         raise MissingKeyError(
-            f"the table's obs[{region_key!r}] names {unknown}, which the SpatialData does not hold. Pass shapes= with "
-            f"one of {sorted(sdata.shapes)}, or drop these rows."
+            f"the table's obs[{region_key!r}] names {unknown}, which the SpatialData does not hold. Drop "
+            f"these rows. {advise(Fix('shapes', why=f'with one of {sorted(sdata.shapes)} for these alone'))}"
         )
     if spots.empty:
         raise SliceError(
@@ -107,7 +110,7 @@ def _spots_alone(sdata: SpatialData, shapes: str | None) -> pd.DataFrame:
     if len(names) != 1:
         raise InputError(
             f"the SpatialData has no table and {len(names)} shapes elements, {names}; expected one, the spots. "
-            "Pass shapes= with its name."
+            + advise(Fix("shapes", why="with its name"), otherwise="Leave one of them in it.")
         )
     index = sdata[names[0]].index
     if len(index) == 0:
@@ -179,9 +182,14 @@ def finest_image(sdata: SpatialData, names: Sequence[str], systems: set[str], wh
     if chosen is None:
         raise InputError(
             f"{len(names)} images share a coordinate system {what}: {list(names)}, and they are not one picture at "
-            f"several resolutions. Pass image= with the name of the H&E's finest, such as image={names[0]!r}."
+            f"several resolutions. "
+            + advise(
+                Fix("image", why=f"with the name of the H&E's finest, such as {names[0]!r}"),
+                otherwise="Leave the H&E alone in it.",
+            )
         )
-    logger.info("Of the images %s the finest is taken: %r (image= names another).", list(names), chosen)
+    another = advise(Fix("image", why="for another"))
+    logger.info("Of the images %s the finest is taken: %r. %s", list(names), chosen, another)
     return chosen
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb.pp._ahead import read_ahead
@@ -190,7 +191,8 @@ def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Bat
 
 def _not_finite(job: _Job, engine: Engine) -> EncoderError:
     remedy = (
-        " Half precision may be too coarse for it: pass precision='float32'."
+        " Half precision may be too coarse for it. "
+        + advise(Fix("precision", "'float32'"), otherwise="Make the reference's features anew in float32.")
         if engine.pace.precision != "float32"
         else ""
     )

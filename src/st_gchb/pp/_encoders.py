@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import checked
 from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
 from st_gchb.pp._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
@@ -86,6 +88,7 @@ class Encoder:
         return values
 
 
+@checked
 def get_encoder(
     encoder: str | nn.Module | Encoder = "resnet50",
     weights: str | Path | None = "default",
@@ -158,8 +161,9 @@ def _from_module(module: nn.Module, transform: Callable[[Tensor], Tensor] | None
     own = transform if transform is not None else getattr(module, "transform", None)
     if not callable(own):
         raise EncoderError(
-            f"encoder {name!r} has no transform: pass transform=, which turns patches (b, 3, h, w) uint8 into what "
-            "the module takes, e.g. torchvision.transforms.v2 with ToDtype(torch.float32, scale=True) and Normalize."
+            f"encoder {name!r} has no transform, which turns patches (b, 3, h, w) uint8 into what the module takes, "
+            "e.g. torchvision.transforms.v2 with ToDtype(torch.float32, scale=True) and Normalize. "
+            + advise(Fix("transform", why="with it"), otherwise="Set it as the module's attribute 'transform'.")
         )
     frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
     input_px = int(getattr(module, "input_px", _MODULE_INPUT_PX))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,10 @@ import squidpy as sq
 from anndata import AnnData
 from scipy import sparse
 
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Limits, PixelSize, checked
 from st_gchb._constants import Keys
-from st_gchb._errors import GraphError, InputError
+from st_gchb._errors import GraphError
 from st_gchb._logging import logger, others_quiet
 from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._interleave import interleave, nearest_distances, side_by_side, spacing_of
@@ -28,6 +30,12 @@ PITCH_FACTOR = 1.6
 """Radius in units of the distance between spots: 6 neighbours on a hexagonal array, 8 on a square one."""
 
 
+Length = Annotated[float, Limits("a length above 0, up to 1,000,000", above=0, high=1e6)]
+LengthFromZero = Annotated[float, Limits("a length of 0 or more, up to 1,000,000", low=0, high=1e6)]
+Neighbours = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
+
+
+@checked
 @dataclass(frozen=True)
 class GraphRule:
     """How spots become neighbours; the same rule serves training slices and queries.
@@ -49,22 +57,23 @@ class GraphRule:
     """
 
     mode: GraphMode = "radius"
-    radius: float | None = None
+    radius: Length | None = None
     unit: Literal["um", "px"] = "um"
-    n_neighbors: int = 6
-    pitch: float | None = None
+    n_neighbors: Neighbours = 6
+    pitch: LengthFromZero | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and ``uns``; what does not apply is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+@checked
 def spatial_graph(
     adata: AnnData,
     *,
     rule: GraphRule | None = None,
     slice_key: str | None = None,
-    um_per_px: float | Mapping[str, float] | None = None,
+    um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
     key_added: str = "spatial",
     features_key: str = Keys.FEATURES,
 ) -> GraphRule:
@@ -172,7 +181,7 @@ def _fill(
         unknown = [name for name, value in scale.items() if value is None]
         raise GraphError(
             f"The graph's radius is {rule.radius:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
-            "Pass um_per_px=, or set uns['spatial'][slice]['scalefactors']['microns_per_pixel']."
+            f"Set uns['spatial'][{unknown[0]!r}]['scalefactors']['microns_per_pixel']. " + advise(Fix("um_per_px"))
         )
     if rule.pitch is not None:
         return rule
@@ -208,8 +217,13 @@ def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
     return (
         f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
         f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
-        f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer "
-        "(tile_tissue's spacing_um=, --spacing). Pass rule=GraphRule(radius=...) for a graph of your own."
+        f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer. "
+        + advise(
+            Fix("spacing_um", why="with no more than that"),
+            Fix("rule", "GraphRule(radius=...)", "for a graph of your own"),
+            otherwise="Lay positions with st_gchb.pp.tile_tissue(spacing_um=...), or build a reference's graph first "
+            "with st_gchb.pp.spatial_graph(rule=...).",
+        )
     )
 
 
@@ -235,10 +249,8 @@ def _slice_distances(
     with others_quiet():
         if rule.mode == "radius":
             sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
-        elif rule.mode == "knn":
-            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(coordinates) - 1))
         else:
-            raise InputError(f"Unknown graph mode {rule.mode!r}; expected 'radius' or 'knn'.")
+            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(coordinates) - 1))
     # squidpy's kNN graph is directed, and its distances drop pairs at one place: rebuild both from the edges.
     edges = spots.obsp[Keys.CONNECTIVITIES]
     edges = sparse.triu(edges.maximum(edges.T), k=1).tocoo()

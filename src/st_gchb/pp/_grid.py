@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import InputError
 from st_gchb.pp._tissue import Tissue
 
@@ -82,8 +83,8 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
     if expected > _MAX_POSITIONS:
         raise InputError(
             f"a spacing of {spacing_px:.3g} px gives {expected:.2g} positions on {right - left:.0f} x "
-            f"{bottom - top:.0f} px; expected at most {_MAX_POSITIONS:.0e}. Is spacing_um= in µm, um_per_px= right? "
-            "Pass a larger spacing_um=, or a smaller region, roi=."
+            f"{bottom - top:.0f} px; expected at most {_MAX_POSITIONS:.0e}. Is the spacing in µm? "
+            + advise(Fix("spacing_um", why="with a larger distance"), Fix("roi", why="with a smaller region"))
         )
     first, last = math.ceil(top / pitch - 0.5), math.floor(bottom / pitch - 0.5)
     shift = 0.5 if kind == "hex" else 0.0

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import CacheError, EncoderError
 from st_gchb._files import write_whole
 from st_gchb._logging import logger
@@ -104,8 +105,9 @@ class _Room:
         if isinstance(error, OSError):
             raise CacheError(
                 f"The feature maps of one slice need {self.n_bytes / 1e9:.3g} GB in {self.folder}, which could not be "
-                f"written ({error}). Nothing is left there of them. Pass another cache_dir= or set ST_GCHB_CACHE to a "
-                "folder with that much room for each slice, take an encoder with smaller maps, or leave tail= out."
+                f"written ({error}). Nothing is left there of them. Set ST_GCHB_CACHE to a "
+                "folder with that much room for each slice, or take an encoder with smaller maps. "
+                + advise(Fix("cache_dir", why="with another folder"), Fix("tail", "None"))
             ) from error
 
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from st_gchb._arguments import Count, Megabytes, checked
 from st_gchb._errors import InputError, ScaleError
 from st_gchb.io import SlideImage
 from st_gchb.pp._ahead import AHEAD
 from st_gchb.pp._damage import Damage
 from st_gchb.pp._slides import Slice
 from st_gchb.pp._sweep import Grid, Windows, plan
-from st_gchb.pp._tissue import check_positive
 
 MEMORY_MB = 1000.0
 """Default of ``memory_mb``."""
@@ -45,8 +45,9 @@ def choose_level(image: SlideImage, side_px: float, out_px: int) -> int:
     return max(fine, key=lambda i: image.downsamples[i], default=0)
 
 
+@checked
 def read_patches(
-    slide: Slice, side_px: float, out_px: int, batch_size: int = 64, memory_mb: float = MEMORY_MB
+    slide: Slice, side_px: float, out_px: Count, batch_size: Count = 64, memory_mb: Megabytes = MEMORY_MB
 ) -> Iterator[tuple[Rows, Patches]]:
     """Read the patch of every spot, in batches; memory does not grow with the slide or the number of spots.
 
@@ -93,7 +94,6 @@ def read_patches(
     >>> [patches.shape for _, patches in read_patches(slide, side_px=4, out_px=4)]
     [(2, 4, 4, 3)]
     """
-    check_positive("memory_mb", memory_mb)
     damage = Damage(slide.name, slide.image.name, len(slide.centers_px))
     yield from whole_patches(slide, side_px, out_px, batch_size, memory_mb, damage)
     damage.check()

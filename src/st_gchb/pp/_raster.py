@@ -17,6 +17,7 @@ from spatialdata.models import Image2DModel, get_table_keys
 from spatialdata.transformations import Affine, get_transformation
 from spatialdata.transformations import Sequence as Steps
 
+from st_gchb._arguments import Fill, TilePixels, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
@@ -27,6 +28,7 @@ _CHUNK_PX = 1024
 _XY = ("x", "y")
 
 
+@checked
 def rasterize(
     sdata: SpatialData,
     genes: str | Sequence[str],
@@ -35,8 +37,8 @@ def rasterize(
     layer: str | None = Keys.LAYER,
     shapes: str | None = None,
     name: str | None = None,
-    fill: float = 0.0,
-    px_per_tile: int = 4,
+    fill: Fill = 0.0,
+    px_per_tile: TilePixels = 4,
     overwrite: bool = False,
 ) -> list[str]:
     """Add maps of genes as an image element that lies on the slide, one channel per gene.
@@ -94,10 +96,6 @@ def rasterize(
     >>> sdata.images["tiles_raster"].shape
     (1, 32, 48)
     """
-    if not isinstance(fill, int | float):
-        raise InputError(f"fill={fill!r}; expected a number, or NaN.")
-    if not isinstance(px_per_tile, int) or px_per_tile < 1:
-        raise InputError(f"px_per_tile={px_per_tile!r}; expected a whole number of at least 1.")
     source = _find_table(sdata, table)
     channels = [genes] if isinstance(genes, str) else list(genes)
     _check_channels(source, channels, table, layer)

@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 from torch import Tensor, nn
 
+from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.pp._encoders import Encoder, get_encoder
@@ -174,15 +175,18 @@ def encoder_of_rule(
     """Get the encoder that a rule speaks of, and see that its weights are the same; errors as :func:`embed_by_rule`."""
     if encoder is None and rule.encoder.startswith("module:"):
         raise EncoderError(
-            f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored: pass it "
-            "again as encoder=."
+            f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored. "
+            + advise(
+                Fix("encoder", why="with it again"),
+                otherwise="Make them first: st_gchb.pp.embed_by_rule(query, model.rules_.features, encoder=...).",
+            )
         )
     stored = None if rule.weights == "none" else rule.weights
     trunk = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
     if trunk.weights_sha256 != rule.weights_sha256:
         raise EncoderError(
             f"encoder {rule.encoder!r}: the weights {trunk.weights!r} have the hash {trunk.weights_sha256[:12]}..., "
-            f"the features were made with {rule.weights_sha256[:12]}... ({rule.weights!r}). Pass weights= with the "
-            "file used then, or make the reference's features anew."
+            f"the features were made with {rule.weights_sha256[:12]}... ({rule.weights!r}). "
+            + advise(Fix("weights", why="with the file used then"), otherwise="Make the reference's features anew.")
         )
     return trunk

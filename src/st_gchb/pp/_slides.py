@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from anndata import AnnData
 
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import ScaleError, SliceError
 from st_gchb.io import SlideImage, open_image
@@ -51,12 +53,13 @@ class Slice:
     stored_image: Any = None
 
 
+@checked
 def slices_of(
     adata: AnnData,
     slice_key: str | None = None,
     image: Any = None,
     image_key: str | None = None,
-    um_per_px: float | Mapping[str, float] | None = None,
+    um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
 ) -> list[Slice]:
     """Split an object into slices, each with its image, checked against one another.
 
@@ -161,8 +164,11 @@ def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
         return float(patch_px) * slide.scale
     if slide.um_per_px is None:
         raise ScaleError(
-            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Pass um_per_px= (µm per px "
-            f"of the full-resolution image), set uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}], "
-            "or give the patch's size in px, patch_px=."
+            f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Set "
+            f"uns['spatial'][{slide.name!r}]['scalefactors'][{Keys.UM_PER_PX!r}]. "
+            + advise(
+                Fix("um_per_px", why="with the µm per px of the full-resolution image"),
+                Fix("patch_px", why="with the side of a patch in px"),
+            )
         )
     return float(patch_um) / slide.um_per_px

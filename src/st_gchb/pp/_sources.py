@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
@@ -15,6 +16,10 @@ from st_gchb.io._libraries import Library
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle, spot_sizes
 
 _IMAGE_KEYS = ("fullres", "hires", "lowres")
+
+
+_BEFORE = "Make the features first: st_gchb.pp.embed_patches(adata, image=...) takes its path."
+_SIZE = Fix("um_per_px", why="if that is wrong")
 
 
 def find_image(library: Library, name: str, given: Any, image_key: str | None) -> tuple[Any, float]:
@@ -32,18 +37,21 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
     if path is not None:
         if not path.is_file():
             smaller = _usable(library)
+            fixes = [Fix("image", why="with its path now")]
+            fixes += [Fix("image_key", repr(key), "for the down-scaled image (coarser patches)") for key in smaller[:1]]
             raise MissingFileError(
                 f"{path}: the full-resolution image of slice {name!r}, named in {library.where}['metadata']"
-                f"[{Keys.SOURCE_IMAGE!r}], is not there. Pass image= with its path now"
-                + (f", or image_key={smaller[0]!r} for the down-scaled image (coarser patches)." if smaller else ".")
+                f"[{Keys.SOURCE_IMAGE!r}], is not there. {advise(*fixes, otherwise=_BEFORE)}"
             )
         return path, 1.0
     usable = _usable(library)
     if not usable:
         raise ImageError(
             f"slice {name!r} has no image: {library.where}['images'] holds {sorted(images)}; expected one of "
-            f"{_IMAGE_KEYS}, or another with its factor tissue_..._scalef. Pass image= with the path of the "
-            "full-resolution image, or a dict of these by slice."
+            f"{_IMAGE_KEYS}, or another with its factor tissue_..._scalef. "
+            + advise(
+                Fix("image", why="with the path of the full-resolution image, or a dict by slice"), otherwise=_BEFORE
+            )
         )
     if usable[0] not in _IMAGE_KEYS:
         logger.info("slice %r: the image %r is taken (image_key= or image= names another).", name, usable[0])
@@ -98,5 +106,5 @@ def um_per_full_px(
     sizes = [caller_size(given), factor_size(library.factors, where), in_file, *spots]
     best = next((size for size in sizes if size is not None), None)
     if best is not None and best in spots:
-        logger.info("slice %r: %.4g µm per px: %s (um_per_px= sets it).", name, best.um_per_px, best.source)
+        logger.info("slice %r: %.4g µm per px: %s. %s", name, best.um_per_px, best.source, advise(_SIZE))
     return settle(sizes, f"slice {name!r}")

@@ -15,6 +15,7 @@ from spatialdata import SpatialData, sanitize_name
 from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity, set_transformation
 
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb.io import SlideImage
@@ -27,13 +28,14 @@ _COARSEST_PX = 1024
 """Side at which a slide that came without a pyramid is small enough to be drawn at once."""
 
 
+@checked
 def to_spatialdata(
     result: AnnData,
     genes: str | Sequence[str] | None = None,
     *,
     slice_key: str | None = None,
     image: Any = None,
-    um_per_px: float | Mapping[str, float] | None = None,
+    um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
 ) -> SpatialData:
     """Turn a prediction into a SpatialData with the slide, so that viewers draw one over the other.
 

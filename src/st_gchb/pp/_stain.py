@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 from skimage.color import rgb_from_hed
 from torch import Tensor
 
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._compat import squidpy_stain
 from st_gchb._errors import InputError, StainError
 from st_gchb.io import open_image
@@ -38,6 +39,7 @@ _AXES = np.diag([1 / 3**0.5, 1 / 6**0.5, 1 / 2**0.5]) @ np.array([[1, 1, 1], [1,
 Matrix = npt.NDArray[np.float64]
 
 
+@checked
 @dataclass(frozen=True)
 class Stain:
     """The stain of a slide, to which others can be normalised.
@@ -62,7 +64,6 @@ class Stain:
     numbers: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        check_method(self.method)
         if len(self.numbers) != _NUMBERS[self.method] or not np.isfinite(self.numbers).all():
             raise InputError(
                 f"a {self.method!r} stain of {len(self.numbers)} numbers, {self.numbers}; expected "
@@ -99,7 +100,8 @@ class Recolor:
         return torch.einsum("ij,bjhw->bihw", back, moved).round().clamp(0, 255).to(torch.uint8)
 
 
-def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: float | None = None) -> Stain:
+@checked
+def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSize | None = None) -> Stain:
     """Measure the stain of a slide on the tissue of a picture of low resolution.
 
     The fit is squidpy's ``fit_stain_reference``.
@@ -134,7 +136,6 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: float |
     >>> st_gchb.pp.fit_stain(slide["images"]["hires"], um_per_px=1.0).method
     'macenko'
     """
-    check_method(method)
     slide = open_image(image, um_per_px)
     found = find_tissue(slide)
     if found.thumbnail is None or found.mask.sum() < _FEWEST_PX:
@@ -152,12 +153,6 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: float |
         ) from error
     # As the files hold them: a stain that was stored is the stain that was used.
     return Stain(method, tuple(float(np.float32(number)) for number in numbers))
-
-
-def check_method(method: Any) -> None:
-    """Raise :class:`InputError` unless the method is known."""
-    if method not in get_args(StainMethod):
-        raise InputError(f"stain_norm={method!r} is unknown; expected None or one of {list(get_args(StainMethod))}.")
 
 
 def normalising(source: Stain, target: Stain) -> Recolor:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
@@ -72,10 +74,17 @@ class Resolved:
             found = (
                 "no table" if self.table is None else f"a table of {self.table.n_obs} rows for {self.adata.n_obs} spots"
             )
-            raise InputError(f"the SpatialData has {found} to write to. Pass copy=True, which returns an AnnData.")
+            raise InputError(
+                f"the SpatialData has {found} to write to. "
+                + advise(
+                    Fix("copy", "True", "which returns an AnnData"),
+                    otherwise="Add a table that annotates the spots: TableModel.parse(table, region=..., ...).",
+                )
+            )
         return self.table
 
 
+@checked
 def resolve(
     data: AnnData | SpatialData,
     *,
@@ -151,6 +160,7 @@ def resolve(
     return Resolved(adata, images, region_key, source, region_key, instance_key, from_spatialdata=True)
 
 
+@checked
 def write_table(
     sdata: SpatialData,
     result: AnnData,
@@ -208,7 +218,12 @@ def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) 
     if name in sdata and name not in sdata.tables:
         raise InputError(f"the SpatialData has another element called {name!r}. Choose another name.")
     if name in sdata.tables and not overwrite and Keys.UNS not in sdata.tables[name].uns:
-        raise InputError(f"the SpatialData has a table {name!r} already. Choose another name, or pass overwrite=True.")
+        raise InputError(
+            f"the SpatialData has a table {name!r} already. "
+            + advise(
+                Fix("key_added", why="with another name"), Fix("name", why="with another one"), Fix("overwrite", "True")
+            )
+        )
 
 
 def is_element_name(name: object) -> bool:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._arguments import Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.pp._grid import GridKind
 from st_gchb.pp._layout import Tiles, lay_tiles
-from st_gchb.pp._tissue import Tissue, TissueMethod, check_positive
+from st_gchb.pp._tissue import Tissue, TissueMethod
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 _PICTURE_PX = 1500
 
 
+@checked
 def tile_tissue(
     source: Any,
     *,
-    spacing_um: float = 100.0,
-    um_per_px: float | None = None,
+    spacing_um: Micrometers = 100.0,
+    um_per_px: PixelSize | None = None,
     grid: GridKind = "hex",
     roi: Any = None,
     tissue: TissueMethod | Tissue | np.ndarray = "stain",
-    min_tissue: float = 0.5,
+    min_tissue: PositiveShare = 0.5,
     name: str | None = None,
     image: str | None = None,
     overwrite: bool = False,
@@ -95,7 +97,6 @@ def tile_tissue(
     >>> sorted(query.obs)
     ['array_col', 'array_row', 'slice', 'tissue_share']
     """
-    _check(spacing_um, grid, min_tissue)
     spatialdata = sys.modules.get("spatialdata")
     if spatialdata is not None and isinstance(source, spatialdata.SpatialData):
         # An object of this class exists: its package, slow to import, is there already.
@@ -116,15 +117,6 @@ def tile_tissue(
         if isinstance(source, str | os.PathLike):
             slide.release()
     return query
-
-
-def _check(spacing_um: float, grid: str, min_tissue: float) -> None:
-    check_positive("spacing_um", spacing_um)
-    check_positive("min_tissue", min_tissue)
-    if min_tissue > 1:
-        raise InputError(f"min_tissue={min_tissue!r}; expected a share, above 0 and at most 1.")
-    if grid not in get_args(GridKind):
-        raise InputError(f"grid={grid!r} is unknown; expected one of {list(get_args(GridKind))}.")
 
 
 def _name_of(source: Any) -> str:

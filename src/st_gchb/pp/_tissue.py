@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage.morphology import isotropic_closing, isotropic_opening
 
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Area, Micrometers, PixelSize, checked
 from st_gchb._compat import squidpy_tissue
-from st_gchb._errors import InputError, ScaleError
+from st_gchb._errors import ScaleError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io._thumbnail import shrink
 from st_gchb.pp._stained import Mask, find_stained
@@ -73,14 +75,15 @@ class Tissue:
         return inside & self.mask[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
 
 
+@checked
 def find_tissue(
     image: Any,
     *,
-    um_per_px: float | None = None,
+    um_per_px: PixelSize | None = None,
     method: TissueMethod = "stain",
-    resolution_um: float = 8.0,
-    min_area_um2: float = 40_000.0,
-    max_hole_um2: float = 20_000.0,
+    resolution_um: Micrometers = 8.0,
+    min_area_um2: Area = 40_000.0,
+    max_hole_um2: Area = 20_000.0,
 ) -> Tissue:
     """Find the tissue of an H&E slide on a picture of low resolution.
 
@@ -127,12 +130,6 @@ def find_tissue(
     >>> 0.2 < find_tissue(slide, um_per_px=8.0).share < 0.3
     True
     """
-    if method not in get_args(TissueMethod):
-        raise InputError(f"method={method!r} is unknown; expected one of {list(get_args(TissueMethod))}.")
-    for name, value in (("resolution_um", resolution_um), ("min_area_um2", min_area_um2)):
-        check_positive(name, value)
-    if not (math.isfinite(max_hole_um2) and max_hole_um2 >= 0):
-        raise InputError(f"max_hole_um2={max_hole_um2!r}; expected 0 (fill none) or more, an area in µm².")
     slide = open_image(image, um_per_px)
     size = pixel_size(slide)
     longest = min(_LONGEST_PX, max(1, math.ceil(max(slide.shape_px) * size / resolution_um)))
@@ -161,18 +158,17 @@ def pixel_size(slide: SlideImage) -> float:
     """
     if slide.um_per_px is None:
         raise ScaleError(
-            f"{slide.name}: the size of a pixel is not known, so µm cannot be turned into px. Pass um_per_px=, the "
-            "size of a pixel of the full-resolution image in µm, as the scanner's software shows it (a scan at 20x has "
-            "about 0.5, at 40x about 0.25)."
+            f"{slide.name}: the size of a pixel is not known, so µm cannot be turned into px. "
+            + advise(
+                Fix(
+                    "um_per_px",
+                    why="with the size of a pixel of the full-resolution image in µm, as the scanner's software shows "
+                    "it (a scan at 20x has about 0.5, at 40x about 0.25)",
+                ),
+                otherwise="Set uns['spatial'][slice]['scalefactors']['microns_per_pixel'] to it.",
+            )
         )
     return slide.um_per_px
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raise :class:`InputError` unless ``value`` is a positive number."""
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise InputError(f"{name}={value!r}; expected a positive number.")
 
 
 def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float, max_hole_um2: float) -> Mask:

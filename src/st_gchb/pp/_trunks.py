@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
 from st_gchb._logging import logger
 from st_gchb.pp._weights import disagreement, read_state, trunk_state
@@ -130,9 +131,13 @@ def _download(name: str, preset: Any) -> dict[str, Tensor]:
     # URLError and time-outs are OSErrors; a cut connection is an HTTPException, a wrong hash a RuntimeError.
     except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
         raise WeightsUnavailableError(
-            f"the default weights of encoder {name!r} could not be had from {preset.url} ({error}). Without network: "
-            f"fetch that file elsewhere and pass weights='path/to/{preset.url.rsplit('/', 1)[-1]}', or use "
-            f"encoder='texture', which needs no weights. A damaged earlier download lies in {torch.hub.get_dir()}."
+            f"the default weights of encoder {name!r} could not be had from {preset.url} ({error}). Without network, "
+            "fetch that file elsewhere. "
+            + advise(
+                Fix("weights", f"'path/to/{preset.url.rsplit('/', 1)[-1]}'", "then"),
+                Fix("encoder", "'texture'", "which needs no weights"),
+            )
+            + f" A damaged earlier download lies in {torch.hub.get_dir()}."
         ) from error
 
 
@@ -178,7 +183,8 @@ def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise WeightsUnavailableError(
             f"the weights of 'timm:{name}' could not be had ({error}). Log in with huggingface-cli where the model "
-            "asks for it; without network pass weights= with the path of its file, or use encoder='texture'."
+            "asks for it. "
+            + advise(Fix("weights", why="with the path of its file, without network"), Fix("encoder", "'texture'"))
         ) from error
 
 

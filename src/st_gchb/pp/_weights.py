@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from st_gchb._advice import Fix, advise
 from st_gchb._errors import EncoderError, WeightsUnavailableError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -31,8 +32,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsUnavailableError(
-            f"{path}: there is no such weights file (now in {Path.cwd()}). Pass weights='default' to download, the "
-            "right path, or use encoder='texture', which needs no weights."
+            f"{path}: there is no such weights file (now in {Path.cwd()}). "
+            + advise(Fix("weights", why="with the right path"), Fix("encoder", "'texture'", "which needs no weights"))
         )
     if path.suffix == ".safetensors":
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from st_gchb._arguments import checked
 from st_gchb.retrieval._search import Neighbors
 
 _REFERENCE_ROWS = 2**17
@@ -13,6 +14,7 @@ _VALUES = 2**25
 """Values of a table that are dense at once: 128 MiB of float32."""
 
 
+@checked
 def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray:
     """Algorithm 1's average, ``(n_query, n_columns)``.
 

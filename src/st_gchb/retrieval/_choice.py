@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from st_gchb._arguments import Count, checked
 from st_gchb._logging import logger
 from st_gchb.retrieval._bank import ReferenceBank
 from st_gchb.retrieval._index import SearchIndex, has_faiss
+from st_gchb.retrieval._search import Search
 
 INDEX_FROM = 1_000_000
 """Reference spots from which on the index is used without being asked for."""
@@ -12,7 +14,8 @@ LEAST_RECALL = 0.95
 """An index that finds a smaller share of the nearest spots is not used without being asked for."""
 
 
-def index_for(bank: ReferenceBank, k: int, search: str = "auto") -> SearchIndex | None:
+@checked
+def index_for(bank: ReferenceBank, k: Count, search: Search = "auto") -> SearchIndex | None:
     """The index of a bank's keys that a search is to use; made at the first call, and then kept by the bank.
 
     Parameters

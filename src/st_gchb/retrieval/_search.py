@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy import sparse
 
+from st_gchb._arguments import Count, Temperature, checked
 from st_gchb._errors import InputError
 from st_gchb.retrieval._exact import nearest
 from st_gchb.retrieval._index import SearchIndex, require_faiss
@@ -43,7 +44,8 @@ class Neighbors:
         return sparse.csr_matrix((self.weights.ravel(), self.ids.ravel(), indptr), shape=(n_query, n_reference))
 
 
-def check_search(n_reference: int, k: int, weighting: str, search: str = "auto") -> None:
+@checked
+def check_search(n_reference: int, k: Count, weighting: Weighting, search: Search = "auto") -> None:
     """Refuse a search that cannot be made.
 
     Raises
@@ -53,22 +55,20 @@ def check_search(n_reference: int, k: int, weighting: str, search: str = "auto")
     MissingExtraError
         If the index is asked for, and FAISS is not installed.
     """
-    for name, value, known in (("weighting", weighting, get_args(Weighting)), ("search", search, get_args(Search))):
-        if value not in known:
-            raise InputError(f"{name}={value!r} is unknown; expected one of {list(known)}.")
     if not 1 <= k <= n_reference:
         raise InputError(f"k={k}, but the reference has {n_reference} spots. Pass a k between 1 and {n_reference}.")
     if search == "index":
         require_faiss()
 
 
+@checked
 def find_neighbors(
     query: np.ndarray,
     keys: np.ndarray,
     *,
-    k: int,
+    k: Count,
     weighting: Weighting = "softmax",
-    temperature: float = 0.1,
+    temperature: Temperature = 0.1,
     allowed: np.ndarray | None = None,
     index: SearchIndex | None = None,
     device: torch.device | str = "cpu",
