@@ -78,11 +78,11 @@ def standing_at(name: str, **arguments: str) -> Iterator[None]:
     name
         What messages call the door, where none was entered.
     arguments
-        What the user writes; added to what the door that was entered has.
+        What the user writes; what the door that was entered has goes before.
     """
     door = _door.get()
     known = {} if door is None else dict(door.arguments)
-    token = _door.set(Door(name if door is None else door.name, known | arguments))
+    token = _door.set(Door(name if door is None else door.name, arguments | known))
     try:
         yield
     finally:
@@ -129,5 +129,5 @@ def _written(fix: Fix, argument: str) -> str:
     if fix.value and argument.startswith(_OPTION):
         argument = f"{argument} {fix.value.strip(chr(39))}"
     else:
-        argument += fix.value
+        argument += fix.value if argument.endswith("=") else f" {fix.value}".rstrip()
     return f"{argument} {fix.why}".rstrip()

@@ -111,6 +111,12 @@ def embed(adata: Any, arguments: argparse.Namespace) -> None:
     pp.embed_patches(adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=slice_key, **options)
 
 
+def options_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Options by the names that they have in Python, for advice; those that mean something else there are left out."""
+    renamed, apart = {"spacing": "spacing_um"}, ("layer", "data", "out", "genes")
+    return {renamed.get(name, name): f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in apart}
+
+
 def torch_device(arguments: argparse.Namespace) -> Any:
     """The device as torch names it."""
     return {"gpu": "cuda"}.get(arguments.device, arguments.device)

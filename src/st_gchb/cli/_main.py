@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from st_gchb import __version__
+from st_gchb._advice import Door, entered
 from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
 from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _study, _train
-from st_gchb.cli._arguments import check_machine
+from st_gchb.cli._arguments import check_machine, options_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def _run(arguments: argparse.Namespace) -> int:
     """Run a sub-command and turn the way it ends into a status."""
     try:
         check_machine(arguments)
-        status = arguments.run(arguments)
+        with entered(Door("st-gchb", options_of(arguments))):
+            status = arguments.run(arguments)
     # Also what the system says of files: a full disk is no fault of ours that a traceback would help with.
     except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, MissingKeyError
 from st_gchb._logging import logger
@@ -82,7 +83,7 @@ def assemble(
         raise ImageError(
             f"{label}: the folder holds no image of the tissue"
             + (f" (in {', '.join(str(path) for path in pictures.values())} nothing is to be seen)" if pictures else "")
-            + "; expected one. Pass image= with its path."
+            + f"; expected one. {advise(Fix('image', why='with its path'), otherwise='Put it there.')}"
         )
     adata.obs[_ID] = np.arange(adata.n_obs)
     adata.obs[_REGION] = pd.Categorical([region] * adata.n_obs)

@@ -73,10 +73,11 @@ def read_legacy(
     if size is None:
         raise ScaleError(
             f"{spots}: which array the {len(array.fits)} spots lie on cannot be told ({array.told}; expected squares "
-            "of 200 µm, or a staggered array of 141 µm), and the image file does not say the size of a pixel. Pass "
-            "um_per_px=, µm per px of the image."
+            "of 200 µm, or a staggered array of 141 µm), and the image file does not say the size of a pixel. "
+            + advise(Fix("um_per_px", why="with the µm per px of the image"))
         )
-    logger.info("%s: %.4g µm per px, of %s (um_per_px= sets it).", section, size, array.told)
+    wrong = advise(Fix("um_per_px", why="if that is wrong"))
+    logger.info("%s: %.4g µm per px, of %s. %s", section, size, array.told, wrong)
     picture, scale = picture_of(slide, _PICTURE_PX)
     factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
     adata.uns[Keys.SPATIAL] = {

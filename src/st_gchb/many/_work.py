@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from st_gchb import __version__
+from st_gchb._advice import standing_at
 from st_gchb._errors import ClusterError
 from st_gchb._files import write_whole
 from st_gchb._logging import logger
@@ -36,6 +37,10 @@ DEATHS = 3
 
 OF_CALL = {"of_call": True}
 """Marks what the log says of a call, not of a slide."""
+
+_DOOR = {name: f"{name}=" for name in ("um_per_px", "spacing_um", "weights", "memory_mb")}
+_DOOR["image"] = "the column 'image' of the table of slides"
+"""What a slide's message names: a worker does not know by which function it was called."""
 
 
 class UnfitError(ClusterError):
@@ -146,7 +151,8 @@ def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: 
     out, seconds = Path(job.out), Seconds()
     # Of other settings, or of the slide as it was: none of it may be taken for what is asked now.
     discard(out, slide.name)
-    result = job.step.make(slide, seconds)
+    with standing_at("st_gchb.many", **_DOOR):
+        result = job.step.make(slide, seconds)
     with seconds.of("write"), write_whole(output_path(out, slide.name)) as part:
         result.write_h5ad(part)
     receipt = Receipt(

@@ -32,6 +32,10 @@ _LARGEST_FEATURE = 1e12
 """No encoder gives larger features, and their squares are still numbers of 32 bits."""
 
 
+_CONNECTIVITIES = "_connectivities"
+"""Ending of the key that a graph gets."""
+
+
 @dataclass(frozen=True)
 class Registered:
     """What the setup call said of an AnnData: where its parts lie."""
@@ -123,10 +127,11 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
         stained_versions(adata, where.features_key)
     if where.connectivities_key in adata.obsp:
         check_graph(adata, where.connectivities_key, sections)
-    elif not where.connectivities_key.endswith("_connectivities"):
+    elif not where.connectivities_key.endswith(_CONNECTIVITIES):
         raise MissingKeyError(
-            f"obsp has no {where.connectivities_key!r} (connectivities_key); found {list(adata.obsp)}. A graph that is "
-            "to be made needs a key that ends with '_connectivities'."
+            f"obsp has no {where.connectivities_key!r} (connectivities_key); found {list(adata.obsp)}. Name a "
+            f"graph that is there, or a key that ends in {_CONNECTIVITIES!r}: the graph is then made, such as "
+            f"{where.connectivities_key + _CONNECTIVITIES!r}."
         )
 
 
@@ -192,7 +197,7 @@ def complete_table(adata: AnnData, where: Registered) -> set[str]:
         embed_patches(made, slice_key=where.slice_key, key_added=key)
         fresh = {name for name in made.obsm if name in (key, made_key(key)) or is_stain_key(name, key)} | {key}
     if where.connectivities_key not in adata.obsp:
-        prefix = where.connectivities_key.removesuffix("_connectivities")
+        prefix = where.connectivities_key.removesuffix(_CONNECTIVITIES)
         spatial_graph(made, slice_key=where.slice_key, key_added=prefix, features_key=key)
         fresh |= {*made.obsp, f"{prefix}_neighbors"}
     copy_results(made, adata, fresh)

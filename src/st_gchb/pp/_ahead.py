@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,11 +27,17 @@ def read_ahead(items: Iterator[T]) -> Generator[T]:
     >>> list(read_ahead(iter("abcd")))
     ['a', 'b', 'c', 'd']
     """
+    # Errors name the function that the user called: the background knows it too.
+    context = copy_context()
+
+    def take() -> T | object:
+        return context.run(lambda: next(items, _END))
+
     with ThreadPoolExecutor(1, thread_name_prefix="st_gchb-patches") as thread:
-        waiting = deque(thread.submit(next, items, _END) for _ in range(AHEAD))
+        waiting = deque(thread.submit(take) for _ in range(AHEAD))
         try:
             while (item := waiting.popleft().result()) is not _END:
-                waiting.append(thread.submit(next, items, _END))
+                waiting.append(thread.submit(take))
                 yield item  # type: ignore[misc]
         finally:
             for future in waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from sklearn.decomposition import PCA
 from st_gchb._compat import named_layers, torch_threads_kept
 from st_gchb._constants import TARGET_SUM
 from st_gchb._counts import Remedy, check_expression, tell_depth
-from st_gchb._errors import ExpressionError, MissingKeyError
+from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb._genes import check_genes, tell_genes
 from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
@@ -180,6 +181,13 @@ def fit_expression(
     if panel is None:
         columns = choose_panel(log_values, genes, slices, n_top_genes)
     else:
+        if not panel:
+            raise InputError(
+                "panel=[] names no gene. Name at least one, or leave panel out for the most variable ones."
+            )
+        twice = [gene for gene, n in Counter(panel).items() if n > 1]
+        if twice:
+            raise InputError(f"panel names {len(twice)} genes more than once: {twice[:5]}. Name each once.")
         missing = [gene for gene in panel if gene not in genes]
         if missing:
             raise MissingKeyError(
