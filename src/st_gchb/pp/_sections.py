@@ -14,6 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     pass
 
 T = TypeVar("T")
+
+_CALL_IT = "Call the column of obs that names the slices 'slice'."
 
 _LIKE_SLICES = {"library", "sample", "section", "slice", "slide", "batch", "capture", "ident", "specimen", "array"}
 """Words in the names of columns that tell slices apart, as scanpy, Seurat, Space Ranger and the portals call them."""
@@ -209,9 +212,9 @@ def _find_key(adata: AnnData, known: list[str]) -> str | None:
         logger.info("Slices are told apart by obs[%r].", naming[0])
         return naming[0]
     raise SliceError(
-        f"uns['spatial'] holds {len(known)} slices, {known[:6]}, and slice_key was not given. Pass slice_key=, "
-        + (f"one of the obs columns that name them: {naming}." if naming else "a column of obs that names them; ")
-        + ("" if naming else f"columns: {list(adata.obs.columns)[:12]}.")
+        f"uns['spatial'] holds {len(known)} slices, {known[:6]}, and slice_key was not given; "
+        + (f"columns of obs that name them: {naming}. " if naming else f"obs has {list(adata.obs.columns)[:12]}. ")
+        + advise(Fix("slice_key", why="with the column of obs that names them"), otherwise=_CALL_IT)
     )
 
 
@@ -234,24 +237,24 @@ def check_lone_slice(adata: AnnData, sections: Sections, centers: npt.NDArray[np
         if _share_overlapping(centers, groups) > _OVERLAPPING:
             raise SliceError(
                 f"all spots are taken for one slice, {name!r}, but those of the {n} groups of obs[{column!r}] lie over "
-                f"one another: several sections. Pass slice_key={column!r}, and an image for each: "
-                "uns['spatial'] needs an entry of each one's name (anndata.concat keeps one of several that have the "
-                f"same name), or pass image= as a dict by {column}."
+                f"one another: several sections. {advise(Fix('slice_key', repr(column)), otherwise=_CALL_IT)} "
+                "Each needs an image: uns['spatial'] an entry of each one's name (anndata.concat keeps "
+                "one of several that have the same name). "
+                + advise(Fix("image", why=f"as a dict by {column} where it has none"))
             )
         logger.warning(
-            "All spots are taken for one slice, %r, though obs[%r] tells %d groups apart. If these are slices, pass "
-            "slice_key=%r.",
+            "All spots are taken for one slice, %r, though obs[%r] tells %d groups apart. %s",
             name,
             column,
             n,
-            column,
+            advise(Fix("slice_key", repr(column), "if these are slices"), otherwise=_CALL_IT),
         )
     twice = _array_places_twice(adata.obs)
     if twice > _OVERLAPPING:
         raise SliceError(
             f"all spots are taken for one slice, {name!r}, but {twice:.0%} of them have a place on the array "
             "(obs['array_row'], obs['array_col']) that another spot has too: several sections. Give obs a column "
-            "that names each spot's slice, and pass its name as slice_key=."
+            f"that names each spot's slice. {advise(Fix('slice_key', why='with its name'), otherwise=_CALL_IT)}"
         )
 
 
