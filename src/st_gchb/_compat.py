@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import lzma
 import struct
 import zlib
@@ -148,6 +149,7 @@ def read_errors() -> tuple[type[Exception], ...]:
         BufferError,  # codecs, of sizes that do not fit
         ImportError,  # imagecodecs and Pillow, of a codec that is not built in
         struct.error,  # headers that end too early
+        csv.Error,  # a field of more characters than csv takes
         zlib.error,
         lzma.LZMAError,
     )

@@ -77,5 +77,6 @@ def test_bad_input(model, folder, tmp_path, refused):
     assert "--workers 0" in said(slide, "--workers", 0)
     assert "not allowed with argument" in said(slide, "--workers", 2, "--scheduler", "tcp://host:1")
     assert "there is no such file" in said(slide, "--scheduler", tmp_path / "none.json")
-    assert "Pass a k between" in said(slide, "--k", 0)
+    assert "--k" in (words := said(slide, "--k", 0))
+    assert "whole number of 1 or more" in words
     assert not (tmp_path / "out").exists()

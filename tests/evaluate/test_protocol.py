@@ -63,7 +63,8 @@ def test_a_method_never_sees_what_it_is_asked_for(tissue, by):
         assert task.test.n_vars == 0
         assert task.test.X is None
         assert set(task.test.layers) == set(task.test.obsp) == set()
-        assert set(task.test.obsm) == {"spatial", "X_patch"}
+        # X_patch_made says where the features were made: positions, no expression.
+        assert set(task.test.obsm) == {"spatial", "X_patch", "X_patch_made"}
         assert task.test.obs_names.tolist() == tissue.obs_names[fold.test].tolist()
         assert task.train.obs_names.tolist() == tissue.obs_names[fold.train].tolist()
         assert not set(task.train.obs[by]) & {fold.name}

@@ -126,9 +126,17 @@ def _by_gene(values: Any, genes: pd.Index, name: str) -> pd.Series:
                 f"{name} has no value for {len(absent):,} genes of the panel, such as {list(absent[:3])}. "
                 "Compute it on the training slices for the same panel"
             )
-        series = values[genes].astype(float)
-    else:
+        values = values[genes]
+    try:
         array = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{name} is of type {type(values).__name__} and holds no numbers; expected a number for every gene, as a series by name or a list in the "
+            "panel's order"
+        ) from error
+    if isinstance(values, pd.Series):
+        series = pd.Series(array, index=genes)
+    else:
         if len(array) != len(genes):
             raise InputError(f"{name} has {len(array):,} values and the panel {len(genes):,} genes; expected as many")
         series = pd.Series(array, index=genes)

@@ -132,7 +132,8 @@ def find_tissue(
     """
     slide = open_image(image, um_per_px)
     size = pixel_size(slide)
-    longest = min(_LONGEST_PX, max(1, math.ceil(max(slide.shape_px) * size / resolution_um)))
+    # In floats: as a whole number, the finest resolutions ask for more px than there are numbers.
+    longest = max(1, math.ceil(min(_LONGEST_PX, max(slide.shape_px) * size / resolution_um)))
     pixels, scale, damaged = shrink(slide, longest)
     if isinstance(image, str | os.PathLike):
         slide.release()
