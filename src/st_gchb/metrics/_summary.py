@@ -131,8 +131,8 @@ def _by_gene(values: Any, genes: pd.Index, name: str) -> pd.Series:
         array = np.asarray(values, dtype=float).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{name} is of type {type(values).__name__} and holds no numbers; expected a number for every gene, as a series by name or a list in the "
-            "panel's order"
+            f"{name} ({type(values).__name__}) holds no numbers; expected one for every gene, as a series by name or "
+            "a list in the panel's order"
         ) from error
     if isinstance(values, pd.Series):
         series = pd.Series(array, index=genes)
