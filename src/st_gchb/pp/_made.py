@@ -89,6 +89,13 @@ def check_made(
         if isinstance(adata.uns.get(key), Mapping) and "encoder" in adata.uns[key]:
             logger.info("obsm[%r] does not say at which positions it was made; they are taken to be unchanged.", key)
         return
+    if key not in adata.uns:
+        logger.warning(
+            "obsm[%r] was made by st_gchb.pp.embed_patches, but uns[%r], which says how, is gone, as after "
+            "anndata.concat without uns_merge='unique': a query's features cannot be made the same way.",
+            key,
+            key,
+        )
     # Rows without features were left out, and belong to no place.
     known = np.isfinite(made[:, :2]).all(axis=1)
     moved = known & (np.abs(spot_centers(adata) - made[:, :2]) > _SAME_PX).any(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
 from st_gchb._errors import EncoderError, MissingKeyError
+from st_gchb.io._pixel_size import one_number
 from st_gchb.pp._encoders import Encoder, get_encoder
 from st_gchb.pp._engine import Precision, Views
 from st_gchb.pp._stain import Stain, StainMethod
@@ -84,6 +86,8 @@ class FeatureRule:
         ------
         MissingKeyError
             A part of the rule is absent: the features were not made by :func:`embed_patches`.
+        EncoderError
+            A part of it is no number where one is expected.
 
         Examples
         --------
@@ -92,6 +96,11 @@ class FeatureRule:
         >>> FeatureRule.from_uns(rule.to_dict()) == rule
         True
         """
+        if not isinstance(stored, Mapping):
+            raise EncoderError(
+                f"the stored rule of the features is a {type(stored).__name__}; expected the dict that "
+                "pp.embed_patches writes to uns. Run pp.embed_patches again."
+            )
         needed = ("encoder", "weights", "weights_sha256", "views", "n_features")
         missing = [key for key in needed if key not in stored]
         if missing or ("patch_um" in stored) == ("patch_px" in stored):
@@ -99,7 +108,7 @@ class FeatureRule:
                 f"the stored features have no {missing or 'patch size'} (found {sorted(stored)}); expected what "
                 "pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
-        sizes = {key: float(stored[key]) if key in stored else None for key in ("patch_um", "patch_px")}
+        sizes = {key: _number(stored, key) if key in stored else None for key in ("patch_um", "patch_px")}
         precision: Any = str(stored["precision"]) if "precision" in stored else None
         stain: Any = str(stored["stain_norm"]) if "stain_norm" in stored else None
         return cls(
@@ -108,14 +117,47 @@ class FeatureRule:
             weights_sha256=str(stored["weights_sha256"]),
             patch_um=sizes["patch_um"],
             patch_px=sizes["patch_px"],
-            views=cast("Views", int(stored["views"])),
-            n_features=int(stored["n_features"]),
+            views=cast("Views", _count(stored, "views")),
+            n_features=_count(stored, "n_features"),
             stain_norm=stain,
-            stain_target=None if stain is None else tuple(map(float, np.ravel(stored.get("stain_target", ())))),
-            stain_augment=int(stored["stain_augment"]) if "stain_augment" in stored else None,
+            stain_target=None if stain is None else _numbers(stored.get("stain_target", ())),
+            stain_augment=_count(stored, "stain_augment") if "stain_augment" in stored else None,
             precision=precision,
             tail="last_stage" if "tail" in stored else None,
         )
+
+
+def _number(stored: Mapping[str, Any], key: str) -> float:
+    """Read a number of a stored rule, in whichever form a file holds it."""
+    number = one_number(stored[key])
+    if number is None or not math.isfinite(number):
+        raise EncoderError(
+            f"the stored rule of the features has {key} = {str(stored[key])[:60]!r}; expected a number, as "
+            "pp.embed_patches writes it. Run pp.embed_patches again."
+        )
+    return number
+
+
+def _count(stored: Mapping[str, Any], key: str) -> int:
+    """Read a whole number of a stored rule."""
+    number = _number(stored, key)
+    if not number.is_integer() or number < 0:
+        raise EncoderError(
+            f"the stored rule of the features has {key} = {number:g}; expected a whole number, as pp.embed_patches "
+            "writes it. Run pp.embed_patches again."
+        )
+    return int(number)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Read the numbers of a stain."""
+    found = [one_number(value) for value in np.ravel(np.asarray(values, dtype=object))]
+    if None in found:
+        raise EncoderError(
+            f"the stored rule of the features has stain_target = {str(values)[:60]!r}; expected numbers, as "
+            "pp.embed_patches writes them. Run pp.embed_patches again."
+        )
+    return tuple(number for number in found if number is not None)
 
 
 def stain_key(key: str, version: int) -> str:
@@ -147,7 +189,8 @@ def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = N
     EncoderError
         One has another shape than the features, or numbers that are not finite.
     """
-    n = int(adata.uns[key].get("stain_augment", 0)) if key in adata.uns else 0
+    stored = adata.uns.get(key)
+    n = _count(stored, "stain_augment") if isinstance(stored, Mapping) and "stain_augment" in stored else 0
     shape = np.shape(adata.obsm[key]) if n and shape is None else shape
     versions = []
     for name in (stain_key(key, version) for version in range(1, n + 1)):

@@ -194,6 +194,7 @@ def write_table(
     """
     from spatialdata.models import TableModel
 
+    check_object(result)
     absent = [key for key in (region_key, instance_key) if key not in result.obs]
     if absent:
         raise MissingKeyError(f"the result's obs has no {absent}; expected the columns that pp.resolve put there.")
