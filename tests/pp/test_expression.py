@@ -150,6 +150,15 @@ def test_too_few_genes_to_choose_from():
         choose_panel(lone, GENES, np.repeat("a", 60), 10)
 
 
+@pytest.mark.parametrize("n_top_genes", [10, 50])
+def test_genes_that_do_not_vary_are_nothing_to_choose_from(n_top_genes):
+    flat = sparse.csr_matrix(np.full((60, 50), 2.0))
+    with pytest.raises(ExpressionError, match="one value each.*nothing to learn"):
+        choose_panel(flat, GENES, np.repeat("a", 60), n_top_genes)
+    flat[3, 4] = 5.0
+    assert choose_panel(sparse.csr_matrix(flat), GENES, np.repeat("a", 60), 50).size == 50
+
+
 def test_a_panel_may_be_given_in_any_order():
     values, slices = two_slices()
     rule = fit(values, slices, panel=["g30", "g2", "g11"], n_components=2)

@@ -124,6 +124,11 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
             f"Only {len(seen)} genes are found in at least {enough} spots of the training slices: "
             "too few to choose a panel from. Check that the counts are those of these spots."
         )
+    if not _varies(log_values[:, seen]):
+        raise ExpressionError(
+            f"All {len(seen)} genes have one value each in every spot of the training slices: there is nothing to "
+            "learn. Check that the counts are those of these spots."
+        )
     if len(seen) <= n_top_genes:
         if n_top_genes < log_values.shape[1]:
             logger.info("n_top_genes=%d, but %d genes are expressed: all of them are taken.", n_top_genes, len(seen))
@@ -139,6 +144,11 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
         frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
     chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
     return seen[np.flatnonzero(chosen)]
+
+
+def _varies(values: sparse.csr_matrix) -> bool:
+    """Whether any column has two values."""
+    return bool((values.max(axis=0) != values.min(axis=0)).nnz)
 
 
 def fit_expression(
