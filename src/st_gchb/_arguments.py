@@ -426,6 +426,7 @@ def _path(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError
+    os.fsencode(text)  # a ValueError of its own where no file can be called so
     return value
 
 

@@ -32,7 +32,10 @@ def check_matrix(values: Matrix, name: str) -> Matrix:
     InputError
         Not two-dimensional, not numeric, fewer than two spots, no gene, or values that are NaN or infinite.
     """
-    matrix: Any = values.tocsc() if _is_sparse(values) else np.asarray(values)
+    try:
+        matrix: Any = values.tocsc() if _is_sparse(values) else np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} ({type(values).__name__}) is no matrix: {error}. Pass (n_spots, n_genes)") from error
     stored: Any = matrix.data if _is_sparse(values) else matrix
     if matrix.ndim != 2:
         raise InputError(f"{name} has shape {matrix.shape}; expected two dimensions, (n_spots, n_genes)")

@@ -100,7 +100,13 @@ def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[
 
 
 def _check_graph(adjacency: Any, n_spots: int) -> sparse.csr_matrix:
-    graph = sparse.csr_matrix(adjacency, dtype=np.float64, copy=True)
+    try:
+        graph = sparse.csr_matrix(adjacency, dtype=np.float64, copy=True)
+    except (TypeError, ValueError) as error:
+        raise GraphError(
+            f"adjacency ({type(adjacency).__name__}) is no matrix of numbers: {error}. Pass "
+            "obsp['spatial_connectivities']"
+        ) from error
     if graph.shape != (n_spots, n_spots):
         raise GraphError(
             f"adjacency has shape {graph.shape} and there are {n_spots:,} spots; expected ({n_spots}, {n_spots}). "

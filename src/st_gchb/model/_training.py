@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -179,7 +179,7 @@ def _fit(
         torch.manual_seed(seed)
         make = partial(TrainRunner, model, plan, data, epochs, options.accelerator, options.devices)
         try:
-            runner = make(callbacks=callbacks, **given)
+            runner = _runner(make, callbacks, given)
             progress.prepare(runner.trainer, model.module)
             runner()
         except MisconfigurationException as error:
@@ -190,6 +190,20 @@ def _fit(
                 raise
             return True
     return False
+
+
+def _runner(make: Callable[..., Any], callbacks: list[Any], given: dict[str, Any]) -> Any:
+    """Make scvi-tools' runner. Devices are read by Lightning alone, which knows what this machine has.
+
+    Raises
+    ------
+    ArgumentError
+        Lightning refuses what it was given.
+    """
+    try:
+        return make(callbacks=callbacks, **given)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"STGCHB.train: Lightning's Trainer cannot be made so: {error}") from error
 
 
 def strategy_for(strategy: Any, devices: Devices) -> Any:

@@ -19,7 +19,9 @@ from scipy.spatial import cKDTree
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
+from st_gchb.io._libraries import Library, libraries_of
 from st_gchb.pp import resolve
+from st_gchb.pp._positions import spot_centers
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -135,19 +137,19 @@ def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> T
             'pred.obsm["spatial"] is absent; expected spot centres in full-resolution px, (n_spots, 2)'
         )
     name, rows = _rows_of(pred, slice_name, slice_key)
-    library = dict(pred.uns.get(Keys.SPATIAL, {}).get(name, {}))
-    factors = dict(library.get(Keys.SCALEFACTORS, {}))
-    images = dict(library.get(Keys.IMAGES, {}))
+    library = libraries_of(pred).get(name) or Library(name)
+    images = dict(library.images)
+    factors = {factor: library.factor(factor) for factor in library.factors if factor.endswith("_scalef")}
     image_key = next((key for key in ("hires", "lowres", *images) if key in images), None)
-    scale = float(factors.get(f"tissue_{image_key}_scalef", 1.0)) if image_key else 1.0
-    um = factors.get(Keys.UM_PER_PX)
-    xy = np.asarray(pred.obsm[Keys.SPATIAL], dtype=float)[rows, :2]
-    factors.setdefault(Keys.SPOT_DIAMETER, 0.5 * _spacing(xy))
+    scale = (library.factor(f"tissue_{image_key}_scalef") or 1.0) if image_key else 1.0
+    um = library.factor(Keys.UM_PER_PX)
+    xy = spot_centers(pred)[rows]
+    factors[Keys.SPOT_DIAMETER] = library.factor(Keys.SPOT_DIAMETER) or 0.5 * _spacing(xy)
     if image_key:
         factors[f"tissue_{image_key}_scalef"] = scale
     spots = AnnData(obs=pd.DataFrame(index=np.asarray(pred.obs_names)[rows]), obsm={Keys.SPATIAL: xy})
     spots.uns[Keys.SPATIAL] = {name: {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}}
-    return Tissue(name, rows, spots, image_key, scale, None if um is None else float(um) / scale)
+    return Tissue(name, rows, spots, image_key, scale, None if um is None else um / scale)
 
 
 def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar: bool = False) -> None:
@@ -240,7 +242,7 @@ def _background(ax: Axes, tissue: Tissue, *, image_alpha: float, scale_bar: bool
 
 
 def _rows_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> tuple[str, np.ndarray]:
-    libraries = list(pred.uns.get(Keys.SPATIAL, {}))
+    libraries = list(libraries_of(pred))
     key = slice_key if slice_key is not None else Keys.SLICE
     if slice_key is not None and slice_key not in pred.obs:
         raise MissingKeyError(f"pred.obs has no column {slice_key!r}; found {list(pred.obs.columns)}")

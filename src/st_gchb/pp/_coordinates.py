@@ -134,6 +134,14 @@ def check_fit(
             f"{_cover(centers_px, shape_px, where)}, and lie nearer to one another than a spot is wide: they seem to "
             f"be px of a down-scaled image. Multiply obsm['spatial'] by {known[crowded]:.6g} ({crowded})."
         )
+    if diameter is not None and len(centers_px) >= _FEW and _nearest_distance(centers_px) < 0.5 * diameter:
+        logger.warning(
+            "%s: spots lie %.3g px apart and are said to be %.3g px wide, so they overlap. Are the positions px of a "
+            "smaller image?",
+            where,
+            _nearest_distance(centers_px),
+            diameter,
+        )
     if um_per_px is not None:
         _check_unit(centers_px, shape_px, where, um_per_px, scale, diameter)
     _check_extent(centers_px, where)

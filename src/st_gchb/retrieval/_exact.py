@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from st_gchb._errors import InputError
+
 _QUERIES, _KEYS = 1024, 2**15
 """Queries and keys whose similarities are held at once: 128 MiB of float32."""
 _GROUP = 64
@@ -32,7 +34,13 @@ def nearest(
     -------
     Rows, most similar first, and similarities, each ``(n_query, k)``.
     """
-    bank = torch.as_tensor(keys, dtype=torch.float32, device=device)
+    try:
+        bank = torch.as_tensor(keys, dtype=torch.float32, device=device)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"keys ({type(keys).__name__}) on device={device!r} cannot be used: {error}. Pass a matrix of numbers, "
+            "(n_reference, d), and a device of torch, such as 'cpu'."
+        ) from error
     ids, similarity = np.empty((len(query), k), np.int64), np.empty((len(query), k), np.float32)
     for start in range(0, len(query), _QUERIES):
         part = torch.as_tensor(query[start : start + _QUERIES], dtype=torch.float32, device=device)
