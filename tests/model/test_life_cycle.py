@@ -74,13 +74,17 @@ def test_no_edge_joins_two_slices(reference):
     assert (slices[i] == slices[j]).all()
 
 
-def test_a_view_can_be_set_up(tissue, unchanged):
+def test_a_view_is_copied_first(tissue, unchanged):
+    """As in scvi-tools: what is registered would else be written to a copy that nobody holds."""
     view = tissue[tissue.obs["slice"] == "S1"]
     with unchanged(tissue):
-        STGCHB.setup_anndata(view)
-        model = STGCHB(view, n_top_genes=10)
-    assert model.adata.n_obs == view.n_obs
-    assert "spatial_connectivities" in view.obsp
+        with pytest.raises(InputError, match=r"adata = adata\.copy\(\)"):
+            STGCHB.setup_anndata(view)
+        part = view.copy()
+        STGCHB.setup_anndata(part)
+        model = STGCHB(part, n_top_genes=10)
+    assert model.adata.n_obs == part.n_obs
+    assert "spatial_connectivities" in part.obsp
 
 
 def test_history_has_losses_by_epoch(model):
@@ -279,8 +283,8 @@ def test_k_and_weighting(model, query):
     assert few.layers["st_gchb"].std(0).mean() > many.layers["st_gchb"].std(0).mean()
     mean = model.predict(query, weighting="mean")
     assert not np.array_equal(mean.layers["st_gchb"], model.predict(query, weighting="softmax").layers["st_gchb"])
-    for k in (0, -1, 10_000):
-        with pytest.raises(InputError, match=f"k={k}.*between 1 and"):
+    for k, expected in ((0, "1 or more"), (-1, "1 or more"), (10_000, "between 1 and")):
+        with pytest.raises(InputError, match=f"k={k}.*{expected}"):
             model.predict(query, k=k)
     with pytest.raises(InputError, match=r"'median'.*softmax"):
         model.predict(query, weighting="median")
