@@ -227,6 +227,26 @@ def test_counts_are_counts_in_any_form(model, held_out, name):
     np.testing.assert_array_equal(found.X, expected.X)
 
 
+# ---- Other tables of the reference ----
+
+
+def test_tables_that_hold_no_finite_numbers_are_told_and_left_out(reference, held_out, caplog):
+    x = reference.X.toarray()
+    reference.layers["text"] = np.full(x.shape, "a", dtype=object)
+    reference.layers["scaled"] = np.where(x > 3, np.nan, x)
+    reference.layers["panel"] = x * 100
+    reference.layers["fine"] = x / 2
+    STGCHB.setup_anndata(reference)
+    model = STGCHB(reference, n_top_genes=10)
+    model.train(**QUIET)
+    for name in ("text", "scaled", "panel"):
+        assert caplog.text.count(f"layers['{name}'] cannot be predicted") == 1
+    assert {"panel", "all_genes", "fine"} <= set(model.bank_.tables)
+    assert not {"text", "scaled"} & set(model.bank_.tables)
+    assert model.predict(held_out).layers["st_gchb"].max() < 10
+    assert np.isfinite(model.predict(held_out, layer="fine").layers["st_gchb"]).all()
+
+
 # ---- The question itself ----
 
 VALUES = arrays(

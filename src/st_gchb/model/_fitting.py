@@ -14,7 +14,9 @@ from scipy import sparse
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
-from st_gchb._errors import EncoderError, ExpressionError, MissingKeyError
+from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError
+from st_gchb._logging import logger
+from st_gchb._matrices import matrix_of
 from st_gchb.model import _context
 from st_gchb.model._context import (
     BlockedContext,
@@ -266,14 +268,20 @@ def build_bank(
         "panel": make(fitted.panel, fitted.rules.expression.genes),
         "all_genes": make(fitted.log_values, adata.var_names),
     }
-    tables |= {name: make(values, adata.var_names) for name, values in named_layers(adata).items()}
     own = (Keys.SPATIAL, where.features_key, made_key(where.features_key))
+    others: dict[str, tuple[str, Any, Any]] = {
+        name: (f"layers[{name!r}]", values, adata.var_names) for name, values in named_layers(adata).items()
+    }
     for name, values in adata.obsm.items():
         version = is_stain_key(name, where.features_key)
-        if not version and name not in own and name not in tables and _is_numeric(values):
-            columns: Any = (
-                values.columns if isinstance(values, pd.DataFrame) else [f"{name}_{i}" for i in range(values.shape[1])]
-            )
+        if not version and name not in own and name not in others and _is_numeric(values):
+            columns = getattr(values, "columns", [f"{name}_{i}" for i in range(values.shape[1])])
+            others[name] = (f"obsm[{name!r}]", values, columns)
+    for name, (place, values, columns) in others.items():
+        why = f"{name!r} is the name of the model's own table" if name in tables else _why_no_table(values, place)
+        if why:
+            logger.warning("%s cannot be predicted as a layer: %s.", place, why.rstrip("."))
+        else:
             tables[name] = make(values, columns)
     return ReferenceBank(
         keys,
@@ -283,6 +291,16 @@ def build_bank(
         origin_table(adata, where.slice_key, where.patient_key),
         tables,
     )
+
+
+def _why_no_table(values: Any, place: str) -> str:
+    """Say why values can be no table of the reference, whose numbers are means of it; empty where they can."""
+    try:
+        matrix = sparse.csr_matrix(matrix_of(values, place), dtype=np.float32)
+    except InputError as error:
+        return str(error)
+    bad = int((~np.isfinite(matrix.data)).sum())
+    return f"it holds {bad} values that are NaN, infinite or beyond numbers of 32 bits" if bad else ""
 
 
 def _is_numeric(values: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from anndata import AnnData
 
@@ -10,7 +12,10 @@ from st_gchb._errors import DamageError
 
 def is_whole(adata: AnnData, key: str) -> np.ndarray:
     """Which spots are not among those that :func:`~st_gchb.pp.embed_patches` left out, ``(n_spots,)``."""
-    names = np.atleast_1d(adata.uns.get(key, {}).get("left_out", np.empty(0, dtype=str))).astype(str)
+    stored = adata.uns.get(key)
+    # What is no mapping is refused where the features' rule is read.
+    told = stored.get("left_out", ()) if isinstance(stored, Mapping) else ()
+    names = np.atleast_1d(told).astype(str)
     return np.asarray(~adata.obs_names.isin(names))
 
 
