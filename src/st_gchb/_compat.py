@@ -18,7 +18,7 @@ from st_gchb._errors import DeviceError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-ARRAY_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, NotImplementedError)
+ARRAY_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, OverflowError)
 """What numpy, scipy, h5py, zarr, dask and torch raise where an array cannot be read or made plain.
 
 They have no common base: h5py raises OSError, RuntimeError or KeyError of a file that is closed or damaged, zarr's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,15 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_there(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:
+    """Whether something is at a path, of a kind such as ``Path.is_dir``; nothing is at a path that no file can have."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        # Longer than names may be, below a folder that is closed to us, or with a null in it.
+        return False
 
 
 def make_readable(path: Path) -> None:

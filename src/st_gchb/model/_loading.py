@@ -11,15 +11,27 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy import sparse
 
+from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError
-from st_gchb._files import sha256_of
+from st_gchb._files import is_there, sha256_of
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._query import Rules
 from st_gchb.model._record import decode, digest
-from st_gchb.model._saving import FORMAT, INDEX, JSON, ORIGIN, PLAIN_FORMAT, REFERENCE, TENSORS, SavedModel
+from st_gchb.model._saving import (
+    FORMAT,
+    INDEX,
+    INDEX_ARRAYS,
+    INDEX_NUMBERS,
+    JSON,
+    ORIGIN,
+    PLAIN_FORMAT,
+    REFERENCE,
+    TENSORS,
+    SavedModel,
+)
+from st_gchb.model._schema import check_numbers, check_record, read_table
 from st_gchb.pp import FeatureRule, GraphRule
 from st_gchb.pp._expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank, SearchIndex
@@ -39,14 +51,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
     ModelFileError
         If a file is not what was written.
     """
-    if not folder.is_dir():
+    if not is_there(folder, Path.is_dir):
         raise MissingFileError(f"There is no model folder {folder}. Pass the folder that model.save wrote.")
     for name in (JSON, TENSORS, REFERENCE, ORIGIN):
         _check_there(folder, name)
     try:
         settings = json.loads((folder / JSON).read_text(encoding="utf-8"))
         kind, written, written_digest = settings["kind"], int(settings["format"]), settings.get("record_sha256")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise ModelFileError(
             f"{folder / JSON} cannot be read ({error}): it is damaged. Copy the model again."
         ) from error
@@ -63,6 +75,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     if written_digest != digest(settings):
         raise ModelFileError(f"{folder / JSON} is not as it was written: it is damaged. Copy the model again.")
+    check_record(settings, folder / JSON)
+    for name in settings["sha256"]:
+        if name not in (TENSORS, REFERENCE, ORIGIN, INDEX):
+            raise ModelFileError(f"{folder / JSON} speaks of a file {name!r} that no model has. Copy the model again.")
+    for name in (TENSORS, REFERENCE, ORIGIN, *([INDEX] if "index" in settings else [])):
+        if name not in settings["sha256"]:
+            raise ModelFileError(f"{folder / JSON} has no hash of {name}: it was edited. Copy the model again.")
     for name, expected in settings["sha256"].items():
         _check_there(folder, name)
         found = sha256_of(folder / name)
@@ -74,7 +93,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_there(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
+    if not is_there(folder / name, Path.is_file):
         raise MissingFileError(f"{folder} has no {name}: it is no st-gchb model, or was copied in part. Copy it again.")
 
 
@@ -90,8 +109,9 @@ def read_model(folder: Path) -> SavedModel:
         network, reference = load_file(folder / TENSORS), load_file(folder / REFERENCE)
         index = load_file(folder / INDEX) if "index" in stored else None
         origin = pd.read_parquet(folder / ORIGIN)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, *ARRAY_ERRORS) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
+    check_numbers(stored, network, reference, origin, folder)
     _check_finite(folder, network, {key: reference[key] for key in _NUMBERS if key in reference})
     return SavedModel(
         preset=stored["preset"],
@@ -100,7 +120,7 @@ def read_model(folder: Path) -> SavedModel:
         registry=decode(stored["registry"]),
         state={k.removeprefix("module."): torch.from_numpy(v) for k, v in network.items() if k.startswith("module.")},
         rules=_rules(stored, network),
-        bank=_bank(stored, reference, origin, index),
+        bank=_bank(stored, reference, origin, index, folder),
         calibration=_calibration(network),
         history={
             key: pd.DataFrame({key: values}, index=pd.RangeIndex(len(values), name="epoch"))
@@ -153,14 +173,19 @@ def _bank(
     reference: dict[str, np.ndarray],
     origin: pd.DataFrame,
     index: dict[str, np.ndarray] | None,
+    folder: Path,
 ) -> ReferenceBank:
-    tables = {}
-    for name, columns in stored["tables"].items():
-        part = {key: reference[f"table.{name}.{key}"] for key in ("data", "indices", "indptr", "shape")}
-        shape = (int(part["shape"][0]), int(part["shape"][1]))
-        csr = sparse.csr_matrix((part["data"], part["indices"], part["indptr"]), shape=shape)
-        tables[name] = ReferenceTable(csr, pd.Index(columns))
+    tables = {
+        name: ReferenceTable(read_table(name, columns, reference, len(origin), folder), pd.Index(columns))
+        for name, columns in stored["tables"].items()
+    }
     arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
-    parts: dict[str, Any] = {} if index is None else {"keys": arrays["keys"], **index, **stored["index"]}
+    parts: dict[str, Any] = {}
+    if index is not None:
+        missing = [name for name in INDEX_ARRAYS if name not in index]
+        if missing:
+            raise ModelFileError(f"{folder / INDEX} has no array {missing[0]!r}. Copy the model again.")
+        parts = {"keys": arrays["keys"]} | {name: index[name] for name in INDEX_ARRAYS}
+        parts |= {name: stored["index"][name] for name in INDEX_NUMBERS}
     made = SearchIndex(**parts) if parts else None
     return ReferenceBank(origin=origin, tables=tables, index=made, **arrays)

@@ -15,7 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from st_gchb._arguments import checked
 from st_gchb._compat import parse_device_args
-from st_gchb._errors import InputError, NotTrainedError
+from st_gchb._errors import InputError, ModelFileError, NotTrainedError, STGCHBError
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import Fitted, network_settings
 from st_gchb.model._inputs import FixedMap
@@ -24,6 +24,7 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, check_training_data
 from st_gchb.model._saving import SavedModel, write_model
+from st_gchb.model._setup import Registered
 from st_gchb.pp._stages import stage_without_weights
 from st_gchb.retrieval import ReferenceBank
 
@@ -137,11 +138,19 @@ class PersistenceMixin(BaseModelClass):
         if adata is None:
             model = cls(registry=saved.registry, **arguments)
         else:
-            setup = dict(saved.registry["setup_args"])
+            setup = {name: saved.registry["setup_args"][name] for name in Registered.__dataclass_fields__}
             check_training_data(adata, saved.rules, saved.bank, setup["slice_key"])
-            cls.setup_anndata(adata, source_registry=saved.registry, **setup)
+            cls.setup_anndata(adata, **setup)
             model = cls(adata, panel=list(saved.rules.expression.genes), **arguments)
-        model._restore(saved)
+        try:
+            model._restore(saved)
+        except STGCHBError:
+            raise
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            # So torch calls weights that are absent or of another shape.
+            raise ModelFileError(
+                f"{dir_path}: the network's weights do not fit its settings ({error}). Copy the model again."
+            ) from error
         _, _, chosen = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         model.to_device(chosen)
         model.module.eval()

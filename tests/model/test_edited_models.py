@@ -1,0 +1,173 @@
+"""Model folders that were edited and hashed anew: each field of the record, each array, set to what it is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from safetensors.numpy import load_file, save_file
+
+from st_gchb._errors import ModelFileError, STGCHBError
+from st_gchb._files import sha256_of
+from st_gchb.model import STGCHB
+from st_gchb.model._record import digest
+from st_gchb.model._schema import FIELDS
+
+ODD: list[Any] = [None, True, 0, -1, 3, 2**70, 0.5, -1e300, float("nan"), float("inf"), "", "x", [], [[]], {}, {"a": 1}]
+"""One or more of every type that JSON has."""
+ABSENT = object()
+PARTS = ["settings", "features", "graph", "registry", "tables", "history", "sha256"]
+"""Fields of the record that have fields of their own."""
+
+
+@pytest.fixture(scope="module")
+def folder(model: STGCHB, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("edited") / "model"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "model.json").read_text())
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """As the package would have written it: with the right hash."""
+    for name in record["sha256"] if isinstance(record.get("sha256"), dict) else ():
+        if (folder / name).is_file() and isinstance(record["sha256"][name], str):
+            record["sha256"][name] = sha256_of(folder / name)
+    (folder / "model.json").write_text(json.dumps(record | {"record_sha256": digest(record)}))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place of a record; of a list its first entry stands for all."""
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def with_value(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    edited = copy.deepcopy(record)
+    inner: Any = edited
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is ABSENT:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return edited
+
+
+def answers(folder: Path, query: AnnData | None) -> STGCHBError | None:
+    """The package's own error; or none, where the model predicts finite values."""
+    try:
+        model = STGCHB.load(folder, accelerator="cpu")
+        pred = None if query is None else model.predict(query)
+    except STGCHBError as error:
+        return error
+    assert pred is None or np.isfinite(pred.layers["st_gchb"]).all()
+    return None
+
+
+@pytest.mark.parametrize("part", [*PARTS, "others"])
+def test_every_field_that_was_edited_is_told_or_used(
+    part: str, record: dict[str, Any], folder: Path, held_out: AnnData
+):
+    query, asked = held_out[:12].copy(), part not in ("registry", "history")
+    wanted = {part} if part != "others" else set(FIELDS) - set(PARTS)
+    told = 0
+    try:
+        for path in places(record):
+            if path[0] not in wanted:
+                continue
+            # scvi-tools' registry is deep; no prediction asks for it.
+            for value in [*(ODD if asked else ODD[::3]), ABSENT]:
+                write(folder, with_value(record, path, value))
+                try:
+                    told += answers(folder, query if asked else None) is not None
+                except Exception as error:
+                    raise AssertionError(f"{path} = {value!r}: {type(error).__name__}: {error}") from error
+    finally:
+        write(folder, record)
+    assert told
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_field_that_is_gone_is_named(name: str, record: dict[str, Any], folder: Path):
+    try:
+        write(folder, with_value(record, (name,), ABSENT))
+        with pytest.raises(ModelFileError, match=name):
+            STGCHB.load(folder)
+    finally:
+        write(folder, record)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", "null", "{", "[" * 100_000, '{"kind": "STGCHB", "format": 1e999}'])
+def test_what_is_no_record_is_told(content: str, record: dict[str, Any], folder: Path):
+    try:
+        (folder / "model.json").write_text(content)
+        with pytest.raises(ModelFileError, match=r"model\.json"):
+            STGCHB.load(folder)
+    finally:
+        write(folder, record)
+
+
+@pytest.mark.parametrize("file", ["network.safetensors", "reference.safetensors"])
+def test_every_array_that_was_edited_is_told(file: str, record: dict[str, Any], folder: Path, held_out: AnnData):
+    query, arrays = held_out[:12].copy(), load_file(folder / file)
+    try:
+        for name, array in arrays.items():
+            changed = {
+                "absent": None,
+                "one row less": array[:-1] if array.ndim else None,
+                "one axis more": array[None],
+                "text of numbers": np.zeros(array.shape, np.uint8),
+                "empty": np.zeros((0,) * max(array.ndim, 1), array.dtype),
+                "not finite": array * np.float32(np.nan) if array.dtype.kind == "f" else -array.astype(np.int64) - 5,
+            }
+            for what, values in changed.items():
+                edited = {key: value for key, value in arrays.items() if key != name}
+                if values is not None:
+                    edited[name] = np.ascontiguousarray(values)
+                save_file(edited, folder / file)
+                write(folder, copy.deepcopy(record))
+                try:
+                    answers(folder, query)
+                except Exception as error:
+                    raise AssertionError(f"{name} {what}: {type(error).__name__}: {error}") from error
+    finally:
+        save_file(arrays, folder / file)
+        write(folder, record)
+
+
+@pytest.mark.parametrize("column", ["name", "slice", "x", "y"])
+def test_an_origin_that_was_edited_is_told(column: str, record: dict[str, Any], folder: Path):
+    origin = pd.read_parquet(folder / "origin.parquet")
+    try:
+        origin.drop(columns=column).to_parquet(folder / "origin.parquet")
+        write(folder, copy.deepcopy(record))
+        with pytest.raises(ModelFileError, match=column):
+            STGCHB.load(folder)
+        origin[:-1].to_parquet(folder / "origin.parquet")
+        write(folder, copy.deepcopy(record))
+        with pytest.raises(ModelFileError, match="reference spots"):
+            STGCHB.load(folder)
+    finally:
+        origin.to_parquet(folder / "origin.parquet")
+        write(folder, record)
+
+
+@pytest.mark.parametrize("path", ["", "x" * 5000, "no/such\0folder", "model.json/below", 7, None, [], b"x"])
+def test_what_is_no_path_of_a_folder_is_told(path: Any):
+    with pytest.raises(STGCHBError):
+        STGCHB.load(path)
