@@ -55,6 +55,27 @@ def history_logger() -> Any:
     return SimpleLogger()
 
 
+@contextmanager
+def runner_quiet() -> Iterator[None]:
+    """Keep a line from users that scvi-tools' runner prints whatever ended a training, and that is about none of it.
+
+    ``Exception raised during training. <class 'NameError'>``: the runner's author printed the type of another error.
+    """
+    from scvi.train import _trainrunner as module
+
+    def said(*values: object, **options: Any) -> None:
+        if values[:1] != ("Exception raised during training.",):
+            print(*values, **options)  # noqa: T201 (what the runner prints is its own)
+
+    runner: Any = module
+    runner.print = said
+    try:
+        yield
+    finally:
+        # A training in another thread may have put it back before.
+        vars(runner).pop("print", None)
+
+
 def fold_batch_norm(module: Any) -> Any:
     """A copy of a torch module in eval mode, traced, with batch norm as part of the convolutions before it."""
     from torch.fx.experimental.optimization import fuse

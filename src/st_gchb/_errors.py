@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class STGCHBError(Exception):
     """Base of all errors that the package raises on purpose: ``except STGCHBError`` catches each of them."""
@@ -208,3 +210,24 @@ class DownloadError(MissingFileError):
 
     Raised by the functions of :mod:`st_gchb.datasets`.
     """
+
+
+class TerminatedError(STGCHBError, SystemExit):
+    """The process was told to end by SIGTERM or SIGHUP, as a queue does at its time limit, while the package worked.
+
+    Raised by training, by evaluation and by the prediction of many slides, after what was half-done is put in order and
+    the signal handlers are as before. A script that does not catch it ends with the status that a shell gives to the
+    signal, 143 for SIGTERM. Ctrl-C stays a ``KeyboardInterrupt``.
+
+    Parameters
+    ----------
+    message
+        What was ended, and how to go on.
+    number
+        Of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+        self.code = 128 + number

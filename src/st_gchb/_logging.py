@@ -11,6 +11,7 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from st_gchb._settings import bars_disabled
+from st_gchb._signals import check_stopped
 
 T = TypeVar("T")
 
@@ -52,7 +53,9 @@ logger.addHandler(_console)
 
 def track(items: Iterable[T], description: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
     """Iterate with a progress bar after ``delay`` seconds, where ``settings.progress_bars`` asks for one."""
-    return iter(tqdm(items, desc=description, total=total, disable=bars_disabled(), leave=False, delay=delay))
+    for item in tqdm(items, desc=description, total=total, disable=bars_disabled(), leave=False, delay=delay):
+        check_stopped()
+        yield item
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from st_gchb._errors import (
     StaleError,
     STGCHBError,
     StoreError,
+    TerminatedError,
     TissueError,
     WeightsUnavailableError,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "StainError",
     "StaleError",
     "StoreError",
+    "TerminatedError",
     "TissueError",
     "WeightsUnavailableError",
 ]

@@ -1,9 +1,8 @@
-"""Tiny slides in a file, a model trained on two of them, and a command line that leaves no trace."""
+"""Tiny slides in a file, a model trained on two of them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,16 +23,6 @@ def slides(tissue: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slides") / "slides.h5ad"
     tissue.write_h5ad(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _quiet_log() -> Iterator[None]:
-    """The command sets up the package's logger: put it back, and do not keep a handler of another test's stderr."""
-    logger = logging.getLogger("st_gchb")
-    before = logger.level, list(logger.handlers), logger.propagate
-    yield
-    logger.level, logger.handlers[:], logger.propagate = before
-    logger.setLevel(before[0])
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     add_encoder(parser)
     parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and pictures (default: demo)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command starts anew")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from st_gchb import __version__
 from st_gchb._advice import Door, entered
 from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
+from st_gchb._signals import Stopped, check_stopped, stoppable
 from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _study, _train
 from st_gchb.cli._arguments import check_machine, options_of
 
@@ -26,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, 1 if some of many slides failed, 2 on bad input, or 130 when it was stopped by Ctrl-C.
+    Exit status: 0; 1 if some of many slides failed; 2 on bad input; 128 and the number of the signal that ended it: 130
+    for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Examples
     --------
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit: 0
     """
     arguments = build_parser().parse_args(argv)
-    with settings.override(verbosity="WARNING" if arguments.quiet else "INFO"), warnings.catch_warnings():
+    quiet = settings.override(verbosity="WARNING" if arguments.quiet else "INFO")
+    with stoppable(), quiet, warnings.catch_warnings():
         # Notices of the libraries to their own developers would bury what the command says.
         for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
             warnings.filterwarnings("ignore", category=category)
@@ -48,22 +52,28 @@ def _run(arguments: argparse.Namespace) -> int:
         check_machine(arguments)
         with entered(Door("st-gchb", options_of(arguments))):
             status = arguments.run(arguments)
+        # Of a signal whose exception some library has swallowed.
+        check_stopped()
     # Also what the system says of files: a full disk is no fault of ours that a traceback would help with.
     except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except KeyboardInterrupt:
+        return _ended(arguments, "interrupted", signal.SIGINT)
+    except Stopped as stop:
+        return _ended(arguments, f"ended by {signal.Signals(stop.number).name}", stop.number)
+    except SystemExit as stop:
         # Lightning turns Ctrl-C into an end of its own.
-        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        print(_interrupted(arguments), file=sys.stderr)
-        return 130
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _ended(arguments, "interrupted", signal.SIGINT)
+        raise
     return status or 0
 
 
-def _interrupted(arguments: argparse.Namespace) -> str:
-    advice = getattr(arguments, "when_interrupted", None)
-    return f"st-gchb: interrupted; {advice(arguments)}" if advice else "st-gchb: interrupted"
+def _ended(arguments: argparse.Namespace, how: str, number: int) -> int:
+    """Say how to go on, and give the status that a shell gives to the signal."""
+    print(f"st-gchb: {how}; {arguments.when_interrupted(arguments)}", file=sys.stderr)
+    return 128 + number
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -77,7 +87,9 @@ class OneLineParser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
     parser = OneLineParser(
-        prog="st-gchb", description="Gene expression from H&E: train on slides that have both, predict for H&E alone."
+        prog="st-gchb",
+        description="Gene expression from H&E: train on slides that have both, predict for H&E alone.",
+        epilog="exit status: 0; 1 if some of many slides failed; 2 on bad input; 130 after Ctrl-C, 143 after SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
     commands = parser.add_subparsers(

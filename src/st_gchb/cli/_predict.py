@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
     parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 most predictable)")
     parser.add_argument("--out", type=Path, required=True, help="folder for prediction.h5ad, spots.csv and the picture")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command predicts it anew")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from st_gchb._signals import held_back
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
 
@@ -42,5 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
     options = {"accelerator": arguments.device, "resume": arguments.resume}
     model.train(arguments.max_epochs, **options)
-    model.save(arguments.out, overwrite=arguments.overwrite)
+    # Checkpoints are removed when training has ended: from here on, the model has to be written before all else.
+    with held_back():
+        model.save(arguments.out, overwrite=arguments.overwrite)
+        arguments.when_interrupted = lambda arguments: f"the model was complete by then, and is in {arguments.out}"
     print(f"model {model.model_id_} written to {arguments.out}")

@@ -13,6 +13,7 @@ from anndata import AnnData
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import logger, track
+from st_gchb._signals import ended_by_signal
 from st_gchb.evaluate._folds import hold_one_out, leave_one_out
 from st_gchb.evaluate._kept import Run, RunFolder
 from st_gchb.evaluate._keys import RunKey, keys_of, plain
@@ -122,6 +123,14 @@ def evaluate_fold(
 
 
 def _evaluate(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
+    """Make all runs that are not kept from an earlier call."""
+    kept = "Pass runs_dir= to keep finished runs, from which the same call goes on."
+    advice = kept if runs_dir is None else f"Finished runs are in {runs_dir}: the same call goes on with the others."
+    with ended_by_signal("Evaluation", advice):
+        return _evaluated(plan, runs_dir, fresh)
+
+
+def _evaluated(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
     ids = [(fold.name, name, seed) for fold in plan.folds for name in plan.methods for seed in plan.protocol.seeds]
     pictured = (plan.folds[-1].name, next(iter(plan.methods)), plan.protocol.seeds[0])
     keys: dict[RunId, RunKey | None] = {}

@@ -17,6 +17,7 @@ from st_gchb import __version__
 from st_gchb._errors import StoreError
 from st_gchb._files import write_whole
 from st_gchb._logging import logger, track
+from st_gchb._signals import ended_by_signal
 from st_gchb.many._receipts import FAILED, FOLDER, Receipt
 from st_gchb.many._send import check_client, check_workers, send
 from st_gchb.many._slides import Slide, slides_of
@@ -83,7 +84,8 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
     if client is not None:
         check_workers(client, job)
     found: dict[str, Receipt] = {}
-    with closing(send(slides, job, client)) as receipts:
+    advice = "Slides that are done are kept: the same call goes on with the others."
+    with ended_by_signal("The call", advice), closing(send(slides, job, client)) as receipts:
         for receipt in track(receipts, "Slides", len(slides)):
             found[receipt.name] = receipt
             if receipt.status == FAILED:

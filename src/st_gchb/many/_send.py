@@ -94,7 +94,8 @@ def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
             slide = open_slides.pop(future)
             yield future.result() if error is None else failed(slide, error)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # A slide that is at work ends at its next step where the call was told to end.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _on_worker(slide: Slide, job: Job) -> Receipt:

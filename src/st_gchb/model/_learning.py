@@ -12,6 +12,7 @@ from scvi.model.base import BaseModelClass
 from st_gchb._arguments import Epochs, Pair, check_keywords, checked
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
+from st_gchb._signals import ended_by_signal
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._fitting import Fitted, default_block_size, training_data
@@ -66,8 +67,8 @@ class TrainingMixin(BaseModelClass):
     ) -> None:
         """Train the network, then embed the reference and calibrate confidence on it.
 
-        Where it ends early, by an error or Ctrl-C, the model is as before the call, and a checkpoint of the last
-        epoch is kept, from which the same call goes on with ``resume=True``.
+        Where it ends early, by an error, Ctrl-C or a signal that ends the process, the model is as before the call, and
+        a checkpoint of the last epoch is kept, from which the same call goes on with ``resume=True``.
 
         Parameters
         ----------
@@ -106,6 +107,9 @@ class TrainingMixin(BaseModelClass):
             If an argument is unknown, or is not what it is expected to be.
         DeviceError
             If several devices cannot be used this way, or the memory is too small for the smallest step.
+        TerminatedError
+            If the process is told to end by SIGTERM or SIGHUP, and the caller handles neither. Ctrl-C is a
+            KeyboardInterrupt.
         """
         if self._adata is None:
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
@@ -127,7 +131,8 @@ class TrainingMixin(BaseModelClass):
             identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
             checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
         run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
-        with as_before_on_error(self), checkpoints.kept_on_error():
+        advice = "The model is as before the call; resume=True goes on from its last checkpoint, where one was kept."
+        with ended_by_signal("Training", advice), as_before_on_error(self), checkpoints.kept_on_error():
             run(self, training_data(fitted, self.adata), "network", options=options)
             self.bank_ = embed_reference(self.module, fitted, self.adata, where)
             self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)

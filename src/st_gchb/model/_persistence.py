@@ -16,6 +16,7 @@ from scvi.model.base import BaseModelClass
 from st_gchb._arguments import checked
 from st_gchb._compat import parse_device_args
 from st_gchb._errors import InputError, ModelFileError, NotTrainedError, STGCHBError
+from st_gchb._signals import held_back
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._fitting import Fitted, network_settings
 from st_gchb.model._inputs import FixedMap
@@ -102,7 +103,8 @@ class PersistenceMixin(BaseModelClass):
             model_id=self.model_id_ or "",
         )
         adata = self.adata if save_anndata else None
-        write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
+        with held_back():
+            write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
 
     @classmethod
     @checked

@@ -13,15 +13,16 @@ from typing import Annotated, Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from scvi.train import Trainer as ScviTrainer
 from scvi.train import TrainingPlan, TrainRunner
 
 from st_gchb._arguments import Limits, Rate, Weight
-from st_gchb._compat import history_logger, parse_device_args
+from st_gchb._compat import history_logger, parse_device_args, runner_quiet
 from st_gchb._errors import ArgumentError, CheckpointError, DeviceError, DivergenceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._settings import settings as package_settings
+from st_gchb._signals import Stopped, held_back
 from st_gchb.model._presets import ModelSettings
 from st_gchb.train import (
     CheckpointFolder,
@@ -173,7 +174,7 @@ def _fit(
     epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
-    with others_quiet(), torch.random.fork_rng(), _ctrl_c_kept(progress), warnings.catch_warnings():
+    with others_quiet(), torch.random.fork_rng(), _signals_kept(progress), runner_quiet(), warnings.catch_warnings():
         # The trunk's last stage is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", category=UserWarning)
         torch.manual_seed(seed)
@@ -256,11 +257,17 @@ def _halved(
 
 
 @contextmanager
-def _ctrl_c_kept(progress: Progress) -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt: Lightning ends the program by SystemExit, and leaves Ctrl-C switched off."""
+def _signals_kept(progress: Progress) -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt, and SIGTERM no success: Lightning makes a SystemExit of each.
+
+    After Ctrl-C, Lightning also leaves it switched off.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException:
+        # Where a handler of the caller's kept ours out, Lightning ends by its own, whose status is that of success.
+        raise Stopped(signal.SIGTERM) from None
     except SystemExit:
         if not progress.interrupted:
             raise
@@ -279,12 +286,13 @@ def as_before_on_error(model: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        model.module.load_state_dict(state)
-        model.module.train(training)
-        model.module.pretraining = False
-        model.history_ = history
-        for name, value in before.items():
-            setattr(model, name, value)
+        with held_back():
+            model.module.load_state_dict(state)
+            model.module.train(training)
+            model.module.pretraining = False
+            model.history_ = history
+            for name, value in before.items():
+                setattr(model, name, value)
         raise
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from st_gchb._compat import history_logger
 from st_gchb._errors import CheckpointError
 from st_gchb._logging import logger
+from st_gchb._signals import check_stopped, held_back
 from st_gchb.train._checkpoint import read_checkpoint, write_checkpoint
 
 SECONDS_BETWEEN_WRITES = 10.0
@@ -102,20 +103,25 @@ class CheckpointFolder:
         try:
             yield
         except BaseException:
-            # Of a training that has not gone through an epoch there is nothing to go on from.
-            begun = any(state["epoch"] for state in self._waiting.values()) or self._files()
-            if begun and self.write():
-                epochs = {stage: int(read_checkpoint(file)["epoch"]) for stage, file in self._files().items()}
-                logger.warning(
-                    "Training ended early. The checkpoint is in %s (epochs done: %s); the same call with resume=True "
-                    "goes on from it.",
-                    *(self.folder, ", ".join(f"{stage} {epoch}" for stage, epoch in epochs.items())),
-                )
+            with held_back():
+                self._keep()
             raise
         for file in self._files().values():
             file.unlink(missing_ok=True)
         if self.folder.name == self.key and self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def _keep(self) -> None:
+        """Write what is waiting, and say how to go on."""
+        # Of a training that has not gone through an epoch there is nothing to go on from.
+        begun = any(state["epoch"] for state in self._waiting.values()) or self._files()
+        if begun and self.write():
+            epochs = {stage: int(read_checkpoint(file)["epoch"]) for stage, file in self._files().items()}
+            logger.warning(
+                "Training ended early. The checkpoint is in %s (epochs done: %s); the same call with resume=True "
+                "goes on from it.",
+                *(self.folder, ", ".join(f"{stage} {epoch}" for stage, epoch in epochs.items())),
+            )
 
     @property
     def key(self) -> str:
@@ -197,6 +203,10 @@ class Progress(Callback):
         self.state = self._taken(trainer, pl_module)
         if trainer.is_global_zero and self.keep is not None:
             self.keep(self.state)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+        """End here where a signal told so, and something below has lost the exception."""
+        check_stopped()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Note Ctrl-C: Lightning turns it into the end of the whole program."""

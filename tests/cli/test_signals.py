@@ -1,0 +1,200 @@
+"""What becomes of work that is told to end: its status, its last line, and what lies on disk then."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHILD = Path(__file__).with_name("signaled.py")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"ST_GCHB_CACHE": str(folder / "cache")}
+
+
+def run_child(folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the command line in a process of its own, once for each job; what each ended with."""
+    command = [sys.executable, str(CHILD), json.dumps(jobs)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=False, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def train(slides: Path, out: Path, *more: str) -> list[str]:
+    command = ["train", "--data", str(slides), "--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
+    return [*command, "--max-epochs", "4", "--device", "cpu", "--out", str(out), *more]
+
+
+MOMENTS = {
+    "imports": {"at": "import scvi.train", "signals": ["SIGTERM"]},
+    "embedding": {"at": "st_gchb.pp._engine:Engine.run", "signals": ["SIGTERM"]},
+    "an epoch": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
+    "Ctrl-C": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
+    "a closed terminal": {"at": "st_gchb.train._data:TrainingData.batch", "nth": 8, "signals": ["SIGHUP"]},
+    "two at once": {
+        "at": "st_gchb.train._progress:Progress.on_train_epoch_start",
+        "nth": 3,
+        "signals": ["SIGINT", "SIGTERM", "SIGTERM"],
+    },
+    "writing a checkpoint": {
+        "at": "st_gchb.train._progress:write_checkpoint",
+        "signals": ["SIGTERM"],
+        "first": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
+    },
+    "a swallowed exception": {
+        "at": "st_gchb.train._data:TrainingData.batch",
+        "nth": 8,
+        "signals": ["SIGTERM"],
+        "swallowed": True,
+    },
+    "calibration": {"at": "st_gchb.model._crossfit:embed_reference", "signals": ["SIGTERM"]},
+    "saving": {"at": "st_gchb.model._saving:_write_tensors", "signals": ["SIGTERM"]},
+}
+
+
+@pytest.fixture(scope="module")
+def ended(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Training that was told to end at each of the moments, and the folders that it worked in."""
+    base = tmp_path_factory.mktemp("ended")
+    jobs = []
+    for name, moment in MOMENTS.items():
+        folder = base / name.replace(" ", "_")
+        folder.mkdir()
+        jobs.append(moment | {"argv": train(slides, folder / "model"), "cache": str(folder / "cache")})
+    found = run_child(base, *jobs)
+    return {name: one | {"folder": base / name.replace(" ", "_")} for name, one in zip(MOMENTS, found, strict=True)}
+
+
+def left(folder: Path) -> set[str]:
+    """Files below a folder, but for features that are kept for the next call."""
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.parent.name != "features"}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_training_that_is_told_to_end_is_no_success(ended, moment):
+    one = ended[moment]
+    number = getattr(signal, MOMENTS[moment]["signals"][0])
+    assert one["status"] == 128 + number
+    how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    advice = "with --resume the same command goes on from there"
+    if moment == "saving":
+        advice = f"the model was complete by then, and is in {one['folder'] / 'model'}"
+    assert one["stderr"].splitlines()[-1] == f"st-gchb: {how}; {advice}"
+    assert "Traceback" not in one["stderr"]
+    assert "NameError" not in one["stdout"] + one["stderr"]
+    assert one["handlers"] == "as before"
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_half_written_is_left(ended, moment):
+    one = ended[moment]
+    files = left(one["folder"])
+    if moment == "saving":
+        assert {"model.json", "network.safetensors", "reference.safetensors", "origin.parquet"} == files
+        return
+    expected = set()
+    if moment not in ("imports", "embedding"):
+        expected = {"network.checkpoint"}
+    assert {name for name in files if not name.startswith("fold_")} == expected
+    assert not (one["folder"] / "model").exists()
+
+
+def test_training_goes_on_from_an_early_checkpoint(ended, slides):
+    """Well before the ten seconds between two checkpoints are over, one was written."""
+    folder = ended["two at once"]["folder"]
+    assert "epochs done: network 2" in ended["two at once"]["stderr"]
+    (again,) = run_child(folder, {"argv": train(slides, folder / "model", "--resume")})
+    assert again["status"] == 0
+    assert "goes on after epoch 2" in again["stderr"]
+    assert (folder / "model" / "model.json").is_file()
+    assert "network.checkpoint" not in left(folder)
+
+
+def test_a_queue_that_ends_a_training_sees_143(slides, tmp_path):
+    """From outside, at a line that training says."""
+    command = [sys.executable, "-m", "st_gchb.cli", *train(slides, tmp_path / "model")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(tmp_path)) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "Calibration: training without" in line:
+                process.send_signal(signal.SIGTERM)
+        process.wait()
+    assert process.returncode == 143, lines
+    assert lines[-1] == "st-gchb: ended by SIGTERM; with --resume the same command goes on from there\n"
+    assert not (tmp_path / "model").exists()
+
+
+SCRIPT = """
+import os, signal, sys, threading
+import st_gchb
+from st_gchb.errors import STGCHBError, TerminatedError
+from st_gchb.model import STGCHB
+from st_gchb.train._progress import Progress
+
+tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
+st_gchb.pp.embed_patches(tissue, encoder="texture", cache=False)
+STGCHB.setup_anndata(tissue, slice_key="slice")
+model = STGCHB(tissue, n_top_genes=20)
+number = [signal.SIGTERM]
+begun = Progress.on_train_epoch_start
+def end(self, trainer, module):
+    begun(self, trainer, module)
+    if trainer.current_epoch == 2:
+        os.kill(os.getpid(), number[0])
+Progress.on_train_epoch_start = end
+options = {"max_epochs": 4, "enable_progress_bar": False, "checkpoint_dir": "checkpoints"}
+
+before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+for kind in (TerminatedError, STGCHBError, SystemExit):
+    try:
+        model.train(**options)
+    except kind as error:
+        print(type(error).__name__, error.code, error.signal.name, model.is_trained_)
+number[0] = signal.SIGINT
+try:
+    model.train(**options)
+except KeyboardInterrupt as error:
+    print(type(error).__name__, model.is_trained_)
+print(before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
+
+heard = []
+number[0] = signal.SIGTERM
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+try:
+    model.train(**options)
+except TerminatedError as error:
+    print("beside a handler of one's own:", error.code, len(heard))
+Progress.on_train_epoch_start = begun
+thread = threading.Thread(target=lambda: model.train(**options, calibrate=False))
+thread.start(); thread.join()
+print("in a thread:", model.is_trained_, len(heard))
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+Progress.on_train_epoch_start = end
+model.train(**options)
+print("not reached")
+"""
+
+
+def test_training_in_a_script_of_the_users(tmp_path):
+    command = [sys.executable, "-c", SCRIPT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.stdout.splitlines() == [
+        *["TerminatedError 143 SIGTERM False"] * 3,
+        "KeyboardInterrupt False",
+        "True",
+        "beside a handler of one's own: 143 1",
+        "in a thread: True 1",
+    ], result.stderr
+    # Not caught, it ends the script with the status that the signal has, and the log says how to go on.
+    assert result.returncode == 143
+    assert "Traceback" not in result.stderr
+    assert "The checkpoint is in checkpoints (epochs done: network 2)" in result.stderr
+    assert "resume=True" in result.stderr
