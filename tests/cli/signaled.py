@@ -73,16 +73,13 @@ def main() -> None:
         for one in undo:
             one()
         now = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-        print(
-            json.dumps(
-                {
-                    "status": status,
-                    "stderr": said.getvalue(),
-                    "stdout": answered.getvalue(),
-                    "handlers": "as before" if now == HANDLERS else str(now),
-                }
-            )
-        )
+        found = {
+            "status": status,
+            "stderr": said.getvalue(),
+            "stdout": answered.getvalue(),
+            "handlers": "as before" if now == HANDLERS else str(now),
+        }
+        sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 if __name__ == "__main__":
