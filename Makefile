@@ -2,7 +2,10 @@
 # Needs python3 (3.11 or newer), make and git.
 
 PYTHON ?= python3
-VENV   := .venv
+# File with exact versions. Empty (make test PYTHON=python3.13 CONSTRAINTS=): the newest that PYTHON can have, in an
+# environment of their own.
+CONSTRAINTS ?= constraints.txt
+VENV   ?= $(if $(CONSTRAINTS),.venv,.venv-newest-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 DATA   ?=
 # Weights of a MobileNetV2 that lie beside the data need no download; without them the demo takes torchvision's resnet50.
@@ -22,7 +25,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-compare lint format docs env constraints clean distclean
+.PHONY: help demo test test-newest bench bench-compare lint format docs env constraints clean distclean
 
 help:
 	@echo "make demo               train on synthetic sections, predict a held-out one, draw it in $(OUT)/"
@@ -30,10 +33,12 @@ help:
 	@echo "make test               linters, types and all tests"
 	@echo "make bench              benchmarks: growth with the number of spots, shares of the physical limits (SCALES=\"1 4\": less)"
 	@echo "make bench-compare BASE=commit [HEAD=commit]   the same benchmarks of two commits, in turn"
+	@echo "make test PYTHON=python3.13 CONSTRAINTS=   the same with the newest versions of all libraries"
+	@echo "make test-newest PYTHON=python3.13 CONSTRAINTS=   the life cycle of a model alone, with these"
 	@echo "make lint               linters and types alone"
 	@echo "make format             put the code in the house's format"
 	@echo "make docs               the site, in docs/_build/html"
-	@echo "make clean              remove what was built; make distclean removes $(VENV) too"
+	@echo "make clean              remove what was built; make distclean removes the environments too"
 
 # One stamp per set of extras: a second run starts at once, and a change of the dependencies installs what changed.
 $(VENV)/.python:
@@ -46,17 +51,18 @@ $(VENV)/.python:
 # uv takes one minute where pip takes five. INSTALLER=pip is for machines whose mirror only pip knows of.
 INSTALLER ?= uv
 PIP := $(BIN)/python -m pip
-INSTALL_uv  := $(BIN)/uv pip install --python $(BIN)/python --build-constraint constraints.txt
+PINS := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+INSTALL_uv  := $(BIN)/uv pip install --python $(BIN)/python $(if $(CONSTRAINTS),--build-constraint $(CONSTRAINTS))
 INSTALL_pip := $(PIP) install --disable-pip-version-check
 
 define install
 @echo "Installing st-gchb[$(1)] into $(VENV): about 7 GB, one to five minutes, once"
-$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt uv
-$(INSTALL_$(INSTALLER)) --constraint constraints.txt --editable ".[$(1)]"
+$(PIP) install --quiet --disable-pip-version-check $(PINS) uv
+$(INSTALL_$(INSTALLER)) $(PINS) --editable ".[$(1)]"
 @touch $@
 endef
 
-$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.python pyproject.toml $(CONSTRAINTS)
 	$(call install,test)
 
 $(VENV)/.docs: $(VENV)/.test
@@ -80,8 +86,18 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 
 # One thread per worker: two workers that each start a thread per core get in one another's way.
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
 test: lint
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(PYTEST)
+
+# What a user does from set-up to a saved prediction, files of models and of tables, and the command line: where new
+# versions of the libraries have broken something so far.
+NEWEST_PART ?= $(addprefix tests/model/test_,life_cycle.py saving.py results.py spatialdata.py last_stage.py) \
+  $(addprefix tests/pp/test_,tables.py raster.py graph.py) tests/many/test_door.py tests/cli/test_commands.py
+
+test-newest: $(VENV)/.test
+	$(PYTEST) $(NEWEST_PART)
 
 # One thread unless more are asked for, of every library, so that CPU time means the same in each run.
 BENCH_ENV := OMP_NUM_THREADS=$(THREADS) NUMBA_NUM_THREADS=$(THREADS) MPLBACKEND=agg
@@ -100,7 +116,8 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "The site is in docs/_build/html/index.html"
 
-# The newest versions that resolve together on every supported Python; BUILD holds what builds the packages.
+# The newest versions that resolve together, on every supported Python; where the newest needs a newer Python, an older
+# one stands beside it, each with its marker. BUILD holds what builds the packages.
 BUILD := uv hatchling editables setuptools
 constraints: $(VENV)/.test
 	printf '%s\n' $(BUILD) | $(BIN)/uv pip compile pyproject.toml - --all-extras --universal --python-version 3.11 \
@@ -111,4 +128,4 @@ clean:
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf .venv .venv-newest-* $(VENV)
