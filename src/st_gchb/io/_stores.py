@@ -13,6 +13,7 @@ import pandas as pd
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
+from st_gchb.io._annotation import link_of
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, settle
 from st_gchb.io._reading import reading
 
@@ -82,15 +83,12 @@ def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px
 
 
 def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
-    from spatialdata.models import TableModel, get_table_keys
-
-    if TableModel.ATTRS_KEY not in table.uns:
+    link = link_of(table)
+    if link is None:
         return
     with reading(where, "what the table annotates", "Write the store again with sdata.write."):
-        regions, _, _ = get_table_keys(table)
-        names = [regions] if isinstance(regions, str) else [str(name) for name in regions]
         libraries = dict(as_record(table.uns.get(Keys.SPATIAL)))
-    for region in names:
+    for region in link.regions:
         libraries[region] = with_size(as_record(libraries.get(region)), f"{where}, {region!r}", um_per_px)
     table.uns[Keys.SPATIAL] = libraries
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from anndata import AnnData
 from spatialdata import SpatialData
-from spatialdata.models import TableModel, get_table_keys
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
 from st_gchb.io import write_elements
+from st_gchb.io._annotation import link_of
 from st_gchb.io._store import check_store, is_stored
 from st_gchb.pp import write_table
 from st_gchb.pp._tables import check_table_name
@@ -52,7 +52,5 @@ def deliver(query: SpatialData, result: AnnData, link: dict[str, str], key_added
 
 
 def _regions(table: AnnData | None) -> set[str]:
-    if table is None or TableModel.ATTRS_KEY not in table.uns:
-        return set()
-    regions, _, _ = get_table_keys(table)
-    return {regions} if isinstance(regions, str) else set(regions)
+    link = None if table is None else link_of(table)
+    return set() if link is None else set(link.regions)

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData, get_centroids
-from spatialdata.models import TableModel, get_table_keys
 from spatialdata.transformations import get_transformation
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
 from st_gchb._logging import logger
+from st_gchb.io._annotation import Link, annotated_rows, link_of
 from st_gchb.pp._finest import finest, footprint
 
 Matrix = npt.NDArray[np.float64]
@@ -49,11 +49,7 @@ def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnD
     if name is not None:
         if name not in tables:
             raise MissingKeyError(f"the SpatialData has no table {name!r}; table= takes one of {sorted(tables)}.")
-        if TableModel.ATTRS_KEY not in tables[name].uns:
-            raise InputError(
-                f"table {name!r} annotates no spots. Parse it with TableModel.parse(table, region=..., region_key=..., "
-                "instance_key=...)."
-            )
+        linked(tables[name], f"table {name!r}")
         return tables[name]
     fitting = [key for key, table in tables.items() if _annotates(sdata, table, shapes)]
     # The package's own earlier answers are no source of spots where another table is.
@@ -73,11 +69,21 @@ def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnD
 
 
 def _annotates(sdata: SpatialData, table: AnnData, shapes: str | None) -> bool:
-    if TableModel.ATTRS_KEY not in table.uns:
+    link = link_of(table)
+    if link is None:
         return False
-    regions, _, _ = get_table_keys(table)
-    names = [regions] if isinstance(regions, str) else list(regions)
-    return shapes in names if shapes is not None else any(name in sdata for name in names)
+    return shapes in link.regions if shapes is not None else any(name in sdata for name in link.regions)
+
+
+def linked(table: AnnData, name: str = "the table") -> Link:
+    """What a table annotates; InputError where it annotates nothing."""
+    link = link_of(table)
+    if link is None:
+        raise InputError(
+            f"{name} annotates no spots. Parse it with TableModel.parse(table, region=..., region_key=..., "
+            "instance_key=...)."
+        )
+    return link
 
 
 def find_spots(sdata: SpatialData, table: AnnData | None, shapes: str | None) -> pd.DataFrame:
@@ -86,12 +92,11 @@ def find_spots(sdata: SpatialData, table: AnnData | None, shapes: str | None) ->
         raise MissingKeyError(f"the SpatialData has no spots {shapes!r}; shapes= takes one of {sorted(sdata.shapes)}.")
     if table is None:
         return _spots_alone(sdata, shapes)
-    _, region_key, instance_key = get_table_keys(table)
-    spots = pd.DataFrame(
-        {"region": table.obs[region_key].astype(str), "instance_id": table.obs[instance_key]}, index=table.obs_names
-    )
-    if shapes is not None:
-        spots = spots[spots["region"] == shapes]
+    link = linked(table)
+    region_key = link.region_key
+    # What is not of these shapes need not be in order.
+    obs = table.obs if shapes is None else table.obs[table.obs[region_key].astype(str) == shapes]
+    spots = annotated_rows(obs, region_key, link.instance_key)
     unknown = sorted(set(spots["region"]) - {name for _, name, _ in sdata.gen_elements()})
     if unknown:
         raise MissingKeyError(
@@ -240,6 +245,7 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
         An id is not among the spots, or is there twice, or a position is not finite.
     """
     element = sdata[region]
+    _check_spots(sdata, region)
     centroids = get_centroids(element, coordinate_system=system).compute()
     order = _positions(pd.Index(centroids.index), instances, region)
     points = np.column_stack([centroids[["x", "y"]].to_numpy(dtype=np.float64)[order], np.ones(len(order))])
@@ -249,6 +255,25 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
     scale = float(np.sqrt(abs(np.linalg.det(spots_to_px(sdata, region, image, system)[:2, :2]))))
     size = _spot_size(element, region)
     return Placed(centers, scale, None if size is None else size * scale)
+
+
+def _check_spots(sdata: SpatialData, region: str) -> None:
+    """Refuse elements that are no spots, and spots without a place."""
+    if region not in {**sdata.shapes, **sdata.points, **sdata.labels}:
+        raise InputError(
+            f"the table annotates {region!r}, which holds no shapes, points or labels. Annotate the spots."
+        )
+    if region not in sdata.shapes:
+        return
+    geometry = sdata.shapes[region].geometry
+    if len(geometry) == 0:
+        raise SliceError(f"the shapes element {region!r} holds no spots; expected at least one.")
+    bare = np.asarray(geometry.isna() | geometry.is_empty)
+    if bare.any():
+        raise CoordinateError(
+            f"the spots {region!r} have {int(bare.sum())} shapes without geometry, first "
+            f"{geometry.index[bare][0]!r}. Drop them from shapes and table."
+        )
 
 
 def _spot_size(element: Any, region: str) -> float | None:

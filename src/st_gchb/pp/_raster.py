@@ -13,7 +13,7 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 from scipy import sparse
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, get_table_keys
+from spatialdata.models import Image2DModel
 from spatialdata.transformations import Affine, get_transformation
 from spatialdata.transformations import Sequence as Steps
 
@@ -21,6 +21,8 @@ from st_gchb._arguments import Fill, TilePixels, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.io._annotation import annotated_rows
+from st_gchb.pp._elements import linked
 from st_gchb.pp._lattice import Lattice, find_lattice
 from st_gchb.pp._tables import is_element_name
 
@@ -99,8 +101,9 @@ def rasterize(
     source = _find_table(sdata, table)
     channels = [genes] if isinstance(genes, str) else list(genes)
     _check_channels(source, channels, table, layer)
-    _, region_key, instance_key = get_table_keys(source)
-    labels = source.obs[region_key].astype(str).to_numpy()
+    link = linked(source)
+    spots = annotated_rows(source.obs, link.region_key, link.instance_key)
+    labels = spots["region"].to_numpy()
     regions = _find_regions(labels, shapes, table)
     if name is not None and len(regions) > 1:
         raise InputError(f"name={name!r} is one name for the regions {regions}. Pass shapes= with one of them.")
@@ -110,7 +113,7 @@ def rasterize(
     images = {}
     for region, image in names.items():
         rows = np.flatnonzero(labels == region)
-        centers = _centers(sdata, region, source.obs[instance_key].iloc[rows])
+        centers = _centers(sdata, region, spots["instance_id"].iloc[rows])
         lattice = find_lattice(source.obs.iloc[rows], centers, px_per_tile)
         values = _values(source, rows, channels, layer)
         images[image] = _raster(lattice, values, channels, fill, sdata[region])

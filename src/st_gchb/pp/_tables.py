@@ -16,6 +16,7 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.io import SlideImage, open_image
+from st_gchb.io._annotation import annotated_rows
 from st_gchb.io._libraries import Library, libraries_of
 from st_gchb.pp._sections import check_object
 from st_gchb.pp._slides import Slice, split_slices
@@ -198,14 +199,16 @@ def write_table(
     absent = [key for key in (region_key, instance_key) if key not in result.obs]
     if absent:
         raise MissingKeyError(f"the result's obs has no {absent}; expected the columns that pp.resolve put there.")
-    regions = [str(region) for region in result.obs[region_key].unique()]
+    rows = annotated_rows(result.obs, region_key, instance_key)
+    regions = rows["region"].unique().tolist()
     unknown = [region for region in regions if region not in sdata]
     if unknown:
         raise InputError(f"obs[{region_key!r}] names {unknown}, which the SpatialData does not hold.")
     check_table_name(sdata, name, overwrite=overwrite)
     table = result.copy()
     table.uns.pop(TableModel.ATTRS_KEY, None)
-    table.obs[region_key] = pd.Categorical(table.obs[region_key].astype(str))
+    table.obs[region_key] = pd.Categorical(rows["region"])
+    table.obs[instance_key] = rows["instance_id"].to_numpy()
     parsed = TableModel.parse(table, region=regions, region_key=region_key, instance_key=instance_key)
     if name in sdata.tables:
         del sdata.tables[name]
@@ -240,10 +243,10 @@ def is_element_name(name: object) -> bool:
 def _keys(source: AnnData | None) -> tuple[str, str]:
     if source is None:
         return _REGION, _INSTANCE
-    from spatialdata.models import get_table_keys
+    from st_gchb.pp._elements import linked
 
-    _, region_key, instance_key = get_table_keys(source)
-    return region_key, instance_key
+    link = linked(source)
+    return link.region_key, link.instance_key
 
 
 def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
@@ -253,13 +256,16 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
         return AnnData(obs=obs.set_index(obs.index.astype(str)))
     from spatialdata.models import TableModel
 
-    part = source if len(spots) == source.n_obs else source[spots.index]
+    region_key, instance_key = _keys(source)
+    # By place: names may occur twice, which is told where they are needed.
+    rows = np.flatnonzero(source.obs[region_key].astype(str).isin(spots[_REGION].unique()))
+    part = source if len(rows) == source.n_obs else source[rows]
     light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=named_layers(part), obsm=dict(part.obsm))
     light.uns.update(
         {key: value for key, value in source.uns.items() if key not in (TableModel.ATTRS_KEY, Keys.SPATIAL)}
     )
-    region_key, _ = _keys(source)
-    light.obs[region_key] = pd.Categorical(light.obs[region_key].astype(str))
+    light.obs[region_key] = pd.Categorical(spots[_REGION])
+    light.obs[instance_key] = spots[_INSTANCE].to_numpy()
     return light
 
 

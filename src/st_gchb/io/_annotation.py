@@ -1,0 +1,121 @@
+"""Which elements of a SpatialData the rows of a table annotate, as the table says it of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from st_gchb._errors import InputError, MissingKeyError
+
+_ATTRIBUTES = "spatialdata_attrs"
+_PARSE = "Parse the table with TableModel.parse(table, region=..., region_key=..., instance_key=...)."
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a table says of itself.
+
+    Parameters
+    ----------
+    regions
+        Elements that it annotates.
+    region_key, instance_key
+        Columns of ``obs`` with the element of each row, and with the row's id in that element.
+    """
+
+    regions: tuple[str, ...]
+    region_key: str
+    instance_key: str
+
+
+def link_of(table: AnnData) -> Link | None:
+    """What a table annotates; None where it annotates nothing.
+
+    Raises
+    ------
+    InputError
+        ``uns["spatialdata_attrs"]`` is not laid out as SpatialData writes it.
+    MissingKeyError
+        ``obs`` lacks a column that it names.
+    """
+    stored = table.uns.get(_ATTRIBUTES)
+    if stored is None:
+        return None
+    keys_of_it = ("region", "region_key", "instance_key")
+    found: dict[str, Any] = {key: stored.get(key) for key in keys_of_it} if isinstance(stored, Mapping) else {}
+    given = found.get("region")
+    regions = (given,) if isinstance(given, str) else tuple(np.ravel(np.asarray(given, dtype=object)).tolist())
+    keys = [found.get("region_key"), found.get("instance_key")]
+    if not regions or not all(isinstance(text, str) for text in (*regions, *keys)):
+        raise InputError(
+            f"the table's uns[{_ATTRIBUTES!r}] is {_short(stored)}; expected the names of its region(s), of the "
+            f"region_key and of the instance_key. {_PARSE}"
+        )
+    for key in keys:
+        if list(table.obs.columns).count(key) != 1:
+            raise MissingKeyError(
+                f"the table's uns[{_ATTRIBUTES!r}] names the column {key!r}, and obs has "
+                f"{list(table.obs.columns).count(key)} of that name (columns: {list(table.obs.columns)[:12]}). {_PARSE}"
+            )
+    return Link(regions, str(keys[0]), str(keys[1]))
+
+
+def annotated_rows(obs: pd.DataFrame, region_key: str, instance_key: str) -> pd.DataFrame:
+    """Region and id of every row, in the forms in which SpatialData stores them: text, and whole numbers or text.
+
+    Returns
+    -------
+    Frame with columns ``"region"`` and ``"instance_id"``; index: names of the rows.
+
+    Raises
+    ------
+    InputError
+        A region or an id is empty, ids are no whole numbers or text, or one occurs twice in a region.
+    """
+    regions, ids = obs[region_key], _whole(obs[instance_key], instance_key)
+    gaps = int(regions.isna().sum())
+    if gaps:
+        raise InputError(
+            f"obs[{region_key!r}] is empty for {gaps} of {len(obs)} rows; expected the name of the element that each "
+            f"annotates. Drop them: table = table[table.obs[{region_key!r}].notna()].copy()."
+        )
+    rows = pd.DataFrame({"region": regions.astype(str).to_numpy(dtype=object), "instance_id": ids}, index=obs.index)
+    twice = rows.duplicated().to_numpy()
+    if twice.any():
+        region, first = rows[twice].iloc[0]
+        raise InputError(
+            f"obs[{instance_key!r}] holds {first!r} more than once for the region {region!r} ({int(twice.sum())} such "
+            "rows); expected an id of its own for each row. Number them as the index of the element does."
+        )
+    return rows
+
+
+def _whole(column: pd.Series, key: str) -> np.ndarray:
+    """Ids as int64, or as text."""
+    if column.isna().any():
+        raise InputError(
+            f"obs[{key!r}] is empty for {int(column.isna().sum())} of {len(column)} rows; expected an id for each. "
+            f"Drop them: table = table[table.obs[{key!r}].notna()].copy()."
+        )
+    values = column.to_numpy(dtype=object)
+    if all(isinstance(value, str) for value in values):
+        return values
+    if all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values):
+        numbers = np.array(values, dtype=np.float64)
+        if (np.abs(numbers) < 2**63).all() and (numbers == np.round(numbers)).all():
+            return np.array([int(value) for value in values], dtype=np.int64)
+    odd = next(value for value in values if not isinstance(value, int | np.integer) or isinstance(value, bool))
+    raise InputError(
+        f"obs[{key!r}] holds {odd!r} ({column.dtype}); expected whole numbers or text, as the index of the element has "
+        "them."
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:97]}..."
