@@ -119,10 +119,10 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
     3
     >>> smooth(rings="x")
     Traceback (most recent call last):
-    st_gchb._errors.ArgumentError: smooth: rings='x'; expected a whole number of 1 or more.
+    st_gchb.errors.ArgumentError: smooth: rings='x'; expected a whole number of 1 or more.
     >>> smooth(ring=3)
     Traceback (most recent call last):
-    st_gchb._errors.ArgumentError: smooth has no argument 'ring'; did you mean 'rings'?
+    st_gchb.errors.ArgumentError: smooth has no argument 'ring'; did you mean 'rings'?
     """
     if function is None:
         return functools.partial(checked, keywords=keywords, apart=apart)

@@ -96,7 +96,7 @@ def test_a_reference_without_anything_to_learn_from_is_refused(reference):
 def test_four_spots_in_one_line_are_enough(reference):
     line = reference[reference.obs["slice"] == "S1"][:4].copy()
     line.obsm["spatial"] = np.column_stack([np.full(4, 300.0), 300.0 + 100 * np.arange(4)])
-    del line.uns["X_patch"]
+    del line.uns["X_patch"], line.obsm["X_patch_made"]  # features of the caller's own
     STGCHB.setup_anndata(line)
     model = STGCHB(line, n_top_genes=10)
     model.train(max_epochs=1, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")

@@ -83,7 +83,7 @@ def test_overwriting_a_model_takes_its_index_away(folder, model, tmp_path):
 
 def test_an_unknown_search_is_told_before_patches_are_made(model, query, monkeypatch):
     monkeypatch.setattr("st_gchb.model._stgchb.prepare_query", None)
-    with pytest.raises(InputError, match="search='nearest' is unknown"):
+    with pytest.raises(InputError, match="search='nearest'; expected 'auto', 'exact' or 'index'"):
         model.predict(query, search="nearest")
 
 

@@ -137,7 +137,7 @@ def test_reference_data_have_to_be_whole(tmp_path):
         embed_patches(adata, encoder=Mean(), patch_px=SIDE, views=1, image=path)
     assert list(adata.obsm) == ["spatial"]
     assert list(adata.uns) == ["kept"]
-    with pytest.raises(InputError, match="damaged='drop' is unknown"):
+    with pytest.raises(InputError, match="damaged='drop'; expected 'raise' or 'nan'"):
         embedded(path, damaged="drop")
 
 

@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
+from st_gchb._errors import EncoderError, InputError, MissingExtraError, WeightsUnavailableError
 from st_gchb.pp import get_encoder
 from st_gchb.pp._trunks import torchvision_names
 
@@ -134,7 +134,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path, monkeypatch):
 def test_unknown_names(name, meant):
     with pytest.raises(EncoderError, match=meant):
         get_encoder(name)
-    with pytest.raises(EncoderError, match="expected a name"):
+    with pytest.raises(InputError, match="expected text, a Module or an Encoder"):
         get_encoder(50)
 
 

@@ -236,7 +236,7 @@ def test_a_rule_holds_to_its_weights(tmp_path):
 def test_a_rule_of_a_module_asks_for_it():
     module = Mean()
     rule = FeatureRule.from_uns(embedded(encoder=module).uns["X_patch"])
-    with pytest.raises(EncoderError, match="pass it again"):
+    with pytest.raises(EncoderError, match="Pass encoder= with it again"):
         embed_by_rule(spots(), rule, image=RGB, um_per_px=1.0)
     embed_by_rule(spots(), rule, encoder=module, image=RGB, um_per_px=1.0, cache=False)
     with pytest.raises(EncoderError, match="hash"):

@@ -261,7 +261,7 @@ def test_too_little_memory_is_an_error_that_names_what_is_needed():
 
 def test_a_file_that_is_decoded_whole_has_to_fit(tmp_path):
     Image.fromarray(np.zeros((1000, 1000, 3), dtype=np.uint8)).save(tmp_path / "he.jpg")
-    with pytest.raises(ImageError, match=r"he\.jpg.*only be decoded whole.*3 MB.*memory_mb=.*tiled TIFF"):
+    with pytest.raises(ImageError, match=r"he\.jpg.*only be decoded whole.*3 MB.*tiled TIFF.*memory_mb="):
         patches_of(open_image(tmp_path / "he.jpg"), [[75, 60]], 40, 40, memory_mb=2)
     assert patches_of(open_image(tmp_path / "he.jpg"), [[75, 60]], 40, 40, memory_mb=20).any() == np.False_
 

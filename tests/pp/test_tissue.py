@@ -233,7 +233,7 @@ def test_other_methods():
     [
         ({"um_per_px": None}, ScaleError, r"image array.*um_per_px="),
         ({"um_per_px": 0.0}, ScaleError, "positive"),
-        ({"method": "otsu"}, InputError, r"'otsu'.*'stain', 'squidpy', 'all'"),
+        ({"method": "otsu"}, InputError, r"'otsu'.*'stain', 'squidpy' or 'all'"),
         ({"resolution_um": -1.0}, InputError, "resolution_um"),
         ({"min_area_um2": float("nan")}, InputError, "min_area_um2"),
         ({"max_hole_um2": -1}, InputError, "max_hole_um2"),

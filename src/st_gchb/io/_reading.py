@@ -40,10 +40,10 @@ def reading(
     Examples
     --------
     >>> from st_gchb.io._reading import reading
-    >>> with reading("sample.json", "the scale factors"):
+    >>> with reading("sample.json", "the scale factors"):  # doctest: +ELLIPSIS
     ...     raise KeyError("tissue_hires_scalef")
     Traceback (most recent call last):
-    st_gchb._errors.InputError: sample.json: the scale factors cannot be read (KeyError: 'tissue_hires_scalef'). ...
+    st_gchb.errors.InputError: sample.json: the scale factors cannot be read (KeyError: 'tissue_hires_scalef'). ...
     """
     try:
         yield

@@ -116,8 +116,8 @@ def as_record(value: Any) -> dict[str, Any]:
     --------
     >>> import pandas as pd
     >>> from st_gchb.io._stores import as_record
-    >>> as_record(pd.DataFrame({"tissue_hires_scalef": [0.5]})), as_record(None)
-    ({'tissue_hires_scalef': 0.5}, {})
+    >>> as_record(pd.DataFrame({"library": ["S1"]})), as_record(None)
+    ({'library': 'S1'}, {})
     """
     if isinstance(value, Mapping):
         return {str(key): held for key, held in value.items()}
