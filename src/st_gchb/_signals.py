@@ -63,6 +63,11 @@ def check_stopped() -> None:
         raise _exception(_State.number)
 
 
+def is_stopping() -> bool:
+    """Whether a signal has told the work that is going on to end."""
+    return _State.number is not None
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let Ctrl-C, SIGTERM and SIGHUP end the block by an exception, and put the handlers back after it.

@@ -51,6 +51,10 @@ def hook(job: dict[str, Any]) -> Any:
     def at(*values: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
+        if calls == job.get("nth", 1) and job.get("after"):
+            original(*values, **options)
+            send(job["signals"])
+            return None
         if calls == job.get("nth", 1):
             with contextlib.suppress(BaseException) if job.get("swallowed") else contextlib.nullcontext():
                 send(job["signals"])

@@ -41,6 +41,7 @@ MOMENTS = {
     "two at once": {
         "at": "st_gchb.train._progress:Progress.on_train_epoch_start",
         "nth": 3,
+        "after": True,
         "signals": ["SIGINT", "SIGTERM", "SIGTERM"],
     },
     "writing a checkpoint": {

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import mmwrite
@@ -355,6 +355,7 @@ JSON = st.recursive(
     value=JSON,
     alone=st.booleans(),
 )
+@example(key="tissue_hires_scalef", value=1, alone=False)
 def test_any_scale_factors(whole, under, tmp_path_factory, caplog, key, value, alone):
     outs = changed_copy(whole, tmp_path_factory)
     factors = json.loads((outs / FACTORS).read_text())

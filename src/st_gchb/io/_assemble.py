@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ import pandas as pd
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
-from st_gchb._errors import ImageError, MissingKeyError
+from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb._logging import logger
-from st_gchb.io._down_scaled import read_picture
+from st_gchb.io._down_scaled import picture_shape, read_picture
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle
 from st_gchb.io._slide import RGB, SlideImage
 from st_gchb.io._to_element import as_element
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _ID, _REGION = "spot_id", "region"
+_SIZE_TOLERANCE = 0.02
+"""Sizes of the full-resolution image that two pictures say may differ by this share."""
 
 
 def assemble(
@@ -72,13 +75,16 @@ def assemble(
     images: dict[str, Any] = {}
     if slide is not None:
         images[f"{label}_full_image"] = as_element(slide, {label: Identity()})
+    seen: dict[str, Path] = {}
     for kind, path in pictures.items():
         pixels = read_picture(path)
         if pixels is not None:
+            seen[kind] = path
             to_full = Scale([1 / scales[kind]] * 2, axes=("x", "y"))
             images[f"{label}_{kind}_image"] = _element(
                 pixels, {f"{label}_downscaled_{kind}": Identity(), label: to_full}
             )
+    _check_scales(seen, scales)
     if not images:
         raise ImageError(
             f"{label}: the folder holds no image of the tissue"
@@ -93,6 +99,24 @@ def assemble(
     sdata = SpatialData(images=images, shapes={region: shapes}, tables={table: parsed})
     logger.info("section %r: %d spots, %d genes, images %s.", label, adata.n_obs, adata.n_vars, sorted(sdata.images))
     return sdata
+
+
+def _check_scales(pictures: dict[str, Path], scales: dict[str, float]) -> None:
+    """Refuse down-scaled pictures of which the scale factors make slides of different sizes."""
+    whole = {kind: np.array(picture_shape(path)) / scales[kind] for kind, path in pictures.items()}
+    for (one, first), (other, second) in combinations(whole.items(), 2):
+        # Down-scaled pictures are rounded to whole px.
+        rounding = 1 / scales[one] + 1 / scales[other]
+        if (np.abs(first - second) > _SIZE_TOLERANCE * np.maximum(first, second) + rounding).any():
+            raise InputError(
+                f"{pictures[one]} and {pictures[other].name} contradict each other: by their scale factors, "
+                f"{scales[one]:.6g} and {scales[other]:.6g}, the full-resolution image has {_px(first)} px (h, w) and "
+                f"{_px(second)}. Copy the pictures and scalefactors_json.json again from one run of Space Ranger."
+            )
+
+
+def _px(shape: np.ndarray) -> str:
+    return " x ".join(f"{side:.6g}" for side in shape)
 
 
 def _scale(factors: dict[str, Any], kind: str, path: Path) -> float:

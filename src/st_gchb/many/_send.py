@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from st_gchb._errors import ClusterError, InputError
 from st_gchb._logging import logger
 from st_gchb._settings import without_bars
+from st_gchb._signals import is_stopping
 from st_gchb.many._receipts import FAILED, Receipt, stop, times_begun
 from st_gchb.many._slides import Slide
 from st_gchb.many._watch import watched
@@ -94,8 +95,8 @@ def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
             slide = open_slides.pop(future)
             yield future.result() if error is None else failed(slide, error)
     finally:
-        # A slide that is at work ends at its next step where the call was told to end.
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A slide that is at work ends at its next step where a signal told the call to end; it is not waited for else.
+        pool.shutdown(wait=is_stopping(), cancel_futures=True)
 
 
 def _on_worker(slide: Slide, job: Job) -> Receipt:

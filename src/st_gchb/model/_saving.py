@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from st_gchb import __version__
-from st_gchb._errors import InputError
+from st_gchb._errors import InputError, StoreError
 from st_gchb._files import make_readable, sha256_of
 from st_gchb.model._calibration import Calibration
 from st_gchb.model._module import STGCHBModule
@@ -81,8 +81,11 @@ def write_model(
 ) -> None:
     """Write all files to a folder beside, then put it in place."""
     _check_target(folder, overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise StoreError(f"{folder}: nothing can be written there ({error}). Name another folder.") from error
     try:
         _write_tensors(saved, part)
         saved.bank.origin.to_parquet(part / ORIGIN)
