@@ -52,7 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert status == 2, said.err
         assert said.out == ""
         # What is told on the way there is no part of the error.
-        lines = [line for line in said.err.splitlines() if not line.startswith("WARNING ")]
+        lines = [line for line in said.err.splitlines() if not line.startswith(("WARNING ", "INFO "))]
         assert len(lines) == 1, said.err
         start = "st-gchb: error: "
         assert lines[0].startswith(start)

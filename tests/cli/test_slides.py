@@ -95,7 +95,7 @@ def test_bad_slides(refused, model, image, store, slides, tmp_path):
     def said(*options, slide=image):
         return refused("predict", "--model", model, "--slide", slide, *options, "--out", tmp_path / "out")
 
-    assert "um_per_px=" in said()
+    assert "--um-per-px" in said()
     assert "no such file or folder" in said(slide=tmp_path / "none.svs")
     assert "is no length" in said("--spacing", "wide")
     assert "is no length" in said("--spacing", "20px")

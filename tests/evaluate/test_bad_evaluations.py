@@ -151,11 +151,11 @@ BAD = {
     "other genes": (other_genes, {}, ExpressionError, "Fold 'S3'.*share 5 usable.*at least 20.*S1 25, S2 20.*n_top"),
     "few genes": (few_genes, {}, ExpressionError, "Fold 'S1'.*share 8 usable.*at least 20.*at least 10 training spots"),
     "one gene": (one_gene, {}, ExpressionError, "Fold 'S1'.*1 genes"),
-    "a panel of one": (None, {"n_top_genes": 1}, InputError, "n_top_genes=1.*at least 2"),
+    "a panel of one": (None, {"n_top_genes": 1}, InputError, "n_top_genes=1; expected a whole number of 2 or more"),
     "no position": (far_away, {}, InputError, "spatial.*NaN"),
     "infinite features": (broken_features, {}, InputError, "X_patch.*1 spots"),
     "no such device": (None, {"device": "abacus"}, InputError, "abacus.*'cpu'"),
-    "no function": (None, {"methods": {"mine": "ridge"}}, InputError, "'mine'.*str"),
+    "no function": (None, {"methods": {"mine": "ridge"}}, InputError, "'mine'.*a function"),
     "k of the neighbours": (small, {"methods": ["mean", "knn"]}, InputError, "Fold 'S3', method 'knn': k=50.*41 spots"),
     "k of BLEEP": (small, {"methods": ["bleep"]}, InputError, "Fold 'S3', method 'bleep': k=50.*41 spots"),
     "k of one's own": (

@@ -75,11 +75,18 @@ def test_appearance_sees_what_the_reference_never_varies_in():
     look = fit_appearance(reference.astype(np.float32), seed=0)
     own = look(reference)
     assert own.shape == (200, 33)
-    np.testing.assert_allclose(own[:, :32].std(0), 1.0, rtol=0.02)
-    assert own[:, 32].mean() == pytest.approx(np.sqrt(32), rel=0.01)
+    np.testing.assert_allclose(own[:, :32].std(0), 1 / np.sqrt(32), rtol=0.02)
+    assert own[:, 32].mean() == pytest.approx(1.0, rel=0.01)
     moved = reference.copy()
     moved[:, -1] += 1.0
     assert (look(moved)[:, 32] > 2 * own[:, 32]).all()
+
+
+def test_distances_do_not_grow_with_the_number_of_components():
+    """The folds that set the limit have fewer spots than the reference, and so fewer components."""
+    x = np.random.default_rng(2).normal(size=(400, 60)).astype(np.float32)
+    few, many = (np.linalg.norm(fit_appearance(x[:n], seed=0)(x), axis=1).mean() for n in (60, 400))
+    assert few == pytest.approx(many, rel=0.15)
 
 
 def test_confidence_fades_beyond_the_limits(calibration):

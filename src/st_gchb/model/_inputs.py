@@ -110,9 +110,9 @@ class AppearanceMap:
     components
         Principal directions, ``(n_features, n_components)``.
     scale
-        Inverse standard deviations of the components, ``(n_components,)``.
+        Inverse standard deviations of the components, over the root of their number, ``(n_components,)``.
     rest
-        Inverse of the training spots' mean distance from the components' space, ``(1,)``.
+        Inverse of the training spots' mean distance from the components' space, over the same root, ``(1,)``.
     """
 
     offset: np.ndarray
@@ -149,7 +149,9 @@ def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
     outside = np.linalg.norm(standard - (standard @ components) @ components.T, axis=1).mean()
     whole = np.linalg.norm(standard, axis=1).mean()
     rest = 1.0 / max(outside, _LEAST_REST * whole, np.finfo(np.float32).tiny)
-    arrays = (plain.offset, plain.matrix, components, 1.0 / np.sqrt(variance), np.array([rest]))
+    # Distances are means over the components: the folds that set the limit have fewer spots, and so fewer of them.
+    mean = 1.0 / np.sqrt(max(len(variance), 1))
+    arrays = (plain.offset, plain.matrix, components, mean / np.sqrt(variance), np.array([mean * rest]))
     # Laid out as they are when a saved model is loaded: sums in another order differ in the last digit.
     return AppearanceMap(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
 
