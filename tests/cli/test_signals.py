@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 CHILD = Path(__file__).with_name("signaled.py")
 
@@ -201,3 +202,80 @@ def test_training_in_a_script_of_the_users(tmp_path):
     assert "Traceback" not in result.stderr
     assert "The checkpoint is in checkpoints (epochs done: network 2)" in result.stderr
     assert "resume=True" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def pictures(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides and a table of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("S1", "S2"):
+        Image.fromarray(tissue.uns["spatial"][name]["images"]["hires"]).save(folder / f"{name}.png")
+    (folder / "slides.csv").write_text("path,name\nS1.png,one\nS2.png,two\n")
+    return folder
+
+
+TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
+ENGINE = "st_gchb.pp._engine:Engine.run"
+
+
+def other_commands(slides: Path, model: Path, pictures: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Moment and arguments of the other commands, and what each says of going on."""
+    data = ["--data", str(slides), "--out", str(out), "--device", "cpu"]
+    many = ["predict-many", str(pictures / "slides.csv"), "--model", str(model), "--out", str(out), "--device", "cpu"]
+    return {
+        "predict": (
+            {"at": ENGINE, "argv": ["predict", *data, "--model", str(model), "--slices", "S3"]},
+            "the same command predicts it anew",
+        ),
+        "predict-many": (
+            {"at": ENGINE, "nth": 2, "argv": [*many, "--um-per-px", "1", "--spacing", "100um"]},
+            "the same command goes on from there",
+        ),
+        "evaluate": (
+            {"at": ENGINE, "argv": ["evaluate", *data, *TEXTURE, "--methods", "mean", "ridge"]},
+            "the same command goes on from there",
+        ),
+        "demo": ({"at": ENGINE, "argv": ["demo", *data, *TEXTURE]}, "the same command starts anew"),
+    }
+
+
+CASES = [
+    (command, name) for command in ("predict", "predict-many", "evaluate", "demo") for name in ("SIGTERM", "SIGINT")
+]
+
+
+@pytest.fixture(scope="module")
+def others_ended(slides, model, pictures, tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
+    """The other commands, told to end while patches are encoded, each in a folder of its own; then again to the end."""
+    base = tmp_path_factory.mktemp("others")
+    jobs = []
+    for command, name in CASES:
+        folder = base / f"{command}_{name}"
+        folder.mkdir()
+        job, advice = other_commands(slides, model, pictures, folder / "out")[command]
+        jobs.append(job | {"signals": [name], "cache": str(folder / "cache"), "folder": str(folder), "advice": advice})
+    again = [{"argv": job["argv"], "cache": job["cache"]} for job in jobs if job["argv"][0] == "predict-many"]
+    found = run_child(base, *jobs, *again)
+    ended = {case: job | one for case, job, one in zip(CASES, jobs, found, strict=False)}
+    many = [case for case in CASES if case[0] == "predict-many"]
+    return ended | {(*case, "again"): one for case, one in zip(many, found[len(jobs) :], strict=True)}
+
+
+@pytest.mark.parametrize(("command", "name"), CASES)
+def test_other_commands_that_are_told_to_end_are_no_success(others_ended, command, name):
+    one = others_ended[command, name]
+    assert one["status"] == 128 + getattr(signal, name)
+    how = "interrupted" if name == "SIGINT" else "ended by SIGTERM"
+    assert one["stderr"].splitlines()[-1] == f"st-gchb: {how}; {one['advice']}"
+    assert "Traceback" not in one["stderr"]
+    assert one["handlers"] == "as before"
+    out = Path(one["folder"]) / "out"
+    if command != "predict-many":
+        assert not out.exists() or not left(out)
+        return
+    # The slide that was done stays, and the same command does the other one alone.
+    again = others_ended[command, name, "again"]
+    assert again["status"] == 0
+    assert "1 done" in again["stdout"]
+    assert "1 kept" in again["stdout"]
+    assert sorted(path.name for path in out.glob("*.h5ad")) == ["one.h5ad", "two.h5ad"]
