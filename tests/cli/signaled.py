@@ -15,6 +15,10 @@ import signal
 import sys
 from typing import Any
 
+# Whoever runs the tests in the background, or under nohup, ignores some of them, and so would this process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 HANDLERS = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 

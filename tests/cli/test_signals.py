@@ -138,6 +138,7 @@ def test_a_queue_that_ends_a_training_sees_143(slides, tmp_path):
 
 SCRIPT = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background has it ignored
 import st_gchb
 from st_gchb.errors import STGCHBError, TerminatedError
 from st_gchb.model import STGCHB
