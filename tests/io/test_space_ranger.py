@@ -356,6 +356,7 @@ JSON = st.recursive(
     alone=st.booleans(),
 )
 @example(key="tissue_hires_scalef", value=1, alone=False)
+@example(key="tissue_hires_scalef", value=1e-308, alone=False)
 def test_any_scale_factors(whole, under, tmp_path_factory, caplog, key, value, alone):
     outs = changed_copy(whole, tmp_path_factory)
     factors = json.loads((outs / FACTORS).read_text())

@@ -11,7 +11,7 @@ import pandas as pd
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
-from st_gchb._errors import ImageError, InputError, MissingKeyError
+from st_gchb._errors import ImageError, InputError, MissingKeyError, ScaleError
 from st_gchb._logging import logger
 from st_gchb.io._down_scaled import picture_shape, read_picture
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _ID, _REGION = "spot_id", "region"
+_SCALES = (1e-4, 10.0)
+"""Sizes of down-scaled pictures relative to the full-resolution image; that of Space Ranger is 0.01 to 1."""
 _SIZE_TOLERANCE = 0.02
 """Sizes of the full-resolution image that two pictures say may differ by this share."""
 
@@ -126,7 +128,13 @@ def _scale(factors: dict[str, Any], kind: str, path: Path) -> float:
             f"{path}: the scale factors have no {key!r}; they hold {sorted(factors)}. Space Ranger writes it: copy "
             "scalefactors_json.json again."
         )
-    return positive(factors[key], f"scalefactors_json.json[{key!r}]")
+    scale = positive(factors[key], f"scalefactors_json.json[{key!r}]")
+    if not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ScaleError(
+            f"scalefactors_json.json[{key!r}] is {scale:g}; expected the size of {path.name} relative to the "
+            f"full-resolution image, from {_SCALES[0]:g} to {_SCALES[1]:g}."
+        )
+    return scale
 
 
 def _element(pixels: RGB, transformations: dict[str, Any]) -> Any:

@@ -64,7 +64,9 @@ def finest(footprints: Mapping[str, Footprint | None]) -> str | None:
 
 
 def _alike(one: Footprint, other: Footprint) -> bool:
-    common = one.area.intersection(other.area).area / one.area.union(other.area).area
+    union = one.area.union(other.area).area
+    # Nothing is common to a picture without an extent, or one without an end.
+    common = one.area.intersection(other.area).area / union if 0 < union < np.inf else 0.0
     return bool(common >= _OVERLAP and np.abs(one.colour - other.colour).max() <= _COLOUR)
 
 
