@@ -53,6 +53,10 @@ class Size:
         return 1 / TOLERANCE <= other.um_per_px / self.um_per_px <= self.slack * TOLERANCE
 
 
+_SIZES = (1e-3, 1e4)
+"""Sizes of a pixel that an image of tissue can have, µm; as for um_per_px= of all functions."""
+
+
 def settle(sizes: Sequence[Size | None], name: str) -> float | None:
     """Believe the first source that says anything, and tell of each that disagrees with it.
 
@@ -67,6 +71,11 @@ def settle(sizes: Sequence[Size | None], name: str) -> float | None:
     -------
     float or None
         Size of a pixel, µm; None where no source knows it.
+
+    Raises
+    ------
+    ScaleError
+        The size is that of no image.
 
     Examples
     --------
@@ -89,6 +98,12 @@ def settle(sizes: Sequence[Size | None], name: str) -> float | None:
                 other.source,
                 advise(Fix("um_per_px", why="if that is wrong"), otherwise="If that is wrong, correct the latter."),
             )
+    low, high = _SIZES
+    if not low <= first.um_per_px <= high:
+        raise ScaleError(
+            f"{name}: a pixel of {first.um_per_px:.3g} µm ({first.source}) is no microscope's; expected {low:g} to "
+            f"{high:g}. " + advise(Fix("um_per_px", why="with the size of a pixel"), otherwise="Correct what says so.")
+        )
     return first.um_per_px
 
 

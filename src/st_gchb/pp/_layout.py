@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from st_gchb import __version__
+from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, TissueError
 from st_gchb._logging import logger
@@ -70,6 +71,11 @@ def lay_tiles(
     region = read_roi(roi, slide.shape_px)
     found = find_tissue(slide, method=tissue) if isinstance(tissue, str) else _given_tissue(tissue, slide, size)
     diameter = spacing_um / size
+    if diameter < 1:
+        raise InputError(
+            f"{slide.name}: a spacing of {spacing_um:g} µm is {diameter:.3g} px, so that several positions would lie "
+            f"within one pixel. {advise(Fix('spacing_um', why='with a larger distance'))}"
+        )
     height, width = slide.shape_px
     left, top, right, bottom = region.bounds if region is not None else (0, 0, width, height)
     laid = lay_grid(grid, diameter, _cut(found, (left, top, right, bottom), diameter / 2))

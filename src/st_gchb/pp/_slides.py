@@ -21,6 +21,9 @@ from st_gchb.pp._positions import spot_centers
 from st_gchb.pp._sections import check_lone_slice, check_object, sections_of
 from st_gchb.pp._sources import find_image, known_size, scale_argument, um_per_full_px
 
+_WIDEST_PX = 100_000
+"""Side of a patch at most, px; as for patch_px= of all functions."""
+
 
 @dataclass(frozen=True, eq=False)
 class Slice:
@@ -171,4 +174,11 @@ def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
                 Fix("patch_px", why="with the side of a patch in px"),
             )
         )
-    return float(patch_um) / slide.um_per_px
+    side = float(patch_um) / slide.um_per_px
+    if side > _WIDEST_PX:
+        raise ScaleError(
+            f"slice {slide.name!r}: a patch of {patch_um:g} µm would be {side:.3g} px wide at {slide.um_per_px:.3g} µm "
+            f"per px; expected at most {_WIDEST_PX:,} px. "
+            + advise(Fix("um_per_px", why="with the size of a pixel"), Fix("patch_um", why="with a smaller patch"))
+        )
+    return side

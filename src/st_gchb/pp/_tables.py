@@ -18,6 +18,7 @@ from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io._annotation import annotated_rows
 from st_gchb.io._libraries import Library, libraries_of
+from st_gchb.io._reading import reading
 from st_gchb.pp._sections import check_object
 from st_gchb.pp._slides import Slice, split_slices
 
@@ -209,7 +210,8 @@ def write_table(
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[region_key] = pd.Categorical(rows["region"])
     table.obs[instance_key] = rows["instance_id"].to_numpy()
-    parsed = TableModel.parse(table, region=regions, region_key=region_key, instance_key=instance_key)
+    with reading(f"the result for {name!r}", "what SpatialData takes", "Rename or drop what is named there."):
+        parsed = TableModel.parse(table, region=regions, region_key=region_key, instance_key=instance_key)
     if name in sdata.tables:
         del sdata.tables[name]
     sdata.tables[name] = parsed
