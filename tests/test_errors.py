@@ -22,7 +22,7 @@ def test_every_type_is_public():
 def test_a_type_is_documented_and_known_by_its_public_name(error):
     assert getattr(errors, error.__name__) is error
     assert error.__module__ == "st_gchb.errors"
-    assert issubclass(error, errors.STGCHBError)
+    assert issubclass(error, errors.STGCHBError) == (error is not errors.TerminatedError)
     lines = inspect.getdoc(error).splitlines()
     assert lines[0].endswith((".", ":")) or "``" in lines[0]
     assert "__doc__" in vars(error)
@@ -32,6 +32,11 @@ def test_an_error_survives_the_way_from_a_worker():
     again = pickle.loads(pickle.dumps(errors.MissingKeyError("obs has no column 'slice'")))
     assert type(again) is errors.MissingKeyError
     assert str(again) == "obs has no column 'slice'"
+
+
+def test_the_end_of_a_process_is_not_swallowed_by_a_loop_that_goes_on_after_errors():
+    assert not issubclass(errors.TerminatedError, Exception)
+    assert issubclass(errors.TerminatedError, SystemExit)
 
 
 def test_a_kind_of_ones_own_keeps_its_module():

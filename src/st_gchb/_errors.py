@@ -6,14 +6,17 @@ import signal
 
 
 class STGCHBError(Exception):
-    """Base of all errors that the package raises on purpose: ``except STGCHBError`` catches each of them."""
+    """Base of all errors that the package raises on purpose: ``except STGCHBError`` catches each of them.
+
+    :class:`TerminatedError` alone is none of them: it ends a process that was told to end.
+    """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         _shown_as_public(cls)
 
 
-def _shown_as_public(cls: type[Exception]) -> None:
+def _shown_as_public(cls: type[BaseException]) -> None:
     """Name a type by the module from which users import it, in tracebacks and in the documentation."""
     if cls.__module__ == __name__:
         cls.__module__ = "st_gchb.errors"
@@ -212,12 +215,13 @@ class DownloadError(MissingFileError):
     """
 
 
-class TerminatedError(STGCHBError, SystemExit):
+class TerminatedError(SystemExit):
     """The process was told to end by SIGTERM or SIGHUP, as a queue does at its time limit, while the package worked.
 
     Raised by training, by evaluation and by the prediction of many slides, after what was half-done is put in order and
     the signal handlers are as before. A script that does not catch it ends with the status that a shell gives to the
-    signal, 143 for SIGTERM. Ctrl-C stays a ``KeyboardInterrupt``.
+    signal, 143 for SIGTERM. Like ``KeyboardInterrupt``, which Ctrl-C raises, it is no ``Exception``: a loop over many
+    trainings that goes on after errors does not go on after this one.
 
     Parameters
     ----------
@@ -231,3 +235,6 @@ class TerminatedError(STGCHBError, SystemExit):
         super().__init__(message)
         self.signal = signal.Signals(number)
         self.code = 128 + number
+
+
+_shown_as_public(TerminatedError)

@@ -140,7 +140,7 @@ SCRIPT = """
 import os, signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in the background has it ignored
 import st_gchb
-from st_gchb.errors import STGCHBError, TerminatedError
+from st_gchb.errors import TerminatedError
 from st_gchb.model import STGCHB
 from st_gchb.train._progress import Progress
 
@@ -158,9 +158,12 @@ Progress.on_train_epoch_start = end
 options = {"max_epochs": 4, "enable_progress_bar": False, "checkpoint_dir": "checkpoints"}
 
 before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-for kind in (TerminatedError, STGCHBError, SystemExit):
+for kind in (TerminatedError, SystemExit):
     try:
-        model.train(**options)
+        try:
+            model.train(**options)
+        except Exception:
+            print("swallowed")
     except kind as error:
         print(type(error).__name__, error.code, error.signal.name, model.is_trained_)
 number[0] = signal.SIGINT
@@ -192,7 +195,7 @@ def test_training_in_a_script_of_the_users(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.stdout.splitlines() == [
-        *["TerminatedError 143 SIGTERM False"] * 3,
+        *["TerminatedError 143 SIGTERM False"] * 2,
         "KeyboardInterrupt False",
         "True",
         "beside a handler of one's own: 143 1",
