@@ -102,6 +102,8 @@ BAD: dict[str, tuple[dict[str, Any], type[STGCHBError], str]] = {
     "bytes": ({"path": b"x"}, ArgumentError, "expected a path or None"),
     "an empty path": ({"path": ""}, ArgumentError, "path=''"),
     "a path that ends early": ({"path": "a\0b"}, ArgumentError, "expected a path"),
+    "a path that is too long": ({"path": "x" * 5000}, ArgumentError, "expected a path or None. File name too long"),
+    "the home of nobody": ({"path": "~nobody-of-this-name/x"}, ArgumentError, "There is no such home folder"),
     "a number": ({"name": 3}, ArgumentError, "name=3; expected text"),
     "one": ({"flag": 1}, ArgumentError, "flag=1; expected True or False"),
     "another choice": ({"views": 3}, ArgumentError, "expected 1 or 4"),

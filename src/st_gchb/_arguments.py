@@ -10,6 +10,7 @@ import ast
 import builtins
 import collections.abc
 import difflib
+import errno
 import functools
 import importlib
 import inspect
@@ -355,6 +356,8 @@ class _Check:
         if inner is not value and isinstance(value, list | tuple | Mapping):
             found += f" with {_found(inner).removeprefix('=').removeprefix(' is ')} in it"
         text = f"{label}{found}; expected {_or(_words(self.annotation))}."
+        said = {one["msg"].removeprefix("Value error, ") for one in problems if one["type"] == "value_error"} - {""}
+        text += "".join(f" {reason}." for reason in sorted(said))
         options = [option for option in _options(self.annotation) if isinstance(option, str)]
         close = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
         highest = [limits.high for limits in _limits(self.annotation) if limits.high is not None]
@@ -427,6 +430,14 @@ def _path(value: Any) -> Any:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError
     os.fsencode(text)  # a ValueError of its own where no file can be called so
+    try:
+        os.lstat(os.path.expanduser(text))
+    except OSError as error:
+        # Elsewhere, what is not there is made or told as not there; these are told by no method of pathlib.
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+            raise ValueError(error.strerror) from None
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise ValueError("There is no such home folder")
     return value
 
 

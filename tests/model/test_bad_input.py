@@ -257,6 +257,28 @@ def features_with_nan(query):
     return query
 
 
+def features_as(change):
+    def spoil(query):
+        query.obsm["X_patch"] = change(np.random.default_rng(0).random((query.n_obs, 107)))
+        return query
+
+    return spoil
+
+
+def masked(features):
+    return np.ma.masked_array(features, mask=np.arange(len(features))[:, None] * np.ones(features.shape[1]) == 3)
+
+
+def columns_of_two_levels(query):
+    query.obs.columns = pd.MultiIndex.from_product([["a"], query.obs.columns])
+    return query
+
+
+def names_of_half_a_character(query):
+    query.obs_names = ["\ud800", *query.obs_names[1:]]
+    return query
+
+
 def duplicated_genes(query):
     return AnnData(np.ones((query.n_obs, 2), np.float32), obs=query.obs, var=pd.DataFrame(index=["A", "A"]))
 
@@ -275,6 +297,12 @@ QUERIES = {
     "another width": (features_of_another_width, {}, QueryError, "512 features.*107.*Drop it"),
     "another encoder": (features_of_another_encoder, {}, EncoderError, "encoder 'resnet50' instead of 'texture'.*Drop"),
     "NaN features": (features_with_nan, {}, EncoderError, "embed_patches again"),
+    "complex features": (features_as(lambda x: x + 1j), {}, EncoderError, "complex128.*expected real numbers"),
+    "features as text": (features_as(lambda x: x.astype(str)), {}, EncoderError, "expected real numbers"),
+    "features as dates": (features_as(lambda x: x.astype("datetime64[s]")), {}, EncoderError, "expected real numbers"),
+    "masked features": (features_as(masked), {}, EncoderError, "masked in 1 spots.*embed_patches again"),
+    "names that no file can hold": (names_of_half_a_character, {}, InputError, "obs_names holds.*no file can hold"),
+    "columns of two levels": (columns_of_two_levels, {}, QueryError, "2 levels.*Join them"),
     "duplicated genes": (duplicated_genes, {}, InputError, "var_names_make_unique"),
     "no spots": (no_spots, {}, QueryError, "no spots"),
     "one spot": (one_spot, {}, SliceError, "1 spot"),

@@ -9,11 +9,11 @@ import pytest
 from anndata import AnnData
 
 import st_gchb
-from st_gchb.errors import CoordinateError, InputError, ScaleError, SliceError, StaleError
+from st_gchb.errors import CoordinateError, InputError, MissingFileError, ScaleError, SliceError, StaleError
 from st_gchb.io._libraries import libraries_of
 from st_gchb.model import STGCHB
 from st_gchb.pp import embed_patches, slices_of, spatial_graph
-from st_gchb.pp._made import pixel_sizes
+from st_gchb.pp._made import check_made, pixel_sizes
 from st_gchb.pp._sections import sections_of
 
 GRID = np.array([(30.0 + 40 * (i % 6), 30.0 + 40 * (i // 6)) for i in range(36)])
@@ -74,6 +74,45 @@ def test_scale_factors_in_every_form_that_files_hold(found):
 def test_scale_factors_that_are_no_positive_number(found):
     with pytest.raises(ScaleError, match="microns_per_pixel"):
         slices_of(section(um_per_px=found))
+
+
+@pytest.mark.parametrize("door", [sections_of, slices_of, spatial_graph, STGCHB.setup_anndata])
+def test_a_column_that_is_there_twice_tells_no_slices_apart(door):
+    adata = section(slice="S1")
+    adata.obs = pd.concat([adata.obs, adata.obs], axis=1)
+    with pytest.raises(SliceError, match="2 columns that are called 'slice'.*duplicated"):
+        door(adata)
+
+
+@pytest.mark.parametrize("path", [np.arange(3), np.array([]), pd.NA, AnnData(), 3, ["a.tif"]], ids=repr)
+def test_a_path_of_the_image_that_is_no_text(path):
+    adata = section()
+    adata.uns["spatial"]["S1"]["metadata"] = {"source_image_path": path}
+    with pytest.raises(InputError, match="expected the path of the full-resolution image as text"):
+        slices_of(adata)
+
+
+def test_a_path_of_the_image_that_no_system_can_have():
+    adata = embed(section())
+    adata.uns["spatial"]["S1"]["metadata"] = {"source_image_path": "x" * 5000}
+    with pytest.raises(MissingFileError, match="is not there"):
+        slices_of(adata)
+    check_made(adata, "X_patch", sections_of(adata), "")
+
+
+@pytest.mark.parametrize("listed", [["S1", [1, 2]], [["S1"], "S2"]], ids=repr)
+def test_ragged_lists_of_sizes_in_the_features_provenance(listed):
+    adata = embed(section())
+    del adata.obsm["X_patch_made"]
+    adata.uns["X_patch"] |= {"um_per_px": listed, "slices": ["S1", "S2"]}
+    with pytest.raises(ScaleError, match="size of a pixel of slice 'S"):
+        spatial_graph(adata)
+
+
+def test_a_picture_without_sides_is_no_other_picture():
+    adata = embed(section())
+    adata.uns["spatial"]["S1"]["images"] = {"hires": np.array(3.0)}
+    check_made(adata, "X_patch", sections_of(adata), "")
 
 
 def test_one_slice_has_one_name_for_every_function():

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from st_gchb._constants import VISIUM_SPOT_DIAMETER_UM, Keys
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
+from st_gchb._matrices import dense_of
 from st_gchb.datasets._anatomy import LAYER_NAMES
+from st_gchb.io._libraries import Library, column_of, libraries_of
 
 SIDE_PX = 3000
 """Longer side of an image that is drawn for a given geometry, px."""
@@ -92,28 +94,30 @@ def _split(adata: ad.AnnData) -> list[Geometry]:
                 f"geometry.obs: there is no column {column!r}; found {list(adata.obs.columns)}. Spots need a slice and "
                 "a layer; datasets.dlpfc_geometry gives both."
             )
-    centers = np.asarray(adata.obsm.get(Keys.SPATIAL, np.empty((0, 0))), dtype=np.float64)
+    stored = adata.obsm.get(Keys.SPATIAL, np.empty((0, 0)))
+    centers = np.asarray(dense_of(stored, "geometry.obsm['spatial']", CoordinateError), dtype=np.float64)
     if centers.shape != (adata.n_obs, 2) or not np.isfinite(centers).all() or not adata.n_obs:
         raise CoordinateError(
             f"geometry.obsm['spatial']: found shape {centers.shape} for {adata.n_obs} spots; expected finite x, y of "
             "at least one spot."
         )
-    names = adata.obs[Keys.SLICE].astype(str).to_numpy()
+    names = column_of(adata, Keys.SLICE, "geometry").astype(str).to_numpy()
     return [_one(adata, centers, names == name, name) for name in dict.fromkeys(names)]
 
 
 def _one(adata: ad.AnnData, centers: NDArray[np.float64], rows: NDArray[np.bool_], name: str) -> Geometry:
-    layers = adata.obs["layer"].astype(object).where(adata.obs["layer"].notna(), "").astype(str).to_numpy()[rows]
+    column = column_of(adata, "layer", "geometry")
+    layers = column.astype(object).where(column.notna(), "").astype(str).to_numpy()[rows]
     if len(set(layers) & set(LAYER_NAMES)) < 2:
         raise SliceError(
             f"geometry, slice {name!r}: found the layers {sorted(set(layers))}; expected at least two of {LAYER_NAMES}."
         )
-    factors = adata.uns.get(Keys.SPATIAL, {}).get(name, {}).get(Keys.SCALEFACTORS, {})
-    um_per_px = factors.get(Keys.UM_PER_PX)
-    if um_per_px is None or not (np.isfinite(um_per_px) and um_per_px > 0):
+    library = libraries_of(adata).get(name, Library(name))
+    um_per_px = library.factor(Keys.UM_PER_PX)
+    if um_per_px is None:
         raise ScaleError(
-            f"geometry.uns['spatial'][{name!r}]['scalefactors']['microns_per_pixel']: found {um_per_px!r}; expected "
-            "the size of a pixel in µm."
+            f"geometry.uns['spatial'][{name!r}]['scalefactors']['microns_per_pixel'] is absent; expected the size of a "
+            "pixel in µm."
         )
     at = centers[rows] * float(um_per_px)
     columns = [column for column in ("array_row", "array_col") if column in adata.obs]

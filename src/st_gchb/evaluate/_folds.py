@@ -11,6 +11,7 @@ from anndata import AnnData
 from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import SliceError
+from st_gchb.io._libraries import column_of
 from st_gchb.pp._made import feature_keys
 from st_gchb.pp._sections import sections_of
 
@@ -98,7 +99,7 @@ def hold_one_out(adata: AnnData, held_out: str, *, slice_key: str = Keys.SLICE) 
 
 def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, patient_key: str) -> dict[str, np.ndarray]:
     """Rows of each patient, whose slices are all and only theirs."""
-    column = adata.obs[patient_key]
+    column = column_of(adata, patient_key, "patient_key", SliceError)
     names = column.astype(str).str.strip()
     unknown = (column.isna() | names.isin(_NO_NAME)).to_numpy()
     without = [name for name, rows in slices.items() if unknown[rows].any()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,10 +59,10 @@ def image_beside(path: Path, adata: AnnData, library: Mapping[str, Any]) -> Path
     """Full-resolution image of the file's name, where the object does not bring one and the spots lie on it."""
     metadata = library.get(Keys.METADATA)
     stored = metadata.get(Keys.SOURCE_IMAGE) if isinstance(metadata, Mapping) else None
-    if isinstance(stored, str) and Path(stored).is_file():
+    if isinstance(stored, str) and os.path.isfile(stored):
         return None
     moved = path.parent / Path(stored).name if isinstance(stored, str) and stored else None
-    if moved is not None and moved.is_file():
+    if moved is not None and os.path.isfile(moved):
         logger.info("%s: its image %s is not there; the one of that name beside the file is taken.", path, stored)
         return moved
     files = [

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError
+from st_gchb._errors import InputError, STGCHBError
 from st_gchb.io._pixel_size import positive
 
 _PARTS = (Keys.IMAGES, Keys.SCALEFACTORS, Keys.METADATA)
@@ -70,7 +71,7 @@ class Library:
         value = self.metadata.get(Keys.SOURCE_IMAGE)
         one = value.ravel()[0] if isinstance(value, np.ndarray) and value.size == 1 else value
         one = one.decode(errors="replace") if isinstance(one, bytes) else one
-        if one is None or one == "" or (isinstance(one, float) and np.isnan(one)):
+        if one is None or (isinstance(one, str) and not one) or (isinstance(one, float) and np.isnan(one)):
             return None
         if not isinstance(one, str | Path):
             raise InputError(
@@ -129,6 +130,44 @@ def libraries_of(adata: AnnData) -> dict[str, Library]:
             raise InputError(f"uns['spatial'] has two entries that are called {name!r} as text. Rename one of them.")
         found[name] = _read(name, entry)
     return found
+
+
+def column_of(adata: AnnData, key: str, argument: str, error: type[STGCHBError] = InputError) -> pd.Series:
+    """Read a column of ``obs`` of which there is one.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    key
+        Name of the column.
+    argument
+        What the caller names it by, for the message.
+    error
+        Type of the error.
+
+    Raises
+    ------
+    InputError
+        There is no such column, or it is there twice; of the type that was asked for.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from anndata import AnnData
+    >>> from st_gchb.io._libraries import column_of
+    >>> column_of(AnnData(obs=pd.DataFrame({"slice": ["a"]}, index=["1"])), "slice", "slice_key").tolist()
+    ['a']
+    """
+    if not isinstance(key, str) or key not in adata.obs:
+        raise error(f"obs has no column {key!r} ({argument}); found {list(adata.obs.columns)[:12]}.")
+    column = adata.obs[key]
+    if isinstance(column, pd.DataFrame):
+        raise error(
+            f"obs has {column.shape[1]} columns that are called {key!r} ({argument}); expected one. Drop the others: "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]."
+        )
+    return column
 
 
 def _read(name: str, entry: Any) -> Library:

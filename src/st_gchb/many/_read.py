@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def read_query(
     """
     from st_gchb import pp
 
-    if not path.exists():
+    if not os.path.exists(path):
         raise MissingFileError(f"{path}: there is no such file or folder.")
     laid = {"spacing_um": spacing_um or SPACING_UM, "roi": roi, **grid}
     if path.is_file() and path.suffix != ".h5ad":
@@ -64,7 +65,7 @@ def read_query(
     from st_gchb import io
 
     # A file is the full-resolution image, which Space Ranger keeps no copy of; else it is an element's name.
-    file = image if image is not None and Path(image).is_file() else None
+    file = image if image is not None and os.path.isfile(image) else None
     section = io.read_section(path, image=file, um_per_px=um_per_px if file else None)
     where: dict[str, Any] = {"image": None if file else image, "um_per_px": um_per_px}
     asked = [key for key, value in (("spacing", spacing_um), ("region of interest", roi)) if value is not None]

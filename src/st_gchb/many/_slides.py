@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _table_of(slides: Any) -> tuple[pd.DataFrame, Path]:
         path = Path(slides)
         if path.suffix.lower() not in (".csv", ".tsv"):
             raise InputError(f"slides={str(slides)!r} is one path; expected a list of paths, or a .csv or .tsv table.")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise MissingFileError(f"{path}: there is no such table of slides.")
         separator = "," if path.suffix.lower() == ".csv" else "\t"
         try:
@@ -120,7 +121,7 @@ def _slide(row: dict[Any, Any], index: int, folder: Path, defaults: dict[str, fl
     path = (folder / text["path"]).absolute()
     numbers = {key: _number(text[key], key, where) if text[key] else defaults[key] for key in _NUMBERS}
     image = text["image"] or None
-    if image is not None and (folder / image).is_file():
+    if image is not None and os.path.isfile(folder / image):
         image = str((folder / image).absolute())
     name = text["name"] or _name_of(path)
     _check_name(name, where)

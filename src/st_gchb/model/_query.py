@@ -21,7 +21,7 @@ from st_gchb.io._libraries import libraries_of
 from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._left_out import is_whole, leave_out
 from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, has_features, with_maps
-from st_gchb.model._setup import check_features, check_names
+from st_gchb.model._setup import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_positions
 from st_gchb.pp._embed import Damaged
@@ -145,6 +145,7 @@ def prepare_query(
         light.uns[Keys.SPATIAL] = _images_of(source, key)
     trained = rules.features is not None and rules.features.tail is not None
     if has_features(source, rules.features_key, maps=trained):
+        check_unmasked(source, rules.features_key)
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
         remedy = f"Drop it (del query.obsm[{rules.features_key!r}]) and the model makes its own."
         check_made(source, rules.features_key, sections, remedy, um_per_px)

@@ -15,6 +15,8 @@ from spatialdata import SpatialData
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
+from st_gchb._matrices import is_chunked, matrix_of
+from st_gchb.io._libraries import column_of
 from st_gchb.model._rows import FeatureRows
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp._coordinates import check_positions
@@ -70,6 +72,15 @@ def _check_text(axis: str, names: pd.Index) -> None:
     """Refuse names that are no text: they would come back from a file as others than they were."""
     # Of names that are all text, as almost always, none is looked at in Python.
     if pd.api.types.infer_dtype(names.astype(object), skipna=False) in ("string", "empty"):
+        try:
+            "".join(names).encode()
+        except UnicodeEncodeError:
+            # Half of a character, as files read with the wrong encoding leave it.
+            odd = [name for name in names if name != name.encode(errors="replace").decode()]
+            raise InputError(
+                f"{axis} holds {len(odd)} names that no file can hold, such as {odd[0]!r}: they are no valid Unicode. "
+                f"Call adata.{axis} = [name.encode(errors='replace').decode() for name in adata.{axis}] first."
+            ) from None
         return
     odd = [name for name in names if not isinstance(name, str)]
     remedy = f"adata.{axis} = adata.{axis}.astype(str)"
@@ -96,9 +107,10 @@ def guess_patient_key(adata: AnnData, patient_key: str | None) -> str | None:
         If the column is not there.
     """
     if patient_key is None:
-        return Keys.PATIENT if Keys.PATIENT in adata.obs else None
-    if patient_key not in adata.obs:
-        raise MissingKeyError(f"obs has no column {patient_key!r} (patient_key); found {list(adata.obs.columns)[:12]}.")
+        if Keys.PATIENT not in adata.obs:
+            return None
+        patient_key = Keys.PATIENT
+    column_of(adata, patient_key, "patient_key", MissingKeyError)
     return patient_key
 
 
@@ -146,6 +158,10 @@ def check_features(adata: AnnData, key: str) -> None:
     shape: tuple[int, ...] = () if sparse.issparse(adata.obsm[key]) else np.shape(adata.obsm[key])
     if len(shape) != 2 or shape[1] < 1:
         raise EncoderError(f"obsm[{key!r}] has shape {shape}; expected (n_spots, n_features).")
+    check_unmasked(adata, key)
+    if not is_chunked(adata.obsm[key]):
+        # Text, dates and complex numbers would be read as float32 too.
+        matrix_of(adata.obsm[key], f"obsm[{key!r}]", EncoderError)
     bad = huge = 0
     for _, block in FeatureRows(adata.obsm[key]).blocks():
         bad += int((~np.isfinite(block).all(1)).sum())
@@ -153,6 +169,19 @@ def check_features(adata: AnnData, key: str) -> None:
     if bad or huge:
         what = "NaN or infinite values" if bad else f"values beyond {_LARGEST_FEATURE:.0e}, which no encoder gives,"
         raise EncoderError(f"obsm[{key!r}] has {what} in {bad or huge} spots. Run st_gchb.pp.embed_patches again.")
+
+
+def check_unmasked(adata: AnnData, key: str) -> None:
+    """Refuse features of which some are masked: every copy, and every view, forgets the mask.
+
+    Raises
+    ------
+    EncoderError
+        With the number of spots.
+    """
+    if np.ma.is_masked(adata.obsm[key]):
+        n = int(np.ma.getmaskarray(adata.obsm[key]).reshape(adata.n_obs, -1).any(axis=1).sum())
+        raise EncoderError(f"obsm[{key!r}] is masked in {n} spots. Run st_gchb.pp.embed_patches again.")
 
 
 def check_graph(adata: AnnData, key: str, sections: Sections) -> None:

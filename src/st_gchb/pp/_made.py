@@ -197,7 +197,7 @@ def _listed_sizes(stored: Any) -> dict[str, float]:
     """Sizes by slice as ``uns`` of the features lists them, in files of earlier versions too."""
     if not isinstance(stored, Mapping) or "slices" not in stored or "um_per_px" not in stored:
         return {}
-    names, sizes = (np.atleast_1d(np.asarray(stored[part])) for part in ("slices", "um_per_px"))
+    names, sizes = (_listed(stored[part]) for part in ("slices", "um_per_px"))
     if len(names) != len(sizes):
         raise StaleError(
             f"the features' provenance lists {len(names)} slices and {len(sizes)} sizes of pixels; expected one for "
@@ -208,6 +208,12 @@ def _listed_sizes(stored: Any) -> dict[str, float]:
         for name, size in zip(names, sizes, strict=True)
         if not (isinstance(size, float | np.floating) and np.isnan(size))
     }
+
+
+def _listed(value: Any) -> list[Any]:
+    """Entries of a list in whichever form a file holds it; a single value is one entry."""
+    several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)
+    return list(value) if several else [value]
 
 
 def _stored(adata: AnnData, key: str) -> npt.NDArray[np.float64] | None:
@@ -235,16 +241,18 @@ def _check_image(made: npt.NDArray[np.float64], library: Library, key: str, name
 def _image_ids(library: Library) -> set[int]:
     """Hashes of the images that are stored of a slice; empty where they cannot all be read."""
     path = library.image_path
-    if path is not None and not path.is_file():
+    # Not by pathlib, which raises for a name that is too long.
+    if path is not None and not os.path.isfile(path):
         return set()
     return {_source_id(source) for source in (path, *library.images.values())} - {0}
 
 
 def _source_id(source: Any) -> int:
     """Hash of a file or array that is stored as an image; 0 for what has none."""
-    if isinstance(source, Path) and source.is_file():
+    if isinstance(source, Path) and os.path.isfile(source):
         return _file_id(source)
-    return _array_id(source) if isinstance(source, np.ndarray) and source.dtype.kind in "uif" else 0
+    is_picture = isinstance(source, np.ndarray) and source.ndim in (2, 3) and source.dtype.kind in "uif"
+    return _array_id(source) if is_picture else 0
 
 
 def _file_id(path: Path) -> int:

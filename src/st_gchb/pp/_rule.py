@@ -105,8 +105,8 @@ class FeatureRule:
         missing = [key for key in needed if key not in stored]
         if missing or ("patch_um" in stored) == ("patch_px" in stored):
             raise MissingKeyError(
-                f"the stored features have no {missing or 'patch size'} (found {sorted(stored)}); expected what "
-                "pp.embed_patches writes to uns. Run pp.embed_patches again."
+                f"the stored features have no {missing or 'patch size'} (found {sorted(map(str, stored))}); expected "
+                "what pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
         sizes = {key: _number(stored, key) if key in stored else None for key in ("patch_um", "patch_px")}
         precision: Any = str(stored["precision"]) if "precision" in stored else None

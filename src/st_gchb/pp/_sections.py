@@ -18,7 +18,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
-from st_gchb.io._libraries import Library, libraries_of
+from st_gchb.io._libraries import Library, column_of, libraries_of
 
 if TYPE_CHECKING:
     pass
@@ -64,6 +64,12 @@ def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError
                 "the AnnData was read lazily: its obs and var are not in memory. Call adata = adata.to_memory() first; "
                 "X, layers and features alone may stay on disk, as by anndata.read_h5ad(path, backed='r')."
             )
+        for axis, names in (("obs", data.obs.columns), ("var", data.var.columns)):
+            if isinstance(names, pd.MultiIndex):
+                raise error(
+                    f"{axis} has columns of {names.nlevels} levels, such as {names[0]!r}; expected one name for each. "
+                    f"Join them: adata.{axis}.columns = ['_'.join(map(str, name)) for name in adata.{axis}.columns]."
+                )
         return
     if spatialdata:
         from spatialdata import SpatialData
@@ -188,7 +194,7 @@ def _read_column(adata: AnnData, key: str) -> npt.NDArray[np.object_]:
             f"obs has no column {key!r} (slice_key); found {list(adata.obs.columns)[:12]}. Name the column that tells "
             "the slices apart."
         )
-    column = adata.obs[key]
+    column = column_of(adata, key, "slice_key", SliceError)
     gaps = int(column.isna().sum())
     if gaps:
         raise SliceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
         return images[image_key], _image_scale(library, image_key)
     path = library.image_path
     if path is not None:
-        if not path.is_file():
+        # Not by pathlib, which raises for a name that is too long.
+        if not os.path.isfile(path):
             smaller = _usable(library)
             fixes = [Fix("image", why="with its path now")]
             fixes += [Fix("image_key", repr(key), "for the down-scaled image (coarser patches)") for key in smaller[:1]]
