@@ -1,7 +1,8 @@
 """All errors that the package raises on purpose.
 
 Each derives from :class:`STGCHBError` and from the built-in error that one would expect, so ``except ValueError`` works
-too; :class:`TerminatedError`, which ends a process that was told to end, from ``SystemExit`` alone. Messages say what was found, what was expected and what to do; the caller's objects are as they were.
+too; :class:`TerminatedError`, which ends a process that was told to end, from ``SystemExit`` alone. Messages say what
+was found, what was expected and what to do; the caller's objects are as they were.
 """
 
 from st_gchb._errors import (
