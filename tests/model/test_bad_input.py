@@ -224,6 +224,30 @@ def test_bad_tables_at_setup(reference, unchanged, name):
         check(error, message, lambda: STGCHB.setup_anndata(reference, **options))
 
 
+REGISTRIES = {
+    "none": ({"extend_categories": True}, "extend_categories= says how source_registry= is used, and there is none"),
+    "empty": ({"source_registry": {}}, "expected the registry of a model"),
+    "of other things": ({"source_registry": {"field_registries": {"X": 3}}}, "does not fit the AnnData"),
+}
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_a_registry_that_is_none_leaves_nothing_behind(reference, unchanged, name):
+    options, message = REGISTRIES[name]
+    assert "spatial_connectivities" not in reference.obsp
+    with unchanged(reference):
+        check(InputError, message, lambda: STGCHB.setup_anndata(reference, slice_key="slice", **options))
+
+
+def test_the_registry_of_a_model_of_other_slices(model, held_out, unchanged):
+    with unchanged(held_out):
+        check(
+            InputError,
+            "does not fit the AnnData",
+            lambda: STGCHB.setup_anndata(held_out, slice_key="slice", source_registry=model.registry_),
+        )
+
+
 @pytest.mark.parametrize("name", PLACE)
 def test_bad_places_and_images_in_a_query(model, query, unchanged, name):
     spoil, error, message = PLACE[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from st_gchb.model._setup import (
     complete_spatialdata,
     complete_table,
     guess_patient_key,
+    kept_on_error,
     registered_table,
 )
 from st_gchb.pp._sections import check_object, sections_of
@@ -31,6 +33,41 @@ from st_gchb.pp._sections import check_object, sections_of
 
 def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
     """What scvi-tools takes when a model is loaded with data."""
+
+
+def check_transfer(options: Mapping[str, Any]) -> None:
+    """Refuse a registry that is none, and keywords that say how to use one where there is none.
+
+    Raises
+    ------
+    InputError
+        With what ``source_registry`` is expected to hold.
+    """
+    registry = options.get("source_registry")
+    if registry is None and options:
+        raise InputError(
+            f"{', '.join(f'{name}=' for name in options)} says how source_registry= is used, and there is none. Pass "
+            "source_registry=STGCHB.load_registry(folder), or leave it out."
+        )
+    if registry is not None and not isinstance(registry.get("field_registries"), Mapping):
+        raise InputError(
+            f"source_registry holds {sorted(map(str, registry))[:6]}; expected the registry of a model, with "
+            "'field_registries'. Pass source_registry=STGCHB.load_registry(folder)."
+        )
+
+
+@contextmanager
+def transferring(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what scvi-tools raises of another registry into an error that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if not options:
+            raise
+        raise InputError(
+            f"source_registry does not fit the AnnData ({type(error).__name__}: {error}). Pass that of a model that "
+            "was set up the same way, or leave it out."
+        ) from error
 
 
 _MARK = "_scvi_uuid"
@@ -100,8 +137,10 @@ class RegistrationMixin(BaseModelClass):
         patient_key = guess_patient_key(adata, patient_key)
         where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
         check_training_table(adata, where)
-        complete_table(adata, where)
-        cls._register(adata, where, kwargs)
+        check_transfer(kwargs)
+        with kept_on_error(adata):
+            complete_table(adata, where)
+            cls._register(adata, where, kwargs)
 
     @classmethod
     def _register(cls, adata: AnnData, where: Registered, options: dict[str, Any]) -> None:
@@ -118,8 +157,8 @@ class RegistrationMixin(BaseModelClass):
         if known is not None and known.adata is not adata:
             # The original keeps its mark, and what was set up on it.
             del adata.uns[_MARK]
-        with others_quiet():
-            manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        with others_quiet(), transferring(options):
             manager.register_fields(adata, **options)
         cls.register_manager(manager)
 
@@ -161,14 +200,19 @@ class RegistrationMixin(BaseModelClass):
         InputError, MissingKeyError, MissingFileError
             Or a subclass.
         """
-        target, where = complete_spatialdata(
-            sdata,
-            {"table": table, "image": image, "shapes": shapes},
-            {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
-            setup,
-        )
-        # Its own positions may be in other px than those of the image: it was checked with the image's.
-        cls._register(target, where, {key: value for key, value in setup.items() if key not in vars(where)})
+        options = {key: value for key, value in setup.items() if key not in Registered.__dataclass_fields__}
+        check_transfer(options)
+        with ExitStack() as tables:
+            for one in sdata.tables.values():
+                tables.enter_context(kept_on_error(one))
+            target, where = complete_spatialdata(
+                sdata,
+                {"table": table, "image": image, "shapes": shapes},
+                {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
+                setup,
+            )
+            # Its own positions may be in other px than those of the image: it was checked with the image's.
+            cls._register(target, where, options)
 
     @classmethod
     def _set_up(cls, data: AnnData | SpatialData) -> AnnData:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,26 @@ def check_graph(adata: AnnData, key: str, sections: Sections) -> None:
                 "Build it with st_gchb.pp.spatial_graph(adata, slice_key=...)."
             )
     check_lengths(adata, key)
+
+
+@contextmanager
+def kept_on_error(adata: AnnData) -> Iterator[None]:
+    """Take away what a block has added to an object where the block ends with an error."""
+    mappings = {name: dict(getattr(adata, name)) for name in ("obsm", "obsp", "uns")}
+    columns = list(adata.obs.columns)
+    try:
+        yield
+    except BaseException:
+        for name, before in mappings.items():
+            target = getattr(adata, name)
+            for key in [key for key in target if key not in before]:
+                del target[key]
+            for key, value in before.items():
+                if key not in target or target[key] is not value:
+                    target[key] = value
+        for column in [column for column in adata.obs.columns if column not in columns]:
+            del adata.obs[column]
+        raise
 
 
 def complete_table(adata: AnnData, where: Registered) -> set[str]:
