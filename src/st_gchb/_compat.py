@@ -41,8 +41,9 @@ def parse_device_args(*arguments: Any, **options: Any) -> Any:
 
     try:
         return parse(*arguments, **options)
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
-        # Lightning's own, torch's for a device that is not there, Lightning's for an accelerator that it does not know.
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+        # Lightning's own, torch's for a device that is not there, Lightning's for an accelerator that it does not know
+        # or whose package is not installed.
         raise DeviceError(
             f"There is no such accelerator or device here: {arguments} ({error}). Pass accelerator='auto' or 'cpu'."
         ) from error

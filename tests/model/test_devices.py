@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from st_gchb._errors import DeviceError
+from st_gchb._errors import ArgumentError, DeviceError
 from st_gchb.model import STGCHB
 from st_gchb.model._training import strategy_for
 
@@ -108,3 +108,12 @@ def test_strategies():
     for given in ("ddp_spawn", "fsdp", "ddp_notebook"):
         with pytest.raises(DeviceError, match=f"strategy='{given}'.*expected strategy='ddp', in a script"):
             strategy_for(given, 2)
+
+
+def test_an_accelerator_whose_package_is_not_installed(model, tmp_path):
+    other = STGCHB(model.adata, n_top_genes=20, k=30)
+    with pytest.raises(ArgumentError, match="Lightning's Trainer cannot be made so"):
+        other.train(max_epochs=1, calibrate=False, enable_checkpointing=False, accelerator="tpu")
+    model.save(tmp_path / "model")
+    with pytest.raises(DeviceError, match="no such accelerator or device"):
+        STGCHB.load(tmp_path / "model", accelerator="tpu")

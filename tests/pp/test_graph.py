@@ -188,6 +188,19 @@ def test_a_rule_in_um_needs_the_size_of_a_pixel():
         )
 
 
+def test_a_pitch_without_a_radius_needs_it_too():
+    with pytest.raises(GraphError, match=r"pitch is 100 µm, but the size of a pixel is unknown"):
+        spatial_graph(spots(square()), rule=GraphRule(pitch=100.0))
+
+
+def test_a_pitch_alone_leaves_the_radius_to_the_slices():
+    adata, plain = spots(square()), spots(square())
+    rule = spatial_graph(adata, rule=GraphRule(pitch=50.0, unit="px"))
+    assert rule.radius == spatial_graph(plain).radius
+    assert rule.pitch == 50.0
+    assert same_graph(adata, plain)
+
+
 # ---- What is refused ----
 
 

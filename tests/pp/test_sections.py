@@ -84,6 +84,22 @@ def test_a_column_that_is_there_twice_tells_no_slices_apart(door):
         door(adata)
 
 
+@pytest.mark.parametrize("door", [slices_of, spatial_graph, STGCHB.setup_anndata])
+def test_names_of_two_levels_are_told(door):
+    adata = section()
+    adata.obs_names = pd.MultiIndex.from_arrays([adata.obs_names, adata.obs_names])
+    with pytest.raises(InputError, match="obs_names have 2 levels.*Join them"):
+        door(adata)
+
+
+@pytest.mark.parametrize("factor", [1e308, 1e-300, 1e9])
+def test_a_picture_of_no_size_that_a_picture_has(factor):
+    adata = section()
+    adata.uns["spatial"]["S1"]["scalefactors"]["tissue_hires_scalef"] = factor
+    with pytest.raises(ScaleError, match="tissue_hires_scalef.*expected the size of image 'hires'"):
+        slices_of(adata)
+
+
 @pytest.mark.parametrize("path", [np.arange(3), np.array([]), pd.NA, AnnData(), 3, ["a.tif"]], ids=repr)
 def test_a_path_of_the_image_that_is_no_text(path):
     adata = section()

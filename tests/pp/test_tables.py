@@ -89,6 +89,18 @@ def test_transformations_are_obeyed_and_rows_matched_by_id(of_image, of_spots):
     assert found.adata.obs_names.tolist() == sdata["table"].obs_names.tolist()
 
 
+@pytest.mark.parametrize("element", ["he", "spots"])
+@pytest.mark.parametrize("door", [resolve, lambda sdata: embed_patches(sdata, encoder="texture", um_per_px=1.0)])
+def test_elements_that_lie_nowhere_are_told(door, element):
+    sdata = sample()
+    sdata[element].attrs["transform"] = {"global": "identity"}
+    with pytest.raises(InputError, match=f"transformation of '{element}' to 'global' is a str"):
+        door(sdata)
+    del sdata[element].attrs["transform"]
+    with pytest.raises(InputError, match=f"'{element}' .* has no coordinate transformations.*set_transformation"):
+        door(sdata)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     entries=st.tuples(*[st.floats(-3, 3) for _ in range(4)]).filter(lambda m: abs(m[0] * m[3] - m[1] * m[2]) > 0.05),

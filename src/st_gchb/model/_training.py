@@ -203,7 +203,8 @@ def _runner(make: Callable[..., Any], callbacks: list[Any], given: dict[str, Any
     """
     try:
         return make(callbacks=callbacks, **given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, ImportError) as error:
+        # ImportError of an accelerator whose package is not installed.
         raise ArgumentError(f"STGCHB.train: Lightning's Trainer cannot be made so: {error}") from error
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData, get_centroids
-from spatialdata.transformations import get_transformation
+from spatialdata.transformations import BaseTransformation, get_transformation
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
@@ -210,9 +210,33 @@ def _agreed_system(sdata: SpatialData, region: str, image: str, shared: set[str]
     return ordered[0]
 
 
+def transformations_of(element: Any, name: str) -> dict[str, Any]:
+    """Transformations of an element by coordinate system.
+
+    Raises
+    ------
+    InputError
+        It has none, or something else in their place.
+    """
+    try:
+        found = get_transformation(element, get_all=True)
+    except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{name!r} ({type(element).__name__}) has no coordinate transformations: {error or 'they are absent'}. Set "
+            f"one: spatialdata.transformations.set_transformation(sdata[{name!r}], Identity(), 'global')."
+        ) from error
+    known = found if isinstance(found, dict) else {}
+    odd = [system for system, one in known.items() if not isinstance(one, BaseTransformation)]
+    if odd:
+        raise InputError(
+            f"the transformation of {name!r} to {odd[0]!r} is a {type(known[odd[0]]).__name__}; expected one of "
+            "spatialdata.transformations. Set it with set_transformation."
+        )
+    return known
+
+
 def _transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
-    found = get_transformation(sdata[name], get_all=True)
-    return found if isinstance(found, dict) else {}
+    return transformations_of(sdata[name], name)
 
 
 def _affine(sdata: SpatialData, name: str, system: str) -> Matrix:

@@ -177,16 +177,19 @@ def _fill(
 ) -> GraphRule:
     """Complete a rule from the slices that it is made on."""
     known = all(value is not None for value in scale.values())
-    if rule.unit == "um" and not known and rule.radius is not None:
+    in_radius = rule.mode == "radius"
+    # Nearest neighbours ask for no µm; a radius, or the pitch that it goes with, does.
+    what, length = ("radius", rule.radius) if rule.radius is not None else ("pitch", rule.pitch if in_radius else None)
+    if rule.unit == "um" and not known and length is not None:
         unknown = [name for name, value in scale.items() if value is None]
         raise GraphError(
-            f"The graph's radius is {rule.radius:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
+            f"The graph's {what} is {length:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
             f"Set uns['spatial'][{unknown[0]!r}]['scalefactors']['microns_per_pixel']. " + advise(Fix("um_per_px"))
         )
-    if rule.pitch is not None:
+    if rule.pitch is not None and (rule.radius is not None or not in_radius):
         return rule
-    unit: Literal["um", "px"] = rule.unit if rule.radius is not None else ("um" if known else "px")
-    if unit == "px" and len(members) > 1 and rule.mode == "radius":
+    unit: Literal["um", "px"] = rule.unit if length is not None else ("um" if known else "px")
+    if unit == "px" and len(members) > 1 and in_radius:
         unknown = [name for name, value in scale.items() if value is None]
         if unknown:
             logger.warning(
@@ -198,14 +201,14 @@ def _fill(
             )
     size = {name: (scale[name] or 1.0) if unit == "um" else 1.0 for name in members}
     radius = rule.radius
-    if radius is None and rule.mode == "radius":
+    if radius is None and in_radius:
         nearest = [nearest_distances(coordinates[rows]) * size[name] for name, rows in members.items()]
         radius = PITCH_FACTOR * float(np.median(np.concatenate(nearest)))
         if radius <= 0:
             raise GraphError("Most spots share their position with another spot. Drop duplicates from obsm['spatial'].")
     spacings = [spacing_of(coordinates[rows]) * size[name] for name, rows in members.items()]
-    pitch = min((spacing for spacing in spacings if spacing > 0), default=0.0)
-    return replace(rule, radius=radius, unit=unit, pitch=pitch)
+    finest = min((spacing for spacing in spacings if spacing > 0), default=0.0)
+    return replace(rule, radius=radius, unit=unit, pitch=finest if rule.pitch is None else rule.pitch)
 
 
 def _px(rule: GraphRule, um_per_px: float | None) -> float:

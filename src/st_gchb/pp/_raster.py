@@ -14,7 +14,7 @@ from geopandas import GeoDataFrame
 from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import Affine, get_transformation
+from spatialdata.transformations import Affine
 from spatialdata.transformations import Sequence as Steps
 
 from st_gchb._arguments import Fill, TilePixels, checked
@@ -22,7 +22,7 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.io._annotation import annotated_rows
-from st_gchb.pp._elements import linked
+from st_gchb.pp._elements import linked, transformations_of
 from st_gchb.pp._lattice import Lattice, find_lattice
 from st_gchb.pp._tables import is_element_name
 
@@ -159,7 +159,7 @@ def _raster(
     # A name of chance: to make one of the content, dask would hash all of it.
     lazy = da.from_array(maps, chunks=(1, _CHUNK_PX, _CHUNK_PX), name=False, meta=np.empty((0, 0, 0), np.float32))
     own = Affine(lattice.matrix, input_axes=_XY, output_axes=_XY)
-    placed = {system: Steps([own, other]) for system, other in get_transformation(shapes, get_all=True).items()}
+    placed = {system: Steps([own, other]) for system, other in transformations_of(shapes, "the shapes").items()}
     return Image2DModel.parse(lazy, dims=("c", "y", "x"), c_coords=channels, transformations=placed)
 
 

@@ -64,6 +64,12 @@ def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError
                 "the AnnData was read lazily: its obs and var are not in memory. Call adata = adata.to_memory() first; "
                 "X, layers and features alone may stay on disk, as by anndata.read_h5ad(path, backed='r')."
             )
+        for axis, index in (("obs_names", data.obs_names), ("var_names", data.var_names)):
+            if isinstance(index, pd.MultiIndex):
+                raise error(
+                    f"{axis} have {index.nlevels} levels, such as {index[:1].tolist()}; expected text. Join them: "
+                    f"adata.{axis} = ['_'.join(map(str, name)) for name in adata.{axis}]."
+                )
         for axis, names in (("obs", data.obs.columns), ("var", data.var.columns)):
             if isinstance(names, pd.MultiIndex):
                 raise error(

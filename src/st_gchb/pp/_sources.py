@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
-from st_gchb._errors import ImageError, MissingFileError, MissingKeyError
+from st_gchb._errors import ImageError, MissingFileError, MissingKeyError, ScaleError
 from st_gchb._logging import logger
 from st_gchb.io import SlideImage
 from st_gchb.io._libraries import Library
@@ -20,6 +20,8 @@ _IMAGE_KEYS = ("fullres", "hires", "lowres")
 
 
 _BEFORE = "Make the features first: st_gchb.pp.embed_patches(adata, image=...) takes its path."
+_SCALES = (1e-6, 1e3)
+"""No picture is smaller, or larger, than this many times the image that the spots' positions are in."""
 _SIZE = Fix("um_per_px", why="if that is wrong")
 
 
@@ -76,6 +78,11 @@ def _image_scale(library: Library, key: str) -> float:
             f"{library.where}['scalefactors'] has no {name!r} (it holds {sorted(library.factors)}), so the size of "
             f"image {key!r} is unknown. Set it to the image's size relative to the px of obsm['spatial'] (1.0 where "
             "they agree)."
+        )
+    if scale is not None and not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ScaleError(
+            f"{library.where}['scalefactors'][{name!r}] is {scale:.3g}; expected the size of image {key!r} relative to "
+            f"the px of obsm['spatial'], from {_SCALES[0]:g} to {_SCALES[1]:g}."
         )
     return 1.0 if scale is None else scale
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
-from spatialdata.transformations import get_transformation
 
 from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
@@ -17,7 +16,7 @@ from st_gchb._logging import logger
 from st_gchb.io import open_image
 from st_gchb.io._libraries import libraries_of
 from st_gchb.io._pixel_size import Size, settle, visium_pitch
-from st_gchb.pp._elements import bin_um, find_image, finest_image, place_spots
+from st_gchb.pp._elements import bin_um, find_image, finest_image, place_spots, transformations_of
 from st_gchb.pp._layout import lay_tiles
 from st_gchb.pp._roi import roi_of_shapes
 
@@ -66,7 +65,7 @@ def tile_spatialdata(
         radius=tiles.diameter_px / 2,
         index=np.arange(len(tiles.grid)),
         # The circles are in the image's own px, and go wherever it goes.
-        transformations=dict(get_transformation(sdata.images[element], get_all=True)),
+        transformations=dict(transformations_of(sdata.images[element], element)),
     )
     table = tiles.table(name)
     table.obs.insert(0, "region", pd.Categorical([name] * table.n_obs))
@@ -88,10 +87,10 @@ def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
     Only what is certain counts: what a table of the spots has stored, the names of bins, and the distance of Visium's
     spots. Circles may be cells.
     """
-    systems = set(get_transformation(sdata.images[element], get_all=True))
+    systems = set(transformations_of(sdata.images[element], element))
     sizes: list[Size | None] = []
     for name, shapes in sdata.shapes.items():
-        if not systems & set(get_transformation(shapes, get_all=True)):
+        if not systems & set(transformations_of(shapes, name)):
             continue
         image, system = find_image(sdata, name, element, None)
         placed = place_spots(sdata, name, image, system, pd.Series(shapes.index))
@@ -132,7 +131,7 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
         raise ImageError(
             "the SpatialData has no image element; expected the H&E image. Add it with Image2DModel.parse."
         )
-    systems = {system for name in names for system in get_transformation(sdata.images[name], get_all=True)}
+    systems = {system for name in names for system in transformations_of(sdata.images[name], name)}
     return names[0] if len(names) == 1 else finest_image(sdata, names, systems, "with one another")
 
 
