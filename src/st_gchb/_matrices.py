@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ from scipy import sparse
 
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _NUMBERS = "buif"
 """Kinds of dtype that count as numbers: truth values, whole numbers, real numbers."""
@@ -68,6 +71,11 @@ def dense_of(values: Any, name: str, error: type[InputError] = InputError) -> np
     """Read a matrix as a dense numpy array; errors as :func:`matrix_of`."""
     matrix = matrix_of(values, name, error)
     return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
+
+
+def in_memory(adata: AnnData) -> AnnData:
+    """Copy an AnnData or a view of one; where it is backed, read it, since no second file is to be made."""
+    return adata.to_memory() if adata.isbacked else adata.copy()
 
 
 def is_chunked(values: Any) -> bool:

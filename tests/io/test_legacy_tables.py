@@ -215,6 +215,16 @@ def test_spots_outside_the_tissue_are_no_loss(folder, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def test_a_few_spots_that_are_not_selected_are_told(folder, caplog):
+    """A table of selected spots holds no others, but by a slip."""
+    table = spot_table(folder)
+    table.loc[3, "selected"] = 0
+    write_spots(folder, table)
+    assert_read(folder, 41)
+    assert "1 of 42 spots with counts" in caplog.text
+    assert "selected = 0" in caplog.text
+
+
 def test_tables_that_cannot_be_used(folder):
     table = count_table(folder)
     write_counts(folder, pd.concat([table, table.iloc[:1]]))

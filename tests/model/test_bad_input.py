@@ -289,6 +289,12 @@ def features_as(change):
     return spoil
 
 
+def rounded_features(query):
+    st_gchb.pp.embed_patches(query, encoder="texture", views=1, cache=False)
+    query.obsm["X_patch"] = query.obsm["X_patch"].astype(int)
+    return query
+
+
 def masked(features):
     return np.ma.masked_array(features, mask=np.arange(len(features))[:, None] * np.ones(features.shape[1]) == 3)
 
@@ -324,6 +330,7 @@ QUERIES = {
     "complex features": (features_as(lambda x: x + 1j), {}, EncoderError, "complex128.*expected real numbers"),
     "features as text": (features_as(lambda x: x.astype(str)), {}, EncoderError, "expected real numbers"),
     "features as dates": (features_as(lambda x: x.astype("datetime64[s]")), {}, EncoderError, "expected real numbers"),
+    "rounded features": (rounded_features, {}, EncoderError, "int64.*writes float32.*Run it again"),
     "masked features": (features_as(masked), {}, EncoderError, "masked in 1 spots.*embed_patches again"),
     "names that no file can hold": (names_of_half_a_character, {}, InputError, "obs_names holds.*no file can hold"),
     "columns of two levels": (columns_of_two_levels, {}, QueryError, "2 levels.*Join them"),

@@ -270,3 +270,12 @@ def test_it_is_drawn_over_the_slide(model, stored, tmp_path):
         around[y - reach : y + reach, x - reach : x + reach] = True
     inside = slice(60, 340), slice(60, 340)
     assert (changed & ~around)[inside].mean() < 0.005
+
+
+def test_a_result_that_lies_in_a_file_is_laid_out_too(model, query, tmp_path):
+    prediction = model.predict(query)
+    prediction.write_h5ad(tmp_path / "prediction.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "prediction.h5ad", backed="r")
+    found, expected = (st_gchb.pp.to_spatialdata(one) for one in (backed, prediction))
+    np.testing.assert_array_equal(found["st_gchb"].layers["st_gchb"], expected["st_gchb"].layers["st_gchb"])
+    assert not found["st_gchb"].isbacked

@@ -13,6 +13,7 @@ from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
+from st_gchb._matrices import in_memory
 from st_gchb.evaluate._folds import leave_one_out
 from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.evaluate._run import evaluate, evaluate_fold
@@ -100,7 +101,7 @@ def choose(
     rest = {"slice_key": slice_key, "features_key": features_key, "runs_dir": runs_dir, "device": device}
     inner, outer = [], []
     for fold in folds:
-        training = adata[fold.train].copy()
+        training = in_memory(adata[fold.train])
         logger.info("Choosing for %s among %d candidates on the other slices.", fold.name, len(methods))
         found = evaluate(training, methods=methods, n_top_genes=n_top_genes, seeds=seeds[:1], **rest)  # type: ignore[arg-type]
         means = found.scores.groupby("method", sort=False)[list(CRITERION)].mean()

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
+from st_gchb._matrices import in_memory
 from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._methods import Task
 from st_gchb.evaluate._panels import present
@@ -94,7 +95,7 @@ def prepare(plan: Plan, fold: Fold) -> Prepared:
     graph = hidden.copy()
     spatial_graph(graph, slice_key=protocol.slice_key, features_key=protocol.features_key)
     return Prepared(
-        train=plan.adata[fold.train].copy(),
+        train=in_memory(plan.adata[fold.train]),
         test=hidden,
         panel=plan.panel(fold),
         truth=truth,

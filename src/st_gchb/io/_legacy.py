@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from st_gchb.io._text_table import find_layout, open_text, read_rows
 SPOT_COLUMNS = {"x", "y", "pixel_x", "pixel_y"}
 _SPOT_NAME = re.compile(r"(?:.*[_\- ])?X?(\d+(?:[.,]\d+)?)\s*[xX_×:]\s*(\d+(?:[.,]\d+)?)")
 """``10x13``; with refined positions ``15.983x5.973``; of R ``X10x13``; with the section before it ``A1_10x13``."""
-_MOSTLY = 0.5
+_MOSTLY, _FEW = 0.5, 0.1
 _TRUE, _FALSE = {"1", "1.0", "true", "t", "yes"}, {"0", "0.0", "false", "f", "no"}
 _DECIMALS = 3
 
@@ -244,6 +245,16 @@ def read_legacy_spots(
         ),
     ]
     tell_losses(name, losses, allow_missing=allow_missing)
+    unselected = (spots["whole"] & ~spots["selected"]).to_numpy() & with_counts
+    if unselected.any():
+        # A table of the whole array has many; a few among spots that were selected already may be a slip.
+        few = unselected.sum() <= _FEW * len(of_spots)
+        logger.log(
+            logging.WARNING if few else logging.INFO,
+            "%s: %d of %d spots with counts, such as %s, are left out: selected = 0 in %s says that they are not under "
+            "tissue.",
+            *(name, unselected.sum(), len(of_spots), list(spots.index[unselected][:3]), spots_path.name),
+        )
     # In the order of the table of spots.
     order = np.argsort(of_spots, kind="stable")
     keep = order[wanted[of_spots[order]]]

@@ -18,6 +18,7 @@ from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger, others_quiet
+from st_gchb._matrices import in_memory
 from st_gchb.model._setup import (
     Registered,
     check_names,
@@ -237,7 +238,7 @@ class RegistrationMixin(BaseModelClass):
         if manager.adata is adata:
             return adata
         arguments = dict(manager.registry["setup_args"])
-        adata = adata.copy() if adata.is_view else adata
+        adata = in_memory(adata) if adata.is_view else adata
         if isinstance(data, SpatialData):
             cls._register_again(adata, Registered(**arguments))
         else:

@@ -160,6 +160,13 @@ def check_features(adata: AnnData, key: str) -> None:
     if len(shape) != 2 or shape[1] < 1:
         raise EncoderError(f"obsm[{key!r}] has shape {shape}; expected (n_spots, n_features).")
     check_unmasked(adata, key)
+    kind = np.dtype(getattr(adata.obsm[key], "dtype", np.float64)).kind
+    if key in adata.uns and kind in "iub":
+        # A user's own features may be whole numbers: nothing in uns says that this package made those.
+        raise EncoderError(
+            f"obsm[{key!r}] holds {adata.obsm[key].dtype}, and st_gchb.pp.embed_patches, which made it by "
+            f"uns[{key!r}], writes float32: the numbers were rounded since. Run it again."
+        )
     if not is_chunked(adata.obsm[key]):
         # Text, dates and complex numbers would be read as float32 too.
         matrix_of(adata.obsm[key], f"obsm[{key!r}]", EncoderError)

@@ -18,6 +18,7 @@ from spatialdata.transformations import Identity, set_transformation
 from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
+from st_gchb._matrices import in_memory
 from st_gchb.io import SlideImage
 from st_gchb.pp._raster import rasterize
 from st_gchb.pp._sections import Sections, sections_of
@@ -82,7 +83,7 @@ def to_spatialdata(
     names = [sanitize_name(one.name) for one in slices]
     if len({name.lower() for name in names}) < len(names):
         raise InputError(f"the slices {[one.name for one in slices]} would all be called {names[0]!r}. Rename them.")
-    table = result.copy()
+    table = in_memory(result)
     region_key = "region" if "region" not in table.obs else "st_gchb_region"
     regions, instances = np.empty(result.n_obs, dtype=object), np.empty(result.n_obs, dtype=np.int64)
     sdata = SpatialData()

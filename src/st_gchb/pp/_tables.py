@@ -15,6 +15,7 @@ from st_gchb._arguments import checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
+from st_gchb._matrices import in_memory
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io._annotation import annotated_rows
 from st_gchb.io._libraries import Library, libraries_of
@@ -69,7 +70,7 @@ class Resolved:
     def target(self, *, copy: bool) -> AnnData:
         """Give the object that results are written to."""
         if copy:
-            return self.adata.copy()
+            return in_memory(self.adata)
         if not self.from_spatialdata:
             return self.adata
         if self.table is None or self.table.n_obs != self.adata.n_obs:
@@ -206,7 +207,7 @@ def write_table(
     if unknown:
         raise InputError(f"obs[{region_key!r}] names {unknown}, which the SpatialData does not hold.")
     check_table_name(sdata, name, overwrite=overwrite)
-    table = result.copy()
+    table = in_memory(result)
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[region_key] = pd.Categorical(rows["region"])
     table.obs[instance_key] = rows["instance_id"].to_numpy()
