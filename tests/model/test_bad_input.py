@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+import st_gchb
 from st_gchb._errors import (
     CoordinateError,
     EncoderError,
