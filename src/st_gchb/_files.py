@@ -9,10 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from st_gchb._errors import StoreError
+
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, renamed to ``path`` when the block ends without an error.
+
+    Raises
+    ------
+    StoreError
+        Its folder cannot be made or written to, or a folder is in its place. Errors of the block pass through.
 
     Examples
     --------
@@ -21,16 +28,30 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     ...     _ = part.write_text("all of it")
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-    os.close(handle)
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+        os.close(handle)
     part = Path(name)
     try:
         yield part
         make_readable(part)
-        os.replace(part, target)
+        with _told(target):
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Say of a file that cannot be made what it is and why."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        told = StoreError(f"{target}: no file can be written there ({reason}). Name another place.")
+        told.errno = error.errno
+        raise told from error
 
 
 def is_there(path: Path, kind: Callable[[Path], bool] = Path.exists) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import h5py
@@ -237,3 +238,10 @@ def test_arguments_that_do_not_belong(tmp_path):
     AnnData(np.ones((3, 2), np.float32), obs=obs).write_h5ad(tmp_path / "a.h5ad")
     with pytest.raises(InputError, match="several slices"):
         read_section(tmp_path / "a.h5ad", um_per_px=0.5)
+
+
+def test_what_is_neither_file_nor_folder_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(InputError, match="neither a file nor a folder"):
+            read_section(path)

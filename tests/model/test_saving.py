@@ -14,7 +14,7 @@ import pytest
 import torch
 from anndata import AnnData
 
-from st_gchb._errors import InputError, MissingFileError, MissingKeyError, ModelFileError
+from st_gchb._errors import InputError, MissingFileError, MissingKeyError, ModelFileError, StoreError
 from st_gchb.model import STGCHB
 
 FILES = {"model.json", "network.safetensors", "reference.safetensors", "origin.parquet"}
@@ -324,3 +324,11 @@ def test_a_model_of_a_later_version(folder):
     (folder / "model.json").write_text(json.dumps(record))
     with pytest.raises(ModelFileError, match=r"7\.0.*Update st-gchb"):
         STGCHB.load(folder)
+
+
+@pytest.mark.parametrize("name", ["loop", "\udcff"], ids=ascii)
+def test_places_where_no_folder_can_be(model, tmp_path, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises((StoreError, InputError), match=r"no folder can be put there|no valid Unicode"):
+        model.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

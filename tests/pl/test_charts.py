@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from st_gchb import pl
-from st_gchb._errors import InputError, MissingKeyError, NotTrainedError
+from st_gchb._errors import ArgumentError, InputError, MissingKeyError, NotTrainedError, StoreError
 
 
 @pytest.fixture
@@ -135,3 +135,19 @@ def test_save_writes_a_picture_and_closes_the_figure(frame, tmp_path):
     assert plt.imread(tmp_path / "deep" / "ranking.png").std() > 0.01
     assert plt.get_fignums() == []
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["ranking.png"]
+
+
+@pytest.mark.parametrize("name", ["ranking", "ranking.h5ad", "ranking.xlsx"])
+def test_an_ending_that_says_no_format(frame, tmp_path, name):
+    with pytest.raises(ArgumentError, match=r"ends in .*\.png"):
+        pl.save(pl.gene_ranking(frame), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_where_no_file_can_be(frame, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.png", tmp_path / "file" / "ranking.png"):
+        with pytest.raises(StoreError, match="no file can be written there"):
+            pl.save(pl.gene_ranking(frame), path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder.png"]

@@ -92,6 +92,8 @@ def read_section(
         raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
     if path.is_file():
         return _read_file(path, name, picture, size, genome)
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
     kind = zarr_kind(path)
     if kind == "spatialdata":
         return read_spatialdata(path, name, picture, size)

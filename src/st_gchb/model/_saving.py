@@ -106,13 +106,22 @@ def write_model(
             finally:
                 shutil.rmtree(old)
         else:
-            part.replace(folder)
+            try:
+                part.replace(folder)
+            except OSError as error:
+                raise StoreError(
+                    f"{folder}: no folder can be put there ({error.strerror}). Name another one."
+                ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
     """Refuse to replace what is there, unless it was asked for and is a model and nothing else."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{str(folder)!r} is no valid Unicode, and safetensors writes to no such path.") from None
     if not folder.exists():
         return
     if not overwrite:
