@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from spatialdata.models import Image2DModel
 
-from st_gchb._errors import ScaleError
+from st_gchb._errors import ArgumentError, ScaleError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io import _elements as elements
 from st_gchb.io._tiff import TiffLevel
@@ -216,3 +216,13 @@ def test_thumbnails_take_the_coarsest_level_that_will_do():
     assert (small == 2).all()
     assert small.shape == (100, 100, 3)
     assert scale == 0.25
+
+
+@pytest.mark.parametrize("value", [None, "x", 2.5, True, [1], np.arange(3)], ids=repr)
+def test_windows_that_are_no_whole_numbers(value):
+    image = open_image(np.zeros((30, 40, 3), np.uint8))
+    for name in ("level", "y0", "y1", "x0", "x1"):
+        with pytest.raises(ArgumentError, match=f"SlideImage.read: {name}.*expected a whole number"):
+            image.read(**{"level": 0, "y0": 0, "y1": 8, "x0": 0, "x1": 8, name: value})
+    with pytest.raises(ArgumentError, match="SlideImage.thumbnail: max_px"):
+        image.thumbnail(value)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Count, checked
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io._chunks import Box, Edges, boxes_between, chunk_edges, piece_edges, within_box
 from st_gchb.io._thumbnail import hash_pixels, shrink
@@ -54,6 +55,7 @@ class SlideImage:
         height, width = self.levels[level].shape[:2]
         return int(height), int(width)
 
+    @checked
     def read(self, level: int, y0: int, y1: int, x0: int, x1: int) -> RGB:
         """Read a window, clipped to the image.
 
@@ -157,7 +159,8 @@ class SlideImage:
             + advise(Fix("memory_mb", str(-(-held // 10**8) * 100), "or more where so much is free"))
         )
 
-    def thumbnail(self, max_px: int = 1000) -> tuple[RGB, float]:
+    @checked
+    def thumbnail(self, max_px: Count = 1000) -> tuple[RGB, float]:
         """Shrink the image for figures, reading it piece by piece.
 
         Parameters
