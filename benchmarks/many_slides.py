@@ -100,9 +100,9 @@ def one_slide(model: Path, small: Path, slide: Path, dask: Any) -> dict[str, Any
     import st_gchb
 
     start = time.perf_counter()
-    st_gchb.many.predict_slides(model, [small], model / "first", client=dask, device="cpu")
+    st_gchb.cohort.predict_slides(model, [small], model / "first", client=dask, device="cpu")
     first = time.perf_counter() - start
-    (report,) = st_gchb.many.predict_slides(model, [slide], model / "second", client=dask, device="cpu").itertuples()
+    (report,) = st_gchb.cohort.predict_slides(model, [slide], model / "second", client=dask, device="cpu").itertuples()
     receipt = json.loads((model / "second" / "receipts" / f"{slide.stem}.json").read_text())
     (peak,) = dask.run(status, "VmHWM").values()
     known = json.loads((model / "first" / "receipts" / f"{small.stem}.json").read_text())["seconds"]
@@ -120,12 +120,12 @@ def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     import st_gchb
-    from st_gchb.many._receipts import receipt_path
-    from st_gchb.many._slides import slides_of
+    from st_gchb.cohort._manifest import slides_of
+    from st_gchb.cohort._receipts import receipt_path
 
     options = {"encoder": "texture", "weights": None, "views": 1, "spacing_um": 200.0, "device": "cpu"}
     table = pd.DataFrame({"path": str(slide), "name": [f"s{index:05d}" for index in range(n)]})
-    st_gchb.many.embed_slides(table[:1], out, client=dask, **options)
+    st_gchb.cohort.embed_slides(table[:1], out, client=dask, **options)
     receipt = json.loads(receipt_path(out, "s00000").read_text())
     for one in slides_of(table, spacing_um=options["spacing_um"])[1:]:
         os.link(out / "s00000.h5ad", out / f"{one.name}.h5ad")
@@ -134,7 +134,7 @@ def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
     seconds = {}
     for name, client in (("dask", dask), ("here", None)):
         start = time.perf_counter()
-        report = st_gchb.many.embed_slides(table, out, client=client, **options)
+        report = st_gchb.cohort.embed_slides(table, out, client=client, **options)
         seconds[name] = round(time.perf_counter() - start, 2)
         assert (report["status"] == "kept").all()
     return {"tasks": n, "seconds": seconds, "ms_per_task": round(1e3 * (seconds["dask"] - seconds["here"]) / n, 2)}

@@ -24,7 +24,7 @@ from tables import markdown, number
 
 from st_gchb.retrieval import SearchIndex, find_neighbors
 from st_gchb.retrieval._exact import _KEYS, _QUERIES
-from st_gchb.retrieval._index import overlap
+from st_gchb.retrieval._faiss import overlap
 
 WIDTH = 128
 OWN = 0.66

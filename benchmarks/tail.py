@@ -34,7 +34,7 @@ class WholeTrunk:
     """Maps of a step's spots, made of their patches each time they are asked for."""
 
     def __init__(self, encoder: Any, patches: np.ndarray) -> None:
-        from st_gchb.pp._stages import first_of
+        from st_gchb.pp.patches._last_stage import first_of
 
         self.encoder, self.patches = encoder, torch.from_numpy(patches).permute(0, 3, 1, 2)
         self.maps: list[Tensor] = []
@@ -58,10 +58,9 @@ class WholeTrunk:
 def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
     """CPU seconds of both kinds of epoch, and of encoding once."""
     import st_gchb
-    from st_gchb.model import STGCHB
-    from st_gchb.model import _fitting as fitting
-    from st_gchb.pp import _maps as maps_module
-    from st_gchb.pp._encoders import get_encoder
+    from st_gchb.model import STGCHB, _fit as fitting
+    from st_gchb.pp.encoders import get_encoder
+    from st_gchb.pp.patches import _feature_maps as maps_module
     from st_gchb.train import GraphDataModule
 
     maps_module.MEMORY_BYTES = 0
@@ -104,8 +103,8 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
 
 def sizes() -> list[tuple[str, tuple[int, int, int]]]:
     """Maps of one patch by encoder, at the encoder's own input size."""
-    from st_gchb.pp._encoders import get_encoder
-    from st_gchb.pp._stages import shape_of_maps
+    from st_gchb.pp.encoders import get_encoder
+    from st_gchb.pp.patches._last_stage import shape_of_maps
 
     return [(name, shape_of_maps(get_encoder(name, None))) for name in SIZES]
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from st_gchb._advice import Door, Fix, advise, current_door, entered
 from st_gchb._arguments import Count, Limits, PixelSize, Rate, Share, check_keywords, checked
@@ -21,7 +20,7 @@ from st_gchb._errors import ArgumentError, QueryError, ScaleError, STGCHBError
 if TYPE_CHECKING:
     from somewhere import Thing
 
-    from st_gchb.pp._engine import Views
+    from st_gchb.pp.encoders import Views
 
 
 class Thing_:

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import sparse
 
 import st_gchb
-from st_gchb.datasets import _geometry
+from st_gchb.datasets.synthetic import _geometry
 from st_gchb.evaluate import METHODS
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "scripts" / "dlpfc.py"

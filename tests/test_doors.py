@@ -15,7 +15,7 @@ import st_gchb
 from st_gchb._errors import ArgumentError, STGCHBError
 from st_gchb.model import STGCHB, ModelSettings
 
-ROOMS = ("datasets", "evaluate", "io", "many", "metrics", "model", "pl", "pp", "retrieval")
+ROOMS = ("datasets", "evaluate", "cohort", "io", "metrics", "model", "pl", "pp", "retrieval")
 # What functions return: nobody makes them by hand, and a wrong one is told by the function that takes it.
 RETURNED = {
     "evaluate": {"Choice", "Evaluation", "Fold", "Reliability", "Study", "Variant"},

@@ -19,7 +19,7 @@ BASE = {
     "_constants",
     "_errors",
     "_logging",
-    "_files",
+    "_artifacts",
     "_compat",
     "_genes",
     "_counts",
@@ -46,9 +46,25 @@ ROOMS: dict[str, set[str]] = {
     # A SpatialData is drawn as the AnnData that pp makes of it, and tissue as pp finds it.
     "pl": {"metrics", "pp"},
     # Whole slides from their files to results: it asks what stands below, and is asked by the command line alone.
-    "many": {"io", "pp", "model"},
+    "cohort": {"io", "pp", "model"},
 }
 ROOMS["cli"] = set(ROOMS)
+
+# Rooms within rooms: what each may import of its sisters. The room's own files may import all of them, and they the
+# room's own files.
+SUB_ROOMS: dict[str, dict[str, set[str]]] = {
+    "io": {"images": set(), "sections": {"images"}},
+    "pp": {
+        "spots": set(),
+        "expression": set(),
+        "encoders": set(),
+        "tissue": {"spots"},
+        "patches": {"spots", "encoders"},
+        "graph": {"spots", "patches"},
+        "export": {"spots"},
+    },
+    "datasets": {"synthetic": set()},
+}
 
 # Third-party packages that a room may import, where the table limits them.
 ONLY: dict[str, set[str]] = {
@@ -60,7 +76,7 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "_settings": {"platformdirs"},
     "_signals": set(),
-    "_files": set(),
+    "_artifacts": {"numpy"},
     "_logging": {"tqdm"},
     "_advice": set(),
     # Imported where an argument is first checked: what is imported at the top would be paid for by every room.
@@ -73,10 +89,13 @@ KEPT_TO: dict[str, set[str]] = {
     "pooch": {"datasets"},
     "matplotlib": {"pl"},
     "squidpy": {"pp", "pl", "_compat", "_genes"},
-    "distributed": {"many", "cli"},
+    "distributed": {"cohort", "cli"},
 }
 # nn runs where torch, torch-geometric and pydantic alone are installed, and _logging needs tqdm.
 BASE_OF_NN = {"_constants", "_errors", "_advice", "_arguments"}
+
+REACHED_BY_TESTS = 70
+"""Private modules of which tests import; to become fewer."""
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -114,10 +133,33 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def own_module(name: str) -> str:
-    """Module of the package that holds ``name``: ``st_gchb.io.open_image`` is in ``st_gchb.io``."""
+    """Module of the package from which ``name`` is imported: ``st_gchb.io.open_image`` from ``st_gchb.io``."""
     while name not in MODULES:
         name = name.rpartition(".")[0]
     return name
+
+
+@functools.cache
+def door_of(package: str) -> dict[str, str]:
+    """Full names of what a door hands on, by the name there: of its stub where it imports on first use."""
+    stub = MODULES[package].with_suffix(".pyi")
+    names = {}
+    for node in tree_of(stub if stub.exists() else MODULES[package]).body:
+        if isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module}" if node.level else node.module
+            names |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def defined_in(name: str) -> str:
+    """Module in which ``name`` is defined, through as many doors as there are."""
+    module = own_module(name)
+    while MODULES[module].name == "__init__.py" and module != "st_gchb" and name != module:
+        handed_on = door_of(module).get(name.removeprefix(f"{module}."))
+        if handed_on is None:
+            break
+        name, module = handed_on, own_module(handed_on)
+    return module
 
 
 @functools.cache
@@ -159,6 +201,74 @@ def test_rooms_import_in_one_direction():
             if is_own(name) and name != "st_gchb.__version__" and room_of(own_module(name)) not in allowed:
                 findings.append(f"{where(path, line)}: {room} may not import {name}")
     check(findings)
+
+
+def test_rooms_within_rooms_import_in_one_direction():
+    findings = []
+    for module, path in MODULES.items():
+        _, room, *rest = (*module.split("."), "", "")
+        inner = SUB_ROOMS.get(room, {})
+        if rest[0] not in inner:
+            continue
+        for line, name in imports_of(path):
+            if not is_own(name):
+                continue
+            parts = (*defined_in(name).split("."), "", "")
+            if parts[1] == room and parts[2] in inner and parts[2] not in {rest[0], *inner[rest[0]]}:
+                findings.append(f"{where(path, line)}: {room}.{rest[0]} may not import {name}")
+    check(findings)
+
+
+def test_every_room_within_a_room_is_in_the_table():
+    found = {module for module, path in MODULES.items() if path.name == "__init__.py" and module.count(".") == 2}
+    assert found == {f"st_gchb.{room}.{inner}" for room, table in SUB_ROOMS.items() for inner in table}
+
+
+def test_a_room_is_entered_by_its_door():
+    """From outside of a room or of a room within it, what its ``__init__`` hands on is imported, and nothing else."""
+    findings = []
+    for module, path in MODULES.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for line, name in imports_of(path):
+            if not is_own(name):
+                continue
+            imported = own_module(name)
+            home = imported if MODULES[imported].name == "__init__.py" else imported.rpartition(".")[0]
+            inside = home == "st_gchb" or package == home or package.startswith(f"{home}.")
+            if not inside and (imported != home or name.rpartition(".")[2].startswith("_")):
+                findings.append(f"{where(path, line)}: {name} is private to {home}")
+    check(findings)
+
+
+def test_doors_hand_on_what_is_there():
+    findings = []
+    for module, path in MODULES.items():
+        stub = path.with_suffix(".pyi")
+        if path.name != "__init__.py" or module == "st_gchb":
+            continue
+        findings += [
+            f"{module}: {name} is not in {full}"
+            for name, full in door_of(module).items()
+            if is_own(full) and full not in MODULES and own_module(full) == "st_gchb"
+        ]
+        if stub.exists():
+            tree = ast.unparse(tree_of(path))
+            assert "lazy_loader.attach_stub" in tree, f"{module} has a stub that it does not read"
+    check(findings)
+
+
+def test_private_modules_are_tested_where_a_unit_has_no_door():
+    """Tests, too, import from doors: what they reach behind them stands in the way of every change."""
+    behind = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("st_gchb.")
+        for name in [f"{node.module}.{alias.name}" for alias in node.names]
+        if own_module(name).count(".") > 1 and own_module(name).rpartition(".")[2].startswith("_")
+    }
+    modules = {own_module(name) for _, name in behind}
+    assert len(modules) <= REACHED_BY_TESTS, sorted(modules)
 
 
 def test_the_package_imports_no_room():
@@ -242,9 +352,9 @@ def test_layers_are_listed_by_their_names_alone():
 def test_no_module_imports_itself_by_a_detour():
     # The package itself imports rooms for the checker of types alone.
     graph = {
-        module: {own_module(name) for _, name in imports_of(path) if is_own(name)} - {"st_gchb"}
+        module: {defined_in(name) for _, name in imports_of(path) if is_own(name)} - {"st_gchb", module}
         for module, path in MODULES.items()
-        if module != "st_gchb"
+        if path.name != "__init__.py"
     }
     graphlib.TopologicalSorter(graph).prepare()
 

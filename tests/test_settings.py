@@ -16,7 +16,7 @@ from st_gchb._logging import logger, track
 from st_gchb._settings import bars_disabled, without_bars
 from st_gchb.errors import InputError
 from st_gchb.model import STGCHB
-from st_gchb.pp._cache import cache_folder
+from st_gchb.pp.patches import cache_folder
 
 settings = st_gchb.settings
 
@@ -109,7 +109,7 @@ def test_all_are_shown():
 
 def test_the_cache_folder_reaches_features_checkpoints_and_data_sets(tmp_path):
     from st_gchb.datasets._fetch import cache_folder as downloads
-    from st_gchb.model._identity import checkpoint_folder
+    from st_gchb.model._training import checkpoint_folder
 
     settings.cache_dir = tmp_path
     assert cache_folder() == tmp_path / "features"

@@ -9,7 +9,7 @@ import sys
 CODE = """
 import numpy as np, pandas as pd, torch
 from scipy import sparse
-from st_gchb.pp._expression import choose_panel
+from st_gchb.pp.expression._expression import choose_panel
 values = sparse.random(300, 80, 0.5, format="csr", random_state=0, dtype=np.float32)
 choose_panel(values, pd.RangeIndex(80).astype(str), np.repeat(["a", "b"], 150), 20)
 print(torch.get_num_threads())

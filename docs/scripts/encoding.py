@@ -22,10 +22,10 @@ import torch
 import torchvision
 
 import st_gchb
-from st_gchb._files import write_whole
+from st_gchb._artifacts import write_whole
 from st_gchb.evaluate import METHODS, evaluate
 from st_gchb.pp import Encoder, embed_patches, get_encoder
-from st_gchb.pp._engine import Engine, Pace
+from st_gchb.pp.encoders import Engine, Pace
 
 N_PATCHES = 64
 WAYS = {

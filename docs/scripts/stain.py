@@ -18,11 +18,12 @@ import torch
 from anndata import AnnData
 
 import st_gchb
-from st_gchb.evaluate._folds import hide_expression, leave_one_out
+from st_gchb.evaluate import leave_one_out
+from st_gchb.evaluate._folds import hide_expression
 from st_gchb.evaluate._foreign import recolored
 from st_gchb.metrics import pearson
 from st_gchb.model import STGCHB
-from st_gchb.pp._stain import restained
+from st_gchb.pp._stain_normalization import restained
 
 SECTIONS = ("C2", "C3", "C4", "C5")
 TREATMENTS: dict[str, dict[str, Any]] = {

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = version("st-gchb")
 
-_ROOMS = ("datasets", "errors", "evaluate", "io", "many", "metrics", "model", "pl", "pp")
+_ROOMS = ("datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
 
 __all__ = ["__version__", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
-    from st_gchb import datasets as datasets
-    from st_gchb import errors as errors
-    from st_gchb import evaluate as evaluate
-    from st_gchb import io as io
-    from st_gchb import many as many
-    from st_gchb import metrics as metrics
-    from st_gchb import model as model
-    from st_gchb import pl as pl
-    from st_gchb import pp as pp
+    from st_gchb import (
+        cohort as cohort,
+        datasets as datasets,
+        errors as errors,
+        evaluate as evaluate,
+        io as io,
+        metrics as metrics,
+        model as model,
+        pl as pl,
+        pp as pp,
+    )
     from st_gchb._settings import settings as settings
 
 

@@ -204,7 +204,7 @@ class DeviceError(InputError):
 class ClusterError(STGCHBError, RuntimeError):
     """Workers of a cluster cannot do what they are asked for, or the cluster was lost.
 
-    Raised by :func:`st_gchb.many.predict_slides` and :func:`st_gchb.many.embed_slides`.
+    Raised by :func:`st_gchb.cohort.predict_slides` and :func:`st_gchb.cohort.embed_slides`.
     """
 
 

@@ -175,7 +175,7 @@ def test_evaluate_by_patient(slides, tmp_path):
 @pytest.fixture
 def answers(monkeypatch):
     """Tasks that methods have answered; the one whose number is in ``answers.stop`` is interrupted."""
-    from st_gchb.evaluate import _run
+    from st_gchb.evaluate import _evaluate as _run
 
     class Answers(list):
         stop = None

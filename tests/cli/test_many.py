@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from st_gchb import many
+from st_gchb import cohort
 from st_gchb.cli import main
 
 
@@ -44,13 +44,13 @@ def test_workers_of_its_own(model, folder, tmp_path, capsys, monkeypatch):
     """Worker processes, which stay the cluster's however long one that was killed takes to be back."""
     pytest.importorskip("distributed")  # brings dask's defaults
     limit, given_up_after = "distributed.deploy.lost-worker-timeout", []
-    send = many.predict_slides
+    send = cohort.predict_slides
 
     def seen(*arguments, **options):
         given_up_after.append(dask.config.get(limit))
         return send(*arguments, **options)
 
-    monkeypatch.setattr(many, "predict_slides", seen)
+    monkeypatch.setattr(cohort, "predict_slides", seen)
     before = dask.config.get(limit)
     assert run(folder / "slides.csv", "--model", model, "--out", tmp_path, "--workers", 1) == 0
     assert "2 slides: 2 done" in capsys.readouterr().out

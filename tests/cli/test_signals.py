@@ -35,20 +35,20 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
 
 MOMENTS = {
     "imports": {"at": "import scvi.train", "signals": ["SIGTERM"]},
-    "embedding": {"at": "st_gchb.pp._engine:Engine.run", "signals": ["SIGTERM"]},
-    "an epoch": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
-    "Ctrl-C": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
+    "embedding": {"at": "st_gchb.pp.encoders._runner:Engine.run", "signals": ["SIGTERM"]},
+    "an epoch": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
+    "Ctrl-C": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
     "a closed terminal": {"at": "st_gchb.train._data:TrainingData.batch", "nth": 8, "signals": ["SIGHUP"]},
     "two at once": {
-        "at": "st_gchb.train._progress:Progress.on_train_epoch_start",
+        "at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start",
         "nth": 3,
         "after": True,
         "signals": ["SIGINT", "SIGTERM", "SIGTERM"],
     },
     "writing a checkpoint": {
-        "at": "st_gchb.train._progress:write_checkpoint",
+        "at": "st_gchb.train._checkpoints:write_checkpoint",
         "signals": ["SIGTERM"],
-        "first": {"at": "st_gchb.train._progress:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
+        "first": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
     },
     "a swallowed exception": {
         "at": "st_gchb.train._data:TrainingData.batch",
@@ -142,7 +142,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs this in
 import st_gchb
 from st_gchb.errors import TerminatedError
 from st_gchb.model import STGCHB
-from st_gchb.train._progress import Progress
+from st_gchb.train._checkpoints import Progress
 
 tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
 st_gchb.pp.embed_patches(tissue, encoder="texture", cache=False)
@@ -219,7 +219,7 @@ def pictures(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
-ENGINE = "st_gchb.pp._engine:Engine.run"
+ENGINE = "st_gchb.pp.encoders._runner:Engine.run"
 
 
 def other_commands(slides: Path, model: Path, pictures: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:

@@ -9,15 +9,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 import st_gchb
 from st_gchb.cli import main
-from st_gchb.cli._query import read_geojson, spacing_um
+from st_gchb.cli._predict import read_geojson, spacing_um
 from st_gchb.model import STGCHB
 
 

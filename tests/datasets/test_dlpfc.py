@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import sparse
 
 from st_gchb._errors import CoordinateError, DownloadError, ExpressionError, InputError, MissingFileError
-from st_gchb.datasets import _dlpfc_files, dlpfc, dlpfc_geometry
+from st_gchb.datasets import _dlpfc as _dlpfc_files, dlpfc, dlpfc_geometry
 
 N_ROWS, N_COLS = 4, 5
 

@@ -10,16 +10,15 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from scipy import sparse
 
 from st_gchb._errors import CoordinateError, DownloadError, ExpressionError, ImageError, InputError, MissingFileError
 from st_gchb.datasets import _her2st, her2st
-from st_gchb.io._legacy import read_wide_counts
-from st_gchb.io._picture import read_thumbnail
+from st_gchb.io.images import read_thumbnail
+from st_gchb.io.sections._legacy_st import read_wide_counts
 
 from .conftest import write_counts
 

@@ -6,15 +6,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.spatial import KDTree
 
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb.datasets import dlpfc_geometry, synthetic_tissue
-from st_gchb.datasets._anatomy import memberships, random_anatomy
-from st_gchb.datasets._cells import ENDOTHELIUM, PYRAMID, place_cells
-from st_gchb.datasets._simulate import _unseen, draw_genes, look_under
+from st_gchb.datasets.synthetic._anatomy import memberships, random_anatomy
+from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, PYRAMID, place_cells
+from st_gchb.datasets.synthetic._simulate import _unseen, draw_genes, look_under
 
 SMALL = {"n_rows": 16, "n_cols": 14, "n_genes": 120}
 

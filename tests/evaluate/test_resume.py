@@ -16,7 +16,7 @@ import pytest
 from st_gchb._errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, write_report
 from st_gchb.model import STGCHB
-from st_gchb.model._presets import PRESETS
+from st_gchb.model._settings import PRESETS
 from st_gchb.train import STGCHBTrainingPlan
 
 QUICK = {"n_top_genes": 20, "seeds": [0, 1], "device": "cpu"}
@@ -172,7 +172,7 @@ def test_what_no_run_depends_on_does_not_matter(tissue, tmp_path):
 def test_another_version(tissue, tmp_path, monkeypatch):
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
     evaluate(tissue, **base)
-    monkeypatch.setattr("st_gchb.evaluate._keys.__version__", "99.0")
+    monkeypatch.setattr("st_gchb.evaluate._run_cache.__version__", "99.0")
     assert evaluate(tissue, **base).runs["taken"] == 0
 
 
@@ -317,7 +317,7 @@ def test_a_disk_that_is_full_loses_nothing(tissue, tmp_path, monkeypatch, caplog
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("st_gchb._files.os.replace", full)
+    monkeypatch.setattr("st_gchb._artifacts.os.replace", full)
     result = evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
     assert_same(whole, result)
     assert caplog.text.count("No space left") == 12

@@ -9,15 +9,13 @@ from functools import partial, wraps
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
+from st_gchb._artifacts import digest
 from st_gchb._errors import InputError
 from st_gchb.evaluate import METHODS
 from st_gchb.evaluate._describe import describe
-from st_gchb.evaluate._kept import Run, RunFolder, parse
-from st_gchb.evaluate._keys import RunKey
-from st_gchb.model._record import digest
+from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, parse
 
 KEY = RunKey("S1", "ridge", 0, {"package": "1", "data": "d", "described": {"function": "f"}})
 numbers = st.floats(allow_nan=False, allow_infinity=False)

@@ -11,6 +11,8 @@ from st_gchb._errors import InputError, SliceError
 from st_gchb.evaluate import (
     STUDY,
     Variant,
+    _choice as choice_module,
+    _study as study_module,
     candidates,
     choose,
     evaluate,
@@ -18,9 +20,8 @@ from st_gchb.evaluate import (
     write_choice,
     write_study,
 )
-from st_gchb.evaluate import _choice as choice_module
-from st_gchb.evaluate import _study as study_module
-from st_gchb.model._presets import PRESETS, settings_for
+from st_gchb.model import settings_for
+from st_gchb.model._settings import PRESETS
 
 ENCODED = {"views": 1, "cache": False}
 

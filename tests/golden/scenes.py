@@ -307,7 +307,7 @@ def slide_in(folder: Path) -> Path:
 
 def predicted(folder: Path) -> pd.DataFrame:
     """The report of ``predict_slides`` on the slide in a folder, by the model there, into ``results``."""
-    return st_gchb.many.predict_slides(
+    return st_gchb.cohort.predict_slides(
         folder / "model",
         [folder / "slide.png"],
         folder / "results",

@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 import tifffile
 from anndata import AnnData
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 import st_gchb
@@ -352,7 +351,7 @@ def test_any_value_in_uns(where, value):
     """What is stored in another layout is left for the function that needs it to refuse."""
     from pathlib import Path
 
-    from st_gchb.io._annotated import _libraries
+    from st_gchb.io.sections._annotated import _libraries
 
     adata = section(spatial={"s": library()})
     entry = adata.uns

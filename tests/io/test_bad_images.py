@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io import open_image
-from st_gchb.io._picture import picture_of
+from st_gchb.io.images import picture_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
 
@@ -115,7 +115,7 @@ def test_paths_of_every_kind(tmp_path, monkeypatch):
 
 
 def test_an_image_that_does_not_fit_into_memory_is_not_decoded(tmp_path, monkeypatch):
-    from st_gchb.io import _checks as checks
+    from st_gchb.io.images import _validation as checks
 
     Image.fromarray(RGB).save(tmp_path / "he.jpg")
     tifffile.imwrite(tmp_path / "one.tif", RGB, photometric="rgb", compression="zlib", rowsperstrip=64)

@@ -3,13 +3,11 @@
 import dask.array
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io import _chunks as chunks
-from st_gchb.io import _thumbnail as thumbnail
+from st_gchb.io.images import _chunks as chunks, _thumbnail as thumbnail
 
 RGB = np.random.default_rng(0).integers(0, 256, (130, 170, 3), dtype=np.uint8)
 LAYOUTS = [None, (16, 16), (1, 170), (130, 170), ((50, 80), (60, 10, 100)), (50, 60, 3)]

@@ -8,13 +8,12 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from st_gchb._errors import CoordinateError, ExpressionError, InputError, MissingFileError, ScaleError, STGCHBError
 from st_gchb.io import read_section
-from st_gchb.io._text_table import find_layout, read_rows
+from st_gchb.io.sections._text_table import find_layout, read_rows
 
 from .conftest import GENES, counts_of, picture, write_legacy
 

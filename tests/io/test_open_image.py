@@ -6,15 +6,14 @@ import pytest
 import tifffile
 import xarray
 import zarr
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from PIL import Image
 from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ArgumentError, ScaleError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io import _elements as elements
-from st_gchb.io._tiff import TiffLevel
+from st_gchb.io.images import _image_element as elements
+from st_gchb.io.images._tiff import TiffLevel
 
 
 @pytest.fixture

@@ -8,16 +8,15 @@ import logging
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageOps
 
 from st_gchb._errors import ImageError
-from st_gchb.io import _open, open_image
-from st_gchb.io._chunks import chunk_edges
-from st_gchb.io._openslide import OpenSlideLevel
-from st_gchb.io._orientation import TurnedLevel, turn
-from st_gchb.io._picture import picture_of
+from st_gchb.io import open_image
+from st_gchb.io.images import _open_image as _open, picture_of
+from st_gchb.io.images._chunks import chunk_edges
+from st_gchb.io.images._openslide import OpenSlideLevel
+from st_gchb.io.images._orientation import TurnedLevel, turn
 
 RGB = np.random.default_rng(0).integers(0, 256, (70, 103, 3), dtype=np.uint8)
 SMALL = np.random.default_rng(1).integers(0, 256, (35, 51, 3), dtype=np.uint8)
@@ -172,7 +171,7 @@ def test_a_tag_that_says_nothing_is_told(tmp_path, name, caplog):
 
 
 def test_features_of_the_stored_picture_are_not_taken_for_those_of_the_upright_one(folder):
-    from st_gchb._files import sha256_of
+    from st_gchb._artifacts import sha256_of
 
     for name in ("he.png", "tiles.tif"):
         assert open_image(folder / f"1.{name}").fingerprint() == sha256_of(folder / f"1.{name}")

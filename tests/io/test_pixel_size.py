@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 from anndata import AnnData
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from st_gchb._errors import ScaleError
-from st_gchb.io import open_image
-from st_gchb.io._pixel_size import Size, settle, spot_sizes, square_size, visium_pitch
+from st_gchb.io import Size, open_image, settle, spot_sizes, visium_pitch
+from st_gchb.io._pixel_size import square_size
 from st_gchb.pp import slices_of, tile_tissue
 
 RGB = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)

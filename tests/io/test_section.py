@@ -18,7 +18,8 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Affine, Identity, Sequence, get_transformation, set_transformation
 
 import st_gchb
-from st_gchb.io import _to_element, open_image, read_section
+from st_gchb.io import open_image, read_section
+from st_gchb.io.images import _image_element as _to_element
 from st_gchb.pp import resolve
 
 from .conftest import (

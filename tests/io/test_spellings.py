@@ -7,13 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from st_gchb._errors import InputError, ScaleError
-from st_gchb.io._pixel_size import one_number, positive
-from st_gchb.io._reading import reading
-from st_gchb.io._units import um_per_unit
+from st_gchb.io import one_number, positive, reading, um_per_unit
 
 FORMS = [
     lambda x: x,

@@ -24,7 +24,7 @@ from spatialdata.transformations import Affine, get_transformation
 import st_gchb
 from st_gchb._compat import store_format
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError, STGCHBError, StoreError
-from st_gchb.io import _beside, write_elements
+from st_gchb.io import _write_elements as _beside, write_elements
 
 N = 12
 TURNED = Affine([[0, -2, 7], [2, 0, 1], [0, 0, 1]], ("x", "y"), ("x", "y"))

@@ -9,8 +9,7 @@ import struct
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from st_gchb._errors import DamageError, ImageError, STGCHBError
 from st_gchb.io import open_image
@@ -68,7 +67,7 @@ def test_the_largest_page_is_the_slide_and_that_is_told(tmp_path, caplog):
 
 
 def test_features_of_the_thumbnail_are_not_taken_for_those_of_the_slide(tmp_path):
-    from st_gchb._files import sha256_of
+    from st_gchb._artifacts import sha256_of
 
     write_thumbnail_first(tmp_path / "he.tif")
     assert open_image(tmp_path / "he.tif").fingerprint() != sha256_of(tmp_path / "he.tif")

@@ -7,16 +7,14 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
-from st_gchb.model import STGCHB, _context, _embedding, _rows
-from st_gchb.model._context import BlockedContext, Context, context_of
-from st_gchb.model._fitting import without_loops
-from st_gchb.model._inputs import ContextRule, fit_map
-from st_gchb.model._rows import FeatureRows
-from st_gchb.pp import _expression
+from st_gchb.model import STGCHB, ContextRule, _features as _context, _inference as _embedding
+from st_gchb.model._features import BlockedContext, Context, context_of, fit_map
+from st_gchb.model._fit import without_loops
+from st_gchb.pp.expression import _expression
+from st_gchb.pp.patches import FeatureRows, _feature_array as _rows
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "calibrate": False}
 

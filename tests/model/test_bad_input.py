@@ -201,7 +201,7 @@ def plain(reference, monkeypatch):
     """S1 and S2 without features, and an encoder that needs no download."""
     import functools
 
-    from st_gchb.model import _setup
+    from st_gchb.model import _validation as _setup
 
     monkeypatch.setattr(_setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", views=1))
     del reference.obsm["X_patch"], reference.uns["X_patch"]

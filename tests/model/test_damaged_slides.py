@@ -141,7 +141,7 @@ def test_an_embedding_by_position_has_to_be_whole(model, broken_tiff):
 
 def test_the_bound_of_memory_comes_through(model, pixels, tmp_path, monkeypatch):
     seen = []
-    from st_gchb.pp import _embed
+    from st_gchb.pp.patches import _embed_slices as _embed
 
     original = _embed.whole_patches
     monkeypatch.setattr(_embed, "whole_patches", lambda *args: seen.append(args[4]) or original(*args))

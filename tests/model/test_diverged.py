@@ -10,10 +10,9 @@ import torch
 from lightning.pytorch import Callback
 from safetensors.numpy import load_file, save_file
 
+from st_gchb._artifacts import digest, sha256_of
 from st_gchb._errors import DivergenceError, ModelFileError
-from st_gchb._files import sha256_of
 from st_gchb.model import STGCHB
-from st_gchb.model._record import digest
 
 QUIET = {"enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
 

@@ -14,10 +14,9 @@ import pytest
 from anndata import AnnData
 from safetensors.numpy import load_file, save_file
 
+from st_gchb._artifacts import digest, sha256_of
 from st_gchb._errors import ModelFileError, STGCHBError
-from st_gchb._files import sha256_of
 from st_gchb.model import STGCHB
-from st_gchb.model._record import digest
 from st_gchb.model._schema import FIELDS
 
 ODD: list[Any] = [None, True, 0, -1, 3, 2**70, 0.5, -1e300, float("nan"), float("inf"), "", "x", [], [[]], {}, {"a": 1}]

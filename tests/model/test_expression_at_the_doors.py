@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
@@ -18,7 +17,7 @@ from st_gchb._counts import are_counts, check_expression, tell_depth
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb.evaluate import evaluate
 from st_gchb.model import STGCHB
-from st_gchb.pp._expression import log_normalise
+from st_gchb.pp.expression import log_normalise
 
 QUIET = {"max_epochs": 1, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
 

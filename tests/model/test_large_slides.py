@@ -12,7 +12,7 @@ import pytest
 
 import st_gchb
 from st_gchb.io import open_image
-from st_gchb.pp import _patches, _sweep
+from st_gchb.pp.patches import _reader as _patches, _window_plan as _sweep
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZE = 6000

@@ -13,11 +13,8 @@ from lightning.pytorch import Callback
 import st_gchb
 from st_gchb._errors import DeviceError, InputError, MissingFileError, MissingKeyError
 from st_gchb.evaluate._methods import fit_predict
-from st_gchb.model import STGCHB
-from st_gchb.model import _fitting as fitting
-from st_gchb.model._rows import with_maps
-from st_gchb.pp import _maps as maps_module
-from st_gchb.pp import _stages as stages
+from st_gchb.model import STGCHB, _fit as fitting
+from st_gchb.pp.patches import _feature_maps as maps_module, _last_stage as stages, with_maps
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -159,7 +156,7 @@ def test_a_model_is_loaded_without_the_encoders_weights(trained, query, tmp_path
 
     with monkeypatch.context() as patched:
         patched.setattr(stages, "encoder_of_rule", refuse)
-        patched.setattr("st_gchb.pp._trunks._download", refuse)
+        patched.setattr("st_gchb.pp.encoders._backbones._download", refuse)
         loaded = STGCHB.load(tmp_path / "model", accelerator="cpu")
     assert_same(weights_of(trained), weights_of(loaded))
     np.testing.assert_array_equal(loaded.predict(query).layers["st_gchb"], expected.layers["st_gchb"])

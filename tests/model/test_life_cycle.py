@@ -12,7 +12,7 @@ from anndata import AnnData
 
 import st_gchb
 from st_gchb._errors import InputError, MissingKeyError, NotTrainedError
-from st_gchb.model import STGCHB, _setup
+from st_gchb.model import STGCHB, _validation as _setup
 
 PROVENANCE = {"version", "model_id", "encoder", "weights", "preset", "k", "reference_slices", "seed"}
 

@@ -14,7 +14,7 @@ from spatialdata.transformations import Affine, Identity, get_transformation
 
 import st_gchb
 from st_gchb._errors import InputError, MissingFileError, STGCHBError, StoreError
-from st_gchb.io import _store
+from st_gchb.io import _write_elements as _store
 
 XY = ("x", "y")
 # Turned by a quarter, mirrored, scaled and shifted.

@@ -13,9 +13,9 @@ from anndata import AnnData, read_h5ad
 import st_gchb
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.evaluate._foreign import recolored
-from st_gchb.evaluate._keys import data_sha256
+from st_gchb.evaluate._run_cache import data_sha256
 from st_gchb.model import STGCHB
-from st_gchb.model._fitting import fit, training_data
+from st_gchb.model._fit import fit, training_data
 from st_gchb.model._loading import read_settings
 
 OPTIONS = {"encoder": "texture", "views": 1, "device": "cpu"}

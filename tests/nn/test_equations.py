@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from st_gchb.model._presets import PRESETS
+from st_gchb.model._settings import PRESETS
 from st_gchb.nn import (
     GraphBatch,
     NetworkSettings,
@@ -204,7 +204,7 @@ def reverse_within(x, members):
 
 @pytest.fixture
 def known_corruption(monkeypatch):
-    monkeypatch.setattr("st_gchb.nn._networks.permute_rows", reverse_within)
+    monkeypatch.setattr("st_gchb.nn._network.permute_rows", reverse_within)
 
 
 def arrays(branch, inputs, edges):

@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from st_gchb.nn import GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork, TrainedStage
-from st_gchb.nn import _stage as stage_module
+from st_gchb.nn import (
+    GraphBatch,
+    LossSettings,
+    NetworkSettings,
+    STGCHBNetwork,
+    TrainedStage,
+    _last_stage as stage_module,
+)
 
 N, VIEWS, CHANNELS = 9, 2, 3
 EDGES = torch.tensor([[0, 1, 1, 2, 2, 3, 5, 6], [1, 0, 2, 1, 3, 2, 6, 5]])

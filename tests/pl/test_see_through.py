@@ -7,8 +7,7 @@ import copy
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from matplotlib import colormaps
 
 from st_gchb import pl

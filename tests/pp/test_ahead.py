@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from st_gchb.pp._ahead import AHEAD, read_ahead
+from st_gchb.pp.patches._reader import AHEAD, read_ahead
 
 
 def threads():

@@ -12,8 +12,8 @@ from torch import nn
 from st_gchb._errors import DamageError, ImageError, InputError
 from st_gchb.io import open_image
 from st_gchb.pp import Slice, embed_patches, find_tissue, read_patches
-from st_gchb.pp._cache import cache_folder
-from st_gchb.pp._damage import Damage
+from st_gchb.pp.patches import cache_folder
+from st_gchb.pp.patches._reader import Damage
 
 RGB = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
 TILE = 64
@@ -108,7 +108,7 @@ def test_exactly_the_spots_that_touch_damage_are_left_out(kind, tmp_path, caplog
 
 @pytest.mark.parametrize("memory_mb", [512, 6.5])
 def test_bands_of_a_damaged_slide_agree(tmp_path, memory_mb, monkeypatch):
-    monkeypatch.setattr("st_gchb.io._chunks.PIECE_PX", TILE)
+    monkeypatch.setattr("st_gchb.io.images._chunks.PIECE_PX", TILE)
     adata = embedded(broken_tiff(tmp_path / "he.tif"), damaged="nan", memory_mb=memory_mb, batch_size=8)
     np.testing.assert_array_equal(np.isnan(adata.obsm["X_patch"]).any(1), touched())
 

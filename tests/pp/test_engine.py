@@ -10,8 +10,7 @@ from torch import nn
 
 from st_gchb._errors import EncoderError
 from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
-from st_gchb.pp import _engine as engine
-from st_gchb.pp._engine import Engine, Pace
+from st_gchb.pp.encoders import Engine, Pace, _runner as engine
 
 RNG = np.random.default_rng(0)
 PATCHES = RNG.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)

@@ -5,14 +5,13 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import sparse
 from sklearn.decomposition import PCA
 
 from st_gchb._counts import check_expression
 from st_gchb._errors import ExpressionError, MissingKeyError
-from st_gchb.pp._expression import choose_panel, fit_expression, log_normalise
+from st_gchb.pp.expression import choose_panel, fit_expression, log_normalise
 
 KINDS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "array": sparse.csr_array}
 

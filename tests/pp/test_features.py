@@ -18,8 +18,7 @@ from st_gchb._errors import (
     WeightsUnavailableError,
 )
 from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
-from st_gchb.pp import _embed as embed
-from st_gchb.pp._cache import cache_folder
+from st_gchb.pp.patches import _embed_slices as embed, cache_folder
 
 RGB = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
 CENTERS = np.random.default_rng(1).uniform(20, 280, (23, 2))

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import squidpy as sq
 from anndata import AnnData
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from st_gchb._errors import CoordinateError, GraphError, InputError, SliceError
 from st_gchb.pp import GraphRule, spatial_graph
-from st_gchb.pp._foreign_graph import rule_of
+from st_gchb.pp.graph import rule_of
 
 CONNECTIVITIES, DISTANCES = "spatial_connectivities", "spatial_distances"
 

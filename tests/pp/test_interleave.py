@@ -4,11 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from st_gchb.pp import GraphRule, spatial_graph
-from st_gchb.pp._interleave import interleave, side_by_side, spacing_of
+from st_gchb.pp.graph._sublattice import interleave, side_by_side, spacing_of
 
 RADIUS, NEAREST = GraphRule("radius", 160.0, "px", pitch=100.0), GraphRule("knn", unit="px", n_neighbors=4, pitch=100.0)
 

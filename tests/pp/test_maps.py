@@ -10,17 +10,15 @@ import pytest
 import tifffile
 import torch
 from anndata import AnnData, concat, read_h5ad
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 from st_gchb._errors import CacheError, DamageError, EncoderError, InputError, MissingFileError, MissingKeyError
 from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
-from st_gchb.pp import _maps as maps_module
-from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._maps import PatchMaps, find_maps
-from st_gchb.pp._maps_file import MapsWriter, ids_of, writing
-from st_gchb.pp._stages import last_stage
+from st_gchb.pp.encoders import Encoder
+from st_gchb.pp.patches import PatchMaps, _feature_maps as maps_module
+from st_gchb.pp.patches._feature_maps import MapsWriter, find_maps, ids_of, writing
+from st_gchb.pp.patches._last_stage import last_stage
 
 RGB = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
 CENTERS = np.random.default_rng(1).uniform(20, 180, (9, 2))
@@ -182,7 +180,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(encoder, tmp_path, mon
         calls.append(1)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("st_gchb.pp._maps_file.ids_of", full)
+    monkeypatch.setattr("st_gchb.pp.patches._feature_maps.ids_of", full)
     adata = AnnData(obsm={"spatial": CENTERS.copy()})
     with pytest.raises(CacheError, match="No space left on device.*Nothing is left"):
         embed_patches(adata, **OPTIONS, encoder=encoder, image=RGB, cache_dir=tmp_path)

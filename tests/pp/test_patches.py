@@ -6,8 +6,7 @@ import dask.array
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from spatialdata import SpatialData
 from spatialdata.dataloader import ImageTilesDataset
@@ -15,11 +14,10 @@ from spatialdata.models import Image2DModel, ShapesModel
 
 from st_gchb._errors import ImageError, InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io import _chunks as io_chunks
+from st_gchb.io.images import _chunks as io_chunks
 from st_gchb.pp import Slice, read_patches
-from st_gchb.pp import _patches as module
-from st_gchb.pp import _sweep as sweep
-from st_gchb.pp._patches import choose_level, mirrored, windows
+from st_gchb.pp.patches import _reader as module, _window_plan as sweep
+from st_gchb.pp.patches._reader import choose_level, mirrored, windows
 
 RGB = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 

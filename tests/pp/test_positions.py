@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy import sparse
 
 import st_gchb
 from st_gchb.errors import CoordinateError
 from st_gchb.pp import slices_of
-from st_gchb.pp._coordinates import check_fit, check_positions
-from st_gchb.pp._positions import spot_centers
+from st_gchb.pp.spots import check_positions, spot_centers
+from st_gchb.pp.spots._coordinates import check_fit
 
 XY = np.array([[10.0, 20.0], [30.0, 45.0], [50.0, 61.0]])
 

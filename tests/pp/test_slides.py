@@ -4,20 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
-from st_gchb._errors import (
-    CoordinateError,
-    ImageError,
-    MissingFileError,
-    MissingKeyError,
-    ScaleError,
-    SliceError,
-)
+from st_gchb._errors import CoordinateError, ImageError, MissingFileError, MissingKeyError, ScaleError, SliceError
 from st_gchb.pp import slices_of
-from st_gchb.pp._coordinates import check_fit
+from st_gchb.pp.spots._coordinates import check_fit
 
 RGB = np.random.default_rng(0).integers(0, 256, (1000, 1200, 3), dtype=np.uint8)
 SMALL = RGB[::10, ::10]

@@ -9,9 +9,8 @@ from torchvision.models import resnet18
 
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
-from st_gchb.pp._encoders import Encoder
-from st_gchb.pp._stages import check_tail, first_of, last_stage, shape_of_maps, tapped
-from st_gchb.pp._trunks import bare_trunk
+from st_gchb.pp.encoders import Encoder, bare_trunk
+from st_gchb.pp.patches._last_stage import check_tail, first_of, last_stage, shape_of_maps, tapped
 
 PX = 64
 PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from skimage.color import rgb2hed
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
@@ -20,8 +19,8 @@ import st_gchb
 from st_gchb._errors import InputError, MissingKeyError, ScaleError, StainError
 from st_gchb.evaluate._foreign import recolored
 from st_gchb.pp import FeatureRule, Stain, embed_by_rule, embed_patches, find_tissue, fit_stain
-from st_gchb.pp._rule import stained_versions
-from st_gchb.pp._stain import jitter_factors, normalising, restained
+from st_gchb.pp._stain_normalization import jitter_factors, normalising, restained
+from st_gchb.pp.patches import stained_versions
 
 OPTIONS = {"encoder": "texture", "views": 1, "um_per_px": 1.0, "device": "cpu"}
 DYES = (0.69, 0.63, 0.356, 0.30, 0.84, 0.453)

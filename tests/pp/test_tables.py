@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 import spatialdata
 from anndata import AnnData
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.sparse import csr_matrix
 from shapely.geometry import box
 from spatialdata import SpatialData

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
-from hypothesis import assume, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, settings, strategies as st
 from PIL import Image
 from scipy.spatial import cKDTree
 from shapely.geometry import LineString, MultiPolygon, Polygon, box
@@ -19,7 +18,7 @@ import st_gchb
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingFileError, ScaleError, TissueError
 from st_gchb.io import open_image
 from st_gchb.pp import Tissue, find_tissue, slices_of, tile_tissue
-from st_gchb.pp._grid import lay_grid, tissue_share
+from st_gchb.pp.tissue._layout import lay_grid, tissue_share
 
 KINDS = st.sampled_from(["hex", "square"])
 # Blank: with a mask of one's own, pixels do not matter.

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.retrieval import Neighbors, weighted_mean
-from st_gchb.retrieval._bank import ReferenceTable
+from st_gchb.retrieval import Neighbors, ReferenceTable, weighted_mean
 
 RNG = np.random.default_rng(0)
 VALUES = sparse.random(50, 37, 0.3, format="csr", dtype=np.float32, random_state=0)
@@ -16,8 +15,8 @@ FOUND = Neighbors(IDS, RNG.random((23, 6)), RNG.random((23, 6)).astype(np.float3
 @pytest.mark.parametrize("rows_at_once", [1, 6, 14, 2**17])
 @pytest.mark.parametrize("values_at_once", [1, 500, 2**25])
 def test_it_is_the_product_with_the_weights(monkeypatch, rows_at_once, values_at_once):
-    monkeypatch.setattr("st_gchb.retrieval._average._REFERENCE_ROWS", rows_at_once)
-    monkeypatch.setattr("st_gchb.retrieval._average._VALUES", values_at_once)
+    monkeypatch.setattr("st_gchb.retrieval._search._REFERENCE_ROWS", rows_at_once)
+    monkeypatch.setattr("st_gchb.retrieval._search._VALUES", values_at_once)
     expected = [FOUND.weights[i] @ VALUES[IDS[i]].toarray() for i in range(23)]
     found = weighted_mean(FOUND, VALUES)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -32,7 +31,7 @@ def test_no_more_of_a_large_reference_is_taken_out_than_is_referred_to(monkeypat
             taken.append(len(rows))
             return super().__getitem__(rows)
 
-    monkeypatch.setattr("st_gchb.retrieval._average._REFERENCE_ROWS", 12)
+    monkeypatch.setattr("st_gchb.retrieval._search._REFERENCE_ROWS", 12)
     weighted_mean(FOUND, Watched(VALUES))
     assert len(taken) == 12
     assert max(taken) <= 12

@@ -8,9 +8,17 @@ import pandas as pd
 import pytest
 
 from st_gchb._errors import InputError, MissingExtraError
-from st_gchb.retrieval import ReferenceBank, SearchIndex, _choice, _index, check_search, find_neighbors, index_for
+from st_gchb.retrieval import (
+    ReferenceBank,
+    SearchIndex,
+    _choice,
+    _faiss as _index,
+    check_search,
+    find_neighbors,
+    index_for,
+)
 from st_gchb.retrieval._exact import nearest
-from st_gchb.retrieval._index import overlap
+from st_gchb.retrieval._faiss import overlap
 
 pytest.importorskip("faiss", reason="the extra faiss is not installed")
 

@@ -5,8 +5,7 @@ import pytest
 from scipy import sparse
 from sklearn.linear_model import Ridge
 
-from st_gchb.retrieval import LinearReadout
-from st_gchb.retrieval import _linear as linear_module
+from st_gchb.retrieval import LinearReadout, _ridge as linear_module
 
 RNG = np.random.default_rng(0)
 INPUTS = (RNG.normal(size=(60, 7)) * [5, 3, 2, 1, 1, 1, 0.1] + 4).astype(np.float32)

@@ -5,13 +5,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from st_gchb.nn import NetworkSettings, STGCHBNetwork
-from st_gchb.train import GraphDataModule
-from st_gchb.train._blocks import edges_between, share_of, spatial_blocks, with_halo
+from st_gchb.train import GraphDataModule, edges_between, with_halo
+from st_gchb.train._subgraph import share_of, spatial_blocks
 
 KINDS = ("sage", "gcn", "gcn_sum", "none")
 

@@ -5,13 +5,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors import SafetensorError
 
 from st_gchb._errors import CheckpointError
 from st_gchb.train import CheckpointFolder
-from st_gchb.train._checkpoint import read_checkpoint, write_checkpoint
+from st_gchb.train._checkpoints import read_checkpoint, write_checkpoint
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 keys = st.integers() | st.text(max_size=5)
@@ -94,7 +93,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path_factory, where, bi
 
 
 def test_of_another_training_it_says_what_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr("st_gchb.train._progress.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("st_gchb.train._checkpoints.SECONDS_BETWEEN_WRITES", 0.0)
     CheckpointFolder(tmp_path, {"seed": "0", "genes": "abc"}, resume=False).put("network", {"epoch": 1})
     with pytest.raises(CheckpointError, match="of another training .*seed: 0 there, 1 here"):
         CheckpointFolder(tmp_path, {"seed": "1", "genes": "abc"}, resume=True)
@@ -102,7 +101,7 @@ def test_of_another_training_it_says_what_differs(tmp_path, monkeypatch):
 
 
 def test_without_resume_it_is_replaced_and_that_is_said(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("st_gchb.train._progress.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("st_gchb.train._checkpoints.SECONDS_BETWEEN_WRITES", 0.0)
     with caplog.at_level(logging.WARNING, logger="st_gchb"):
         first = CheckpointFolder(tmp_path, {}, resume=True)
     assert "no checkpoint" in caplog.text
@@ -113,13 +112,13 @@ def test_without_resume_it_is_replaced_and_that_is_said(tmp_path, caplog, monkey
 
 
 def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("st_gchb.train._progress.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("st_gchb.train._checkpoints.SECONDS_BETWEEN_WRITES", 0.0)
 
     def full(*_, **__):
         # What safetensors says of a full disk.
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("st_gchb.train._checkpoint.save_file", full)
+    monkeypatch.setattr("st_gchb.train._checkpoints.save_file", full)
     folder = CheckpointFolder(tmp_path, {}, resume=False)
     with caplog.at_level(logging.WARNING, logger="st_gchb"), folder.kept_on_error():
         folder.put("network", {"epoch": 1})

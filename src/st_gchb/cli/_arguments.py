@@ -131,7 +131,7 @@ def check_machine(arguments: argparse.Namespace) -> None:
         With the device or the folder.
     """
     if arguments.device not in ("auto", "cpu"):
-        from st_gchb.pp._device import choose_device
+        from st_gchb.pp.encoders import choose_device
 
         choose_device(torch_device(arguments))
     there = next(path for path in (arguments.out, *arguments.out.absolute().parents) if path.exists())

@@ -31,9 +31,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Hold the last slice out, train on the others, compare."""
-    from st_gchb.evaluate import write_report
-    from st_gchb.evaluate._report import markdown
-    from st_gchb.evaluate._run import evaluate_fold
+    from st_gchb.evaluate import evaluate_fold, markdown, write_report
 
     adata = _slides(arguments)
     embed(adata, arguments)

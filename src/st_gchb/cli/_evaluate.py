@@ -48,9 +48,7 @@ def when_interrupted(arguments: argparse.Namespace) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write the report."""
-    from st_gchb.evaluate import evaluate, evaluate_fold, write_report
-    from st_gchb.evaluate._report import markdown
-    from st_gchb.evaluate._run import DEFAULT_METHODS
+    from st_gchb.evaluate import DEFAULT_METHODS, evaluate, evaluate_fold, markdown, write_report
 
     adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
     methods = arguments.methods or DEFAULT_METHODS
@@ -77,8 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(adata: AnnData, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
     """Refuse what can be refused before patches are embedded, which may take long."""
-    from st_gchb.evaluate._folds import hold_one_out, leave_one_out
-    from st_gchb.evaluate._protocol import choose_methods
+    from st_gchb.evaluate import choose_methods, hold_one_out, leave_one_out
 
     absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]
     if absent:

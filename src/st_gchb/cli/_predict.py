@@ -3,12 +3,150 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from st_gchb._errors import InputError
-from st_gchb.cli._arguments import new_command
-from st_gchb.cli._query import add_query, read_query
+from st_gchb._errors import InputError, MissingFileError
+from st_gchb.cli._arguments import new_command, read_h5ad, read_slides, take_slices
+from st_gchb.cohort import SPACING_UM, read_query as read_slide
+from st_gchb.io import um_per_unit
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    pass
+
+
+def add_query(parser: argparse.ArgumentParser) -> None:
+    """Options that say what is predicted."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--slide",
+        type=Path,
+        help="an image (SVS, NDPI, TIFF, OME-TIFF, JPEG, PNG), a SpatialData .zarr store, or a Space Ranger folder",
+    )
+    source.add_argument("--data", type=Path, help="an .h5ad file with spots, or a folder of her2st sections")
+    parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
+    parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
+    parser.add_argument("--image", help="full-resolution image file, or name of an image element")
+    parser.add_argument(
+        "--um-per-px", type=float, help="size of a full-resolution pixel, µm, where the file does not say it"
+    )
+    parser.add_argument(
+        "--memory-mb", type=float, help="bound of the decoded pixels that are held, MB (default: the package's)"
+    )
+    grid = parser.add_argument_group("grid, for --slide")
+    grid.add_argument(
+        "--spacing",
+        type=spacing_um,
+        metavar="LENGTH",
+        help="lay positions this far apart, such as 100um or 0.05mm, on the tissue (default: the slide's own spots; "
+        f"{SPACING_UM:g}um where it has none)",
+    )
+    grid.add_argument("--grid", choices=("hex", "square"), default="hex", help="default: hex")
+    grid.add_argument(
+        "--roi", type=Path, metavar="GEOJSON", help="polygons in full-resolution px, as QuPath exports them"
+    )
+    grid.add_argument("--tissue", choices=("stain", "squidpy", "all"), default="stain", help="default: stain")
+    grid.add_argument("--min-tissue", type=float, default=0.5, help="share of a tile that is tissue (default: 0.5)")
+
+
+def spacing_um(text: str) -> float:
+    """Turn a length into µm.
+
+    Examples
+    --------
+    >>> spacing_um("100um"), spacing_um("0.05 mm"), spacing_um("25")
+    (100.0, 50.0, 25.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([^\W\d]*)\s*", text)
+    um = um_per_unit(match.group(2) or "um") if match else None
+    if match is None or um is None or float(match.group(1)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length; expected a positive number of µm, such as 100um")
+    return float(match.group(1)) * um
+
+
+def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, dict[str, Any]]:
+    """The query, and how ``model.predict`` is to find positions and image in it.
+
+    Raises
+    ------
+    InputError, MissingFileError
+        It is not there, cannot be read, or an option does not fit it.
+    """
+    if arguments.slide is None:
+        _refuse_grid(arguments, "--data")
+        return _read_data(arguments), {"image": arguments.image, "um_per_px": arguments.um_per_px}
+    if arguments.image is not None and arguments.slide.is_file() and arguments.slide.suffix != ".h5ad":
+        raise InputError("--image: --slide names the image already. Leave one of them out.")
+    from anndata import AnnData
+
+    query, where = read_slide(
+        arguments.slide,
+        image=arguments.image,
+        um_per_px=arguments.um_per_px,
+        spacing_um=arguments.spacing,
+        grid=arguments.grid,
+        roi=None if arguments.roi is None else read_geojson(arguments.roi),
+        tissue=arguments.tissue,
+        min_tissue=arguments.min_tissue,
+    )
+    if where and isinstance(query, AnnData):
+        query = take_slices(query, arguments.slices, arguments.slice_key)
+    return query, where
+
+
+def _refuse_grid(arguments: argparse.Namespace, what: str) -> None:
+    given = [f"--{name}" for name in ("spacing", "roi") if getattr(arguments, name) is not None]
+    if given:
+        raise InputError(
+            f"{' and '.join(given)}: positions are laid on a slide, and {what} brings its own. Leave "
+            f"{'them' if len(given) > 1 else 'it'} out, or pass the image as --slide with --spacing."
+        )
+
+
+def read_geojson(path: Path) -> list[Any]:
+    """Polygons of a GeoJSON file: a geometry, a feature, or a collection of features.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        There is no such file, or no polygon in it.
+    """
+    from shapely.errors import ShapelyError
+    from shapely.geometry import shape
+
+    if not path.is_file():
+        raise MissingFileError(f"--roi {path}: there is no such file.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        features = content.get("features", [content]) if isinstance(content, dict) else content
+        shapes = [shape(feature.get("geometry", feature)) for feature in features]
+    except (ValueError, AttributeError, KeyError, TypeError, ShapelyError) as error:
+        raise InputError(
+            f"--roi {path} cannot be read as GeoJSON ({error}). Export the annotations as GeoJSON, as QuPath does."
+        ) from error
+    polygons = [one for one in shapes if one.geom_type in ("Polygon", "MultiPolygon")]
+    if not polygons:
+        found = sorted({one.geom_type for one in shapes})
+        raise InputError(f"--roi {path} holds no polygon; found {found or 'nothing'}. Draw areas, not points or lines.")
+    return polygons
+
+
+def _read_data(arguments: argparse.Namespace) -> Any:
+    path = arguments.data
+    if not path.exists():
+        raise MissingFileError(f"--data {path}: there is no such file or folder.")
+    if path.suffix == ".zarr":
+        from st_gchb import io
+
+        return io.read_section(path)
+    if path.suffix == ".h5ad":
+        return take_slices(read_h5ad(path), arguments.slices, arguments.slice_key)
+    return read_slides(path, arguments.slices, arguments.slice_key)
 
 
 def add_parser(commands: Any) -> None:
@@ -31,7 +169,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, write, draw."""
-    from st_gchb._files import write_whole
+    from st_gchb._artifacts import write_whole
     from st_gchb.model import STGCHB
 
     model = STGCHB.load(arguments.model, accelerator=arguments.device)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import ClusterError, InputError, MissingFileError
 from st_gchb.cli._arguments import new_command, torch_device
-from st_gchb.cli._query import spacing_um
+from st_gchb.cli._predict import spacing_um
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict all slides; 1 where some failed."""
-    from st_gchb.many import predict_slides
+    from st_gchb.cohort import predict_slides
 
     options = {name: getattr(arguments, name) for name in ("um_per_px", "grid", "tissue", "min_tissue", "layer", "k")}
     options |= {name: getattr(arguments, name) for name in ("weights", "threads")}

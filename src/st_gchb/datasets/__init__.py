@@ -1,9 +1,11 @@
 """Data sets: public tissue with counts, and synthetic tissue with a known truth."""
 
-from __future__ import annotations
+import lazy_loader
 
-from st_gchb.datasets._dlpfc import dlpfc, dlpfc_geometry
-from st_gchb.datasets._her2st import her2st
-from st_gchb.datasets._synthetic import synthetic_tissue
-
+# The stub says where each name is, also those that other rooms ask for; users see these.
+__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = ["dlpfc", "dlpfc_geometry", "her2st", "synthetic_tissue"]
+
+
+def __dir__() -> list[str]:
+    return __all__

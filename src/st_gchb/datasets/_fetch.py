@@ -10,8 +10,8 @@ from pathlib import Path
 import pooch
 import requests
 
+from st_gchb._artifacts import sha256_of, write_whole
 from st_gchb._errors import DownloadError, MissingFileError
-from st_gchb._files import sha256_of, write_whole
 from st_gchb._logging import logger
 from st_gchb._settings import settings
 

@@ -14,8 +14,8 @@ from st_gchb._errors import InputError
 from st_gchb._logging import track
 from st_gchb.datasets._fetch import DataFile, fetch, find_local, local_folder
 from st_gchb.datasets._tables import join_slices
-from st_gchb.io._legacy import read_legacy_spots
-from st_gchb.io._picture import read_thumbnail
+from st_gchb.io.images import read_thumbnail
+from st_gchb.io.sections import read_legacy_spots
 
 _ROOT = "https://raw.githubusercontent.com/almaan/her2st/master/data"
 

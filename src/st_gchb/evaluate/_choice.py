@@ -14,9 +14,9 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
 from st_gchb._matrices import in_memory
+from st_gchb.evaluate._evaluate import evaluate, evaluate_fold
 from st_gchb.evaluate._folds import leave_one_out
 from st_gchb.evaluate._protocol import seeds_of
-from st_gchb.evaluate._run import evaluate, evaluate_fold
 from st_gchb.evaluate._variants import Variant, candidates
 
 CRITERION = ("AG", "HVG", "HEG")

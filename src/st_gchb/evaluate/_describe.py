@@ -14,7 +14,7 @@ import numpy as np
 
 from st_gchb.evaluate import _methods
 from st_gchb.evaluate._methods import Method
-from st_gchb.model._presets import ModelSettings, settings_for
+from st_gchb.model import ModelSettings, settings_for
 
 # Keywords of the function itself; all others are settings of the model.
 _OWN = {name for name, p in inspect.signature(_methods._model).parameters.items() if p.kind is not p.VAR_KEYWORD}

@@ -11,9 +11,9 @@ from anndata import AnnData
 from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import SliceError
-from st_gchb.io._libraries import column_of
-from st_gchb.pp._made import feature_keys
-from st_gchb.pp._sections import sections_of
+from st_gchb.io import column_of
+from st_gchb.pp.patches import feature_keys
+from st_gchb.pp.spots import sections_of
 
 _NO_NAME = ("", "nan", "None", "<NA>")
 """An empty cell, and what it becomes when a column is turned into text."""

@@ -22,11 +22,10 @@ from sklearn.preprocessing import StandardScaler
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
 from st_gchb.evaluate._folds import hide_expression
-from st_gchb.model import STGCHB
-from st_gchb.model._inputs import ContextRule
+from st_gchb.model import STGCHB, ContextRule
 from st_gchb.pp import spatial_graph
-from st_gchb.pp._expression import log_normalise
-from st_gchb.pp._made import feature_keys
+from st_gchb.pp.expression import log_normalise
+from st_gchb.pp.patches import feature_keys
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from st_gchb.evaluate import _methods
 from st_gchb.evaluate._describe import model_settings
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._methods import Method
-from st_gchb.model._presets import check_k
+from st_gchb.model import check_k
 
 
 def check_reference(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:

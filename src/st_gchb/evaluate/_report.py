@@ -14,9 +14,9 @@ import pandas as pd
 
 from st_gchb import pl
 from st_gchb._arguments import checked
+from st_gchb._artifacts import write_whole
 from st_gchb._errors import MissingKeyError
-from st_gchb._files import write_whole
-from st_gchb.evaluate._result import Evaluation
+from st_gchb.evaluate._evaluate import Evaluation
 from st_gchb.metrics import pearson
 
 _SHOWN = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")

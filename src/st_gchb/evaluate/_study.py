@@ -14,8 +14,8 @@ from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
+from st_gchb.evaluate._evaluate import evaluate
 from st_gchb.evaluate._protocol import seeds_of
-from st_gchb.evaluate._run import evaluate
 from st_gchb.evaluate._variants import STUDY, Variant
 from st_gchb.pp import embed_patches
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from st_gchb import pl
 from st_gchb._arguments import checked
-from st_gchb._files import write_whole
+from st_gchb._artifacts import write_whole
+from st_gchb.evaluate._calibration import Reliability
 from st_gchb.evaluate._choice import CRITERION, Choice
-from st_gchb.evaluate._reliability import Reliability
 from st_gchb.evaluate._report import machine_and_versions
 from st_gchb.evaluate._study import Study, study_table
 

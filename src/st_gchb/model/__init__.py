@@ -1,6 +1,11 @@
 """The model that users touch."""
 
-from st_gchb.model._presets import ModelSettings
-from st_gchb.model._stgchb import STGCHB
+import lazy_loader
 
-__all__ = ["STGCHB", "ModelSettings"]
+# The stub says where each name is, also those that other rooms ask for; users see these.
+__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = ["ModelSettings", "STGCHB"]
+
+
+def __dir__() -> list[str]:
+    return __all__

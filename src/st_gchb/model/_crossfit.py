@@ -11,14 +11,13 @@ import torch
 from anndata import AnnData
 
 from st_gchb._constants import Keys
-from st_gchb.model._calibration import Calibration, calibrate, calibration_folds
-from st_gchb.model._embedding import embed, seen_context
-from st_gchb.model._fitting import Fitted, build_bank, build_module, fit, training_data
+from st_gchb.model._confidence import Calibration, calibrate, calibration_folds
+from st_gchb.model._fit import Fitted, build_bank, build_module, fit, training_data
+from st_gchb.model._inference import Predictor, answer, embed, seen_context
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._predict import Predictor, answer
-from st_gchb.model._presets import ModelSettings
-from st_gchb.model._setup import Registered
-from st_gchb.pp._rule import is_stain_key
+from st_gchb.model._settings import ModelSettings
+from st_gchb.model._validation import Registered
+from st_gchb.pp.patches import is_stain_key
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 

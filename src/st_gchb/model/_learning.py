@@ -13,21 +13,22 @@ from st_gchb._arguments import Epochs, Pair, check_keywords, checked
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
 from st_gchb._signals import ended_by_signal
-from st_gchb.model._calibration import Calibration
+from st_gchb.model._confidence import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
-from st_gchb.model._fitting import Fitted, default_block_size, training_data
-from st_gchb.model._identity import checkpoint_folder, training_identity
-from st_gchb.model._presets import ModelSettings
+from st_gchb.model._fit import Fitted, default_block_size, training_data
 from st_gchb.model._saving import new_model_id
-from st_gchb.model._setup import Registered
+from st_gchb.model._settings import ModelSettings
 from st_gchb.model._training import (
     Devices,
     TrainingOptions,
     as_before_on_error,
+    checkpoint_folder,
     plan_arguments,
     run_training,
     trainers,
+    training_identity,
 )
+from st_gchb.model._validation import Registered
 from st_gchb.retrieval import ReferenceBank, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 

@@ -12,13 +12,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from st_gchb._artifacts import decode, digest, is_there, sha256_of
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError
-from st_gchb._files import is_there, sha256_of
-from st_gchb.model._calibration import Calibration
-from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
+from st_gchb.model._confidence import Calibration
+from st_gchb.model._features import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._query import Rules
-from st_gchb.model._record import decode, digest
 from st_gchb.model._saving import (
     FORMAT,
     INDEX,
@@ -33,9 +32,8 @@ from st_gchb.model._saving import (
 )
 from st_gchb.model._schema import check_numbers, check_record, read_table
 from st_gchb.pp import FeatureRule, GraphRule
-from st_gchb.pp._expression import ExpressionRule
-from st_gchb.retrieval import ReferenceBank, SearchIndex
-from st_gchb.retrieval._bank import ReferenceTable
+from st_gchb.pp.expression import ExpressionRule
+from st_gchb.retrieval import ReferenceBank, ReferenceTable, SearchIndex
 
 _NUMBERS = ("keys", "image_keys", "linear", "appearance", "table.panel.data", "table.all_genes.data")
 """Parts of the reference that are finite in every model; other tables are the user's."""

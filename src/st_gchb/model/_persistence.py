@@ -17,16 +17,16 @@ from st_gchb._arguments import checked
 from st_gchb._compat import parse_device_args
 from st_gchb._errors import InputError, ModelFileError, NotTrainedError, STGCHBError
 from st_gchb._signals import held_back
-from st_gchb.model._calibration import Calibration
-from st_gchb.model._fitting import Fitted, network_settings
-from st_gchb.model._inputs import FixedMap
+from st_gchb.model._confidence import Calibration
+from st_gchb.model._features import FixedMap
+from st_gchb.model._fit import Fitted, network_settings
 from st_gchb.model._loading import read_model, read_registry
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._presets import ModelSettings
 from st_gchb.model._query import Rules, check_training_data
 from st_gchb.model._saving import SavedModel, write_model
-from st_gchb.model._setup import Registered
-from st_gchb.pp._stages import stage_without_weights
+from st_gchb.model._settings import ModelSettings
+from st_gchb.model._validation import Registered
+from st_gchb.pp.patches import stage_without_weights
 from st_gchb.retrieval import ReferenceBank
 
 

@@ -15,23 +15,71 @@ from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
-from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
+from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb.io._libraries import libraries_of
-from st_gchb.model._inputs import AppearanceMap, ContextRule, FixedMap
-from st_gchb.model._left_out import is_whole, leave_out
-from st_gchb.model._rows import BLOCK_ROWS, FeatureRows, has_features, with_maps
-from st_gchb.model._setup import check_features, check_names, check_unmasked
+from st_gchb.io import libraries_of
+from st_gchb.model._features import AppearanceMap, ContextRule, FixedMap
+from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
-from st_gchb.pp._coordinates import check_positions
-from st_gchb.pp._embed import Damaged
-from st_gchb.pp._expression import ExpressionRule, log_normalise, read_expression
-from st_gchb.pp._graph import check_reach
-from st_gchb.pp._made import check_made, feature_keys
-from st_gchb.pp._patches import MEMORY_MB
-from st_gchb.pp._positions import spot_centers
-from st_gchb.pp._sections import check_lone_slice, check_object, sections_of
+from st_gchb.pp.expression import ExpressionRule, log_normalise, read_expression
+from st_gchb.pp.graph import check_reach
+from st_gchb.pp.patches import (
+    BLOCK_ROWS,
+    MEMORY_MB,
+    Damaged,
+    FeatureRows,
+    check_made,
+    feature_keys,
+    has_features,
+    with_maps,
+)
+from st_gchb.pp.spots import check_lone_slice, check_object, check_positions, sections_of, spot_centers
 from st_gchb.retrieval import ReferenceBank
+
+
+def is_whole(adata: AnnData, key: str) -> np.ndarray:
+    """Which spots are not among those that :func:`~st_gchb.pp.embed_patches` left out, ``(n_spots,)``."""
+    stored = adata.uns.get(key)
+    # What is no mapping is refused where the features' rule is read.
+    told = stored.get("left_out", ()) if isinstance(stored, Mapping) else ()
+    names = np.atleast_1d(told).astype(str)
+    return np.asarray(~adata.obs_names.isin(names))
+
+
+def leave_out(light: AnnData, source: AnnData, key: str, damaged: str) -> tuple[AnnData, AnnData, np.ndarray]:
+    """Drop these spots from a query, so that the others' neighbours are spots that exist.
+
+    Parameters
+    ----------
+    light, source
+        The query's light copy, and the object that it is of; the same rows.
+    key
+        Key of the features.
+    damaged
+        ``"raise"`` where every spot has to be there.
+
+    Returns
+    -------
+    tuple
+        Both without these spots, and the names of these, ``(n_left_out,)``.
+
+    Raises
+    ------
+    DamageError
+        Spots are left out, and none may be; or none is left.
+    """
+    keep = is_whole(light, key)
+    names = light.obs_names[~keep].to_numpy(dtype=str)
+    if keep.all():
+        return light, source, names
+    if damaged == "raise" or not keep.any():
+        raise DamageError(
+            f"{len(names)} of {len(keep)} spots have no features, since their pixels cannot be decoded (first: "
+            f"{names[:3].tolist()}). Drop them: query = query[~query.obs_names.isin(query.uns[{key!r}]['left_out'])]."
+            "copy(); or fetch the image again."
+        )
+    return light[keep].copy(), source[keep], names
+
 
 _NOT_OF_THE_KIND = 1e6
 """Standard deviations of the reference's features. Other stains and tissues lie thousands of them away at most."""

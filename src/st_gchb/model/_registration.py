@@ -19,7 +19,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._matrices import in_memory
-from st_gchb.model._setup import (
+from st_gchb.model._validation import (
     Registered,
     check_names,
     check_training_table,
@@ -29,7 +29,7 @@ from st_gchb.model._setup import (
     kept_on_error,
     registered_table,
 )
-from st_gchb.pp._sections import check_object, sections_of
+from st_gchb.pp.spots import check_object, sections_of
 
 
 def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:

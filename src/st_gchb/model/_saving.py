@@ -18,12 +18,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from st_gchb import __version__
+from st_gchb._artifacts import digest, encode, make_readable, sha256_of
 from st_gchb._errors import InputError, StoreError
-from st_gchb._files import make_readable, sha256_of
-from st_gchb.model._calibration import Calibration
+from st_gchb.model._confidence import Calibration
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Rules
-from st_gchb.model._record import digest, encode
 from st_gchb.retrieval import ReferenceBank
 
 FORMAT = 3

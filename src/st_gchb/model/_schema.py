@@ -11,11 +11,11 @@ import pandas as pd
 from scipy import sparse
 
 from st_gchb._arguments import Count, Rings, Seed, Share, check_keywords, check_value
+from st_gchb._artifacts import decode
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import InputError, MissingKeyError, ModelFileError
-from st_gchb.model._presets import ModelSettings, Preset
-from st_gchb.model._record import decode
-from st_gchb.model._setup import Registered
+from st_gchb.model._settings import ModelSettings, Preset
+from st_gchb.model._validation import Registered
 from st_gchb.pp import FeatureRule, GraphRule
 
 FIELDS: dict[str, Any] = {

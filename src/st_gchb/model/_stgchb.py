@@ -15,19 +15,16 @@ from st_gchb._arguments import Count, Limits, Megabytes, PixelSize, Seed, checke
 from st_gchb._constants import Keys
 from st_gchb._errors import NotTrainedError, QueryError
 from st_gchb._settings import settings as package_settings
-from st_gchb.model._calibration import Calibration
-from st_gchb.model._context import context_of
-from st_gchb.model._delivery import check_delivery, deliver
-from st_gchb.model._embedding import embed, seen_context
-from st_gchb.model._fitting import Fitted, build_module, fit
+from st_gchb.model._confidence import Calibration
+from st_gchb.model._features import context_of
+from st_gchb.model._fit import Fitted, build_module, fit
+from st_gchb.model._inference import Predictor, check_delivery, deliver, embed, predict, seen_context
 from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._predict import Predictor, predict
-from st_gchb.model._presets import ModelSettings, Preset, check_k, settings_for
 from st_gchb.model._query import Rules, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
-from st_gchb.model._rows import FeatureRows
-from st_gchb.pp._patches import MEMORY_MB
+from st_gchb.model._settings import ModelSettings, Preset, check_k, settings_for
+from st_gchb.pp.patches import MEMORY_MB, FeatureRows
 from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search
 
 QueryData = Annotated[

@@ -1,7 +1,15 @@
 """The method in pure torch: losses, layers and the network. Nothing here knows of AnnData."""
 
 from st_gchb.nn._batch import GraphBatch
-from st_gchb.nn._layers import AffineInput, GraphEncoder, ProjectionHead, members_of, permute_rows
+from st_gchb.nn._last_stage import TrainedStage
+from st_gchb.nn._layers import (
+    AffineInput,
+    GraphEncoder,
+    GraphKind as GraphKind,
+    ProjectionHead,
+    members_of,
+    permute_rows,
+)
 from st_gchb.nn._losses import (
     alignment_loss,
     bottleneck_loss,
@@ -13,9 +21,8 @@ from st_gchb.nn._losses import (
     median_bandwidth,
     nhsic,
 )
-from st_gchb.nn._networks import Branch, BranchOutput, LossSettings, NetworkSettings, STGCHBNetwork
+from st_gchb.nn._network import Branch, BranchOutput, LossSettings, NetworkSettings, STGCHBNetwork
 from st_gchb.nn._parts import Part, gathered
-from st_gchb.nn._stage import TrainedStage
 
 __all__ = [
     "AffineInput",

@@ -1,11 +1,10 @@
 """Reference bank and query: which reference spots a prediction is made of, and with which weights."""
 
-from st_gchb.retrieval._average import weighted_mean
-from st_gchb.retrieval._bank import ReferenceBank
+from st_gchb.retrieval._bank import ReferenceBank, ReferenceTable as ReferenceTable
 from st_gchb.retrieval._choice import index_for
-from st_gchb.retrieval._index import SearchIndex
-from st_gchb.retrieval._linear import LinearReadout
-from st_gchb.retrieval._search import Neighbors, Search, Weighting, check_search, find_neighbors
+from st_gchb.retrieval._faiss import SearchIndex
+from st_gchb.retrieval._ridge import LinearReadout
+from st_gchb.retrieval._search import Neighbors, Search, Weighting, check_search, find_neighbors, weighted_mean
 
 __all__ = [
     "LinearReadout",

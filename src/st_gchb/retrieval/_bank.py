@@ -13,8 +13,8 @@ from scipy import sparse
 
 from st_gchb._errors import MissingKeyError
 from st_gchb._matrices import matrix_of
-from st_gchb.retrieval._index import SearchIndex
-from st_gchb.retrieval._linear import FittedReadout
+from st_gchb.retrieval._faiss import SearchIndex
+from st_gchb.retrieval._ridge import FittedReadout
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Training: mini-batches of spots with their graph, the Lightning plan, and checkpoints to go on from."""
 
-from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, TrainingData
+from st_gchb.train._checkpoints import CheckpointFolder, NoCheckpoints, Progress, history_frames, history_points, key_of
+from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, Rows as Rows, Sampler as Sampler, TrainingData
 from st_gchb.train._plan import KeepBest, Pretraining, StayFinite, STGCHBTrainingPlan, StopEarly
-from st_gchb.train._progress import CheckpointFolder, NoCheckpoints, Progress, history_frames, history_points, key_of
+from st_gchb.train._subgraph import edges_between as edges_between, with_halo as with_halo
 
 __all__ = [
     "BLOCK_SIZE",

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from st_gchb._logging import logger
 from st_gchb.nn import GraphBatch
-from st_gchb.train._blocks import edges_between, share_of, spatial_blocks, with_halo
+from st_gchb.train._subgraph import edges_between, share_of, spatial_blocks, with_halo
 
 Sampler = Literal["spots", "slices"]
 

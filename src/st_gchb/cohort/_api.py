@@ -1,0 +1,357 @@
+"""Patch features of many slides, for training or for later."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import pandas as pd
+
+from st_gchb import __version__
+from st_gchb._arguments import Count, Limits, Megabytes, Micrometers, PixelSize, PositiveShare, checked
+from st_gchb._artifacts import write_whole
+from st_gchb._constants import DEFAULT_PATCH_UM
+from st_gchb._errors import InputError, StoreError
+from st_gchb._logging import logger, track
+from st_gchb._signals import ended_by_signal
+from st_gchb.cohort._dask import check_client, check_workers, send
+from st_gchb.cohort._manifest import Slide, slides_of
+from st_gchb.cohort._receipts import FAILED, FOLDER, Receipt
+from st_gchb.cohort._tasks import Embed, Grid, Predict, Reading, Step
+from st_gchb.cohort._worker import OF_CALL, Job
+from st_gchb.pp.patches import MEMORY_MB
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from distributed import Client
+
+    from st_gchb.pp import Stain
+    from st_gchb.pp.encoders import Precision, Views
+    from st_gchb.pp.tissue import GridKind, TissueMethod
+    from st_gchb.retrieval import Weighting
+
+    pass
+
+Slides: TypeAlias = Iterable[str | PathLike[str]] | pd.DataFrame | str | PathLike[str]
+
+REPORT = "report.csv"
+_CALL = "call.json"
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def check_reading(
+    *,
+    grid: str,
+    tissue: str,
+    min_tissue: float,
+    weights: str | PathLike[str] | None,
+    device: str,
+    memory_mb: float,
+    client: Any,
+) -> Reading:
+    """Check what all slides are read with.
+
+    Raises
+    ------
+    InputError
+        This machine has no such device.
+    """
+    from st_gchb.pp.encoders import choose_device
+
+    if client is None:
+        choose_device(device)
+    else:
+        check_client(client)
+    path = None if weights is None else str(weights)
+    # Workers have working directories of their own.
+    path = str(Path(path).absolute()) if path is not None and path != "default" else path
+    return Reading(Grid(grid, tissue, float(min_tissue)), path, device, float(memory_mb))
+
+
+def check_slides(slides: Slides, um_per_px: float | None, spacing_um: float | None) -> list[Slide]:
+    """The slides of a call; errors as :func:`~st_gchb.cohort._manifest.slides_of`."""
+    return slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
+
+
+def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
+    """Do all slides and report on them.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be written to.
+    ClusterError
+        Workers do not see the folder, or the cluster was lost.
+    """
+    folder = Path(out).absolute()
+    job = Job(step, str(folder), uuid.uuid4().hex[:12], threads)
+    _begin(folder, job, len(slides))
+    if client is not None:
+        check_workers(client, job)
+    found: dict[str, Receipt] = {}
+    advice = "Slides that are done are kept: the same call goes on with the others."
+    with ended_by_signal("The call", advice), closing(send(slides, job, client)) as receipts:
+        for receipt in track(receipts, "Slides", len(slides)):
+            found[receipt.name] = receipt
+            if receipt.status == FAILED:
+                logger.warning("%s failed: %s", receipt.name, receipt.message, extra=OF_CALL)
+    report = pd.DataFrame([_row(found[slide.name]) for slide in slides])
+    with write_whole(folder / REPORT) as part:
+        report.to_csv(part, index=False)
+    counts = Counter(report["status"])
+    logger.info("%s; see %s.", ", ".join(f"{n} {status}" for status, n in counts.items()), folder / REPORT)
+    return report
+
+
+def _begin(folder: Path, job: Job, n_slides: int) -> None:
+    """Make the folders and note what is begun; shows whether they can be written to."""
+    said = {"call": job.call, "version": __version__, "slides": n_slides, "settings": job.step.settings}
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        with write_whole(folder / _CALL) as part:
+            part.write_text(json.dumps(said, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"out={str(folder)!r} cannot be written to ({error}). Name another folder.") from error
+
+
+def _row(receipt: Receipt) -> dict[str, Any]:
+    seconds = receipt.seconds or {}
+    return {
+        "name": receipt.name,
+        "path": receipt.path,
+        "status": receipt.status,
+        "n_spots": receipt.n_spots,
+        "seconds": round(sum(seconds.values()), 3),
+        "worker": receipt.worker,
+        "attempts": receipt.attempts,
+        "output": receipt.output,
+        "message": receipt.message,
+    }
+
+
+@checked(apart=("layer",))
+def predict_slides(
+    model: str | PathLike[str],
+    slides: Slides,
+    out: str | PathLike[str],
+    *,
+    client: Client | None = None,
+    um_per_px: PixelSize | None = None,
+    spacing_um: Micrometers | None = None,
+    grid: GridKind = "hex",
+    tissue: TissueMethod = "stain",
+    min_tissue: PositiveShare = 0.5,
+    layer: str | None = None,
+    k: Count | None = None,
+    weighting: Weighting | None = None,
+    weights: str | PathLike[str] | None = None,
+    device: Device = "auto",
+    memory_mb: Megabytes = MEMORY_MB,
+    threads: Count | None = None,
+) -> pd.DataFrame:
+    """Predict expression for many slides, each into a file of its own; what was done is not done again.
+
+    A slide that cannot be used is a row of the report, and the others go on. A call that was stopped goes on where it
+    was when it is made again: a result is kept where slide, settings, model and version are the same.
+
+    Parameters
+    ----------
+    model
+        Folder that :meth:`STGCHB.save <st_gchb.model.STGCHB.save>` wrote. It is loaded once in each process.
+    slides
+        Paths of image files, SpatialData stores, AnnData files or Space Ranger folders; or a table (DataFrame, or path
+        of a ``.csv`` or ``.tsv`` file) with the column ``path`` and, where they are needed, ``name``, ``image``,
+        ``um_per_px`` and ``spacing_um``. Paths in a file are relative to its folder. A result is called by the slide's
+        name, by default that of its file.
+    out
+        Folder of the results, which all workers have to see: ``NAME.h5ad``, ``receipts/NAME.json``, ``report.csv``.
+    client
+        dask's client of the cluster; None does the slides in this process, one after another.
+    um_per_px
+        Size of a full-resolution pixel, µm, for slides whose row does not say it.
+    spacing_um
+        Distance of the positions that are laid on a slide, µm, for slides whose row does not say it. None takes the
+        slide's own spots where it has any, else 100.
+    grid, tissue, min_tissue
+        As :func:`~st_gchb.pp.tile_tissue` takes them.
+    layer, k, weighting
+        As :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>` takes them.
+    weights
+        Path of the encoder's weights, where it has moved since training.
+    device
+        Where encoder and network run: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
+    memory_mb
+        Bound of the decoded pixels that a worker holds, MB.
+    threads
+        Threads for a slide; by default as many as the worker has, or as this process uses. A worker does one slide at
+        a time.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per slide, in their order: ``name``, ``path``, ``status`` (``"done"``, ``"kept"`` from an earlier call,
+        ``"failed"``), ``n_spots``, ``seconds``, ``worker`` (host and process), ``attempts`` (more than one where a
+        worker died), ``output``, ``message`` (the error, or what was warned of).
+
+    Raises
+    ------
+    MissingFileError, ModelFileError
+        There is no such model or table, or the model is damaged.
+    InputError
+        No slide, two of one name, a name that is no name of a file, or an option that is out of range.
+    ClusterError
+        A worker has another version or does not see model and results; or the cluster was lost.
+    StoreError
+        The folder of the results cannot be written to.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> from dask.distributed import Client  # doctest: +SKIP
+    >>> client = Client("tcp://scheduler:8786")  # doctest: +SKIP
+    >>> report = st_gchb.cohort.predict_slides(
+    ...     "model/", "slides.csv", "predictions/", client=client, spacing_um=100
+    ... )  # doctest: +SKIP
+    >>> report.status.value_counts()  # doctest: +SKIP
+    """
+    rows = check_slides(slides, um_per_px, spacing_um)
+    reading = check_reading(
+        grid=grid,
+        tissue=tissue,
+        min_tissue=min_tissue,
+        weights=weights,
+        device=device,
+        memory_mb=memory_mb,
+        client=client,
+    )
+    step = _checked(Predict(str(Path(model).absolute()), "", layer, k, weighting, reading), rows)
+    return run(rows, step, out, client, threads)
+
+
+def _checked(step: Predict, slides: list[Slide]) -> Predict:
+    """See that the model can be asked this, and that its encoder is to be had."""
+    from st_gchb.model import STGCHB
+    from st_gchb.retrieval import check_search
+
+    # The machine that sends slides need not have what the workers have.
+    model = STGCHB.load(step.folder, accelerator="cpu")
+    if model.bank_ is None or model.rules_ is None:
+        raise InputError(f"{step.folder} holds no trained model.")
+    model.bank_.table(step.layer)
+    check_search(len(model.bank_), 1 if step.k is None else step.k, step.weighting or model.settings.weighting)
+    rule = model.rules_.features
+    # A module of the caller's has no name to find it by: slides have to bring their features.
+    if rule is not None and not rule.encoder.startswith("module:") and not all(map(_may_be_embedded, slides)):
+        if step.reading.weights is None and rule.weights not in ("default", "none"):
+            step = replace(step, reading=replace(step.reading, weights=str(Path(rule.weights).absolute())))
+        step.reading.encoder(rule)
+    return replace(step, model_id=model.model_id_ or "")
+
+
+def _may_be_embedded(slide: Slide) -> bool:
+    return Path(slide.path).suffix == ".h5ad"
+
+
+EncoderName = Annotated[str, Limits("the name of an encoder, which every worker can build")]
+ONE_STAIN = Limits("a Stain, one for all slides, as st_gchb.pp.fit_stain(slide) gives it")
+
+
+@checked
+def embed_slides(
+    slides: Slides,
+    out: str | PathLike[str],
+    *,
+    client: Client | None = None,
+    encoder: EncoderName = "resnet50",
+    weights: str | PathLike[str] | None = "default",
+    patch_um: Micrometers = DEFAULT_PATCH_UM,
+    views: Views = 4,
+    stain_norm: Annotated[Stain, ONE_STAIN] | None = None,
+    um_per_px: PixelSize | None = None,
+    spacing_um: Micrometers | None = None,
+    grid: GridKind = "hex",
+    tissue: TissueMethod = "stain",
+    min_tissue: PositiveShare = 0.5,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    memory_mb: Megabytes = MEMORY_MB,
+    threads: Count | None = None,
+) -> pd.DataFrame:
+    """Make the patch features of many slides, each slide into a file of its own; what was done is not done again.
+
+    A file holds an AnnData with what the slide has (counts, where it has any), ``obsm["spatial"]``, ``obsm["X_patch"]``
+    and how the features were made. It is a slide for :func:`predict_slides` and a part of a reference for training, and
+    neither reads the image again. Spots whose pixels cannot be decoded have NaN, and ``uns["X_patch"]["left_out"]``
+    names them.
+
+    Parameters
+    ----------
+    slides, out, client, um_per_px, spacing_um, grid, tissue, min_tissue, device, memory_mb, threads
+        As :func:`predict_slides` takes them.
+    encoder
+        Name of an encoder, as :func:`~st_gchb.pp.get_encoder` takes it. It is built once in each process.
+    weights
+        ``"default"`` (each machine downloads them once), None for random ones, or the path of a file that all workers
+        see.
+    patch_um, views, precision
+        As :func:`~st_gchb.pp.embed_patches` takes them.
+    stain_norm
+        Stain to which all slides are moved, as :func:`~st_gchb.pp.fit_stain` gives it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As :func:`predict_slides`.
+
+    Raises
+    ------
+    EncoderError, WeightsUnavailableError
+        The encoder is unknown, or its weights are not to be had.
+    InputError, MissingFileError, ClusterError, StoreError
+        As :func:`predict_slides`.
+
+    Examples
+    --------
+    >>> import st_gchb, tempfile
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> slide = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, n_genes=20)
+    >>> slide.write_h5ad(folder / "S1.h5ad")
+    >>> report = st_gchb.cohort.embed_slides([folder / "S1.h5ad"], folder / "features", encoder="texture", views=1)
+    >>> report[["name", "status"]].values.tolist()
+    [['S1', 'done']]
+    """
+    from st_gchb.pp import FeatureRule, get_encoder
+
+    rows = check_slides(slides, um_per_px, spacing_um)
+    reading = check_reading(
+        grid=grid,
+        tissue=tissue,
+        min_tissue=min_tissue,
+        weights=weights,
+        device=device,
+        memory_mb=memory_mb,
+        client=client,
+    )
+    named = None if weights is None else weights if weights == "default" else Path(weights).absolute()
+    trunk = get_encoder(encoder, named)
+    rule = FeatureRule(
+        trunk.name,
+        trunk.weights,
+        trunk.weights_sha256,
+        float(patch_um),
+        None,
+        views,
+        trunk.n_features,
+        stain_norm=None if stain_norm is None else stain_norm.method,
+        stain_target=None if stain_norm is None else stain_norm.numbers,
+        precision=None if precision == "float32" else precision,
+    )
+    return run(rows, Embed(rule, reading), out, client, threads)

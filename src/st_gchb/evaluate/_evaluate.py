@@ -1,0 +1,236 @@
+"""Run methods over folds and seeds, by the protocol that every table of the package follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from anndata import AnnData
+
+from st_gchb._arguments import Pair, Seed, checked
+from st_gchb._constants import Keys
+from st_gchb._logging import logger, track
+from st_gchb._signals import ended_by_signal
+from st_gchb.evaluate._fold_data import Prepared, prepare
+from st_gchb.evaluate._folds import hold_one_out, leave_one_out
+from st_gchb.evaluate._methods import Method
+from st_gchb.evaluate._protocol import Plan, Protocol, make_plan, seeds_of
+from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of, plain
+
+
+@dataclass
+class Evaluation:
+    """Results of an evaluation.
+
+    Parameters
+    ----------
+    scores
+        One row per fold, seed and method, with the measures of :func:`st_gchb.metrics.summary`.
+    genes
+        One row per fold, seed, method and gene.
+    settings
+        What was run.
+    pictured
+        Measured and predicted expression of one held-out slice by one method, for the figure.
+    runs
+        How many runs were made, and how many were taken from ``runs_dir``.
+    """
+
+    scores: pd.DataFrame
+    genes: pd.DataFrame
+    settings: dict[str, Any]
+    pictured: AnnData | None = field(default=None)
+    runs: dict[str, int] = field(default_factory=dict)
+
+    def table(self) -> pd.DataFrame:
+        """Mean over folds; then mean and standard deviation over seeds, one row per method.
+
+        Columns are pairs of measure and ``"mean"`` or ``"sd"``.
+        """
+        measures = [name for name in self.scores if name not in ("fold", "seed", "method")]
+        by_seed = self.scores.groupby(["method", "seed"], sort=False)[measures].mean()
+        table = by_seed.groupby("method", sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
+        return table.loc[list(dict.fromkeys(self.scores["method"]))]
+
+
+DEFAULT_METHODS = ("default", "bleep", "ridge", "ridge-neighbors", "knn", "mean")
+
+RunId = tuple[str, str, int]
+"""Fold, method, seed."""
+
+
+@checked
+def evaluate(
+    adata: AnnData,
+    *,
+    methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
+    by: Literal["slice", "patient"] = "slice",
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
+    markers: Sequence[str] | None = None,
+    slice_key: str = Keys.SLICE,
+    patient_key: str = Keys.PATIENT,
+    features_key: str = Keys.FEATURES,
+    device: str = "auto",
+    runs_dir: str | Path | None = None,
+    fresh: bool = False,
+) -> Evaluation:
+    """Leave one slice (or patient) out, predict it by every method, and compare with what was measured.
+
+    Panel, scaling, PCA and every choice of a model see the training slices alone: the methods are handed the held-out
+    slice without its expression.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in ``X``, patch features in ``obsm`` (:func:`st_gchb.pp.embed_patches`).
+    methods
+        Names from :data:`METHODS`, or a mapping of names to methods of your own.
+    by
+        What is held out.
+    n_top_genes
+        Size of the panel, chosen anew on the training slices of each fold.
+    seeds
+        Every method is run once per seed; by default with three, counted up from ``st_gchb.settings.seed``.
+    markers
+        Genes for the measure MG.
+    slice_key, patient_key, features_key
+        Where slices, patients and features are.
+    device
+        Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
+    runs_dir
+        Folder in which every finished run (one fold, method and seed) is kept at once. A later call takes from there
+        the runs whose data, protocol, method with all of its settings, seed, device and package version are the same,
+        and makes the others: an evaluation that was stopped goes on. A method of your own is known by its name,
+        source and keywords, not by the functions that it calls; closures, lambdas and objects other than instances
+        of dataclasses are not kept.
+    fresh
+        Delete the runs in ``runs_dir`` first.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        Or a subclass, before anything is run.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=40)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", cache=False)
+    >>> result = st_gchb.evaluate.evaluate(adata, methods=["ridge", "mean"], n_top_genes=30, seeds=[0])
+    >>> result.table().index.tolist()
+    ['ridge', 'mean']
+    """
+    folds = leave_one_out(adata, by, slice_key=slice_key, patient_key=patient_key)
+    protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device)
+    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
+
+
+@checked
+def evaluate_fold(
+    adata: AnnData,
+    held_out: str,
+    *,
+    methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
+    n_top_genes: Pair = 1000,
+    seeds: Sequence[Seed] | None = None,
+    markers: Sequence[str] | None = None,
+    slice_key: str = Keys.SLICE,
+    features_key: str = Keys.FEATURES,
+    device: str = "auto",
+    runs_dir: str | Path | None = None,
+    fresh: bool = False,
+) -> Evaluation:
+    """Hold one slice out, with everything else as in :func:`evaluate`, which takes over the runs in ``runs_dir``.
+
+    Raises
+    ------
+    SliceError
+        If there is no such slice.
+    """
+    folds = hold_one_out(adata, held_out, slice_key=slice_key)
+    protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device)
+    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
+
+
+def _evaluate(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
+    """Make all runs that are not kept from an earlier call."""
+    kept = "Pass runs_dir= to keep finished runs, from which the same call goes on."
+    advice = kept if runs_dir is None else f"Finished runs are in {runs_dir}: the same call goes on with the others."
+    with ended_by_signal("Evaluation", advice):
+        return _evaluated(plan, runs_dir, fresh)
+
+
+def _evaluated(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
+    ids = [(fold.name, name, seed) for fold in plan.folds for name in plan.methods for seed in plan.protocol.seeds]
+    pictured = (plan.folds[-1].name, next(iter(plan.methods)), plan.protocol.seeds[0])
+    keys: dict[RunId, RunKey | None] = {}
+    folder, runs = None, {}
+    if runs_dir is not None:
+        keys, folder = keys_of(plan), RunFolder(runs_dir)
+        if fresh:
+            folder.clear()
+        runs = _taken(folder, keys, pictured)
+    missing = [run_id for run_id in ids if run_id not in runs]
+    folds = {fold.name: fold for fold in plan.folds}
+    # Runs come fold by fold: one fold at a time is in memory.
+    ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name]))
+    for run_id in track(missing, "Evaluating"):
+        runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id == pictured)
+        key = keys.get(run_id)
+        if folder is not None and key is not None:
+            folder.write(key, runs[run_id])
+    prediction = runs[pictured].prediction
+    return Evaluation(
+        pd.DataFrame([_named(run_id) | runs[run_id].row for run_id in ids]),
+        pd.concat([runs[run_id].genes.reset_index().assign(**_named(run_id)) for run_id in ids], ignore_index=True),
+        _settings(plan),
+        None if prediction is None else ready(pictured[0]).picture(prediction),
+        {"made": len(missing), "taken": len(ids) - len(missing)},
+    )
+
+
+def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], pictured: RunId) -> dict[RunId, Run]:
+    """Runs that are in the folder already."""
+    nameless = sorted({name for (_, name, _), key in keys.items() if key is None})
+    if nameless:
+        logger.info(
+            "Methods %s are made every time: no other process could tell their runs from those of other functions. "
+            "Functions at the top of a file, partials of them, and dataclasses with __call__ are kept.",
+            nameless,
+        )
+    found = {
+        run_id: folder.read(key, with_prediction=run_id == pictured) for run_id, key in keys.items() if key is not None
+    }
+    runs = {run_id: run for run_id, run in found.items() if run is not None}
+    logger.info("%d of %d runs taken from %s.", len(runs), len(keys), folder.path)
+    return runs
+
+
+def _run(plan: Plan, ready: Prepared, run_id: RunId, *, keep_prediction: bool) -> Run:
+    fold, name, seed = run_id
+    prediction = ready.checked(plan.methods[name](ready.task(plan.protocol, seed)), name)
+    row, frame = ready.score(prediction, plan.protocol)
+    logger.info("%s, %s, seed %d: AG %.4f, HVG %.4f, HEG %.4f", fold, name, seed, row["AG"], row["HVG"], row["HEG"])
+    return Run(row, frame.rename_axis("gene"), prediction if keep_prediction else None)
+
+
+def _named(run_id: RunId) -> dict[str, Any]:
+    fold, method, seed = run_id
+    return {"fold": fold, "seed": seed, "method": method}
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    protocol = plan.protocol
+    return {
+        "by": protocol.by,
+        "folds": [fold.name for fold in plan.folds],
+        "methods": list(plan.methods),
+        "n_top_genes": protocol.n_top_genes,
+        "seeds": list(protocol.seeds),
+        "features": plain(dict(plan.adata.uns.get(protocol.features_key, {}))),
+    }

@@ -1,0 +1,104 @@
+"""One fold made ready: what a method is shown, and what its answer is held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError
+from st_gchb._matrices import in_memory
+from st_gchb.evaluate._folds import Fold, hide_expression
+from st_gchb.evaluate._methods import Task
+from st_gchb.evaluate._protocol import Plan, Protocol, present
+from st_gchb.metrics import morans_agreement, per_gene, summary
+from st_gchb.pp import spatial_graph
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One fold.
+
+    Parameters
+    ----------
+    train, test
+        Training spots, and held-out spots without expression.
+    panel
+        Genes to predict.
+    truth
+        Log-normalised panel of the held-out spots, ``(n_test, n_genes)``.
+    train_mean, train_var
+        Of the panel on the training spots, ``(n_genes,)``.
+    graph
+        Spot graph of the held-out spots.
+    """
+
+    train: AnnData
+    test: AnnData
+    panel: list[str]
+    truth: np.ndarray
+    train_mean: np.ndarray
+    train_var: np.ndarray
+    graph: sparse.csr_matrix
+
+    def task(self, protocol: Protocol, seed: int) -> Task:
+        """The fold as a method sees it."""
+        keys = protocol.features_key, protocol.slice_key
+        return Task(self.train, self.test, self.panel, *keys, seed, protocol.device)
+
+    def checked(self, prediction: Any, method: str) -> np.ndarray:
+        """A method's answer.
+
+        Raises
+        ------
+        InputError
+            If it does not fit the held-out spots and the panel.
+        """
+        values = np.asarray(prediction)
+        if values.shape != self.truth.shape or not np.isfinite(values).all():
+            raise InputError(
+                f"Method {method!r} answered with an array of shape {values.shape}; expected finite values, "
+                f"{self.truth.shape}: one row per held-out spot, one column per gene of task.panel."
+            )
+        return values
+
+    def score(self, prediction: np.ndarray, protocol: Protocol) -> tuple[dict[str, float], pd.DataFrame]:
+        """Measures of a prediction in all, and gene by gene."""
+        frame = per_gene(self.truth, prediction, self.panel)
+        markers = present(protocol.markers, self.panel)
+        row = summary(frame, train_mean=self.train_mean, train_var=self.train_var, markers=markers)
+        row["Moran"] = morans_agreement(self.truth, prediction, self.graph)["correlation"]
+        return row, frame
+
+    def picture(self, prediction: np.ndarray) -> AnnData:
+        """Measured and predicted expression side by side."""
+        result = AnnData(self.truth.copy(), obs=self.test.obs.copy(), var=pd.DataFrame(index=self.panel))
+        result.layers[Keys.MEASURED], result.layers[Keys.LAYER] = self.truth, prediction.astype(np.float32)
+        result.obsm[Keys.SPATIAL] = self.test.obsm[Keys.SPATIAL]
+        if Keys.SPATIAL in self.test.uns:
+            result.uns[Keys.SPATIAL] = self.test.uns[Keys.SPATIAL]
+        return result
+
+
+def prepare(plan: Plan, fold: Fold) -> Prepared:
+    """Cut a fold's tables out of the whole."""
+    protocol, columns = plan.protocol, plan.columns[fold.name]
+    dense = plan.log_values[fold.train][:, columns].toarray()
+    truth = plan.log_values[fold.test][:, columns].toarray()
+    hidden = hide_expression(plan.adata[fold.test], protocol.features_key)
+    graph = hidden.copy()
+    spatial_graph(graph, slice_key=protocol.slice_key, features_key=protocol.features_key)
+    return Prepared(
+        train=in_memory(plan.adata[fold.train]),
+        test=hidden,
+        panel=plan.panel(fold),
+        truth=truth,
+        train_mean=dense.mean(0),
+        train_var=dense.var(0),
+        graph=graph.obsp[Keys.CONNECTIVITIES],
+    )

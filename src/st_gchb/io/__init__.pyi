@@ -1,0 +1,19 @@
+from ._annotation import Link as Link, annotated_rows as annotated_rows, link_of as link_of
+from ._library import Library as Library, column_of as column_of, libraries_of as libraries_of
+from ._pixel_size import (
+    TOLERANCE as TOLERANCE,
+    Size as Size,
+    caller_size as caller_size,
+    factor_size as factor_size,
+    hexagonal_pitch as hexagonal_pitch,
+    one_number as one_number,
+    positive as positive,
+    settle as settle,
+    spot_sizes as spot_sizes,
+    um_per_unit as um_per_unit,
+    visium_pitch as visium_pitch,
+)
+from ._reading import reading as reading
+from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
+from .images import SlideImage as SlideImage, open_image as open_image
+from .sections import read_section as read_section

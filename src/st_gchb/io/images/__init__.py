@@ -1,0 +1,5 @@
+"""Slide images as one small interface, whatever file or object holds them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,134 @@
+"""What is no 8-bit RGB image is turned away here, with the one line that mends it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from st_gchb._artifacts import sha256_of
+from st_gchb._errors import DamageError, ImageError
+
+EXPECTED = "expected an 8-bit RGB image of shape (height, width, 3)"
+
+
+def check_layout(shape: tuple[int, ...], name: str, channels_last: str = "np.moveaxis(image, 0, -1)") -> None:
+    """Raise :class:`ImageError` unless ``shape`` is ``(height, width, 3)`` with pixels in it.
+
+    Parameters
+    ----------
+    shape
+        Of the image.
+    name
+        What messages call it.
+    channels_last
+        Code that puts the channels of such an object last.
+    """
+    found = f"{name}: found an image of shape {tuple(shape)}; {EXPECTED}."
+    if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1):
+        raise ImageError(f"{found} It is grey: pass the RGB image of the H&E stain, not one channel of it.")
+    if len(shape) != 3:
+        raise ImageError(f"{found} Pass one plane, e.g. np.squeeze(image) or image[0].")
+    if shape[-1] == 4:
+        raise ImageError(f"{found} The fourth channel looks like transparency (RGBA): pass image[..., :3].")
+    if shape[-1] != 3 and shape[0] in (3, 4):
+        raise ImageError(f"{found} Its channels come first: pass {channels_last}[..., :3].")
+    if shape[-1] != 3:
+        raise ImageError(f"{found} {shape[-1]} channels are no RGB image: pass the H&E image.")
+    if 0 in shape:
+        raise ImageError(f"{found} It has no pixels.")
+
+
+def check_dtype(dtype: np.dtype, name: str) -> None:
+    """Raise :class:`ImageError` unless ``dtype`` is uint8."""
+    if dtype == np.uint8:
+        return
+    found = f"{name}: found pixels of type {dtype}; {EXPECTED} and type uint8."
+    if dtype.kind == "u" or dtype.kind == "i":
+        raise ImageError(
+            f"{found} Convert it: skimage.util.img_as_ubyte(image) where the values fill the range of {dtype}, "
+            "image.astype('uint8') where they lie in 0 to 255."
+        )
+    if dtype.kind == "f":
+        raise ImageError(f"{found} Convert it: skimage.util.img_as_ubyte(image) where the values lie in 0 to 1.")
+    raise ImageError(f"{found} Convert it to uint8.")
+
+
+def as_rgb_array(array: npt.NDArray, name: str) -> npt.NDArray[np.uint8]:
+    """Check an array in memory; floats in 0 to 1, as matplotlib reads a PNG, become uint8.
+
+    Raises
+    ------
+    ImageError
+        Another layout or type, with the line of code that mends it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.io.images._validation import as_rgb_array
+    >>> as_rgb_array(np.ones((2, 2, 3), dtype=np.float32), "white")[0, 0]
+    array([255, 255, 255], dtype=uint8)
+    """
+    check_layout(array.shape, name)
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise ImageError(
+                f"{name}: found a masked array with {int(np.ma.getmaskarray(array).sum())} masked values; {EXPECTED}. "
+                "Say what they are, e.g. white: image.filled(255)."
+            )
+        array = array.data
+    if array.dtype.kind != "f":
+        check_dtype(array.dtype, name)
+        return array
+    if not np.isfinite(array).all():
+        raise ImageError(f"{name}: found NaN or infinite pixels; {EXPECTED} and type uint8.")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ImageError(
+            f"{name}: found {array.dtype} pixels between {low:g} and {high:g}; floats are taken in 0 to 1 only. "
+            "Convert it: image.astype('uint8') where the values lie in 0 to 255."
+        )
+    return (array * 255).round().astype(np.uint8)
+
+
+def damage_or_failure(error: Exception, name: str) -> ImageError:
+    """Say that pixels cannot be decoded (:class:`DamageError`), or that the system does not give their bytes."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageError(f"{name}: the pixels cannot be read ({error}). Check the disk or the connection, try again.")
+    return DamageError(
+        f"{name}: the pixels cannot be decoded ({error}). The file is damaged or its compression is not known: fetch "
+        "it again, or export it as OME-TIFF with JPEG or deflate compression."
+    )
+
+
+def check_memory(n_bytes: int, name: str) -> None:
+    """Raise :class:`ImageError` before an image that can only be decoded whole fills the memory."""
+    free = free_bytes()
+    if free is not None and n_bytes > free:
+        raise ImageError(
+            f"{name}: the file can only be decoded whole, which takes {n_bytes / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB of memory are free. Save the image as a tiled TIFF, which is read in parts, e.g. "
+            "with libvips: vips tiffsave in.jpg slide.tif --tile --pyramid --compression jpeg."
+        )
+
+
+def free_bytes() -> int | None:
+    """Memory that is free, bytes; None where the system does not say."""
+    try:
+        # What the kernel could free counts, which sysconf does not know.
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def hash_as_read(path: Path, how: str) -> str:
+    """Hash of a file's bytes, and of how they are read where that is not as they are stored."""
+    own = sha256_of(path)
+    return hashlib.sha256(f"{own} {how}".encode()).hexdigest() if how else own

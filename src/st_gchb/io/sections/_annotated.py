@@ -1,0 +1,320 @@
+"""A section that somebody stored as AnnData: by this package, scanpy, squidpy, CELLxGENE, HEST, DeepSpot, or from R."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError
+from st_gchb._logging import logger
+from st_gchb.io._annotation import link_of
+from st_gchb.io._pixel_size import Size, caller_size, factor_size, one_number, settle
+from st_gchb.io._reading import reading
+from st_gchb.io.images import open_image
+from st_gchb.io.sections._companions import image_beside, size_beside, size_said
+from st_gchb.io.sections._genes import keep_genes, tell_values
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    pass
+
+HDF5_START = b"\x89HDF\r\n\x1a\n"
+_SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
+
+
+def hdf5_kind(path: Path) -> str | None:
+    """``"anndata"``, ``"10x"``, or None for another HDF5 file.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    with reading(path, "the HDF5 file", "It is damaged or incomplete: fetch or write it again."):
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("encoding-type") == "anndata" or {"obs", "var"} <= set(file):
+                return "anndata"
+            return "10x" if "matrix" in file else None
+
+
+def zarr_kind(path: Path) -> str | None:
+    """``"spatialdata"`` or ``"anndata"`` for a folder that is such a Zarr store, else None."""
+    files = [path / "zarr.json", path / ".zattrs"]
+    if not any(file.is_file() for file in [*files, path / ".zgroup"]):
+        return None
+    attributes: dict[str, Any] = {}
+    for file in files:
+        if file.is_file():
+            with reading(file, "the Zarr store", "It is damaged: write it again."):
+                content = json.loads(file.read_bytes())
+                attributes |= dict(content.get("attributes", {}) if file.name == "zarr.json" else content)
+    if attributes.get("encoding-type") == "anndata":
+        return "anndata"
+    is_spatialdata = "spatialdata_attrs" in attributes or any((path / part).is_dir() for part in _SPATIALDATA)
+    return "spatialdata" if is_spatialdata else None
+
+
+def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> SpatialData:
+    """Open a SpatialData store.
+
+    Raises
+    ------
+    InputError
+        The store is damaged; or a name or an image was given, which it has itself.
+    """
+    import spatialdata
+
+    for argument, value in (("name", name), ("image", image)):
+        if value is not None:
+            raise InputError(
+                f"{path}: {argument}={str(value)!r} is for folders and .h5ad files, and this is a SpatialData store, "
+                "which has names and images of its own. Leave it out; an image is added with "
+                "sdata.images[...] = Image2DModel.parse(...)."
+            )
+    with reading(path, "the SpatialData store", "Write it again with sdata.write."):
+        sdata = spatialdata.read_zarr(path)
+    if um_per_px is not None:
+        for table in sdata.tables.values():
+            _note_size(table, um_per_px, str(path))
+    return sdata
+
+
+def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
+    link = link_of(table)
+    if link is None:
+        return
+    with reading(where, "what the table annotates", "Write the store again with sdata.write."):
+        libraries = dict(as_record(table.uns.get(Keys.SPATIAL)))
+    for region in link.regions:
+        libraries[region] = with_size(as_record(libraries.get(region)), f"{where}, {region!r}", um_per_px)
+    table.uns[Keys.SPATIAL] = libraries
+
+
+def load_anndata(path: Path) -> AnnData:
+    """Read an AnnData file or store as it is.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    import anndata
+
+    with reading(path, "the AnnData", "Write it again with adata.write_h5ad."):
+        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+
+
+def as_record(value: Any) -> dict[str, Any]:
+    """Read names and values in the forms in which programs store them; empty where there are none.
+
+    What is a dict in Python is one row of a table in R.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb.io.sections._annotated import as_record
+    >>> as_record(pd.DataFrame({"library": ["S1"]})), as_record(None)
+    ({'library': 'S1'}, {})
+    """
+    if isinstance(value, Mapping):
+        return {str(key): held for key, held in value.items()}
+    if isinstance(value, pd.DataFrame) and len(value) == 1:
+        return {str(key): value[key].iloc[0] for key in value}
+    if isinstance(value, pd.Series):
+        return {str(key): held for key, held in value.items()}
+    names = getattr(getattr(value, "dtype", None), "names", None)
+    if names and np.size(value) == 1:
+        row = np.asarray(value).ravel()[0]
+        return {str(name): row[name] for name in names}
+    return {}
+
+
+def with_size(library: Mapping[str, Any], where: str, um_per_px: float | None, *others: Size | None) -> dict[str, Any]:
+    """Note the size of a pixel among the scale factors.
+
+    Parameters
+    ----------
+    library
+        Entry of ``uns["spatial"]``; it is not changed.
+    where
+        For messages.
+    um_per_px
+        What the caller says, µm.
+    others
+        What others say, after the scale factors; best first.
+    """
+    factors = as_record(library.get(Keys.SCALEFACTORS))
+    size = settle([caller_size(um_per_px), factor_size(factors, f"scalefactors of {where}"), *others], where)
+    if size is not None:
+        factors[Keys.UM_PER_PX] = size
+    return {Keys.IMAGES: {}, Keys.METADATA: {}, **library, Keys.SCALEFACTORS: factors}
+
+
+_PLACES = (
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+    ("pixel_x", "pixel_y"),
+    ("imagecol", "imagerow"),
+    ("y_pixel", "x_pixel"),
+)
+"""Columns of ``obs`` with x, y in full-resolution px: Space Ranger's, the spot detector's, Seurat's, and DeepSpot's,
+which counts rows in ``x_pixel``."""
+_PICTURE = re.compile(r"(?:tissue_)?(fullres|hires|lowres)(?:_image)?(?:\.\w+)?")
+_HEST_PICTURE, _HEST_LIBRARY = "downscaled_fullres", "ST"
+_SYMBOLS = "feature_name"
+
+
+def read_annotated(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, genome: str | None = None
+) -> AnnData:
+    """Read an AnnData file or store, whoever wrote it, in the layout that this package takes.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` file or a Zarr store.
+    name, image, um_per_px, genome
+        As :func:`~st_gchb.io.read_section` takes them.
+
+    Raises
+    ------
+    InputError
+        The file is damaged; or it holds several slices, and one name, image or size was given.
+    """
+    adata = load_anndata(path)
+    libraries = _libraries(adata, path)
+    _find_places(adata, path)
+    adata = _under_tissue(adata, libraries, path)
+    adata = keep_genes(adata, str(path), genome)
+    tell_values(adata, str(path))
+    _tell_symbols(adata, path)
+    several = len(libraries) > 1 or (Keys.SLICE in adata.obs and adata.obs[Keys.SLICE].nunique() > 1)
+    if several:
+        if name is not None or image is not None or um_per_px is not None:
+            raise InputError(
+                f"{path}: holds several slices ({sorted(libraries) or 'by obs[' + repr(Keys.SLICE) + ']'}), and name=, "
+                "image=, um_per_px= speak of one. Pass dicts by slice to pp.embed_patches, or cut the slices apart "
+                "first."
+            )
+        return adata
+    old, library = next(iter(libraries.items()), (path.stem, {}))
+    picture = image or image_beside(path, adata, library)
+    said = size_said(as_record(library.get(Keys.METADATA)), f"uns['spatial'][{old!r}]['metadata']")
+    stored = said or size_beside(path)
+    if not (libraries or name is not None or picture is not None or um_per_px is not None or stored is not None):
+        return adata
+    slide = None if picture is None else open_image(picture)
+    in_file = None if slide is None or slide.um_per_px is None else Size(slide.um_per_px, "the image file")
+    if um_per_px is not None or picture is not None or stored is not None:
+        library = with_size(library, str(path), um_per_px, stored, in_file)
+    if picture is not None:
+        library[Keys.METADATA] = {**as_record(library.get(Keys.METADATA)), Keys.SOURCE_IMAGE: str(picture.resolve())}
+    # HEST calls every sample "ST", which would make one of two that are joined.
+    is_hest = old == _HEST_LIBRARY and _HEST_PICTURE in as_record(library.get(Keys.IMAGES))
+    label = name or (path.stem if is_hest else old)
+    others = {key: held for key, held in as_record(adata.uns.get(Keys.SPATIAL)).items() if key not in libraries}
+    adata.uns[Keys.SPATIAL] = {**others, label: library}
+    if name is not None or is_hest:
+        adata.obs[Keys.SLICE] = pd.Categorical([label] * adata.n_obs)
+    return adata
+
+
+def _libraries(adata: AnnData, path: Path) -> dict[str, dict[str, Any]]:
+    """Entries of ``uns["spatial"]`` that are slices, as dicts under the usual names; they are put back in this form.
+
+    CELLxGENE has ``is_single`` beside them, R makes rows of tables of dicts.
+    """
+    stored = adata.uns.get(Keys.SPATIAL)
+    if stored is None and {Keys.IMAGES, Keys.SCALEFACTORS} <= set(adata.uns):
+        # As scanpy had them at first.
+        stored = {path.stem: {part: adata.uns.pop(part) for part in (Keys.IMAGES, Keys.SCALEFACTORS)}}
+    entries = as_record(stored)
+    if {Keys.IMAGES, Keys.SCALEFACTORS} & set(entries):
+        logger.info("%s: uns['spatial'] holds one slice without a name; it is called %r.", path, path.stem)
+        entries = {path.stem: entries}
+    libraries = {key: _library(as_record(entry)) for key, entry in entries.items() if as_record(entry)}
+    if libraries:
+        adata.uns[Keys.SPATIAL] = {**entries, **libraries}
+    return libraries
+
+
+def _library(entry: dict[str, Any]) -> dict[str, Any]:
+    for part in (Keys.IMAGES, Keys.SCALEFACTORS, Keys.METADATA):
+        record = as_record(entry.get(part))
+        if record:
+            entry[part] = record
+    images = as_record(entry.get(Keys.IMAGES))
+    for key in list(images):
+        usual = _PICTURE.fullmatch(key)
+        if usual is not None and usual.group(1) not in images:
+            images[usual.group(1)] = images.pop(key)
+    if images:
+        entry[Keys.IMAGES] = images
+    factors = as_record(entry.get(Keys.SCALEFACTORS))
+    for key, value in factors.items():
+        number = one_number(value)
+        # R and some writers of Zarr store one number as a list. What is none is refused where it is used.
+        if number is not None:
+            factors[key] = number
+    if factors:
+        entry[Keys.SCALEFACTORS] = factors
+    return entry
+
+
+def _find_places(adata: AnnData, path: Path) -> None:
+    """Put positions where they belong, if they are elsewhere."""
+    if Keys.SPATIAL in adata.obsm:
+        return
+    other = next((key for key in adata.obsm if str(key).lower() in ("x_spatial", Keys.SPATIAL)), None)
+    if other is not None:
+        adata.obsm[Keys.SPATIAL] = np.asarray(adata.obsm[other])
+        logger.info("%s: positions are those of obsm[%r].", path, other)
+        return
+    for x, y in _PLACES:
+        if x in adata.obs and y in adata.obs:
+            numbers = [pd.to_numeric(adata.obs[column], errors="coerce").to_numpy(np.float64) for column in (x, y)]
+            adata.obsm[Keys.SPATIAL] = np.column_stack(numbers)
+            logger.info("%s: positions are those of obs[%r] and obs[%r].", path, x, y)
+            return
+
+
+def _under_tissue(adata: AnnData, libraries: dict[str, dict[str, Any]], path: Path) -> AnnData:
+    """Spots under tissue, where the object also holds others, as CELLxGENE's do."""
+    if "in_tissue" not in adata.obs or any(
+        _HEST_PICTURE in as_record(one.get(Keys.IMAGES)) for one in libraries.values()
+    ):
+        # HEST's column is a left-over that says nothing of tissue.
+        return adata
+    flags = pd.to_numeric(
+        adata.obs["in_tissue"].astype(str).str.lower().replace({"true": "1", "false": "0"}), errors="coerce"
+    )
+    inside, outside = (flags == 1).to_numpy(), (flags == 0).to_numpy()
+    if not (inside.any() and outside.any()):
+        return adata
+    logger.warning(
+        "%s: %d of %d spots are not under tissue (in_tissue is 0) and are left out, such as %s.",
+        path,
+        outside.sum(),
+        adata.n_obs,
+        ", ".join(repr(str(one)) for one in adata.obs_names[outside][:3]),
+    )
+    return adata[~outside].copy()
+
+
+def _tell_symbols(adata: AnnData, path: Path) -> None:
+    if _SYMBOLS in adata.var and adata.n_vars and str(adata.var_names[0]).startswith("ENS"):
+        logger.info(
+            "%s: genes are named by Ensembl; symbols: adata.var_names = adata.var[%r].astype(str); "
+            "adata.var_names_make_unique().",
+            path,
+            _SYMBOLS,
+        )

@@ -1,0 +1,174 @@
+"""A folder of legacy Spatial Transcriptomics: a table of counts, a table of spots and an image of each section."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from st_gchb._advice import Fix, advise
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingFileError, ScaleError
+from st_gchb._logging import logger
+from st_gchb.io._pixel_size import Size, caller_size, settle
+from st_gchb.io._reading import reading
+from st_gchb.io.images import open_image, picture_of
+from st_gchb.io.sections._legacy_st import SPOT_COLUMNS, are_spots, read_legacy_spots
+from st_gchb.io.sections._text_table import find_layout, is_table, open_text, table_stem
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".btf", ".bmp")
+_FEWEST_GENES, _LOOKED_AT = 5, 6
+_PICTURE_PX = 1500
+_COUNTS, _SPOTS = "counts", "spots"
+_CHOSEN = ("selected", "new_x")
+"""Columns of the table that the spot detector writes; tables of labels have others."""
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether a folder holds a table of spots or of counts."""
+    return any(_kind(file) is not None for file in _files(path, is_table))
+
+
+def holds_counts(path: Path) -> bool:
+    """Whether a folder holds a table of counts."""
+    return any(_kind(file) == _COUNTS for file in _files(path, is_table))
+
+
+def read_legacy(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, allow_missing: bool = False
+) -> AnnData:
+    """Read one section of the folder.
+
+    Raises
+    ------
+    MissingFileError
+        A table or the image is missing.
+    InputError
+        There are several sections, and none was named; or a table is damaged.
+    ScaleError
+        The array cannot be told, and nothing else says the size of a pixel.
+    """
+    kinds = {file: _kind(file) for file in _files(path, is_table)}
+    tables = [file for file, kind in kinds.items() if kind == _COUNTS]
+    # Of one section, files may have any names; of several, each has to name its own.
+    several = len(tables) > 1
+    counts = _one_of(tables, path, name, "table of counts (spots x genes)", named=several)
+    section = name or _stem(counts)
+    spots = _one_of(_spot_tables(kinds), path, section, "table of spots (x, y, pixel_x, pixel_y)", named=several)
+    if image is None:
+        image = _one_of(_files(path, is_image), path, section, "image", _image_advice(), named=several)
+    slide = open_image(image)
+    adata, array = read_legacy_spots(section, counts, spots, allow_missing=allow_missing)
+    adata.obs[Keys.SLICE] = pd.Categorical(adata.obs[Keys.SLICE])
+    in_file = None if slide.um_per_px is None else Size(slide.um_per_px, "the image file")
+    size = settle([caller_size(um_per_px), in_file, array.size], section)
+    if size is None:
+        raise ScaleError(
+            f"{spots}: which array the {len(array.fits)} spots lie on cannot be told ({array.told}; expected squares "
+            "of 200 µm, or a staggered array of 141 µm), and the image file does not say the size of a pixel. "
+            + advise(Fix("um_per_px", why="with the µm per px of the image"))
+        )
+    wrong = advise(Fix("um_per_px", why="if that is wrong"))
+    logger.info("%s: %.4g µm per px, of %s. %s", section, size, array.told, wrong)
+    picture, scale = picture_of(slide, _PICTURE_PX)
+    factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
+    adata.uns[Keys.SPATIAL] = {
+        section: {
+            Keys.IMAGES: {"hires": picture},
+            Keys.SCALEFACTORS: factors,
+            Keys.METADATA: {Keys.SOURCE_IMAGE: str(image.resolve())},
+        }
+    }
+    return adata
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name ends as an image's, in upper or lower case."""
+    return path.name.lower().endswith(IMAGE_ENDINGS)
+
+
+def _files(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    return sorted(file for file in path.iterdir() if not file.name.startswith(".") and file.is_file() and wanted(file))
+
+
+def _kind(file: Path) -> str | None:
+    """What a table is by its first lines: ``"spots"``, ``"counts"``, or None."""
+    try:
+        with reading(file, "the table"), open_text(file) as lines:
+            header, *rows = itertools.islice(lines, _LOOKED_AT)
+    except InputError:
+        # A table of counts that is damaged says so when it is read.
+        return _COUNTS if file.name.lower().endswith(".gz") else None
+    layout = find_layout(header, rows[0] if rows else header)
+    columns = layout.split(header)
+    names = {cell.lower().lstrip("#").strip().replace(" ", "_") for cell in columns}
+    if names >= SPOT_COLUMNS:
+        return _SPOTS
+    by_row = are_spots([layout.split(row)[0] for row in rows])
+    if by_row and {"x", "y"} <= names:
+        return _SPOTS
+    if by_row and len(columns) > _FEWEST_GENES:
+        return _COUNTS
+    return _COUNTS if len(columns) > _FEWEST_GENES and are_spots(columns[1:]) else None
+
+
+def _spot_tables(kinds: dict[Path, str | None]) -> list[Path]:
+    """Tables of spots; where some are the spot detector's own, those alone."""
+    tables = [file for file, kind in kinds.items() if kind == _SPOTS]
+    own = []
+    for file in tables:
+        with open_text(file) as lines:
+            header = next(lines, "").lower()
+        if any(column in header for column in _CHOSEN):
+            own.append(file)
+    return own or tables
+
+
+def _stem(file: Path) -> str:
+    """Name of the section in a file's name.
+
+    Examples
+    --------
+    >>> [_stem(Path(name)) for name in ("C2.tsv.gz", "MOB1_count_matrix-1.tsv", "P1.2_stdata.tsv.gz", "spots_A1.csv")]
+    ['C2', 'MOB1', 'P1.2', 'A1']
+    """
+    name = table_stem(file) or file.name.rsplit(".", 1)[0]
+    words = (
+        r"stdata|counts?|count[_.-]matrix|matrix|expression|selection|spots?|spot[_.-]data|coordinates|labeled|HE|H&E"
+    )
+    short = re.sub(rf"(?:[_.-](?:{words})(?:[_.-]\d+)?)+$", "", name, flags=re.IGNORECASE)
+    return re.sub(rf"^(?:{words})[_.-]", "", short, flags=re.IGNORECASE) or name
+
+
+def _image_advice() -> str:
+    return f" {advise(Fix('image', why='with its path'))}".rstrip()
+
+
+def _one_of(
+    files: list[Path], path: Path, name: str | None, what: str, advice: str = "", *, named: bool = False
+) -> Path:
+    """The only file of a kind, or the one that the section's name is in; always that one where ``named``."""
+    found = files
+    if name is not None and (named or len(files) > 1):
+        found = [file for file in files if _stem(file) == name] or [
+            file for file in files if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", file.name)
+        ]
+    if len(found) == 1:
+        return found[0]
+    section = "" if name is None else f" of section {name!r}"
+    if not found:
+        there = f" Found {', '.join(file.name for file in files)}." if files else ""
+        raise MissingFileError(
+            f"{path}: found no {what}{section}; expected one beside the others, as legacy ST (her2st) is published: "
+            f"C2.tsv.gz, C2_selection.tsv, C2.jpg.{there}{advice}"
+        )
+    names = ", ".join(file.name for file in found)
+    one = advise(Fix("name", why="with one section"), otherwise="Put each section into a folder of its own.")
+    raise InputError(f"{path}: found more than one {what}{section}: {names}. {one}{advice}")

@@ -1,0 +1,145 @@
+"""A section from disk, whatever it was written by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from st_gchb._arguments import PixelSize, checked
+from st_gchb._errors import ImageError, InputError, MissingFileError
+from st_gchb.io._pixel_size import positive
+from st_gchb.io.images import open_image
+from st_gchb.io.sections._annotated import HDF5_START, hdf5_kind, read_annotated, read_spatialdata, zarr_kind
+from st_gchb.io.sections._companions import anndata_files, choose_anndata
+from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, read_legacy
+from st_gchb.io.sections._spaceranger import find_outputs
+from st_gchb.io.sections._visium import read_visium, read_visium_hd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+EXPECTED = (
+    "Expected a Space Ranger output folder (Visium: filtered_feature_bc_matrix.h5 and spatial/; Visium HD: "
+    "binned_outputs/), a SpatialData .zarr store, an AnnData .h5ad file, or a folder of legacy ST (a table of counts, "
+    "a table of spots, an image)."
+)
+
+
+@checked
+def read_section(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    image: str | Path | None = None,
+    um_per_px: PixelSize | None = None,
+    genome: str | None = None,
+    allow_missing: bool = False,
+) -> SpatialData | AnnData:
+    """Read a section from disk; what it is, is seen from its content.
+
+    Parameters
+    ----------
+    path
+        Space Ranger's output folder for Visium (with ``tissue_positions_list.csv`` or ``tissue_positions.csv``, also of
+        CytAssist) or Visium HD: ``outs``, or the folder above it. For Visium HD the bins of 8 µm are read, or those of
+        the folder that is named, such as ``outs/binned_outputs/square_016um``. Or a SpatialData store, an AnnData file
+        or store, or a folder of legacy Spatial Transcriptomics.
+    name
+        Name of the section (default: by the folder or the file). Of a legacy folder with several sections, the one
+        that is read.
+    image
+        Full-resolution H&E image, of any format that :func:`open_image` reads. Without it the one that lies in the
+        folder, else Space Ranger's down-scaled image.
+    um_per_px
+        Size of a pixel of the full-resolution image, µm. Goes before what the files say, with a warning where they
+        disagree.
+    genome
+        Of a table with genes of several genomes, the one that is kept, such as ``"GRCh38"`` (default: all, with a
+        warning). Features that are no genes, such as antibodies, are never kept.
+    allow_missing
+        Read what is in all files, however much is missing in one: spots without counts, or without a position. By
+        default a section that lacks more than a tenth is refused; less is left out with a warning.
+
+    Returns
+    -------
+    SpatialData or AnnData
+        SpatialData for Space Ranger's folders, as spatialdata-io makes it, with the image ``<name>_full_image``, which
+        is read when it is needed; and for SpatialData stores. AnnData for the others, with counts in ``X``, positions
+        in ``obsm["spatial"]`` and the image's path in ``uns["spatial"]``. Either goes into
+        :class:`st_gchb.model.STGCHB` and :meth:`~st_gchb.model.STGCHB.predict` as it is.
+
+    Raises
+    ------
+    MissingFileError
+        There is nothing at the path, or a file of the folder is missing.
+    InputError
+        The content is none of these; or a file is damaged, or does not belong to the others.
+    ScaleError
+        ``um_per_px`` is no positive number.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> sdata = st_gchb.io.read_section("sample/outs", image="sample.tif")  # doctest: +SKIP
+    """
+    path = Path(path)
+    size = None if um_per_px is None else positive(um_per_px, "um_per_px")
+    picture = None if image is None else Path(image)
+    if not path.exists():
+        raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
+    if path.is_file():
+        return _read_file(path, name, picture, size, genome)
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
+    kind = zarr_kind(path)
+    if kind == "spatialdata":
+        return read_spatialdata(path, name, picture, size)
+    if kind == "anndata":
+        return read_annotated(path, name, picture, size, genome=genome)
+    outputs = find_outputs(path)
+    if outputs is not None:
+        read = read_visium_hd if outputs.is_hd else read_visium
+        return read(outputs, name, picture, size, genome=genome, allow_missing=allow_missing)
+    files = anndata_files(path)
+    if files and not holds_counts(path):
+        file, label = choose_anndata(path, files, name)
+        return read_annotated(file, label, picture, size, genome=genome)
+    if is_legacy(path):
+        return read_legacy(path, name, picture, size, allow_missing=allow_missing)
+    raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")
+
+
+def _read_file(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, genome: str | None
+) -> AnnData:
+    with open(path, "rb") as file:
+        start = file.read(len(HDF5_START))
+    if start == HDF5_START:
+        kind = hdf5_kind(path)
+        if kind == "anndata":
+            return read_annotated(path, name, image, um_per_px, genome=genome)
+        if kind == "10x":
+            raise InputError(
+                f"{path}: found the counts alone of a Space Ranger output. Pass the folder that also holds spatial/: "
+                f"read_section({str(path.parent)!r})."
+            )
+        raise InputError(f"{path}: found an HDF5 file that is neither AnnData nor a matrix of 10x. {EXPECTED}")
+    try:
+        open_image(path)
+    except ImageError as error:
+        raise InputError(f"{path}: found a file that is neither a section nor an image. {EXPECTED}") from error
+    raise InputError(
+        f"{path}: found an image without spots. Lay query positions on it with st_gchb.pp.tile_tissue({str(path)!r}); "
+        "or pass the folder of its counts and spots here, and the image as image=."
+    )
+
+
+def _content(path: Path) -> str:
+    names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in path.iterdir())
+    return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing in it"
+
+
+def _sections_below(path: Path) -> str:
+    below = [one.name for one in sorted(path.iterdir()) if one.is_dir() and (zarr_kind(one) or find_outputs(one))]
+    return f" Sections are below it: {below[:8]}. Read them one by one." if below else ""

@@ -1,0 +1,249 @@
+"""Output folders of Space Ranger: what is there, what is missing, and whether it fits together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from st_gchb._advice import Fix, advise
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingFileError, MissingKeyError
+from st_gchb._logging import logger
+from st_gchb.io._pixel_size import positive
+from st_gchb.io._reading import reading
+from st_gchb.io.images import RGB, SlideImage, open_image, opened
+from st_gchb.io.sections._text_table import open_text
+
+
+def picture_shape(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, px, by its header.
+
+    Raises
+    ------
+    ImageError
+        The file is damaged.
+    """
+    with opened(path) as image:
+        return image.height, image.width
+
+
+def read_picture(path: Path) -> RGB | None:
+    """Pixels of a down-scaled picture; None, with a warning, where nothing is to be seen on it.
+
+    Raises
+    ------
+    ImageError
+        The file is damaged.
+    """
+    with opened(path) as image:
+        grey = image.mode not in ("RGB", "RGBA", "P", "PA")
+        # Where a picture is transparent, the glass behind it is white.
+        rgba = np.asarray(image.convert("RGBA")) if image.mode in ("RGBA", "P", "PA") else None
+        pixels = np.asarray(image.convert("RGB")) if rgba is None else rgba[..., :3].copy()
+    if rgba is not None:
+        pixels[rgba[..., 3] == 0] = 255
+    if grey or (pixels == pixels[0, 0]).all():
+        logger.warning(
+            "%s: %s; it is left out.", path, "the picture is grey, no H&E" if grey else "the picture is of one colour"
+        )
+        return None
+    return pixels
+
+
+BINS, COUNTS, SLICE_FILE = "binned_outputs", "filtered_feature_bc_matrix.h5", "feature_slice.h5"
+SCALEFACTORS = (
+    "spatial/scalefactors_json.json",
+    "*scalefactors_json.json",
+    "*scalefactors_json.json.gz",
+    "spatial/*scalefactors_json.json*",
+)
+POSITIONS = (
+    "spatial/tissue_positions.csv",
+    "spatial/tissue_positions_list.csv",
+    "spatial/tissue_positions.parquet",
+    "*tissue_positions*.csv",
+    "*tissue_positions*.csv.gz",
+    "spatial/*tissue_positions*.csv*",
+)
+"""As Space Ranger names them, then as files of archives are called that lie side by side."""
+_TEXT = ("*matrix.mtx.gz", "*matrix.mtx")
+_FILTERED = (f"*{COUNTS}", *[f"filtered_*_bc_matri{end}/{name}" for end in ("x", "ces*/*") for name in _TEXT])
+_ALL_SPOTS = (
+    "*raw_feature_bc_matrix.h5",
+    *[f"raw_*_bc_matri{end}/{name}" for end in ("x", "ces*/*") for name in _TEXT],
+    *_TEXT,
+)
+_SIGNS = (*_FILTERED, *_ALL_SPOTS, *POSITIONS, *SCALEFACTORS)
+_HD_SIGNS = (BINS, f"*{SLICE_FILE}")
+_FULL_IMAGES = ("microscope_image/*", "*tissue_image.*", "*_image.tif", "*_image.tiff", "*_image.btf")
+_KINDS = ("hires", "lowres")
+_SIZE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """An output folder of Space Ranger.
+
+    Parameters
+    ----------
+    root
+        The folder ``outs``.
+    is_hd
+        Whether it is of Visium HD.
+    bins
+        Name of the folder of bins that was asked for; None for the usual one.
+    """
+
+    root: Path
+    is_hd: bool
+    bins: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for the section, by the folder."""
+        folder = self.root.resolve()
+        return clean_name((folder.parent if folder.name == "outs" else folder).name)
+
+    def one(self, patterns: Iterable[str], what: str, instead: str = "") -> Path:
+        """The only file that one of the patterns finds.
+
+        Raises
+        ------
+        MissingFileError, InputError
+            There is none; or there are several.
+        """
+        for pattern in patterns:
+            found = sorted(self.root.glob(pattern))
+            if len(found) > 1:
+                names = [str(file.relative_to(self.root)) for file in found]
+                raise InputError(f"{self.root}: found {len(found)} files for {what}: {names}; expected one.")
+            if found:
+                return found[0]
+        there = sorted(
+            str(file.relative_to(self.root)) for pattern in ("*", "spatial/*") for file in self.root.glob(pattern)
+        )
+        raise MissingFileError(
+            f"{self.root}: the Space Ranger folder is incomplete: {what} is missing{instead}. It holds {there[:12]}. "
+            "Copy the whole folder outs/, or run Space Ranger to its end."
+        )
+
+    def counts(self, folder: str = "") -> Path:
+        """The matrix of counts: of spots under tissue, else of all; HDF5 goes before text.
+
+        Raises
+        ------
+        MissingFileError, InputError
+            There is none; or there are several.
+        """
+        patterns = [f"{folder}{pattern}" for pattern in (*_FILTERED, *_ALL_SPOTS)]
+        instead = ", and so are filtered_feature_bc_matrix/ and the raw matrix"
+        return self.one(patterns, f"{folder}{COUNTS}", instead)
+
+    def is_filtered(self, counts: Path) -> bool:
+        """Whether a matrix is of spots under tissue alone, by its name."""
+        return "filtered" in str(counts.relative_to(self.root)).lower()
+
+    def pictures(self, folder: str = "") -> dict[str, Path]:
+        """Down-scaled pictures by kind."""
+        found = {}
+        for kind in _KINDS:
+            name = f"tissue_{kind}_image"
+            places = [f"spatial/{name}.*", f"{folder}spatial/{name}.*", f"*{name}.*", f"spatial/*{name}.*"]
+            files = [file for place in places for file in sorted(self.root.glob(place)) if file.suffix != ".gz"]
+            if files:
+                found[kind] = files[0]
+        return found
+
+
+def find_outputs(path: Path) -> Outputs | None:
+    """Find the folder ``outs`` at, above or in a folder; None where this is no output of Space Ranger."""
+    if path.name.startswith("square_") and path.parent.name == BINS:
+        return Outputs(path.parent.parent, is_hd=True, bins=path.name)
+    places = [path, path / "outs"]
+    if path.name in (BINS, "spatial"):
+        places.insert(0, path.parent)
+    for place in places:
+        for signs, is_hd in ((_HD_SIGNS, True), (_SIGNS, False)):
+            if any(next(place.glob(sign), None) is not None for sign in signs):
+                return Outputs(place, is_hd)
+    return None
+
+
+def read_factors(path: Path) -> dict[str, Any]:
+    """Scale factors of Space Ranger.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        The file is damaged, or lacks a factor.
+    """
+    with reading(path, "the scale factors", "Expected JSON as Space Ranger writes it: copy the file again."):
+        with open_text(path) as lines:
+            content = json.loads("\n".join(lines))
+        factors = {str(key): value for key, value in dict(content).items()}
+    if Keys.SPOT_DIAMETER not in factors:
+        raise MissingKeyError(
+            f"{path}: has no {Keys.SPOT_DIAMETER!r}; it holds {sorted(factors)}. Space Ranger writes it: copy the file "
+            "again."
+        )
+    for key in factors:
+        # R and Zarr write lists of one number.
+        if key.endswith("_scalef") or key in (Keys.SPOT_DIAMETER, Keys.UM_PER_PX):
+            factors[key] = positive(factors[key], f"{path}[{key!r}]")
+    return factors
+
+
+def full_image(
+    outputs: Outputs, image: Path | None, factors: dict[str, Any], pictures: dict[str, Path]
+) -> SlideImage | None:
+    """Open the full-resolution image: the one that is given, else the one in the folder, else None.
+
+    Raises
+    ------
+    InputError
+        There are several; or it has another size than the down-scaled image says.
+    """
+    if image is None:
+        found = [file for pattern in _FULL_IMAGES for file in sorted(outputs.root.glob(pattern)) if file.is_file()]
+        if len(set(found)) > 1:
+            raise InputError(
+                f"{outputs.root}: found several full-resolution images, {found}. "
+                + advise(Fix("image", why="with one of them"), otherwise="Leave one of them there.")
+            )
+        if not found:
+            logger.info("%s: no full-resolution image; patches come from the down-scaled one.", outputs.root)
+            return None
+        image = found[0]
+    slide = open_image(image)
+    for kind, small in pictures.items():
+        scale = factors.get(f"tissue_{kind}_scalef")
+        if scale is None:
+            continue
+        expected = np.array(picture_shape(small)) / scale
+        # The down-scaled image is rounded to whole px.
+        if (np.abs(expected - slide.shape_px) > _SIZE_TOLERANCE * expected + 1 / scale).any():
+            sides = tuple(expected.round().astype(int).tolist())
+            raise InputError(
+                f"{image}: found {slide.shape_px} px (h, w); expected about {sides}, as {small.name} and its factor "
+                f"{scale:.6g} say. Pass the image that Space Ranger was given."
+            )
+        break
+    return slide
+
+
+def clean_name(name: str) -> str:
+    """Name that SpatialData allows for elements.
+
+    Examples
+    --------
+    >>> from st_gchb.io.sections._spaceranger import clean_name
+    >>> clean_name("Sample 1 (left)")
+    'Sample_1_left'
+    """
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("_.-") or "section"

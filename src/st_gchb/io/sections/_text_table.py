@@ -1,0 +1,149 @@
+"""Tables of text, whatever separates their columns, however they are compressed and encoded."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from st_gchb._errors import InputError
+
+TABLE_ENDINGS = (".tsv", ".csv", ".txt")
+_GZIP_START = b"\x1f\x8b"
+_UTF16_STARTS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SEPARATORS = "\t;,"
+_LONGEST_LINE = 2**26
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name ends as a table's, in upper or lower case, compressed or not."""
+    return table_stem(path) is not None
+
+
+def table_stem(path: Path) -> str | None:
+    """Name of a table without its endings; None for other files.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from st_gchb.io.sections._text_table import table_stem
+    >>> table_stem(Path("P1.2_stdata.TSV.GZ")), table_stem(Path("he.jpg"))
+    ('P1.2_stdata', None)
+    """
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    ending = next((ending for ending in TABLE_ENDINGS if name.lower().endswith(ending)), None)
+    return name[: -len(ending)] if ending is not None else None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the columns of a table are written.
+
+    Parameters
+    ----------
+    separator
+        Between the columns; None for any white space.
+    decimal_comma
+        Whether numbers have a comma where others have a point.
+    """
+
+    separator: str | None
+    decimal_comma: bool = False
+
+    def split(self, line: str) -> list[str]:
+        """Cells of a line, without quotes and blanks around them."""
+        if self.separator is None:
+            return [cell.strip('"') for cell in line.split()]
+        if '"' in line:
+            return [cell.strip() for cell in next(csv.reader([line], delimiter=self.separator), [])]
+        return [cell.strip() for cell in line.split(self.separator)]
+
+    def numbers(self, cells: list[str]) -> npt.NDArray[np.float64]:
+        """Cells as numbers, NaN where a cell holds none."""
+        if self.decimal_comma:
+            cells = [cell.replace(",", ".") for cell in cells]
+        try:
+            return np.array(cells, dtype=np.float64)
+        except ValueError:
+            return np.array([_number(cell) for cell in cells])
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
+
+
+def find_layout(header: str, row: str) -> Layout:
+    r"""See from the first two lines what separates columns.
+
+    Examples
+    --------
+    >>> from st_gchb.io.sections._text_table import find_layout
+    >>> find_layout("x;y;pixel_x", "1;2;45,5")
+    Layout(separator=';', decimal_comma=True)
+    >>> find_layout("x\ty", "1\t2").separator, find_layout("x y", "1 2").separator
+    ('\t', None)
+    """
+    best, most = Layout(None), 0
+    for separator in _SEPARATORS:
+        layout = Layout(separator)
+        n_header, n_row = len(layout.split(header)), len(layout.split(row))
+        # R leaves the cell over the rows' names out.
+        if min(n_header, n_row) - 1 > most and n_row - n_header in (0, 1):
+            best, most = layout, min(n_header, n_row) - 1
+    if best.separator is None and len(header.split()) < 2:
+        # A table whose second line is cut: the header alone has to do.
+        best = Layout(max(_SEPARATORS, key=header.count) if any(sign in header for sign in _SEPARATORS) else None)
+    return Layout(best.separator, best.separator != "," and "," in row and "," not in header)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[Iterator[str]]:
+    """Give the lines of a file that is plain or compressed by gzip, as UTF-8 or UTF-16, without their ends.
+
+    Raises
+    ------
+    InputError
+        A line is longer than that of any table.
+    """
+    with open(path, "rb") as raw:
+        start = raw.read(2)
+    with gzip.open(path, "rb") if start == _GZIP_START else open(path, "rb") as binary:
+        # utf-8-sig takes a byte order mark off, and is UTF-8 without one.
+        encoding = "utf-16" if binary.peek(2)[:2] in _UTF16_STARTS else "utf-8-sig"
+        with io.TextIOWrapper(binary, encoding=encoding, newline=None) as text:
+            yield _lines(text, path)
+
+
+def _lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise InputError(f"{path}: found a line of more than {_LONGEST_LINE:,} characters; expected a table.")
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+def read_rows(path: Path) -> tuple[Layout, list[list[str]]]:
+    """Read a small table whole, its header first; blank lines are left out.
+
+    Raises
+    ------
+    InputError
+        There are no two lines.
+    """
+    with open_text(path) as lines:
+        kept = list(lines)
+    if not kept:
+        raise InputError(f"{path}: the table is empty.")
+    layout = find_layout(kept[0], kept[1] if len(kept) > 1 else kept[0])
+    return layout, [layout.split(line) for line in kept]

@@ -1,0 +1,145 @@
+"""Folders of Visium HD: one size of bins is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from st_gchb._errors import InputError, MissingFileError
+from st_gchb._logging import logger
+from st_gchb.io.sections._assemble import assemble
+from st_gchb.io.sections._genes import keep_genes, tell_values
+from st_gchb.io.sections._matrix_10x import read_counts
+from st_gchb.io.sections._positions import place_spots, read_positions
+from st_gchb.io.sections._spaceranger import (
+    BINS,
+    POSITIONS,
+    SCALEFACTORS,
+    SLICE_FILE,
+    Outputs,
+    clean_name,
+    full_image,
+    read_factors,
+)
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    pass
+
+
+def read_visium(
+    outputs: Outputs,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None = None,
+    allow_missing: bool = False,
+) -> SpatialData:
+    """Read a folder of Visium, also of CytAssist.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        A file is missing or damaged, or files do not belong together.
+    """
+    counts = outputs.counts()
+    factors = read_factors(outputs.one(SCALEFACTORS, SCALEFACTORS[0]))
+    positions = outputs.one(POSITIONS, f"{POSITIONS[0]} (of Space Ranger 1: {Path(POSITIONS[1]).name})")
+    label = outputs.label if name is None else clean_name(name)
+    pictures = outputs.pictures()
+    slide = full_image(outputs, image, factors, pictures)
+    adata = place_spots(
+        keep_genes(read_counts(counts), f"section {label!r}", genome),
+        read_positions(positions),
+        (counts, positions),
+        filtered=outputs.is_filtered(counts),
+        every_spot=True,
+        allow_missing=allow_missing,
+    )
+    tell_values(adata, str(counts))
+    return assemble(
+        adata,
+        label=label,
+        region=label,
+        table="table",
+        squares=False,
+        factors=factors,
+        pictures=pictures,
+        slide=slide,
+        um_per_px=um_per_px,
+    )
+
+
+_USUAL = "square_008um"
+_POSITIONS = ("spatial/tissue_positions.parquet", "spatial/tissue_positions.csv")
+
+
+def read_visium_hd(
+    outputs: Outputs,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None = None,
+    allow_missing: bool = False,
+) -> SpatialData:
+    """Read one size of bins.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        A file is missing or damaged, or files do not belong together.
+    """
+    bins = _choose_bins(outputs)
+    folder = f"{BINS}/{bins}"
+    counts = outputs.counts(f"{folder}/")
+    factors = read_factors(outputs.one([f"{folder}/{SCALEFACTORS[0]}"], f"{folder}/{SCALEFACTORS[0]}"))
+    positions = outputs.one([f"{folder}/{one}" for one in _POSITIONS], f"{folder}/{_POSITIONS[0]}")
+    label = _label(outputs) if name is None else clean_name(name)
+    pictures = outputs.pictures(f"{folder}/")
+    slide = full_image(outputs, image, factors, pictures)
+    adata = place_spots(
+        keep_genes(read_counts(counts), f"section {label!r}", genome),
+        read_positions(positions),
+        (counts, positions),
+        filtered=outputs.is_filtered(counts),
+        every_spot=False,
+        allow_missing=allow_missing,
+    )
+    tell_values(adata, str(counts))
+    return assemble(
+        adata,
+        label=label,
+        region=f"{label}_{bins}",
+        table=bins,
+        squares=True,
+        factors=factors,
+        pictures=pictures,
+        slide=slide,
+        um_per_px=um_per_px,
+    )
+
+
+def _choose_bins(outputs: Outputs) -> str:
+    folder = outputs.root / BINS
+    if outputs.bins is not None:
+        return outputs.bins
+    there = sorted(one.name for one in folder.glob("square_*um") if one.is_dir())
+    if not there:
+        raise MissingFileError(
+            f"{outputs.root}: the Visium HD folder is incomplete: {BINS}/{_USUAL} is missing, and so are other bins. "
+            "Copy the whole folder outs/, or unpack binned_outputs.tar.gz."
+        )
+    if _USUAL in there or len(there) == 1:
+        chosen = _USUAL if _USUAL in there else there[0]
+        logger.info("%s: bins %s of %s; others by their folder's path.", outputs.root, chosen, there)
+        return chosen
+    raise InputError(f"{folder}: has no {_USUAL}; found {there}. Pass the path of one of them.")
+
+
+def _label(outputs: Outputs) -> str:
+    """Name of the section: what files of the folder begin with, else by the folder."""
+    features = sorted(outputs.root.glob(f"*_{SLICE_FILE}"))
+    return clean_name(features[0].name.removesuffix(f"_{SLICE_FILE}")) if features else outputs.label

@@ -1,0 +1,329 @@
+"""From a registered AnnData to rules, network, training data and reference bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from st_gchb._compat import named_layers
+from st_gchb._constants import Keys
+from st_gchb._counts import Remedy
+from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError
+from st_gchb._logging import logger
+from st_gchb._matrices import matrix_of
+from st_gchb.model import _features as _context
+from st_gchb.model._features import (
+    BlockedContext,
+    Context,
+    ContextRule,
+    FixedMap,
+    MappedRows,
+    MapRows,
+    appearance_of,
+    context_of,
+    fit_appearance,
+    fit_map,
+    is_plain,
+    slice_sums,
+)
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._query import Rules, origin_table
+from st_gchb.model._settings import ModelSettings
+from st_gchb.model._validation import Registered
+from st_gchb.nn import NetworkSettings
+from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp.expression import fit_expression, log_normalise, read_expression
+from st_gchb.pp.graph import graph_of, rule_of
+from st_gchb.pp.patches import (
+    BLOCK_ROWS,
+    FeatureRows,
+    is_stain_key,
+    made_key,
+    stage_of_rule,
+    stained_versions,
+    with_maps,
+)
+from st_gchb.pp.spots import sections_of, spot_centers
+from st_gchb.retrieval import ReferenceBank
+from st_gchb.train import BLOCK_SIZE, Rows, TrainingData
+
+_STEP_BYTES = 2**30
+"""Maps of 2,674 spots before ResNet50's last stage."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Everything that is computed from the training slices before the network is trained.
+
+    Parameters
+    ----------
+    rules
+        What a query goes through.
+    image_map
+        Map of context features to the image branch's inputs.
+    log_values
+        Log-normalised expression over all genes, ``(n_spots, n_all_genes)``.
+    panel
+        The same, of the panel, ``(n_spots, n_genes)``.
+    features
+        Patch features, ``(n_spots, n_features)``, in memory or on disk.
+    context
+        What is seen of each spot and its surroundings, ``(n_spots, n_context)``, held or made on demand.
+    adjacency
+        Spot graph.
+    slices
+        Slice of each spot.
+    """
+
+    rules: Rules
+    image_map: FixedMap
+    log_values: sparse.csr_matrix
+    panel: sparse.csr_matrix
+    features: FeatureRows
+    context: Context
+    adjacency: sparse.csr_matrix
+    slices: np.ndarray
+
+
+def fit(
+    adata: AnnData,
+    where: Registered,
+    settings: ModelSettings,
+    panel: list[str] | None,
+    seed: int,
+    features: FeatureRows | None = None,
+    log_values: sparse.csr_matrix | None = None,
+) -> Fitted:
+    """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
+
+    ``features`` and ``log_values`` stand for those of ``adata``, where it has none.
+
+    Raises
+    ------
+    ExpressionError, MissingKeyError
+        If the expression is no longer what was registered.
+    EncoderError
+        If features do not vary.
+    """
+    if log_values is None:
+        log_values = log_normalise(_registered(adata, where), log_normalized=where.log_normalized)
+    slices = sections_of(adata, where.slice_key).names.astype(str)
+    expression = fit_expression(
+        log_values,
+        adata.var_names,
+        slices,
+        n_top_genes=settings.n_top_genes,
+        n_components=settings.n_expression_components,
+        log_normalized=where.log_normalized,
+        seed=seed,
+        panel=panel,
+    )
+    if features is None:
+        trained = settings.image_tail != "none"
+        features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
+    adjacency = without_loops((graph_of(adata, where.connectivities_key) > 0).astype(np.float32))
+    look = ContextRule(settings.context_rings, mean_features(features, settings) if settings.center_slices else None)
+    context = context_of(look, features, adjacency, slices)
+    # Maps are fitted on all spots where their context is held in memory, else on a part of them.
+    chosen, seen = context.sample(seed)
+    own = features.whole() if len(chosen) == len(features) else features[chosen]
+    linear = fit_map(seen, settings.linear_components, whitening=0.0, seed=seed)
+    if not linear.matrix.any():
+        raise EncoderError(
+            f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
+            "Check that the image shows tissue, and run st_gchb.pp.embed_patches again."
+        )
+    rules = Rules(
+        expression=expression,
+        features=_feature_rule(adata, where.features_key, settings),
+        features_key=where.features_key,
+        n_features=features.shape[1],
+        graph=_graph_rule(adata, where),
+        context=look,
+        linear=linear,
+        appearance=fit_appearance(own, seed),
+        slice_key=where.slice_key,
+    )
+    image_map = fit_map(seen, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
+    panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
+    return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
+
+
+def _registered(adata: AnnData, where: Registered) -> Any:
+    """Expression at the moment it is used: setup only registers the table, which the caller may change afterwards."""
+    again = "call STGCHB.setup_anndata(adata, {}) again"
+    remedy = Remedy(adata, where.layer, again.format("layer={!r}"), again.format("log_normalized=True"))
+    try:
+        return read_expression(adata, where.layer, log_normalized=where.log_normalized, remedy=remedy)
+    except (ExpressionError, MissingKeyError) as error:
+        raise type(error)(
+            f"The table was changed after STGCHB.setup_anndata. {error} What normalizes X keeps counts where they are "
+            "put first: adata.layers['counts'] = adata.X.copy()."
+        ) from error
+
+
+def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
+    """The network with its fixed maps filled in."""
+    rule = fitted.rules.features
+    stage = None if rule is None or rule.tail is None else stage_of_rule(rule)
+    module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
+    expression = fitted.rules.expression
+    fixed = (
+        (module.network.image.fixed, fitted.image_map),
+        (module.network.expression.fixed, FixedMap(expression.offset, expression.matrix)),
+    )
+    for layer, numbers in fixed:
+        layer.offset.copy_(torch.from_numpy(numbers.offset))
+        layer.matrix.copy_(torch.from_numpy(numbers.matrix))
+    return module
+
+
+def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings) -> NetworkSettings:
+    """Sizes of the network; components are as many as the data allow."""
+    return NetworkSettings(
+        n_features=rules.n_features * (rules.context.n_rings + 1),
+        n_genes=len(rules.expression.genes),
+        n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
+        n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
+        n_tail=settings.n_image_tail,
+        n_hidden=settings.n_hidden,
+        n_embedding=settings.n_embedding,
+        image_graph=settings.image_graph,
+        expression_graph=settings.expression_graph,
+        dropout=settings.dropout,
+    )
+
+
+def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
+    """Inputs of the branches, graph and slices as the data module wants them."""
+    expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
+    context, image_map = fitted.context, fitted.image_map
+    on_demand = isinstance(context, BlockedContext) and image_map.matrix.ndim == 1
+    image: Rows
+    if fitted.features.maps is not None:
+        image = MapRows(fitted.features.maps)
+    else:
+        image = MappedRows(context, image_map) if on_demand else torch.from_numpy(context.through(image_map))
+    return TrainingData(
+        image=image,
+        stained=_stained(fitted, adata),
+        expression=torch.from_numpy(_mapped(fitted.panel, expression)),
+        adjacency=fitted.adjacency,
+        groups=pd.factorize(fitted.slices)[0],
+        coordinates=spot_centers(adata),
+    )
+
+
+def default_block_size(fitted: Fitted) -> int:
+    """Spots of the largest block: of maps, a step holds no more than :data:`_STEP_BYTES`."""
+    maps = fitted.features.maps
+    return BLOCK_SIZE if maps is None else max(2, min(BLOCK_SIZE, _STEP_BYTES // (2 * int(np.prod(maps.shape[1:])))))
+
+
+def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
+    """Inputs of the image branch in other stains, ``(n_versions, n_spots, n_inputs)``; None where there are none.
+
+    Each version of a slice is seen as if it were the slice: with neighbours of the same stain, centred on itself.
+    """
+    look = fitted.rules.context
+    versions = [
+        context_of(look, FeatureRows(features), fitted.adjacency, fitted.slices).through(fitted.image_map)
+        for features in stained_versions(adata, fitted.rules.features_key, fitted.features.shape)
+    ]
+    return torch.from_numpy(np.stack(versions)) if versions else None
+
+
+def mean_features(features: FeatureRows, settings: ModelSettings) -> np.ndarray:
+    """Mean features of the training spots, ``(n_features,)``."""
+    if is_plain(features, settings.context_rings):
+        mean: np.ndarray = features.whole().mean(0)
+        return mean
+    total = slice_sums(features, np.zeros(len(features), dtype=np.int64), 1)[0]
+    return (total / len(features)).astype(np.float32)
+
+
+def without_loops(adjacency: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The graph without edges of a spot to itself, which graphs from elsewhere may have and queries' never do."""
+    if adjacency.diagonal().any():
+        adjacency.setdiag(0)
+        adjacency.eliminate_zeros()
+    return adjacency
+
+
+def _mapped(panel: sparse.csr_matrix, fixed: FixedMap) -> np.ndarray:
+    """Expression through a map; made dense at once where that is small, else some spots at a time."""
+    n_spots, n_genes = panel.shape
+    if 4 * n_spots * n_genes <= _context.PLAIN_BYTES:
+        return fixed(panel.toarray())
+    starts = range(0, n_spots, BLOCK_ROWS)
+    return np.concatenate([fixed(panel[start : start + BLOCK_ROWS].toarray()) for start in starts])
+
+
+def build_bank(
+    adata: AnnData, where: Registered, fitted: Fitted, keys: np.ndarray, image_keys: np.ndarray
+) -> ReferenceBank:
+    """Everything of the reference that predictions need: embeddings, context, origin, tables."""
+    make = ReferenceBank.table_from
+    tables = {
+        "panel": make(fitted.panel, fitted.rules.expression.genes),
+        "all_genes": make(fitted.log_values, adata.var_names),
+    }
+    own = (Keys.SPATIAL, where.features_key, made_key(where.features_key))
+    others: dict[str, tuple[str, Any, Any]] = {
+        name: (f"layers[{name!r}]", values, adata.var_names) for name, values in named_layers(adata).items()
+    }
+    for name, values in adata.obsm.items():
+        version = is_stain_key(name, where.features_key)
+        if not version and name not in own and name not in others and _is_numeric(values):
+            columns = getattr(values, "columns", [f"{name}_{i}" for i in range(values.shape[1])])
+            others[name] = (f"obsm[{name!r}]", values, columns)
+    for name, (place, values, columns) in others.items():
+        why = f"{name!r} is the name of the model's own table" if name in tables else _why_no_table(values, place)
+        if why:
+            logger.warning("%s cannot be predicted as a layer: %s.", place, why.rstrip("."))
+        else:
+            tables[name] = make(values, columns)
+    return ReferenceBank(
+        keys,
+        image_keys,
+        fitted.context.through(fitted.rules.linear),
+        appearance_of(fitted.rules.appearance, fitted.features),
+        origin_table(adata, where.slice_key, where.patient_key),
+        tables,
+    )
+
+
+def _why_no_table(values: Any, place: str) -> str:
+    """Say why values can be no table of the reference, whose numbers are means of it; empty where they can."""
+    try:
+        matrix = sparse.csr_matrix(matrix_of(values, place), dtype=np.float32)
+    except InputError as error:
+        return str(error)
+    bad = int((~np.isfinite(matrix.data)).sum())
+    return f"it holds {bad} values that are NaN, infinite or beyond numbers of 32 bits" if bad else ""
+
+
+def _is_numeric(values: Any) -> bool:
+    if isinstance(values, pd.DataFrame):
+        return all(pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes)
+    return getattr(values, "ndim", 0) == 2 and np.issubdtype(values.dtype, np.number)
+
+
+def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureRule | None:
+    """How the features were made; ``None`` where they do not come from ``pp.embed_patches``."""
+    if key not in adata.uns:
+        return None
+    rule = FeatureRule.from_uns(adata.uns[key])
+    # Maps of a query are made where they are needed, which takes room on disk.
+    return replace(rule, tail=None) if settings.image_tail == "none" else rule
+
+
+def _graph_rule(adata: AnnData, where: Registered) -> GraphRule:
+    """The rule of the registered graph; a graph from elsewhere gets the rule that squidpy recorded, or the default."""
+    return rule_of(adata, where.connectivities_key, where.slice_key, features_key=where.features_key)

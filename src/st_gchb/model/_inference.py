@@ -1,0 +1,415 @@
+"""From a prepared query to the answer: embed, retrieve, read out, annotate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
+from spatialdata import SpatialData
+from torch import Tensor
+from torch.nn import functional as F
+
+from st_gchb import __version__
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError
+from st_gchb._logging import logger
+from st_gchb.io import check_store, is_stored, link_of, write_elements
+from st_gchb.model import _features as _context
+from st_gchb.model._confidence import Calibration, calibration_folds, signs_of
+from st_gchb.model._features import (
+    BlockedContext,
+    Context,
+    ContextRule,
+    FixedMap,
+    MappedRows,
+    appearance_of,
+    context_of,
+)
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._query import Query, Rules, measured_panel
+from st_gchb.model._settings import ModelSettings
+from st_gchb.nn import Branch
+from st_gchb.pp import write_table
+from st_gchb.pp.encoders import halved
+from st_gchb.pp.patches import FeatureRows
+from st_gchb.pp.spots import check_table_name
+from st_gchb.retrieval import (
+    LinearReadout,
+    Neighbors,
+    ReferenceBank,
+    ReferenceTable,
+    Search,
+    Weighting,
+    find_neighbors,
+    index_for,
+    weighted_mean,
+)
+from st_gchb.train import edges_between, with_halo
+
+_BLOCK_SPOTS = 4096
+"""Spots that are embedded at once where not all are."""
+
+_STAGE_SPOTS = 64
+"""Spots whose maps are read and passed through the trunk's last stage at once."""
+
+Where = tuple[sparse.csr_matrix, np.ndarray]
+
+
+def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+    """L2-normalised joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
+
+    Parameters
+    ----------
+    module
+        The network.
+    values
+        Raw inputs of the branch, ``(n_spots, n_raw)``: panel expression, dense or sparse, or context features.
+    adjacency
+        Spot graph, ``(n_spots, n_spots)``.
+    modality
+        ``"expression"`` or ``"image"``.
+    """
+    module.eval()
+    n_spots, width = values.shape
+    if not isinstance(values, BlockedContext) and 4 * n_spots * width <= _context.PLAIN_BYTES:
+        try:
+            return _whole(module, values, adjacency, modality)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("The device's memory is too small to embed %d spots at once: block by block.", n_spots)
+    return _in_blocks(module, values, adjacency, modality)
+
+
+def seen_context(
+    module: STGCHBModule, rule: ContextRule, context: Context, features: FeatureRows, where: Where
+) -> Context:
+    """What the image branch sees of spots: their context, made anew where a stage of the trunk was trained.
+
+    Parameters
+    ----------
+    module
+        The network.
+    rule, context
+        How context is made, and that of the features as they are.
+    features
+        Patch features, with their maps where there is a stage.
+    where
+        Spot graph and slices.
+    """
+    stage = module.network.stage
+    if stage is None or features.maps is None:
+        return context
+    module.eval()
+    parts = np.array_split(np.arange(len(features)), -(-len(features) // _STAGE_SPOTS))
+    with torch.inference_mode():
+        made = [stage(torch.from_numpy(features.maps[part]).to(module.device)).cpu().numpy() for part in parts]
+    return context_of(rule, FeatureRows(np.concatenate(made)), *where)
+
+
+def _whole(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+    values = values.values if isinstance(values, Context) else values
+    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    graph = adjacency.tocoo()
+    edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(module.device)
+    run = module.network.embed_expression if modality == "expression" else module.network.embed_image
+    with torch.inference_mode():
+        return run(torch.from_numpy(dense.astype(np.float32)).to(module.device), edges).cpu().numpy()
+
+
+def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+    branch: Branch = module.network.expression if modality == "expression" else module.network.image
+    inputs = _inputs(branch, values)
+    degree = np.diff(adjacency.indptr).astype(np.float32)
+    n_hops = branch.infomax.encoder.n_hops
+    result = np.empty((adjacency.shape[0], module.network.settings.n_embedding), dtype=np.float32)
+    start, size = 0, _BLOCK_SPOTS
+    while start < len(result):
+        rows = np.arange(start, min(start + size, len(result)))
+        nodes = with_halo(adjacency, rows, n_hops)
+        edges = torch.from_numpy(edges_between(adjacency, nodes))
+        tensors = (inputs(nodes), edges, torch.from_numpy(degree[nodes]))
+        try:
+            with torch.inference_mode():
+                found = branch(*(tensor.to(module.device) for tensor in tensors)).embedding[: len(rows)]
+                result[rows] = F.normalize(found, dim=1).cpu().numpy()
+        except torch.cuda.OutOfMemoryError:
+            if size < 2:
+                raise
+            size = halved(size, "embedding goes on with %d spots at once")
+            continue
+        start += len(rows)
+    return result
+
+
+def _inputs(branch: Branch, values: Any) -> Callable[[np.ndarray], Tensor]:
+    """What gives the branch's inputs, after its fixed map, of some spots."""
+    fixed = FixedMap(branch.fixed.offset.cpu().numpy(), branch.fixed.matrix.cpu().numpy())
+    if isinstance(values, Context):
+        if fixed.matrix.ndim == 1:
+            made = MappedRows(values, fixed)
+            return lambda nodes: made[torch.from_numpy(nodes)]
+        components = values.through(fixed)
+        return lambda nodes: torch.from_numpy(components[nodes])
+    if sparse.issparse(values):
+        return lambda nodes: torch.from_numpy(fixed(values[nodes].toarray()))
+    return lambda nodes: torch.from_numpy(fixed(np.asarray(values[nodes])))
+
+
+def check_delivery(query: object, key_added: str, *, write: bool) -> None:
+    """See before anything is computed that the result can go where it is wanted.
+
+    Raises
+    ------
+    InputError, MissingFileError, StoreError
+        The name is taken by something that is no earlier result, or there is no store that can be written to.
+    """
+    if not isinstance(query, SpatialData):
+        if write or key_added != Keys.TABLE:
+            raise InputError(
+                f"write= and key_added= are for SpatialData; the query is a {type(query).__name__}. An AnnData is "
+                "returned: pred.write_h5ad(...) stores it."
+            )
+        return
+    check_table_name(query, key_added)
+    if write:
+        check_store(query, {key_added: "tables"})
+
+
+def deliver(query: SpatialData, result: AnnData, link: dict[str, str], key_added: str, *, write: bool) -> None:
+    """Add the result to the query, and to its store."""
+    earlier = _regions(query.tables.get(key_added))
+    write_table(query, result, name=key_added, **link)  # type: ignore[arg-type]
+    now = _regions(query.tables[key_added])
+    if earlier - now:
+        logger.warning(
+            "The table %r held the prediction of %s and is replaced. To keep both, pass another key_added=.",
+            key_added,
+            sorted(earlier - now),
+        )
+    if write:
+        # A table whose shapes are not in the store would annotate nothing there.
+        write_elements(query, [*(name for name in sorted(now) if not is_stored(query, name)), key_added])
+
+
+def _regions(table: AnnData | None) -> set[str]:
+    link = None if table is None else link_of(table)
+    return set() if link is None else set(link.regions)
+
+
+NEIGHBORS_KEY = "st_gchb_neighbors"
+NEIGHBOR_WEIGHTS_KEY = "st_gchb_neighbor_weights"
+
+_NEAREST = 10
+"""Reference patches whose mean distance says how far a query patch lies from the reference."""
+_COMPARED = 200_000
+"""Reference patches with which a query patch is compared: of more, as many are drawn, by a fixed seed."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The trained parts that a prediction needs, and how the reference is searched."""
+
+    module: STGCHBModule
+    rules: Rules
+    bank: ReferenceBank
+    calibration: Calibration | None
+    settings: ModelSettings
+    search: Search = "auto"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What retrieval and read-out say of a query's panel.
+
+    Parameters
+    ----------
+    embedding
+        Joint embedding of the patches, ``(n_query, n_embedding)``.
+    neighbors
+        Retrieved reference spots.
+    linear
+        Inputs of the linear read-out, ``(n_query, n_inputs)``.
+    panel
+        Predicted log-normalised expression of the panel, ``(n_query, n_genes)``.
+    signs
+        What can be seen of the prediction without the truth, ``(n_query, 4)``.
+    """
+
+    embedding: np.ndarray
+    neighbors: Neighbors
+    linear: np.ndarray
+    panel: np.ndarray
+    signs: np.ndarray
+
+
+def answer(
+    p: Predictor,
+    features: np.ndarray | FeatureRows,
+    adjacency: sparse.csr_matrix,
+    slices: np.ndarray,
+    k: int | None = None,
+    weighting: Weighting | None = None,
+) -> Answer:
+    """Embed patches, retrieve reference spots and read out the panel (Algorithm 1 of the paper).
+
+    Parameters
+    ----------
+    p
+        The trained parts.
+    features, adjacency, slices
+        Patch features, spot graph and slices of the query.
+    k, weighting
+        By default the model's; a ``k`` of the model's own is at most the size of the reference.
+    """
+    features = FeatureRows(features)
+    context = context_of(p.rules.context, features, adjacency, slices)
+    seen = seen_context(p.module, p.rules.context, context, features, (adjacency, slices))
+    embedding = embed(p.module, seen, adjacency, "image")
+    k = min(p.settings.k, len(p.bank)) if k is None else k
+    neighbors = find_neighbors(
+        embedding,
+        p.bank.keys,
+        k=k,
+        weighting=weighting or p.settings.weighting,
+        temperature=p.settings.query_temperature,
+        index=index_for(p.bank, k, p.search),
+        device=p.module.device,
+    )
+    linear = context.through(p.rules.linear)
+    table = p.bank.table(None)
+    retrieved = weighted_mean(neighbors, table.values)
+    panel = blended(p, retrieved, linear, table)
+    distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
+    return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, retrieved, panel, table, distance))
+
+
+def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
+    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``.
+
+    Within the reference's range of each column: a linear read-out goes on beyond it for patches unlike any of the
+    reference's, to values that no spot can have.
+    """
+    if p.settings.linear_weight:
+        readout = LinearReadout(p.bank.linear, p.settings.linear_penalty)
+        share = _linear_share(p, readout, table)
+        # The same for every query: fitted once.
+        table.readout = table.readout or readout.fit(table.values)
+        retrieved = (1.0 - share) * retrieved + share * table.readout.predict(inputs)
+    bounded: np.ndarray = np.clip(retrieved, *table.bounds)
+    return bounded
+
+
+def predict(
+    p: Predictor,
+    query: Query,
+    layer: str | None,
+    k: int | None,
+    weighting: Weighting | None,
+    return_neighbors: bool,
+) -> AnnData:
+    """Answer a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
+    table = p.bank.table(layer)
+    found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
+    prediction = found.panel
+    if layer is not None:
+        prediction = blended(p, weighted_mean(found.neighbors, table.values), found.linear, table)
+    result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
+    result.layers[Keys.LAYER] = prediction
+    result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
+    result.obsm[Keys.EMBEDDING] = found.embedding
+    if Keys.SPATIAL in query.adata.uns:
+        result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
+    if p.calibration is not None:
+        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs, query.slices)
+        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs, query.slices)
+        expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
+        result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
+    if layer is None:
+        _carry_measured(p, query, result)
+    n_neighbors = found.neighbors.ids.shape[1]
+    result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting)
+    if p.calibration is not None:
+        result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.signs, query.slices)
+    if return_neighbors:
+        result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
+        result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
+        result.uns[Keys.UNS]["reference"] = p.bank.origin.copy()
+    return result
+
+
+def _linear_share(p: Predictor, readout: LinearReadout, table: ReferenceTable) -> np.ndarray | np.float32:
+    """Share of the linear read-out in each column, ``(n_columns,)``, by what it is worth on held-out slices.
+
+    Where ridge knows little of a gene, it mostly adds noise to what was retrieved.
+    """
+    whole = np.float32(p.settings.linear_weight)
+    if not p.settings.linear_full_at:
+        return whole
+    folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
+    if table.held_out is None:
+        table.held_out = readout.held_out_correlation(table.values, folds)
+    share: np.ndarray = whole * np.clip(table.held_out / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)
+    return share
+
+
+def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean distance to the nearest reference patches, ``(n_query,)``."""
+    if len(reference) > _COMPARED:
+        reference = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:_COMPARED])]
+    search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
+    distances: np.ndarray = search.kneighbors(query)[0]
+    return distances.mean(1)
+
+
+def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
+    """Put measured expression into ``X`` where the query has it, on the scale of the prediction."""
+    measured, present = measured_panel(query, p.rules.expression)
+    names = p.rules.expression.genes[present]
+    found = result.var_names.get_indexer(names)
+    here = found >= 0
+    result.var["st_gchb_measured"] = False
+    if here.any():
+        values = np.array(result.X)
+        values[:, found[here]] = measured[:, present][:, here]
+        result.X = values
+        if len(found) == here.sum() == result.n_vars:
+            result.layers[Keys.MEASURED] = values.copy()
+        result.var.loc[names[here], "st_gchb_measured"] = True
+
+
+def _stain(calibration: Calibration, signs: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
+    """Say of each slide whether it lies in the reference's range, and warn of those that do not."""
+    slides = calibration.slides(signs, slices)
+    for name, says in slides.loc[~slides["in_range"], "says"].items():
+        logger.warning("slice %r: %s. All its spots are flagged in obs[%r].", name, says, Keys.OUTLIER)
+    return slides
+
+
+def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict[str, Any]:
+    features = p.rules.features
+    return {
+        "version": __version__,
+        "encoder": "external" if features is None else features.encoder,
+        "weights": "external" if features is None else features.weights,
+        "weights_sha256": "" if features is None else features.weights_sha256,
+        "precision": (features and features.precision) or "float32",
+        "stain_norm": (features and features.stain_norm) or "none",
+        "stain_augment": (features and features.stain_augment) or 0,
+        "layer": layer or "panel",
+        "k": k,
+        "weighting": weighting,
+        **_how_searched(p, k),
+        "linear_weight": p.settings.linear_weight,
+        "reference_slices": np.array(sorted(set(p.bank.slices))),
+    }
+
+
+def _how_searched(p: Predictor, k: int) -> dict[str, Any]:
+    index = index_for(p.bank, k, p.search)
+    return {"search": "exact"} if index is None else {"search": "index", "search_recall": index.recall}

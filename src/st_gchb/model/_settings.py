@@ -1,0 +1,219 @@
+"""All settings of a model in one place, and the named sets of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from st_gchb._arguments import (
+    Count,
+    CountFromZero,
+    Epochs,
+    EpochsFromZero,
+    Pair,
+    Positive,
+    Rate,
+    Rings,
+    Share,
+    Temperature,
+    Weight,
+    Width,
+    WidthFromZero,
+    check_value,
+    checked,
+)
+from st_gchb._errors import InputError
+from st_gchb.nn import GraphKind, LossSettings
+from st_gchb.retrieval import Weighting
+from st_gchb.train import Sampler
+
+Preset = Literal["default", "paper", "bleep"]
+ImageTail = Literal["none", "last_stage"]
+
+
+@checked
+@dataclass(frozen=True)
+class ModelSettings:
+    """Settings of :class:`~st_gchb.model.STGCHB`; each is a keyword of its constructor.
+
+    Parameters
+    ----------
+    n_top_genes
+        Size of the panel.
+    n_expression_components, n_image_components
+        Principal components that enter the branches; ``None`` leaves PCA out (the paper's ablation B for expression).
+    image_whitening
+        0 keeps the variance of the image components, 1 makes them all equal, between is a power of it.
+    context_rings
+        Rings of neighbours whose mean patch features stand beside the spot's own.
+    center_slices
+        Take the mean patch features of a slice away from its spots, in the reference and in a query.
+    n_image_tail
+        Width of a trainable linear layer on the trunk's features, 0 for none.
+    image_tail, image_tail_lr
+        ``"last_stage"``: the trunk's last stage is trained too, on maps that ``pp.embed_patches(tail="last_stage")``
+        has kept, with a learning rate that is this share of the others'; ``"none"``: the whole trunk is frozen.
+    image_graph, expression_graph
+        Graph encoder of each branch: ``"sage"``, ``"gcn"``, ``"gcn_sum"`` or ``"none"``.
+    n_hidden, n_embedding, dropout
+        Width of the hidden representation Z, of the joint embedding, and dropout in the projection heads.
+    literal
+        Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalisation).
+    temperature, soft_targets
+        Of the alignment.
+    dgi_image, dgi_expression
+        Weight of equation 1 in each branch; 0 is ablation C or D.
+    bottleneck, beta, dependence, sigma
+        Weight of equation 5 (0 is ablation A), weight of what is kept, ``"cka"`` or ``"nhsic"`` (equation 4), and
+        bandwidth of the kernel (``None``: median heuristic).
+    pretrain_epochs
+        Epochs of deep graph infomax alone, before the joint loss.
+    max_epochs, batch_size, sampler, lr, weight_decay
+        Of the joint training.
+    validation_share, patience
+        Share of each slice's spots kept for early stopping, and epochs without improvement that are waited for.
+    k, weighting, query_temperature
+        Of the retrieval.
+    linear_weight, linear_full_at
+        Largest share of the linear read-out in a prediction, and the correlation on held-out reference slices from
+        which on a gene gets it; below, the share falls to 0 with the correlation. 0 gives all genes the same share.
+    linear_components, linear_penalty
+        Principal components of the context features that the read-out sees, and ridge penalty as a share of their
+        variance.
+    """
+
+    n_top_genes: Count = 2000
+    n_expression_components: Count | None = 64
+    n_image_components: Count | None = 128
+    image_whitening: Share = 0.5
+    context_rings: Rings = 2
+    center_slices: bool = True
+    n_image_tail: WidthFromZero = 0
+    image_tail: ImageTail = "none"
+    image_tail_lr: Rate = 0.01
+    image_graph: GraphKind = "none"
+    expression_graph: GraphKind = "none"
+    n_hidden: Width = 256
+    n_embedding: Width = 128
+    dropout: Share = 0.4
+    literal: bool = False
+    temperature: Temperature = 0.2
+    soft_targets: bool = True
+    dgi_image: Weight = 0.0
+    dgi_expression: Weight = 0.0
+    bottleneck: Weight = 0.05
+    beta: Weight = 5.0
+    dependence: Literal["cka", "nhsic"] = "cka"
+    sigma: Positive | None = None
+    pretrain_epochs: EpochsFromZero = 0
+    max_epochs: Epochs = 20
+    batch_size: Pair = 128
+    sampler: Sampler = "spots"
+    lr: Rate = 1e-3
+    weight_decay: Weight = 1e-3
+    validation_share: Share = 0.1
+    patience: CountFromZero = 8
+    k: Count = 400
+    weighting: Weighting = "softmax"
+    query_temperature: Temperature = 0.2
+    linear_weight: Share = 0.4
+    linear_full_at: Share = 0.3
+    linear_components: Count = 256
+    linear_penalty: Weight = 0.012
+
+    @property
+    def loss(self) -> LossSettings:
+        """The part of the settings that the loss needs."""
+        names = {field.name for field in fields(LossSettings)}
+        return LossSettings(**{key: value for key, value in asdict(self).items() if key in names})
+
+
+PRESETS: dict[str, ModelSettings] = {
+    "default": ModelSettings(),
+    # Published settings: mini-batches of 16 spots of one slice, 50 epochs of DGI, 4 of the joint loss, 813 components.
+    "paper": ModelSettings(
+        n_expression_components=813,
+        n_image_components=None,
+        image_whitening=1.0,
+        context_rings=0,
+        center_slices=False,
+        n_image_tail=1000,
+        image_graph="gcn",
+        expression_graph="gcn",
+        literal=True,
+        temperature=1.0,
+        dgi_image=1.0,
+        dgi_expression=1.0,
+        bottleneck=1.0,
+        beta=25.0,
+        dependence="nhsic",
+        sigma=10.0,
+        pretrain_epochs=50,
+        max_epochs=4,
+        batch_size=16,
+        sampler="slices",
+        validation_share=0.0,
+        k=50,
+        weighting="mean",
+        linear_weight=0.0,
+    ),
+    # No graph, DGI, bottleneck and linear read-out; BLEEP's plain mean of 50; inputs with which it did best on her2st.
+    "bleep": ModelSettings(
+        n_image_components=64,
+        image_whitening=1.0,
+        context_rings=0,
+        center_slices=False,
+        bottleneck=0.0,
+        k=50,
+        weighting="mean",
+        linear_weight=0.0,
+    ),
+}
+
+
+def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
+    """The settings of a preset with some of them changed.
+
+    Raises
+    ------
+    InputError
+        For an unknown preset or setting, or a value out of range.
+    """
+    check_value(preset, Preset, "preset")
+    settings = replace(PRESETS[preset], **overrides)
+    _check(settings)
+    return settings
+
+
+def _check(settings: ModelSettings) -> None:
+    """Refuse settings that do not go together."""
+    if settings.pretrain_epochs and not (settings.dgi_image or settings.dgi_expression):
+        raise InputError(
+            f"pretrain_epochs={settings.pretrain_epochs} with dgi_image=0 and dgi_expression=0: these epochs train on "
+            "deep graph infomax alone, which has no weight. Pass pretrain_epochs=0, or dgi_image=1.0 and "
+            "dgi_expression=1.0."
+        )
+    if settings.image_tail != "none" and (settings.context_rings or settings.center_slices):
+        raise InputError(
+            f"image_tail={settings.image_tail!r} with context_rings={settings.context_rings} and center_slices="
+            f"{settings.center_slices}: a step would need the maps of all spots around its own, and of whole slices. "
+            "Pass context_rings=0 and center_slices=False, or take preset='paper' or 'bleep', where they are so."
+        )
+
+
+def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:
+    """Refuse to retrieve more spots than there are.
+
+    A preset's own ``k`` is an upper limit where similarities weigh the spots; a plain mean of all spots would be the
+    same for every query.
+
+    Raises
+    ------
+    InputError
+        If the reference has too few spots.
+    """
+    chosen = settings.k != PRESETS[preset].k
+    if settings.k > n_reference and (chosen or settings.weighting == "mean"):
+        raise InputError(
+            f"k={settings.k}, but the reference has {n_reference} spots. Pass a k below {n_reference}, or more slices."
+        )

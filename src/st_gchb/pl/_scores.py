@@ -1,0 +1,283 @@
+"""Variants of a model against one of them, with the spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from st_gchb._arguments import CountFromZero, checked
+from st_gchb._errors import InputError, MissingKeyError
+
+
+@checked
+def metric_bars(
+    frame: pd.DataFrame,
+    metrics: Sequence[str] = ("AG", "HVG", "HEG"),
+    *,
+    method: str = "method",
+    highlight: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw measures of several methods: bars at the mean over rows, a dot a row.
+
+    Parameters
+    ----------
+    frame
+        One row a run (held-out slice, seed): the method's name and its measures, such as rows of
+        :func:`st_gchb.metrics.summary`.
+    metrics
+        Columns to draw, one group of bars each.
+    method
+        Column with the method's name; methods are drawn in the order in which they come.
+    highlight
+        Method to draw in colour, the others in grey; the last one where left out.
+    ax
+        Axes to draw into; new ones where left out.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    MissingKeyError
+        A column is not in the table.
+    InputError
+        The table is empty, or ``highlight`` is no method of it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb import pl
+    >>> runs = pd.DataFrame({"method": ["mean", "ridge"], "AG": [0.0, 0.1], "HVG": [0.0, 0.4]})
+    >>> pl.metric_bars(runs, ["AG", "HVG"]).get_ylabel()
+    'Pearson correlation'
+    """
+    absent = [column for column in (method, *metrics) if column not in frame]
+    if absent:
+        raise MissingKeyError(f"the table has no columns {absent}; found {list(frame.columns)}")
+    names = list(dict.fromkeys(frame[method].astype(str)))
+    if not names or not metrics:
+        raise InputError("there is nothing to draw: the table is empty, or no measure was named")
+    if highlight is not None and highlight not in names:
+        raise InputError(f"highlight={highlight!r} is no method of the table; found {names}")
+    if ax is None:
+        width = max(4.0, 1.2 + 0.26 * len(names) * len(metrics))
+        ax = plt.subplots(figsize=(width, 3.2), layout="constrained")[1]
+    colors = _colors(names, highlight or names[-1])
+    width = 0.82 / len(names)
+    for i, name in enumerate(names):
+        runs = frame.loc[frame[method].astype(str) == name, list(metrics)].to_numpy(dtype=float)
+        at = np.arange(len(metrics)) + (i - (len(names) - 1) / 2) * width
+        ax.bar(at, runs.mean(axis=0), 0.9 * width, color=colors[name], label=name, zorder=1)
+        if len(runs) > 1:
+            spread = np.linspace(-0.25, 0.25, len(runs))[:, None] * width
+            ax.scatter(at + spread, runs, s=6, color="0.15", alpha=0.6, linewidths=0, zorder=2)
+    ax.axhline(0.0, color="0.3", lw=0.8)
+    ax.set_xticks(np.arange(len(metrics)), metrics)
+    ax.tick_params(axis="x", length=0)
+    ax.set_ylabel("Pearson correlation")
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def _colors(names: list[str], highlight: str) -> dict[str, object]:
+    greys = plt.get_cmap("Greys")(np.linspace(0.25, 0.6, max(len(names) - 1, 1)))
+    others = [name for name in names if name != highlight]
+    return {highlight: "#c1440e"} | dict(zip(others, greys, strict=False))
+
+
+_COLOR = "#2a6f97"
+_CONSTANT_COLOR = "0.7"
+_MARKER_COLOR = "#c1440e"
+
+
+@checked
+def gene_ranking(
+    frame: pd.DataFrame,
+    *,
+    column: str = "pearson",
+    n_label: CountFromZero = 10,
+    markers: Sequence[str] = (),
+    threshold: float = 0.3,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw genes by their correlation; the best ones are listed, markers are named on the curve.
+
+    Parameters
+    ----------
+    frame
+        What :func:`st_gchb.metrics.per_gene` returns: one row a gene.
+    column
+        Measure to rank by.
+    n_label
+        Number of best genes to list beside the curve.
+    markers
+        Genes to name on the curve, wherever they stand.
+    threshold
+        Correlation at which a line is drawn and above which genes are counted.
+    ax
+        Axes to draw into; new ones where left out.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    MissingKeyError
+        The measure or a marker is not in the table.
+    InputError
+        A gene has more than one row, or there is none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb import pl
+    >>> pl.gene_ranking(pd.DataFrame({"pearson": [0.1, 0.6]}, index=["ACTB", "ERBB2"])).get_xlabel()
+    'gene, best first'
+    """
+    if column not in frame:
+        raise MissingKeyError(f"the table has no column {column!r}; found {list(frame.columns)}")
+    if not len(frame) or not frame.index.is_unique:
+        raise InputError("expected a table with one row a gene. Draw one held-out slice and method at a time")
+    absent = [gene for gene in markers if gene not in frame.index]
+    if absent:
+        raise MissingKeyError(f"markers {absent} are not in the table of {len(frame):,} genes")
+    if ax is None:
+        ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")[1]
+    ranked = frame.sort_values(column, ascending=False, kind="stable")
+    values = ranked[column].to_numpy(dtype=float)
+    places = np.arange(1, len(values) + 1)
+    constant = ranked["constant"].to_numpy(dtype=bool) if "constant" in ranked else np.zeros(len(values), dtype=bool)
+    ax.axhline(0.0, color="0.8", lw=0.8, zorder=0)
+    ax.scatter(places[~constant], values[~constant], s=7, color=_COLOR, linewidths=0, rasterized=len(values) > 5000)
+    if constant.any():
+        label = f"{constant.sum():,} constant, counted as 0"
+        ax.scatter(places[constant], values[constant], s=7, color=_CONSTANT_COLOR, linewidths=0, label=label)
+        ax.legend(frameon=False, fontsize=8, loc="lower left")
+    _mark_threshold(ax, threshold, int((values > threshold).sum()), len(values))
+    _list_best(ax, ranked[column].head(n_label))
+    _name_markers(ax, np.flatnonzero(ranked.index.isin(list(markers))), ranked[column])
+    ax.set(xlabel="gene, best first", ylabel=f"{column.capitalize()} correlation")
+    ax.margins(x=0.02)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _mark_threshold(ax: Axes, threshold: float, n_above: int, n_genes: int) -> None:
+    ax.axhline(threshold, color="0.4", lw=0.8, ls="--", zorder=0)
+    # The curve goes down through the line: before that there is room below the line, after it above.
+    below = n_above > n_genes / 2
+    ax.annotate(
+        f"{n_above:,} of {n_genes:,} genes above {threshold:g}",
+        (0.02 if below else 1.0, threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3 if below else 3),
+        textcoords="offset points",
+        ha="left" if below else "right",
+        va="top" if below else "bottom",
+        fontsize=8,
+        color="0.3",
+    )
+
+
+def _list_best(ax: Axes, best: pd.Series) -> None:
+    """List genes right of the axes, where no curve can run through their names."""
+    lines = [f"{value:.2f}  $\\it{{{_plain(gene)}}}$".replace("-", "−", 1) for gene, value in best.items()]
+    if lines:
+        text = "\n".join(["best genes", *lines])
+        ax.annotate(text, (1.02, 1.0), xycoords="axes fraction", va="top", fontsize=8, linespacing=1.35)
+
+
+def _plain(gene: object) -> str:
+    """Gene name as matplotlib's mathematical text wants it."""
+    return "".join(rf"\{c}" if c in r"_#%&${}" else "{-}" if c == "-" else c for c in str(gene))
+
+
+def _name_markers(ax: Axes, places: np.ndarray, ranked: pd.Series) -> None:
+    # The curve falls, so the place above and right of a point is free; every other name is lifted further.
+    for i, place in enumerate(places):
+        at = (place + 1, ranked.iloc[place])
+        ax.plot(*at, "o", ms=5, color=_MARKER_COLOR, mec="white", mew=0.6, zorder=3)
+        ax.annotate(
+            str(ranked.index[place]),
+            at,
+            xytext=(14, 12 + 11 * (i % 2)),
+            textcoords="offset points",
+            fontsize=8,
+            fontstyle="italic",
+            color=_MARKER_COLOR,
+            arrowprops={"arrowstyle": "-", "color": _MARKER_COLOR, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
+        )
+
+
+@checked
+def variants(
+    frame: pd.DataFrame, metrics: Sequence[str] = ("AG", "HVG", "HEG"), *, reference: str | None = None
+) -> np.ndarray:
+    """Draw each variant's measures as a row of dots, one dot a seed (mean over folds), a bar at their mean.
+
+    Parameters
+    ----------
+    frame
+        One row per run: ``variant``, ``seed``, ``fold`` and the measures.
+    metrics
+        Columns to draw, one panel each.
+    reference
+        Variant at whose mean a line is drawn; by default none.
+
+    Returns
+    -------
+    One axes per measure.
+
+    Raises
+    ------
+    MissingKeyError
+        A column is not in the table.
+    InputError
+        The table is empty, or ``reference`` is no variant of it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb import pl
+    >>> runs = pd.DataFrame({"variant": ["a", "b"], "seed": 0, "fold": "S1", "AG": [0.1, 0.2]})
+    >>> len(pl.variants(runs, ["AG"], reference="a"))
+    1
+    """
+    absent = [column for column in ("variant", "seed", *metrics) if column not in frame]
+    if absent:
+        raise MissingKeyError(f"the table has no columns {absent}; found {list(frame.columns)}")
+    names = list(dict.fromkeys(frame["variant"]))
+    if not names or not metrics:
+        raise InputError("there is nothing to draw: the table is empty, or no measure was named")
+    if reference is not None and reference not in names:
+        raise InputError(f"reference={reference!r} is no variant of the table; found {names}")
+    means = frame.groupby(["variant", "seed"], sort=False)[list(metrics)].mean()
+    height = 0.9 + 0.26 * len(names)
+    axes: np.ndarray = plt.subplots(
+        1, len(metrics), figsize=(3.6 + 2.1 * len(metrics), height), sharey=True, layout="constrained", squeeze=False
+    )[1][0]
+    for ax, metric in zip(axes, metrics, strict=True):
+        for row, name in enumerate(names):
+            values = means.loc[name, metric].to_numpy(dtype=float)
+            color = "#c1440e" if name == reference else "0.25"
+            ax.plot([values.mean()] * 2, [row - 0.28, row + 0.28], color=color, lw=2, zorder=2)
+            ax.scatter(values, np.full(len(values), row), s=12, color=color, alpha=0.6, linewidths=0, zorder=3)
+        if reference is not None:
+            ax.axvline(means.loc[reference, metric].mean(), color="#c1440e", lw=0.8, ls=":", zorder=1)
+        ax.set_title(metric, fontsize=10)
+        ax.grid(axis="y", color="0.92", lw=0.6)
+        ax.locator_params(axis="x", nbins=4)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(np.arange(len(names)), names, fontsize=8)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    axes[len(axes) // 2].set_xlabel("Pearson correlation, mean over held-out slices")
+    return axes

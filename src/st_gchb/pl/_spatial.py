@@ -1,0 +1,299 @@
+"""How far a prediction can be trusted, spot by spot, on the tissue."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.lines import Line2D
+
+from st_gchb._arguments import Positive, Share, checked
+from st_gchb._compat import named_layers
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb.metrics import pearson
+from st_gchb.pl._slice import (
+    Tissue,
+    color_bar,
+    dot_points,
+    draw_dots,
+    draw_tissue,
+    draw_values,
+    new_axes,
+    table_of,
+    tissue_of,
+)
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    pass
+
+_UNIT = "log(1 + counts per 10⁴)"
+
+
+@checked
+def measured_vs_predicted(
+    pred: AnnData | SpatialData,
+    genes: str | Sequence[str],
+    *,
+    table: str | None = None,
+    slice: str | None = None,
+    slice_key: str | None = None,
+    layer: str = Keys.LAYER,
+    measured_layer: str = "measured",
+    show_tissue: bool = True,
+    cmap: str | Colormap = "viridis",
+    size: Positive | None = None,
+    image_alpha: Share = 0.45,
+    axs: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw genes on the H&E: the tissue, the measured and the predicted expression, one row a gene.
+
+    Measured and predicted share one colour scale, from the 1st to the 99th percentile of both. Their Pearson
+    correlation over the spots of the slice stands in the title.
+
+    Parameters
+    ----------
+    pred
+        What ``model.predict`` returns: predicted log-normalised expression in ``layers[layer]``, ``(n_spots,
+        n_genes)``, spot centres in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``. Or the SpatialData that it was
+        written to.
+    genes
+        Genes to draw.
+    table
+        For a SpatialData: the table to draw, by default ``"st_gchb"``.
+    slice
+        The slice to draw; may be left out when there is one.
+    slice_key
+        Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
+    layer
+        Layer with the prediction.
+    measured_layer
+        Layer with the measured log-normalised expression; left out of the figure where it is absent.
+    show_tissue
+        Draw the H&E alone in a first column.
+    cmap
+        Name of a colour map.
+    size
+        Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
+    image_alpha
+        Opacity of the H&E under the spots, 0 to 1.
+    axs
+        Axes to draw into, ``(n_genes, n_columns)``; new ones where left out.
+
+    Returns
+    -------
+    Axes, ``(n_genes, n_columns)``, columns H&E, measured, predicted.
+
+    Raises
+    ------
+    MissingKeyError
+        A gene or the layer is not in ``pred``.
+    SliceError
+        There are several slices and none was named.
+    InputError
+        ``axs`` has another shape, or no gene was named.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb import pl
+    >>> values = np.random.default_rng(0).random((3, 1)).astype("float32")
+    >>> pred = AnnData(values, obsm={"spatial": np.array([[10.0, 10.0], [20.0, 10.0], [10.0, 20.0]])})
+    >>> pred.var_names = ["ERBB2"]
+    >>> pred.layers["st_gchb"] = pred.layers["measured"] = values
+    >>> image = np.full((30, 30, 3), 230, dtype="uint8")
+    >>> scale = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 5.0, "microns_per_pixel": 10.0}
+    >>> pred.uns["spatial"] = {"C2": {"images": {"hires": image}, "scalefactors": scale}}
+    >>> pl.measured_vs_predicted(pred, "ERBB2").shape
+    (1, 3)
+    """
+    names = [genes] if isinstance(genes, str) else list(genes)
+    pred, slice_key = table_of(pred, table, slice_key)
+    _check(pred, names, layer)
+    tissue = tissue_of(pred, slice, slice_key)
+    layers = {"Measured": measured_layer} if measured_layer in pred.layers else {}
+    layers["Predicted"] = layer
+    n_columns = len(layers) + show_tissue
+    if axs is None:
+        axs = new_axes(len(names), n_columns, tissue.aspect)
+    elif np.shape(axs) != (len(names), n_columns):
+        raise InputError(f"axs has shape {np.shape(axs)}; expected ({len(names)}, {n_columns}), one row a gene")
+    for row, gene in zip(axs, names, strict=True):
+        values = {title: _values(pred, tissue, gene, layer) for title, layer in layers.items()}
+        if show_tissue:
+            draw_tissue(row[0], tissue, scale_bar=True)
+            row[0].set_title("H&E", fontsize=10)
+        style: Any = {"cmap": cmap, "size": size, "image_alpha": image_alpha, "beside_tissue": show_tissue}
+        _draw_gene(row[int(show_tissue) :], tissue, values, **style)
+        row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
+    return axs
+
+
+def _draw_gene(
+    row: Sequence[Axes],
+    tissue: Tissue,
+    values: dict[str, np.ndarray],
+    *,
+    cmap: str,
+    size: float | None,
+    image_alpha: float,
+    beside_tissue: bool,
+) -> None:
+    every = np.concatenate(list(values.values()))
+    low, high = np.percentile(every, [1, 99])
+    norm = Normalize(low, high if high > low else low + 1.0)
+    for ax, (title, shown) in zip(row, values.items(), strict=True):
+        # Where the H&E has a column of its own, it carries the scale bar.
+        scale_bar = ax is row[0] and not beside_tissue
+        draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=scale_bar)
+        ax.set_title(title, fontsize=10)
+    if len(values) == 2:
+        r = pearson(*(shown[:, None] for shown in values.values()))[0]
+        row[-1].set_title(f"Predicted, r = {r:.2f}".replace("-", "−"), fontsize=10)
+    below, above = every.min() < low, every.max() > high
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+    color_bar(row, norm, cmap, _UNIT, extend)
+
+
+def _values(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
+    column = pred[tissue.rows, gene].to_df(layer).iloc[:, 0]
+    return column.to_numpy(dtype=float)
+
+
+def _check(pred: AnnData, genes: list[str], layer: str) -> None:
+    if not genes:
+        raise InputError("no gene was named: pass genes=, such as pred.var_names[:3]")
+    layers = list(named_layers(pred))
+    if layer not in layers:
+        raise MissingKeyError(
+            f"pred.layers has no {layer!r}; found {layers}. Pass what model.predict returns, or layer="
+        )
+    for gene in genes:
+        if gene not in pred.var_names:
+            close = difflib.get_close_matches(gene, list(pred.var_names), n=3, cutoff=0.5)
+            raise MissingKeyError(
+                f"gene {gene!r} is not among the {pred.n_vars:,} of pred; close names: {close or 'none'}"
+            )
+
+
+_OUTLIER_COLOR = "#d62728"
+_RINGED_PT = 5.0
+"""Dots smaller than this, in points, have no room for a ring."""
+
+
+@checked
+def confidence(
+    pred: AnnData | SpatialData,
+    *,
+    table: str | None = None,
+    slice: str | None = None,
+    slice_key: str | None = None,
+    cmap: str | Colormap = "cividis",
+    size: Positive | None = None,
+    image_alpha: Share = 0.45,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the confidence of each spot on the H&E; rings, or red dots, mark spots unlike any of the reference.
+
+    Parameters
+    ----------
+    pred
+        What ``model.predict`` returns, with ``obs["st_gchb_confidence"]`` (0 to 1) and, for the rings,
+        ``obs["st_gchb_outlier"]``. Or the SpatialData that it was written to.
+    table
+        For a SpatialData: the table to draw, by default ``"st_gchb"``.
+    slice
+        The slice to draw; may be left out when there is one.
+    slice_key
+        Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
+    cmap
+        Name of a colour map.
+    size
+        Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
+    image_alpha
+        Opacity of the H&E under the spots, 0 to 1.
+    ax
+        Axes to draw into; new ones where left out.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    MissingKeyError
+        ``pred`` has no confidence.
+    SliceError
+        There are several slices and none was named.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb import pl
+    >>> pred = AnnData(obsm={"spatial": np.array([[10.0, 10.0], [20.0, 10.0]])})
+    >>> pred.obs["st_gchb_confidence"] = [0.2, 0.9]
+    >>> scale = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": 5.0}
+    >>> image = np.full((30, 30, 3), 230, dtype="uint8")
+    >>> pred.uns["spatial"] = {"C2": {"images": {"hires": image}, "scalefactors": scale}}
+    >>> pl.confidence(pred).get_title()
+    'Confidence'
+    """
+    pred, slice_key = table_of(pred, table, slice_key)
+    if Keys.CONFIDENCE not in pred.obs:
+        raise MissingKeyError(
+            f"pred.obs has no {Keys.CONFIDENCE!r}; found {list(pred.obs.columns)}. Pass what model.predict returns"
+        )
+    tissue = tissue_of(pred, slice, slice_key)
+    if ax is None:
+        ax = new_axes(1, 1, tissue.aspect, height=4.0)[0, 0]
+    norm = Normalize(0.0, 1.0)
+    values = pred.obs[Keys.CONFIDENCE].to_numpy(dtype=float)[tissue.rows]
+    draw_values(ax, tissue, values, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=True)
+    if Keys.OUTLIER in pred.obs:
+        outlier = pred.obs[Keys.OUTLIER].to_numpy(dtype=bool)[tissue.rows]
+        if _whole_slide(pred, tissue.name, outlier):
+            _below(ax, [Line2D([], [], linestyle="", label="The whole slide is unlike the reference.")], _OUTLIER_COLOR)
+        else:
+            _mark(ax, tissue, outlier, size)
+    color_bar([ax], norm, cmap, "confidence")
+    ax.set_title("Confidence", fontsize=10)
+    return ax
+
+
+def _mark(ax: Axes, tissue: Tissue, outlier: np.ndarray, size: float | None) -> None:
+    """Ring the outliers; where dots are too small for rings, draw them in the rings' colour."""
+    if not outlier.any():
+        return
+    centers, diameter = tissue.centers_px[outlier], tissue.dot_px(size)
+    style: dict[str, Any] = {"mfc": _OUTLIER_COLOR, "mec": _OUTLIER_COLOR}
+    if dot_points(ax, diameter) < _RINGED_PT:
+        draw_dots(ax, centers, diameter, facecolors=_OUTLIER_COLOR)
+    else:
+        # Inside the dot, whose edge may touch its neighbour's.
+        draw_dots(ax, centers, 0.9 * diameter, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.5)
+        style["mfc"] = "none"
+    text = f"unlike the reference: {outlier.sum():,} of {len(outlier):,}"
+    handle = Line2D([], [], marker="o", linestyle="", label=text, **style)
+    _below(ax, [handle], "black")
+
+
+def _below(ax: Axes, handles: list[Any], color: str) -> None:
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "borderaxespad": 0.2}
+    ax.legend(handles=handles, frameon=False, fontsize=8, handletextpad=0.4, labelcolor=color, **place)
+
+
+def _whole_slide(pred: AnnData, name: str, outlier: np.ndarray) -> bool:
+    """Whether the slide was flagged as a whole: rings around every spot would say no more than a line of text."""
+    stored = pred.uns.get(Keys.UNS, {}).get(Keys.STAIN)
+    if stored is None or not outlier.all():
+        return False
+    return name in stored.index and not bool(stored.loc[name, "in_range"])

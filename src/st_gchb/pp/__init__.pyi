@@ -1,0 +1,19 @@
+from ._stain_normalization import Stain as Stain, fit_stain as fit_stain
+from .encoders import Encoder as Encoder, get_encoder as get_encoder
+from .export import rasterize as rasterize, to_spatialdata as to_spatialdata
+from .expression import ExpressionRule as ExpressionRule
+from .graph import GraphRule as GraphRule, spatial_graph as spatial_graph
+from .patches import (
+    FeatureRule as FeatureRule,
+    embed_by_rule as embed_by_rule,
+    embed_patches as embed_patches,
+    read_patches as read_patches,
+)
+from .spots import (
+    Resolved as Resolved,
+    Slice as Slice,
+    resolve as resolve,
+    slices_of as slices_of,
+    write_table as write_table,
+)
+from .tissue import Tissue as Tissue, find_tissue as find_tissue, tile_tissue as tile_tissue

@@ -1,0 +1,11 @@
+from ._backbones import bare_trunk as bare_trunk
+from ._encoder import Encoder as Encoder, get_encoder as get_encoder
+from ._runner import (
+    Batch as Batch,
+    Engine as Engine,
+    Pace as Pace,
+    Precision as Precision,
+    Views as Views,
+    choose_device as choose_device,
+    halved as halved,
+)

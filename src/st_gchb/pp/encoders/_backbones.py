@@ -1,0 +1,278 @@
+"""Trunks of torchvision and timm without their heads, with weights from the library or a file."""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from st_gchb._advice import Fix, advise
+from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
+from st_gchb._logging import logger
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or one of ``torch.save``.
+
+    Raises
+    ------
+    WeightsUnavailableError
+        There is no file at the path.
+    EncoderError
+        The file is damaged, or holds anything else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsUnavailableError(
+            f"{path}: there is no such weights file (now in {Path.cwd()}). "
+            + advise(Fix("weights", why="with the right path"), Fix("encoder", "'texture'", "which needs no weights"))
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise EncoderError(f"{path}: the weights file is damaged ({error}). Fetch it again.") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EncoderError(
+            f"{path}: the file is damaged, or holds more than tensors, which would mean running its code. Save the "
+            "state dict alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise EncoderError(f"{path}: the weights file is damaged ({error}). Fetch or save it again.") from error
+    return _unwrap(state, path)
+
+
+def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
+    """Take a state dict out of a checkpoint, and the prefix of data-parallel training off its keys."""
+    for key in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise EncoderError(f"{path}: found a {type(state).__name__}; expected a state dict, names to tensors.")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def trunk_state(state: Mapping[str, Tensor], head: tuple[str, ...]) -> dict[str, Tensor]:
+    """Leave out the tensors of the head, whose modules are named, and give the others today's names."""
+    # The published files of DenseNet still say norm.1 for norm1.
+    modern = {re.sub(r"(denselayer\d+\.)(norm|conv)\.([12])\.", r"\1\2\3.", key): value for key, value in state.items()}
+    return {key: value for key, value in modern.items() if not any(key.startswith(f"{prefix}.") for prefix in head)}
+
+
+def disagreement(module: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Say in what a state dict differs from the tensors of a module; empty where they agree.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from st_gchb.pp.encoders._backbones import disagreement
+    >>> disagreement(nn.Linear(2, 1), nn.Linear(3, 1).state_dict())
+    "1 have another shape (first: 'weight')"
+    """
+    expected = module.state_dict()
+    # Old files lack the counter of batches, which plays no part in eval mode.
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in expected]
+    shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
+    kinds = ((missing, "are missing"), (unknown, "are unknown"), (shapes, "have another shape"))
+    return ", ".join(f"{len(keys)} {what} (first: {keys[0]!r})" for keys, what in kinds if keys)
+
+
+_SEED = 0
+_HEADS = ("fc", "classifier", "heads", "head")
+_AUXILIARY = ("AuxLogits", "aux1", "aux2")
+
+
+@dataclass
+class Trunk:
+    """A module that gives features, and how its input is standardised."""
+
+    module: nn.Module
+    input_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: str
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classification models."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def torchvision_trunk(name: str, weights: str | None) -> Trunk:
+    """Build a torchvision classification model without its last layer.
+
+    Raises
+    ------
+    EncoderError
+        The name is unknown, or the weights are another architecture's.
+    WeightsUnavailableError
+        The weights could not be downloaded, or are not at the path.
+    """
+    if name not in torchvision_names():
+        raise EncoderError(_unknown(name))
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    # The preset's own transform cuts off the patch's border: only its numbers are taken.
+    numbers = preset.transforms()
+    input_px = int(numbers.crop_size[0])
+    module, head = _build(name, input_px, pretrained=weights is not None)
+    if weights == "default":
+        _load(module, _download(name, preset), head, name, f"the default weights of {name!r}")
+    elif weights is not None:
+        _load(module, read_state(weights), head, name, str(weights))
+    else:
+        logger.warning("encoder %r has random weights (weights=None): its features tell little of the tissue.", name)
+    return Trunk(module, input_px, tuple(numbers.mean), tuple(numbers.std), _label(weights))
+
+
+def bare_trunk(name: str) -> nn.Module:
+    """Architecture of a torchvision model without its last layer, its numbers those of no weights."""
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
+
+
+def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build a torchvision model from a fixed seed, its head an identity; and the names of what was taken away."""
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = input_px
+    if name in ("inception_v3", "googlenet"):
+        options.update(aux_logits=False, init_weights=not pretrained, transform_input=pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module = torchvision.models.get_model(name, weights=None, **options)
+    path = _head_path(module)
+    parent, _, leaf = path.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, nn.Identity())
+    return module, (path, *_AUXILIARY)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...], name: str, source: str) -> None:
+    """Load a state dict into a trunk; the head's tensors may be there or not, all others must agree."""
+    trunk = trunk_state(state, head)
+    difference = disagreement(module, trunk)
+    if difference:
+        fitting = _fitting(state)
+        raise EncoderError(
+            f"{source}: the weights are not those of encoder {name!r}: of the tensors, {difference}. "
+            + (f"They fit encoder={fitting!r}." if fitting else "They fit no model of torchvision: name their own.")
+        )
+    module.load_state_dict({**module.state_dict(), **trunk}, strict=True)
+
+
+def _fitting(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the torchvision model whose trunk has just these tensors, or None."""
+    size = sum(value.numel() for value in state.values())
+    for name in torchvision_names():
+        preset = torchvision.models.get_model_weights(name).DEFAULT
+        # Heads may be absent or of another width, and batch norm has tensors that are not counted as parameters.
+        other_family = name.startswith("regnet_") and not any(key.startswith("trunk_output.") for key in state)
+        if other_family or not 0.3 < size / preset.meta["num_params"] < 2:
+            continue
+        # On the meta device, no memory is taken and no number drawn; only RegNet computes with what it makes.
+        with torch.device("cpu" if name.startswith("regnet_") else "meta"):
+            candidate, head = _build(name, int(preset.transforms().crop_size[0]), pretrained=True)
+        if not disagreement(candidate, trunk_state(state, head)):
+            return name
+    return None
+
+
+def _head_path(module: nn.Module) -> str:
+    """Path of the last layer, which maps features to classes."""
+    head = next(name for name in _HEADS if hasattr(module, name))
+    layers = [
+        path for path, layer in module.get_submodule(head).named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    return f"{head}.{layers[-1]}".rstrip(".")
+
+
+def _download(name: str, preset: Any) -> dict[str, Tensor]:
+    try:
+        return preset.get_state_dict(progress=logger.isEnabledFor(20), check_hash=True)
+    # URLError and time-outs are OSErrors; a cut connection is an HTTPException, a wrong hash a RuntimeError.
+    except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
+        raise WeightsUnavailableError(
+            f"the default weights of encoder {name!r} could not be had from {preset.url} ({error}). Without network, "
+            "fetch that file elsewhere. "
+            + advise(
+                Fix("weights", f"'path/to/{preset.url.rsplit('/', 1)[-1]}'", "then"),
+                Fix("encoder", "'texture'", "which needs no weights"),
+            )
+            + f" A damaged earlier download lies in {torch.hub.get_dir()}."
+        ) from error
+
+
+def timm_trunk(name: str, weights: str | None) -> Trunk:
+    """Build a timm model without its classifier.
+
+    Raises
+    ------
+    MissingExtraError
+        timm is not installed.
+    EncoderError
+        The name is unknown, or the weights are another architecture's.
+    WeightsUnavailableError
+        The weights could not be downloaded, or are not at the path.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError(
+            f"encoder 'timm:{name}' needs timm, which is not installed: pip install 'st-gchb[timm]'."
+        ) from error
+    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not on_hub and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise EncoderError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+    module = _create_timm(timm, name, weights == "default")
+    if weights is None:
+        logger.warning("encoder 'timm:%s' has random weights (weights=None).", name)
+    elif weights != "default":
+        classifier = cast("dict[str, Any]", module.pretrained_cfg).get("classifier") or ()
+        head = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        _load(module, read_state(weights), head, f"timm:{name}", str(weights))
+    numbers = timm.data.resolve_model_data_config(module)
+    return Trunk(module, int(numbers["input_size"][1]), tuple(numbers["mean"]), tuple(numbers["std"]), _label(weights))
+
+
+def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    # The hub's errors (no network, no access, unknown repository) all derive from OSError; timm adds RuntimeError.
+    except (OSError, RuntimeError) as error:
+        raise WeightsUnavailableError(
+            f"the weights of 'timm:{name}' could not be had ({error}). Log in with huggingface-cli where the model "
+            "asks for it. "
+            + advise(Fix("weights", why="with the path of its file, without network"), Fix("encoder", "'texture'"))
+        ) from error
+
+
+def _label(weights: str | None) -> str:
+    return "none" if weights is None else str(weights)
+
+
+def _unknown(name: str) -> str:
+    names = [*torchvision_names(), "texture"]
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"Did you mean {' or '.join(repr(item) for item in close)}?" if close else "Known: see torchvision.models."
+    return (
+        f"unknown encoder {name!r}. {hint} Expected a torchvision classification model such as 'resnet50', "
+        "'timm:<name>', 'texture', or a torch.nn.Module."
+    )

@@ -1,0 +1,122 @@
+"""Colour and texture statistics of a patch: an encoder that needs no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+TEXTURE_VERSION = "1"
+"""To be raised with every change of the features: stored features name it."""
+TEXTURE_INPUT_PX = 112
+
+# Optical densities of haematoxylin, eosin and a residual in R, G, B (Ruifrok and Johnston 2001).
+_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_SCALES = (1, 2, 4, 8)
+_DARK = (0.15, 0.3, 0.5)
+
+
+class Texture(nn.Module):
+    """Statistics that describe the stain, the density of nuclei and the grain of a patch.
+
+    All are means over the patch of quantities that do not depend on direction, or are averaged over directions, so that
+    a patch and its mirror image have the same features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from st_gchb.pp.encoders._texture import Texture
+    >>> Texture()(torch.rand(2, 3, 112, 112)).shape
+    torch.Size([2, 107])
+    """
+
+    unmix: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        stains = torch.tensor(_STAINS, dtype=torch.float64)
+        stains = stains / stains.norm(dim=1, keepdim=True)
+        self.register_buffer("unmix", torch.linalg.inv(stains).float())
+        # Counts in the hash of the "weights", by which a query is matched to its reference.
+        self.register_buffer("version", torch.tensor(int(TEXTURE_VERSION)))
+
+    def forward(self, rgb: Tensor) -> Tensor:
+        """Features of patches with values in 0 to 1: ``(b, 3, h, w)`` to ``(b, 107)``."""
+        density = -torch.log10(rgb.clamp(min=1 / 255))
+        stains = torch.einsum("bchw,cs->bshw", density, self.unmix)
+        colours = torch.cat([rgb, _hue_saturation(rgb), stains], dim=1)
+        haematoxylin, eosin = stains[:, :1], stains[:, 1:2]
+        # Brightness, too: necrosis, fat and holes show there and not in the stains.
+        grains = torch.cat([rgb.mean(1, keepdim=True), haematoxylin, eosin], dim=1)
+        parts = [_moments(colours), _quantiles(stains), _mixing(stains), _dark(haematoxylin), _co_occurrence(grains)]
+        parts += [_grain(grains, scale) for scale in _SCALES]
+        return torch.cat(parts, dim=1)
+
+
+def _hue_saturation(rgb: Tensor) -> Tensor:
+    """Opponent colours (hue without its jump at red) and saturation, ``(b, 3, h, w)``."""
+    red, green, blue = rgb.unbind(1)
+    high, low = rgb.amax(1), rgb.amin(1)
+    return torch.stack([(red - green), (red + green) / 2 - blue, (high - low) / high.clamp(min=1e-3)], dim=1)
+
+
+def _moments(channels: Tensor) -> Tensor:
+    """Mean, standard deviation and cube root of the third moment, ``(b, 3 c)``."""
+    flat = channels.flatten(2)
+    mean = flat.mean(2, keepdim=True)
+    centred = flat - mean
+    third = centred.pow(3).mean(2)
+    return torch.cat([mean[..., 0], centred.pow(2).mean(2).sqrt(), third.sign() * third.abs().pow(1 / 3)], dim=1)
+
+
+def _quantiles(channels: Tensor) -> Tensor:
+    flat = channels.flatten(2).sort(dim=2).values
+    last = flat.shape[2] - 1
+    return torch.cat([flat[..., round(q * last)] for q in _QUANTILES], dim=1)
+
+
+def _mixing(stains: Tensor) -> Tensor:
+    """Correlation of haematoxylin and eosin over the patch, and their ratio, ``(b, 2)``."""
+    first, second = stains[:, 0].flatten(1), stains[:, 1].flatten(1)
+    a, b = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
+    correlation = (a * b).mean(1) / (a.pow(2).mean(1) * b.pow(2).mean(1)).sqrt().clamp(min=1e-6)
+    ratio = first.mean(1) / (first.mean(1).abs() + second.mean(1).abs()).clamp(min=1e-3)
+    return torch.stack([correlation, ratio], dim=1)
+
+
+def _dark(haematoxylin: Tensor) -> Tensor:
+    """Share of pixels as dark as nuclei, and length of their outline, at three thresholds, ``(b, 6)``."""
+    # A soft threshold: a share that jumps with the grey level of one pixel would not survive a second scan.
+    masks = torch.cat([torch.sigmoid((haematoxylin - level) / 0.03) for level in _DARK], dim=1)
+    share = masks.flatten(2).mean(2)
+    return torch.cat([share, _gradient(masks).flatten(2).mean(2)], dim=1)
+
+
+def _gradient(channels: Tensor) -> Tensor:
+    """Length of the gradient by central differences, ``(b, c, h - 2, w - 2)``."""
+    dx = (channels[..., 1:-1, 2:] - channels[..., 1:-1, :-2]) / 2
+    dy = (channels[..., 2:, 1:-1] - channels[..., :-2, 1:-1]) / 2
+    return (dx.square() + dy.square()).sqrt()
+
+
+def _co_occurrence(channels: Tensor) -> Tensor:
+    """Contrast of pixels 1, 3 and 9 apart, over both directions, relative to the variance, ``(b, 3 c)``."""
+    variance = channels.flatten(2).var(2, correction=0).clamp(min=1e-5)
+    parts = []
+    for shift in (1, 3, 9):
+        across = (channels[..., shift:] - channels[..., :-shift]).square().flatten(2).mean(2)
+        along = (channels[..., shift:, :] - channels[..., :-shift, :]).square().flatten(2).mean(2)
+        parts.append((across + along) / (4 * variance))
+    return torch.cat(parts, dim=1)
+
+
+def _grain(channels: Tensor, scale: int) -> Tensor:
+    """Edges, spots and rims at one scale (px): gradient, and the Laplacian's two signs and spread, ``(b, 4 c)``."""
+    # Means of blocks, then differences of neighbours: Gaussian filters of 8 px would cost ten times as much.
+    small = functional.avg_pool2d(channels, scale) if scale > 1 else channels
+    neighbours = small[..., :-2, 1:-1] + small[..., 2:, 1:-1] + small[..., 1:-1, :-2] + small[..., 1:-1, 2:]
+    laplacian = (neighbours / 4 - small[..., 1:-1, 1:-1]).flatten(2)
+    gradient = _gradient(small).flatten(2)
+    above, below = laplacian.clamp(min=0).mean(2), (-laplacian).clamp(min=0).mean(2)
+    return torch.cat([gradient.mean(2), gradient.std(2, correction=0), above, below], dim=1)

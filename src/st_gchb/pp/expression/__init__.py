@@ -1,0 +1,5 @@
+"""Expression of the reference: counts, panel, normalization and principal components."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from ._expression import (
+    ExpressionRule as ExpressionRule,
+    as_csr as as_csr,
+    choose_panel as choose_panel,
+    fit_expression as fit_expression,
+    log_normalise as log_normalise,
+    read_expression as read_expression,
+    tell_expression as tell_expression,
+)

@@ -1,0 +1,262 @@
+"""The spot graph: squidpy's neighbours, one slice at a time, by a rule that is stored with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import squidpy as sq
+from anndata import AnnData
+from scipy import sparse
+
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Limits, PixelSize, checked
+from st_gchb._constants import Keys
+from st_gchb._errors import GraphError
+from st_gchb._logging import logger, others_quiet
+from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
+from st_gchb.pp.patches import pixel_sizes
+from st_gchb.pp.spots import Slice, check_lone_slice, check_object, check_positions, sections_of, spot_centers
+
+GraphMode = Literal["radius", "knn"]
+
+PITCH_FACTOR = 1.6
+"""Radius in units of the distance between spots: 6 neighbours on a hexagonal array, 8 on a square one."""
+
+
+Length = Annotated[float, Limits("a length above 0, up to 1,000,000", above=0, high=1e6)]
+LengthFromZero = Annotated[float, Limits("a length of 0 or more, up to 1,000,000", low=0, high=1e6)]
+Neighbours = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
+
+
+@checked
+@dataclass(frozen=True)
+class GraphRule:
+    """How spots become neighbours; the same rule serves training slices and queries.
+
+    Parameters
+    ----------
+    mode
+        ``"radius"``: spots closer than ``radius``; ``"knn"``: the ``n_neighbors`` nearest, made symmetric.
+    radius
+        In ``unit``; ``None`` takes 1.6 times the median distance to the nearest spot, over all slices given.
+    unit
+        ``"um"`` where the size of a pixel is known, else ``"px"``.
+    n_neighbors
+        For ``"knn"``.
+    pitch
+        Median distance from a spot to the nearest, in ``unit``, in the finest of the slices that the rule was made on.
+        Positions that lie finer, such as a dense grid, are taken apart into interleaved grids of about this pitch, so
+        that a position sees what a spot of the reference sees. ``None`` takes it from the slices given.
+    """
+
+    mode: GraphMode = "radius"
+    radius: Length | None = None
+    unit: Literal["um", "px"] = "um"
+    n_neighbors: Neighbours = 6
+    pitch: LengthFromZero | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and ``uns``; what does not apply is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@checked
+def spatial_graph(
+    adata: AnnData,
+    *,
+    rule: GraphRule | None = None,
+    slice_key: str | None = None,
+    um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
+    key_added: str = "spatial",
+    features_key: str = Keys.FEATURES,
+) -> GraphRule:
+    """Build the spot graph of each slice, without an edge between slices.
+
+    Writes ``obsp["spatial_connectivities"]`` (0 or 1, symmetric, no self-loops, ``(n_spots, n_spots)``),
+    ``obsp["spatial_distances"]`` in px and the rule in ``uns["spatial_neighbors"]``.
+
+    Parameters
+    ----------
+    adata
+        Spots with ``obsm["spatial"]`` in full-resolution px.
+    rule
+        How spots become neighbours; by default all spots within 1.6 times the array's pitch.
+    slice_key
+        Column of ``obs`` that tells the slices apart; found as :func:`slices_of` finds it.
+    um_per_px
+        Size of a full-resolution pixel, µm, for all slices or per slice; by default the one with which the features
+        were made, else ``uns["spatial"][slice]["scalefactors"]["microns_per_pixel"]``. Where it is unknown for a slice,
+        the unit is px.
+    key_added
+        Prefix of the keys in ``obsp``.
+    features_key
+        Key in ``obsm`` of the features, where there are any.
+
+    Returns
+    -------
+    The rule with radius and pitch filled in, which :class:`~st_gchb.model.STGCHB` stores and applies to queries.
+
+    Raises
+    ------
+    CoordinateError
+        If coordinates are missing or not finite.
+    SliceError
+        If a slice has one spot only, or slices cannot be told apart.
+    GraphError
+        If no spot of a slice has a neighbour.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, st_gchb
+    >>> grid = np.stack(np.meshgrid(np.arange(4.0), np.arange(3.0)), -1).reshape(-1, 2) * 100
+    >>> adata = anndata.AnnData(obsm={"spatial": grid})
+    >>> st_gchb.pp.spatial_graph(adata).radius
+    160.0
+    >>> int(adata.obsp["spatial_connectivities"].sum(1).max())
+    8
+    """
+    check_object(adata)
+    coordinates = spot_centers(adata)
+    check_positions(coordinates, adata.obs_names)
+    sections = sections_of(adata, slice_key)
+    check_lone_slice(adata, sections, coordinates)
+    sections.check_at_least(2, "a graph needs")
+    members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)
+    rule = _fill(rule or GraphRule(), coordinates, members, scale)
+    n = adata.n_obs
+    pieces = []
+    for name, rows in members.items():
+        distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name])
+        if distances.nnz == 0:
+            raise GraphError(_too_far(name, spacing_of(coordinates[rows]) / _px(rule, scale[name]), rule))
+        alone = int((np.diff(distances.indptr) == 0).sum())
+        if alone:
+            logger.info("Slice %s: %d of %d spots have no neighbour; they are kept.", name, alone, len(rows))
+        coo = distances.tocoo()
+        pieces.append((rows[coo.row], rows[coo.col], coo.data))
+    i, j, d = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    distances = sparse.csr_matrix((d, (i, j)), shape=(n, n))
+    connectivities = sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(n, n))
+    adata.obsp[f"{key_added}_connectivities"] = connectivities
+    adata.obsp[f"{key_added}_distances"] = distances
+    adata.uns[f"{key_added}_neighbors"] = {
+        "connectivities_key": f"{key_added}_connectivities",
+        "distances_key": f"{key_added}_distances",
+        "params": rule.to_dict(),
+    }
+    return rule
+
+
+def check_reach(slices: list[Slice], rule: GraphRule) -> None:
+    """Refuse slices whose spots lie too far apart for a rule, before anything is made of their images.
+
+    Raises
+    ------
+    GraphError
+        If no spot of a slice has a neighbour.
+    """
+    for one in slices:
+        # px of the image may be coarser than those that the spots' positions are in.
+        size = None if one.um_per_px is None else one.um_per_px * one.scale
+        if rule.radius is None or (rule.unit == "um" and size is None):
+            continue
+        nearest = nearest_distances(one.centers_px)[:, 0] / one.scale / _px(rule, size)
+        if nearest.min() > rule.radius:
+            raise GraphError(_too_far(one.name, float(np.median(nearest)), rule))
+
+
+def _fill(
+    rule: GraphRule, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
+) -> GraphRule:
+    """Complete a rule from the slices that it is made on."""
+    known = all(value is not None for value in scale.values())
+    in_radius = rule.mode == "radius"
+    # Nearest neighbours ask for no µm; a radius, or the pitch that it goes with, does.
+    what, length = ("radius", rule.radius) if rule.radius is not None else ("pitch", rule.pitch if in_radius else None)
+    if rule.unit == "um" and not known and length is not None:
+        unknown = [name for name, value in scale.items() if value is None]
+        raise GraphError(
+            f"The graph's {what} is {length:.4g} µm, but the size of a pixel is unknown for slice {unknown[0]!r}. "
+            f"Set uns['spatial'][{unknown[0]!r}]['scalefactors']['microns_per_pixel']. " + advise(Fix("um_per_px"))
+        )
+    if rule.pitch is not None and (rule.radius is not None or not in_radius):
+        return rule
+    unit: Literal["um", "px"] = rule.unit if length is not None else ("um" if known else "px")
+    if unit == "px" and len(members) > 1 and in_radius:
+        unknown = [name for name, value in scale.items() if value is None]
+        if unknown:
+            logger.warning(
+                "The size of a pixel is not known for the slices %s: the graph is built in px, as if it were the same "
+                "for all %d slices. Pass um_per_px= as a dict, or set uns['spatial'][slice]['scalefactors'][%r].",
+                unknown[:6],
+                len(members),
+                Keys.UM_PER_PX,
+            )
+    size = {name: (scale[name] or 1.0) if unit == "um" else 1.0 for name in members}
+    radius = rule.radius
+    if radius is None and in_radius:
+        nearest = [nearest_distances(coordinates[rows]) * size[name] for name, rows in members.items()]
+        radius = PITCH_FACTOR * float(np.median(np.concatenate(nearest)))
+        if radius <= 0:
+            raise GraphError("Most spots share their position with another spot. Drop duplicates from obsm['spatial'].")
+    spacings = [spacing_of(coordinates[rows]) * size[name] for name, rows in members.items()]
+    finest = min((spacing for spacing in spacings if spacing > 0), default=0.0)
+    return replace(rule, radius=radius, unit=unit, pitch=finest if rule.pitch is None else rule.pitch)
+
+
+def _px(rule: GraphRule, um_per_px: float | None) -> float:
+    """Size of the rule's unit, px."""
+    return 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
+
+
+def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
+    return (
+        f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
+        f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
+        f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer. "
+        + advise(
+            Fix("spacing_um", why="with no more than that"),
+            Fix("rule", "GraphRule(radius=...)", "for a graph of your own"),
+            otherwise="Lay positions with st_gchb.pp.tile_tissue(spacing_um=...), or build a reference's graph first "
+            "with st_gchb.pp.spatial_graph(rule=...).",
+        )
+    )
+
+
+def _slice_distances(
+    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphRule, um_per_px: float | None
+) -> sparse.csr_matrix:
+    """Symmetric distances between neighbours in one slice, px, CSR without a diagonal."""
+    px = _px(rule, um_per_px)
+    # Nearest neighbours ask for no µm: where these are unknown, positions are taken as they lie.
+    comparable = rule.unit == "px" or um_per_px is not None
+    pitch, spacing = float(rule.pitch or 0) * px, spacing_of(coordinates)
+    stride = round(pitch / spacing) if spacing > 0 and comparable else 1
+    placed, parts = coordinates, np.zeros(len(coordinates), dtype=np.int64)
+    if stride > 1:
+        parts = interleave(coordinates, obs, stride)
+        placed = side_by_side(coordinates, parts, 2 * max(pitch, float(rule.radius or 0) * px))
+        logger.info(
+            "Positions lie %.3g times finer than the reference's spots: %d interleaved grids.",
+            pitch / spacing,
+            len(np.unique(parts)),
+        )
+    spots = AnnData(obsm={Keys.SPATIAL: placed})
+    with others_quiet():
+        if rule.mode == "radius":
+            sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
+        else:
+            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(coordinates) - 1))
+    # squidpy's kNN graph is directed, and its distances drop pairs at one place: rebuild both from the edges.
+    edges = spots.obsp[Keys.CONNECTIVITIES]
+    edges = sparse.triu(edges.maximum(edges.T), k=1).tocoo()
+    # A part with fewer positions than neighbours are asked for reaches into another.
+    within = parts[edges.row] == parts[edges.col]
+    edges = sparse.coo_matrix((edges.data[within], (edges.row[within], edges.col[within])), shape=edges.shape)
+    length = np.linalg.norm(coordinates[edges.row] - coordinates[edges.col], axis=1)
+    i, j = np.concatenate([edges.row, edges.col]), np.concatenate([edges.col, edges.row])
+    return sparse.csr_matrix((np.tile(length, 2), (i, j)), shape=(len(coordinates),) * 2)

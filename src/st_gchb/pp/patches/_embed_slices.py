@@ -1,0 +1,227 @@
+"""The frozen encoder over the patches of a slice, batch by batch, with the cache before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from st_gchb._advice import Fix, advise
+from st_gchb._errors import DamageError, EncoderError
+from st_gchb._logging import logger, track
+from st_gchb.pp._stain_normalization import Restain
+from st_gchb.pp.encoders import Batch, Engine
+from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
+from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
+from st_gchb.pp.patches._last_stage import shape_of_maps
+from st_gchb.pp.patches._reader import Damage, Rows, choose_level, read_ahead, whole_patches
+from st_gchb.pp.spots import Slice
+
+Damaged = Literal["raise", "nan"]
+
+_BLURRED = 4
+"""Patches enlarged more than this are called blurred."""
+
+
+@dataclass
+class _Job:
+    """A slice whose patches are to be encoded.
+
+    Parameters
+    ----------
+    slide, side, restain
+        Spots and image, side of a patch in px, what is done to colours.
+    key
+        Of its features in the cache; None where they are not kept.
+    features
+        ``(n_spots, n_features)``, NaN where there are none yet.
+    damage
+        Spots whose pixels cannot be decoded.
+    n_done
+        Spots with features.
+    path, known
+        File of the maps before the trunk's last stage, where these are wanted, and features that were in the cache:
+        computed once more they could differ in the last digit, and maps are found by them.
+    opened, maps
+        That file while it is being written.
+    """
+
+    slide: Slice
+    side: float
+    restain: Restain | None
+    key: str | None
+    features: Features
+    damage: Damage
+    n_done: int = 0
+    path: Path | None = None
+    known: Features | None = None
+    opened: ExitStack = field(default_factory=ExitStack)
+    maps: MapsWriter | None = None
+
+    def keep(self, rows: Rows, maps: Maps) -> None:
+        """Write the maps of some spots."""
+        if self.maps is None and self.path is not None:
+            self.maps = self.opened.enter_context(writing(self.path, len(self.features), maps.shape[1:]))
+        if self.maps is not None:
+            self.maps.put(rows, maps)
+
+    def finish(self) -> None:
+        """Close the file of the maps."""
+        if self.known is not None:
+            self.features = self.known
+        if self.maps is not None:
+            self.maps.finish(self.features)
+            self.opened.close()
+            self.maps = None
+
+
+def embed_slices(
+    slices: list[Slice],
+    sides: list[float],
+    engine: Engine,
+    folder: Path | None,
+    damaged: Damaged,
+    restains: Sequence[Restain | None] | None = None,
+) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
+    """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
+
+    Where the engine has a tap, what is tapped is in the files that come last, one for each slice.
+
+    Raises
+    ------
+    CacheError
+        The maps cannot be written to ``folder``.
+    DamageError
+        Pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or those of all spots.
+    EncoderError
+        The encoder gives NaN or infinite features.
+    """
+    features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
+    jobs, files = [], []
+    shape = None if engine.tap is None else (engine.views, *shape_of_maps(engine.encoder))
+    try:
+        for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
+            key = None if folder is None else _cache_key(slide, side, engine, restain)
+            empty = np.full((len(slide.rows), engine.encoder.n_features), np.nan, dtype=np.float32)
+            found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
+            path = None
+            if folder is not None and shape is not None:
+                path = maps_path(folder, key or _key(slide, side, engine, restain, damaged=slide.image.name))
+                files.append(path)
+            if found is not None:
+                logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
+            if found is not None and (path is None or is_stored(path, found, shape or ())):
+                features[slide.rows] = found
+                continue
+            _warn_of_blur(slide, side, engine.encoder.input_px)
+            if path is not None and shape is not None:
+                check_room(path, len(slide.rows), shape)
+            damage = Damage(slide.name, slide.image.name, len(slide.rows))
+            jobs.append(_Job(slide, side, restain, key, empty, damage, path=path, known=found))
+        if jobs:
+            _encode(jobs, engine, folder, damaged)
+    finally:
+        for slide in slices:
+            slide.image.release()
+    rows = [np.empty(0, dtype=np.int64)]
+    for job in jobs:
+        features[job.slide.rows] = job.features
+        if job.damage.rows:
+            logger.warning("Left out: %s.", job.damage.describe())
+            rows.append(job.slide.rows[np.sort(job.damage.rows)])
+    left_out = np.concatenate(rows)
+    if len(left_out) == len(features):
+        raise DamageError(f"no spot is left: {jobs[-1].damage.describe()}. Fetch or export the image again.")
+    return features, left_out, files
+
+
+def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Damaged) -> None:
+    """Fill in the features of all jobs, and keep those of each slice that is whole."""
+    n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
+    what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
+
+    def take(name: tuple[_Job, Rows], found: Features, maps: Maps | None = None) -> None:
+        job, rows = name
+        if not np.isfinite(found).all():
+            raise _not_finite(job, engine)
+        job.features[rows] = found
+        job.n_done += len(rows)
+        if maps is not None:
+            job.keep(rows, maps)
+        if job.n_done == len(job.features):
+            job.finish()
+            if folder is not None and job.key is not None and job.known is None:
+                store_features(folder, job.key, job.features)
+
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.push(job.opened)
+        # While the last patches of a slice are encoded, the next slice is opened.
+        with closing(read_ahead(_batches(jobs, engine, damaged))) as ahead:
+            engine.run(track(ahead, what, n_batches), take)
+        for job in jobs:
+            # Those of which some spots cannot be decoded.
+            job.finish()
+
+
+def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Batch[tuple[_Job, Rows]]]:
+    """Patches of one slice after the other; no more than one image is held."""
+    pace = engine.pace
+    for job in jobs:
+        recolors = [] if job.restain is None else job.restain.maps(job.slide)
+        try:
+            for rows, patches in whole_patches(
+                job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
+            ):
+                # Where damage is an error there will be no features: the rest is read to say what is damaged.
+                if not (job.damage.rows and damaged == "raise"):
+                    yield (job, rows), patches, recolors
+        finally:
+            job.slide.image.release()
+        if damaged == "raise":
+            job.damage.check()
+
+
+def _not_finite(job: _Job, engine: Engine) -> EncoderError:
+    remedy = (
+        " Half precision may be too coarse for it. "
+        + advise(Fix("precision", "'float32'"), otherwise="Make the reference's features anew in float32.")
+        if engine.pace.precision != "float32"
+        else ""
+    )
+    return EncoderError(
+        f"encoder {engine.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
+    )
+
+
+def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
+    if side * _BLURRED < input_px:
+        logger.warning(
+            "slice %r: a patch has %.0f px and is enlarged to %d: pass the full-resolution image for sharp ones.",
+            slide.name,
+            side,
+            input_px,
+        )
+
+
+def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | None) -> str | None:
+    """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
+    try:
+        image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
+    except DamageError:
+        logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
+        return None
+    return _key(slide, side, engine, restain, image=image)
+
+
+def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
+    """Key by what the image is known by."""
+    # Features of unchanged colours keep the keys that they always had.
+    colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
+    made = {"side": side, "encoder": engine.identity, "views": engine.views}
+    return content_key(centers=slide.centers_px, **made, **colours, **image)

@@ -1,0 +1,234 @@
+"""The rule by which features were made, and the encoder that it speaks of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from anndata import AnnData
+from torch import Tensor, nn
+
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
+from st_gchb._errors import EncoderError, MissingKeyError
+from st_gchb.io import one_number
+from st_gchb.pp._stain_normalization import Stain, StainMethod
+from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder
+
+
+@checked
+@dataclass(frozen=True)
+class FeatureRule:
+    """How features were made, so that a query's are made the same way.
+
+    Parameters
+    ----------
+    encoder
+        Name of the encoder.
+    weights
+        ``"default"``, ``"none"``, ``"module"``, or the path of a file.
+    weights_sha256
+        Hash of the trunk's tensors.
+    patch_um, patch_px
+        Side of a patch in µm, or in px of the full-resolution image; one of them.
+    views
+        Rotations (4) and mirrored rotations (8) over which features are averaged.
+    n_features
+        Features per patch.
+    stain_norm, stain_target
+        How and to which stain the slide was normalised, as :class:`Stain` holds it; None where it was not.
+    stain_augment
+        Further versions of the training spots in other stains; a query has none.
+    precision
+        Half precision in which the encoder computed; None for float32.
+    tail
+        ``"last_stage"`` where the maps before the trunk's last stage were kept too; None where features are all.
+    """
+
+    encoder: str
+    weights: str
+    weights_sha256: str
+    patch_um: Micrometers | None
+    patch_px: PatchSize | None
+    views: Views
+    n_features: Count
+    stain_norm: StainMethod | None = None
+    stain_target: tuple[float, ...] | None = None
+    stain_augment: Versions | None = None
+    precision: Precision | None = None
+    tail: Literal["last_stage"] | None = None
+
+    @property
+    def stain(self) -> Stain | None:
+        """The stain to which slides are normalised."""
+        return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether patches are encoded as they are, in float32."""
+        return self.stain_norm is None and self.precision is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings, numbers and lists of numbers, as ``uns`` and JSON take them; absent values are left out."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if value is not None}
+
+    @classmethod
+    def from_uns(cls, stored: Mapping[str, Any]) -> FeatureRule:
+        """Read the rule from ``uns["X_patch"]`` or from :meth:`to_dict`.
+
+        Raises
+        ------
+        MissingKeyError
+            A part of the rule is absent: the features were not made by :func:`embed_patches`.
+        EncoderError
+            A part of it is no number where one is expected.
+
+        Examples
+        --------
+        >>> from st_gchb.pp import FeatureRule
+        >>> rule = FeatureRule("texture", "default", "e3b0", 150.0, None, 1, 107)
+        >>> FeatureRule.from_uns(rule.to_dict()) == rule
+        True
+        """
+        if not isinstance(stored, Mapping):
+            raise EncoderError(
+                f"the stored rule of the features is a {type(stored).__name__}; expected the dict that "
+                "pp.embed_patches writes to uns. Run pp.embed_patches again."
+            )
+        needed = ("encoder", "weights", "weights_sha256", "views", "n_features")
+        missing = [key for key in needed if key not in stored]
+        if missing or ("patch_um" in stored) == ("patch_px" in stored):
+            raise MissingKeyError(
+                f"the stored features have no {missing or 'patch size'} (found {sorted(map(str, stored))}); expected "
+                "what pp.embed_patches writes to uns. Run pp.embed_patches again."
+            )
+        sizes = {key: _number(stored, key) if key in stored else None for key in ("patch_um", "patch_px")}
+        precision: Any = str(stored["precision"]) if "precision" in stored else None
+        stain: Any = str(stored["stain_norm"]) if "stain_norm" in stored else None
+        return cls(
+            encoder=str(stored["encoder"]),
+            weights=str(stored["weights"]),
+            weights_sha256=str(stored["weights_sha256"]),
+            patch_um=sizes["patch_um"],
+            patch_px=sizes["patch_px"],
+            views=cast("Views", _count(stored, "views")),
+            n_features=_count(stored, "n_features"),
+            stain_norm=stain,
+            stain_target=None if stain is None else _numbers(stored.get("stain_target", ())),
+            stain_augment=_count(stored, "stain_augment") if "stain_augment" in stored else None,
+            precision=precision,
+            tail="last_stage" if "tail" in stored else None,
+        )
+
+
+def _number(stored: Mapping[str, Any], key: str) -> float:
+    """Read a number of a stored rule, in whichever form a file holds it."""
+    number = one_number(stored[key])
+    if number is None or not math.isfinite(number):
+        raise EncoderError(
+            f"the stored rule of the features has {key} = {str(stored[key])[:60]!r}; expected a number, as "
+            "pp.embed_patches writes it. Run pp.embed_patches again."
+        )
+    return number
+
+
+def _count(stored: Mapping[str, Any], key: str) -> int:
+    """Read a whole number of a stored rule."""
+    number = _number(stored, key)
+    if not number.is_integer() or number < 0:
+        raise EncoderError(
+            f"the stored rule of the features has {key} = {number:g}; expected a whole number, as pp.embed_patches "
+            "writes it. Run pp.embed_patches again."
+        )
+    return int(number)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Read the numbers of a stain."""
+    found = [one_number(value) for value in np.ravel(np.asarray(values, dtype=object))]
+    if None in found:
+        raise EncoderError(
+            f"the stored rule of the features has stain_target = {str(values)[:60]!r}; expected numbers, as "
+            "pp.embed_patches writes them. Run pp.embed_patches again."
+        )
+    return tuple(number for number in found if number is not None)
+
+
+def stain_key(key: str, version: int) -> str:
+    """Key in ``obsm`` of a version of the features in another stain, counted from 1."""
+    return f"{key}_stain{version}"
+
+
+def is_stain_key(name: str, key: str) -> bool:
+    """Whether ``obsm[name]`` is a version of ``obsm[key]`` in another stain.
+
+    Examples
+    --------
+    >>> from st_gchb.pp.patches._feature_spec import is_stain_key
+    >>> is_stain_key("X_patch_stain2", "X_patch"), is_stain_key("X_patch", "X_patch")
+    (True, False)
+    """
+    return name.removeprefix(f"{key}_stain").isdecimal() and name.startswith(key)
+
+
+def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = None) -> list[np.ndarray]:
+    """Features of the training spots in other stains, as ``uns[key]`` says, each ``(n_spots, n_features)``.
+
+    ``shape`` is that of the features in their own stain, by default of ``obsm[key]``.
+
+    Raises
+    ------
+    MissingKeyError
+        One is not there.
+    EncoderError
+        One has another shape than the features, or numbers that are not finite.
+    """
+    stored = adata.uns.get(key)
+    n = _count(stored, "stain_augment") if isinstance(stored, Mapping) and "stain_augment" in stored else 0
+    shape = np.shape(adata.obsm[key]) if n and shape is None else shape
+    versions = []
+    for name in (stain_key(key, version) for version in range(1, n + 1)):
+        if name not in adata.obsm:
+            raise MissingKeyError(
+                f"obsm has no {name!r} (found {list(adata.obsm)}), and uns[{key!r}] says that {n} versions in other "
+                'stains were made. Run pp.embed_patches again, or delete uns\' "stain_augment" to go without.'
+            )
+        versions.append(np.asarray(adata.obsm[name], dtype=np.float32))
+        if versions[-1].shape != shape or not np.isfinite(versions[-1]).all():
+            raise EncoderError(
+                f"obsm[{name!r}] has shape {versions[-1].shape}; expected finite values of shape {shape}, as "
+                f"obsm[{key!r}]. Run pp.embed_patches again."
+            )
+    return versions
+
+
+def encoder_of_rule(
+    rule: FeatureRule,
+    *,
+    encoder: nn.Module | Encoder | None = None,
+    weights: str | Path | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Encoder:
+    """Get the encoder that a rule speaks of, and see that its weights are the same; errors as :func:`embed_by_rule`."""
+    if encoder is None and rule.encoder.startswith("module:"):
+        raise EncoderError(
+            f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored. "
+            + advise(
+                Fix("encoder", why="with it again"),
+                otherwise="Make them first: st_gchb.pp.embed_by_rule(query, model.rules_.features, encoder=...).",
+            )
+        )
+    stored = None if rule.weights == "none" else rule.weights
+    trunk = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
+    if trunk.weights_sha256 != rule.weights_sha256:
+        raise EncoderError(
+            f"encoder {rule.encoder!r}: the weights {trunk.weights!r} have the hash {trunk.weights_sha256[:12]}..., "
+            f"the features were made with {rule.weights_sha256[:12]}... ({rule.weights!r}). "
+            + advise(Fix("weights", why="with the file used then"), otherwise="Make the reference's features anew.")
+        )
+    return trunk

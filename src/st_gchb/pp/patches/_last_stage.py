@@ -1,0 +1,136 @@
+"""The last stage of a trunk: what goes into it, and the stage as a module of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MobileNetV2, ResNet
+
+from st_gchb._errors import EncoderError, InputError
+from st_gchb.pp.encoders import Encoder, bare_trunk
+from st_gchb.pp.patches._feature_spec import FeatureRule, encoder_of_rule
+
+Tail = Literal["last_stage"]
+
+_FIRST: dict[type[nn.Module], str] = {
+    ResNet: "layer4.0.conv1",
+    ConvNeXt: "features.6.1",
+    DenseNet: "features.transition3.norm",
+    EfficientNet: "features.6.0.block.0.0",
+    MobileNetV2: "features.14.conv.0.0",
+}
+"""First layer of the last stage, by family: there the maps are halved for the last time (in ConvNeXt after a layer
+norm). Families are left out whose stages are not one after the other, or whose last one is hardly more than the head.
+"""
+
+
+def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
+    """Refuse a tail that is unknown, has no place to go, or of an encoder that has no last stage to be trained.
+
+    Raises
+    ------
+    InputError
+        The tail is unknown, there is no cache, there are versions in other stains, or the encoder is to be compiled.
+    EncoderError
+        The encoder cannot be cut, with those that can.
+    """
+    if tail != "last_stage":
+        raise InputError(f"tail={tail!r} is unknown; expected 'last_stage', or None for features alone.")
+    if not cache:
+        raise InputError(
+            "tail= with cache=False: feature maps lie in the cache folder. Leave cache= out; cache_dir= names another "
+            "folder."
+        )
+    if stain_augment:
+        raise InputError(
+            f"tail={tail!r} with stain_augment={stain_augment}: maps are kept of the patches' own stain alone. Pass "
+            "stain_augment=0, or leave tail= out."
+        )
+    if compiled:
+        raise InputError(
+            f"tail={tail!r} with compiled=True: what goes into the last stage cannot be seen in a compiled encoder. "
+            "Pass compiled=False, or leave tail= out."
+        )
+    if encoder.transform is not None or _path_of(encoder.module) is None:
+        raise EncoderError(
+            f"encoder {encoder.name!r} has no last stage that can be trained by itself; expected a torchvision model "
+            "of the families resnet, resnext, wide_resnet (layer4), convnext, densenet, efficientnet or mobilenet_v2. "
+            "Name one of these, or leave tail= out: its features can be used as they are."
+        )
+
+
+@contextmanager
+def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
+    """Give a list to which the maps that go into a trunk's last stage are added, ``(b, c, h, w)`` float16.
+
+    What the trunk answers is not touched by it: features are the same to the last bit. ``used`` is what the trunk was
+    turned into, such as one with its batch norm folded, if that is what is called.
+    """
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Copied before the stage begins, which may write into its input.
+        seen.append(inputs[0].to(torch.float16, copy=True))
+
+    hook = first_of(trunk, used).register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
+    """Channels, height and width of the maps of one patch."""
+    device = next(encoder.module.parameters()).device
+    patch = torch.zeros(1, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8, device=device)
+    with tapped(encoder.module) as seen:
+        encoder(patch)
+    _, c, h, w = seen[0].shape
+    return c, h, w
+
+
+def last_stage(trunk: nn.Module) -> nn.Module:
+    """The last stage of a trunk with all that comes after it, from maps to features.
+
+    It is the trunk itself, with nothing left of what comes before: so it does what the trunk does, to the last bit.
+
+    Examples
+    --------
+    >>> from st_gchb.pp.patches._last_stage import last_stage
+    >>> from st_gchb.pp.encoders._backbones import bare_trunk
+    >>> sorted({name.split(".")[0] for name in last_stage(bare_trunk("resnet18")).state_dict()})
+    ['layer4']
+    """
+    stage = copy.deepcopy(trunk)
+    inside = stage
+    for name in (_path_of(trunk) or "").split("."):
+        before = [other for other, _ in inside.named_children()]
+        for other in before[: before.index(name)]:
+            setattr(inside, other, nn.Identity())
+        inside = inside.get_submodule(name)
+    return stage
+
+
+def stage_of_rule(rule: FeatureRule, weights: str | Path | None = None) -> nn.Module:
+    """The pretrained last stage of the encoder that a rule speaks of; errors as :func:`encoder_of_rule`."""
+    return last_stage(encoder_of_rule(rule, weights=weights).module)
+
+
+def stage_without_weights(rule: FeatureRule) -> nn.Module:
+    """Its architecture alone, whose numbers are still to come."""
+    return last_stage(bare_trunk(rule.encoder))
+
+
+def first_of(trunk: nn.Module, used: nn.Module | None = None) -> nn.Module:
+    """The first layer of a trunk's last stage, or that of what the trunk was turned into."""
+    return (trunk if used is None else used).get_submodule(_path_of(trunk) or "")
+
+
+def _path_of(module: nn.Module) -> str | None:
+    return next((path for family, path in _FIRST.items() if isinstance(module, family)), None)

@@ -1,0 +1,5 @@
+"""Slices, spots and their positions: what an AnnData or a SpatialData says of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

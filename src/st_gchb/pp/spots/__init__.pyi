@@ -1,0 +1,24 @@
+from ._coordinates import check_positions as check_positions, spot_centers as spot_centers
+from ._sections import (
+    Sections as Sections,
+    check_lone_slice as check_lone_slice,
+    check_object as check_object,
+    sections_of as sections_of,
+)
+from ._slices import Slice as Slice, side_px as side_px, slices_of as slices_of
+from ._spatialdata import (
+    bin_um as bin_um,
+    find_image as find_image,
+    finest_image as finest_image,
+    linked as linked,
+    place_spots as place_spots,
+    spots_to_px as spots_to_px,
+    transformations_of as transformations_of,
+)
+from ._tables import (
+    Resolved as Resolved,
+    check_table_name as check_table_name,
+    is_element_name as is_element_name,
+    resolve as resolve,
+    write_table as write_table,
+)

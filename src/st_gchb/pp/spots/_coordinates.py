@@ -1,0 +1,445 @@
+"""Whether the spots lie on the image and, if not, which factor would put them there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from st_gchb._advice import Fix, advise
+from st_gchb._constants import VISIUM_PITCH_UM, Keys
+from st_gchb._errors import CoordinateError, MissingKeyError
+from st_gchb._logging import logger
+from st_gchb.io import hexagonal_pitch
+
+Coordinates = npt.NDArray[np.float64]
+
+_WHAT = f"obsm[{Keys.SPATIAL!r}]"
+_X = {"x", "col", "cols", "column", "imagecol", "pxlcol", "imgcol", "pxlx"}
+_Y = {"y", "row", "rows", "imagerow", "pxlrow", "imgrow", "pxly"}
+_INDICES = {"array", "grid", "idx", "index"}
+"""Words that say places on the array, which are no px."""
+_LENGTHS = {"um", "\N{GREEK SMALL LETTER MU}m", "\N{MICRO SIGN}m", "micron", "microns", "mm", "nm"}
+_WHOLE_IN_FLOAT16 = 2048
+"""Beyond this, float16 holds every second whole number, and every sixteenth at the far side of a scan."""
+
+
+class MissingCoordinatesError(CoordinateError, MissingKeyError):
+    """There is no ``obsm["spatial"]``."""
+
+
+def spot_centers(adata: AnnData) -> Coordinates:
+    """Read the centers of all spots from ``obsm["spatial"]``.
+
+    Columns of a DataFrame are read by their names where these tell x and y apart, else by position.
+
+    Parameters
+    ----------
+    adata
+        Object with ``obsm["spatial"]``, ``(n_spots, 2)`` as x, y in full-resolution px.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_spots, 2)`` float64, x and y.
+
+    Raises
+    ------
+    CoordinateError
+        The key is absent, or holds another shape, no real numbers, NaN or infinite values, or columns whose names
+        contradict x, y in px.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb.pp.spots._coordinates import spot_centers
+    >>> spot_centers(AnnData(obsm={"spatial": np.array([[3, 4]])}))
+    array([[3., 4.]])
+    """
+    if Keys.SPATIAL not in adata.obsm:
+        raise MissingCoordinatesError(
+            f"{_WHAT} is absent (obsm holds {sorted(adata.obsm)}); expected spot centers as x, y in full-resolution "
+            f"px, shape ({adata.n_obs}, 2). Set adata.obsm['spatial'], or read the sample with squidpy.read.visium."
+        )
+    stored = adata.obsm[Keys.SPATIAL]
+    if isinstance(stored, pd.DataFrame):
+        stored = _columns_by_name(stored)
+    centers = _numbers(stored)
+    if centers.ndim != 2 or centers.shape[1] != 2:
+        third = " Leave out the third axis: obsm['spatial'][:, :2]." if centers.shape[1:] == (3,) else ""
+        raise CoordinateError(f"{_WHAT} has shape {centers.shape}; expected ({adata.n_obs}, 2): x, y in px.{third}")
+    bad = np.asarray(~np.isfinite(centers).all(axis=1))
+    if bad.any():
+        raise CoordinateError(
+            f"{_WHAT} is NaN or infinite for {bad.sum()} of {adata.n_obs} spots, first {adata.obs_names[bad][0]!r}. "
+            "Drop them: adata = adata[np.isfinite(adata.obsm['spatial']).all(axis=1)].copy()."
+        )
+    return centers
+
+
+def _numbers(stored: Any) -> Coordinates:
+    """Give what is stored as float64; an error for what is no table of real numbers."""
+    if sparse.issparse(stored):
+        raise CoordinateError(f"{_WHAT} is a sparse matrix; expected an array. Call .toarray() on it.")
+    if np.ma.isMaskedArray(stored):
+        stored = np.ma.filled(stored.astype(np.float64), np.nan)
+    try:
+        values = np.asarray(stored)
+        kind = values.dtype.kind
+        # Text, and text among objects, would be read as numbers here and refused where it is read raw.
+        if kind in "USbcmMV" or (kind == "O" and any(isinstance(one, str | bytes | bool) for one in values.ravel())):
+            raise TypeError(f"they are of type {values.dtype}")
+        centers = values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CoordinateError(
+            f"{_WHAT} holds values that are no numbers ({error}); expected x, y in px. Where they are numbers as text, "
+            "convert them: adata.obsm['spatial'] = np.asarray(adata.obsm['spatial']).astype(float)."
+        ) from error
+    if values.dtype == np.float16 and np.nanmax(np.abs(centers), initial=0) > _WHOLE_IN_FLOAT16:
+        raise CoordinateError(
+            f"{_WHAT} is float16, which holds whole px up to {_WHOLE_IN_FLOAT16} only; its largest is "
+            f"{np.nanmax(centers):.6g}. Store the positions as float32 or float64 from the start."
+        )
+    return centers
+
+
+def _columns_by_name(frame: pd.DataFrame) -> npt.NDArray[Any]:
+    """Find x and y among named columns.
+
+    Raises
+    ------
+    CoordinateError
+        Names say that they are something else, or both say the same.
+    """
+    names = [str(name) for name in frame.columns]
+    words = [_words(name) for name in names]
+    places = [i for i, found in enumerate(words) if not found & _INDICES]
+    x = [i for i in places if words[i] & _X and not words[i] & _Y]
+    y = [i for i in places if words[i] & _Y and not words[i] & _X]
+    told = f"{_WHAT} is a DataFrame with the columns {names[:8]}"
+    if len(x) == len(y) == 1:
+        lengths = sorted((words[x[0]] | words[y[0]]) & _LENGTHS)
+        if lengths:
+            raise CoordinateError(
+                f"{told}, which are in {lengths[0]} by their names; expected px. Divide them by the size of a pixel in "
+                "that unit."
+            )
+        return frame.iloc[:, [x[0], y[0]]].to_numpy()
+    in_place = len(names) == 2 and len(places) == 2 and x in ([], [0]) and y in ([], [1])
+    # Names that say nothing, or name the one column that is where it should be.
+    if in_place:
+        return frame.to_numpy()
+    raise CoordinateError(
+        f"{told}; expected two, x (column) and y (row) in full-resolution px. Name them 'x' and 'y', or set "
+        "adata.obsm['spatial'] to an array of x, y."
+    )
+
+
+def _words(name: str) -> set[str]:
+    """Split a name into words: at what is no letter, and where a capital begins."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return {word for word in re.split(r"[^a-z\u00b5\u03bc]+", apart.lower()) if word}
+
+
+_MAX_OUTSIDE = 0.05
+"""Share of spots that may lie outside of an image that a factor is said to fit: a slide's rim, not a wrong scale."""
+_RIM = (0.01, 0.05)
+"""Spots may lie beyond the image by half of their distance, within these shares of its longer side."""
+_CORNER = 0.25
+"""Spots that cover less than this share of both sides of the image may be in a smaller image's px."""
+_SPREAD = 0.6
+"""Spots in µm cover at least this share of both sides of the image once they are px."""
+_FEW = 10
+"""Fewer spots than this say nothing by where they lie."""
+_PITCH_TOLERANCE = 0.02
+"""By how much the distance between Visium's spots may differ from 100 µm."""
+_PITCH_PER_DIAMETER = (1.2, 2.2)
+"""Distance between spots by their width, where both are in the same unit."""
+_SAME_SIZE = 0.05
+"""A pixel of 1 µm, within this, makes µm and px the same."""
+
+
+def check_positions(centers_px: Coordinates, names: object = None) -> None:
+    """Validate positions where no image is at hand: by the rule of :func:`check_fit`, for the sides that are known.
+
+    Parameters
+    ----------
+    centers_px
+        ``(n_spots, 2)`` x, y in px.
+    names
+        Names of the spots, for the message.
+
+    Raises
+    ------
+    CoordinateError
+        Spots lie far beyond the left or upper side.
+    """
+    far = _beyond(centers_px, (np.inf, np.inf)) > rim_px(centers_px, tuple(centers_px.max(axis=0)[::-1]))
+    if far.any():
+        first = int(np.flatnonzero(far)[0])
+        called = f" {names[first]!r}" if names is not None else ""  # type: ignore[index]
+        raise CoordinateError(
+            f"obsm[{Keys.SPATIAL!r}] is negative for {far.sum()} of {len(centers_px)} spots, first{called} at "
+            f"{_point(centers_px[first])}; expected px from the image's upper left corner. Undo a shift or a flip of "
+            "the axes (some tools store -y), or drop spots beyond the image."
+        )
+
+
+def rim_px(centers_px: Coordinates, shape_px: tuple[float, float]) -> float:
+    """How far beyond the image a spot may lie, px: the same on all four sides.
+
+    Half of the distance between spots, so that the patch still shows the image; at least 1 % and at most 5 % of the
+    image's longer side.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.pp.spots._coordinates import rim_px
+    >>> rim_px(np.array([[0.0, 0.0], [60.0, 0.0]]), (1000, 2000))
+    30.0
+    """
+    low, high = (share * max(*shape_px, 0.0) for share in _RIM)
+    half = _nearest_distance(centers_px) / 2 if len(centers_px) > 1 else 0.0
+    return float(min(max(half, low), high))
+
+
+def check_fit(
+    centers_px: Coordinates,
+    shape_px: tuple[int, int],
+    where: str,
+    factors: Mapping[str, float | None] | None = None,
+    um_per_px: float | None = None,
+    scale: float = 1.0,
+) -> None:
+    """Raise unless the spots lie on the image, and name the factor that would put them there.
+
+    Spots a few px beyond any side of the image are used, with a warning; see :func:`rim_px`.
+
+    Parameters
+    ----------
+    centers_px
+        ``(n_spots, 2)`` x, y that should be px of the image.
+    shape_px
+        Height and width of the image, px.
+    where
+        Slice and image, for the message.
+    factors
+        Scale factors for the slice as far as they are known; the spot diameter in px of the image.
+    um_per_px
+        Size of a pixel of the full-resolution image, µm, where someone other than the spots says it.
+    scale
+        Size of the image relative to the full-resolution image.
+
+    Raises
+    ------
+    CoordinateError
+        Spots lie far outside the image, or all crowd in a corner that a known factor would spread.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.pp.spots._coordinates import check_fit
+    >>> check_fit(np.array([[10.0, 20.0]]), (100, 100), "slice 'a'")
+    """
+    known = _known_factors(factors or {}, um_per_px)
+    beyond = _beyond(centers_px, shape_px)
+    far = beyond > rim_px(centers_px, shape_px)
+    if far.any():
+        raise CoordinateError(_outside_message(centers_px, shape_px, where, known, far))
+    if (beyond > 0).any():
+        logger.warning(
+            "%s: %d of %d spots lie up to %.3g px outside the image; their patches are made of its mirrored border.",
+            where,
+            (beyond > 0).sum(),
+            len(centers_px),
+            beyond.max(),
+        )
+    diameter = (factors or {}).get(Keys.SPOT_DIAMETER)
+    crowded = _crowding_factor(centers_px, shape_px, known, diameter)
+    if crowded is not None:
+        raise CoordinateError(
+            f"{_cover(centers_px, shape_px, where)}, and lie nearer to one another than a spot is wide: they seem to "
+            f"be px of a down-scaled image. Multiply obsm['spatial'] by {known[crowded]:.6g} ({crowded})."
+        )
+    if diameter is not None and len(centers_px) >= _FEW and _nearest_distance(centers_px) < 0.5 * diameter:
+        logger.warning(
+            "%s: spots lie %.3g px apart and are said to be %.3g px wide, so they overlap. Are the positions px of a "
+            "smaller image?",
+            where,
+            _nearest_distance(centers_px),
+            diameter,
+        )
+    if um_per_px is not None:
+        _check_unit(centers_px, shape_px, where, um_per_px, scale, diameter)
+    _check_extent(centers_px, where)
+
+
+def _check_unit(
+    centers_px: Coordinates,
+    shape_px: tuple[int, int],
+    where: str,
+    um_per_px: float,
+    scale: float,
+    diameter: float | None,
+) -> None:
+    """Raise where positions are lengths, in µm or mm, though the size of a pixel is known."""
+    n = len(centers_px)
+    if n < 2 or abs(um_per_px - 1) <= _SAME_SIZE:
+        return
+    nearest = _nearest_distance(centers_px)
+    # Spots that lie as their own width has it are px, wherever on the slide they are.
+    fits_diameter = diameter is not None and nearest >= 0.5 * diameter
+    for unit, length in (("µm", 1.0), ("mm", 1000.0)):
+        factor = length / um_per_px
+        spread = centers_px * factor
+        if factor <= 1 or _share_outside(spread, shape_px) > _MAX_OUTSIDE:
+            continue
+        message = (
+            f"{_cover(centers_px, shape_px, where)}. They seem to be in {unit}: a pixel is {um_per_px:.4g} µm wide, "
+            f"and as px they would be spread over the image. Multiply obsm['spatial'] by {factor:.6g} "
+            f"({length:g} / um_per_px)"
+        )
+        if _is_visium_in(centers_px / scale, length, diameter and diameter / scale):
+            raise CoordinateError(f"{message}: they lie {VISIUM_PITCH_UM / length:g} apart, Visium's 100 µm.")
+        if fits_diameter or (n < _FEW and nearest >= 1) or (_coverages(spread, shape_px) < _SPREAD).any():
+            continue
+        keep = (
+            f". If they are px, and the tissue lies in the image's corner alone, say how wide a spot is in px: "
+            f"uns['spatial'][slice]['scalefactors'][{Keys.SPOT_DIAMETER!r}]."
+        )
+        if (centers_px.min(axis=0) <= _CORNER * centers_px.max(axis=0)).all():
+            raise CoordinateError(message + keep)
+        logger.warning("%s%s", message, keep)
+
+
+def _is_visium_in(centers: Coordinates, length: float, diameter: float | None) -> bool:
+    """Whether spots lie on Visium's array in µm or mm, and not as their diameter in px has it."""
+    pitch, expected = hexagonal_pitch(centers), VISIUM_PITCH_UM / length
+    if pitch is None or abs(pitch - expected) > _PITCH_TOLERANCE * expected:
+        return False
+    low, high = _PITCH_PER_DIAMETER
+    return diameter is None or not low <= pitch / diameter <= high
+
+
+def _check_extent(centers_px: Coordinates, where: str) -> None:
+    """Raise where all spots lie within one pixel."""
+    extent = centers_px.max(axis=0) - centers_px.min(axis=0) if len(centers_px) else np.ones(2)
+    if len(centers_px) > 1 and (extent < 1).all():
+        raise CoordinateError(
+            f"{where}: all {len(centers_px)} spots lie within one pixel, around {_point(centers_px[0])}; expected the "
+            "centers of spots in full-resolution px. Multiply obsm['spatial'] by the factor that makes them px."
+        )
+
+
+def _beyond(centers_px: Coordinates, shape_px: tuple[float, float]) -> np.ndarray:
+    """How far each spot lies beyond the image, px; 0 for one on it."""
+    size = np.array(shape_px[::-1], dtype=float)
+    return np.maximum(np.maximum(-centers_px, centers_px - size), 0).max(axis=1)
+
+
+def _share_outside(centers_px: Coordinates, shape_px: tuple[int, int]) -> float:
+    return float((_beyond(centers_px, shape_px) > 0).mean())
+
+
+def _known_factors(factors: Mapping[str, float | None], um_per_px: float | None) -> dict[str, float]:
+    """Factors that positions may have to be multiplied by, and what they are called."""
+    known = {}
+    for name in ("tissue_hires_scalef", "tissue_lowres_scalef"):
+        value = factors.get(name)
+        if value is not None and value != 1:
+            known[name] = value
+            known[f"1 / {name}"] = 1 / value
+    if um_per_px is not None and abs(um_per_px - 1) > _SAME_SIZE:
+        known["1 / um_per_px: they are in µm"] = 1 / um_per_px
+    return known
+
+
+def _coverages(centers_px: Coordinates, shape_px: tuple[int, int]) -> np.ndarray:
+    return np.asarray(centers_px.max(axis=0) / np.array(shape_px[::-1], dtype=float))
+
+
+def _coverage(centers_px: Coordinates, shape_px: tuple[int, int]) -> float:
+    return float(_coverages(centers_px, shape_px).max())
+
+
+def _best_factor(centers_px: Coordinates, shape_px: tuple[int, int], known: Mapping[str, float]) -> str | None:
+    """Name the known factor with which the spots cover most of the image."""
+    fitting = [name for name, factor in known.items() if _share_outside(centers_px * factor, shape_px) <= _MAX_OUTSIDE]
+    return max(fitting, key=lambda name: _coverage(centers_px * known[name], shape_px), default=None)
+
+
+def _outside_message(
+    centers_px: Coordinates, shape_px: tuple[int, int], where: str, known: Mapping[str, float], far: np.ndarray
+) -> str:
+    height, width = shape_px
+    low, high = centers_px.min(axis=0), centers_px.max(axis=0)
+    first = int(np.flatnonzero(far)[0])
+    outside = _share_outside(centers_px, shape_px)
+    message = (
+        f"{where}: {outside:.0%} of {len(centers_px)} spots lie outside the image: x from {low[0]:.6g} "
+        f"to {high[0]:.6g}, y from {low[1]:.6g} to {high[1]:.6g}, image {width} x {height} px (w x h)."
+    )
+    if _share_outside(centers_px[:, ::-1], shape_px) == 0:
+        return f"{message} They fit with x and y exchanged: expected x, y (column, row), pass obsm['spatial'][:, ::-1]."
+    if far.mean() <= _MAX_OUTSIDE or (far.sum() == 1 and len(far) >= _FEW):
+        return (
+            f"{message} {far.sum()} of them lie far outside, first at {_point(centers_px[first])}. Drop them, or "
+            "correct their positions."
+        )
+    best = _best_factor(centers_px, shape_px, known)
+    if best is not None and (best.startswith("tissue_") or _coverage(centers_px * known[best], shape_px) >= 0.5):
+        advice = f"The scale factor {known[best]:.6g} ({best}) makes them fit: multiply obsm['spatial'] by it"
+        image_key = best.removeprefix("tissue_").removesuffix("_scalef")
+        if not best.startswith("tissue_"):
+            return f"{message} {advice}."
+        full = Fix("image", why="with the full-resolution image")
+        down_scaled = Fix("image_key", repr(image_key), "for this one")
+        return f"{message} {advice}. Or: " + advise(full, down_scaled, otherwise="take the full-resolution image.")
+    if (low < 0).any() and (high <= 0).any():
+        return f"{message} Positions are negative: undo a shift or a flip of the axes (some tools store -y)."
+    if (high > 0).all():
+        factor = float((np.array([width, height]) / high).min())
+        return (
+            f"{message} A scale factor of about {factor:.3g} would make them fit: is the image down-scaled? Pass the "
+            "full-resolution image, or multiply obsm['spatial'] by the image's own factor (Space Ranger: "
+            "scalefactors_json.json)."
+        )
+    return f"{message} No scale factor makes them fit: do image and spots belong to one slide?"
+
+
+def _cover(centers_px: Coordinates, shape_px: tuple[int, int], where: str) -> str:
+    high = centers_px.max(axis=0)
+    return (
+        f"{where}: the spots cover x to {high[0]:.6g} and y to {high[1]:.6g} px of an image of {shape_px[1]} x "
+        f"{shape_px[0]} px (w x h)"
+    )
+
+
+def _point(center: Coordinates) -> tuple[float, float]:
+    return float(f"{center[0]:.6g}"), float(f"{center[1]:.6g}")
+
+
+def _crowding_factor(
+    centers_px: Coordinates, shape_px: tuple[int, int], known: Mapping[str, float], diameter: float | None
+) -> str | None:
+    if len(centers_px) < 2 or diameter is None or _coverage(centers_px, shape_px) >= _CORNER:
+        return None
+    best = _best_factor(centers_px, shape_px, {name: value for name, value in known.items() if "scalef" in name})
+    if best is None or known[best] <= 1 or _coverage(centers_px * known[best], shape_px) < 2 * _CORNER:
+        return None
+    # Spots of one slide never overlap: in the right px, neighbors are farther apart than a spot is wide.
+    return best if _nearest_distance(centers_px) < 0.5 * diameter else None
+
+
+def _nearest_distance(centers_px: Coordinates) -> float:
+    """Distance from a spot to the nearest other, in the median."""
+    distances, _ = cKDTree(centers_px).query(centers_px, k=2)
+    return float(np.median(np.asarray(distances)[:, 1]))

@@ -1,0 +1,313 @@
+"""Which slices an AnnData holds, which spots are theirs, and what is stored of each: one answer for every function."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from scipy.spatial import cKDTree
+
+from st_gchb._advice import Fix, advise
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, SliceError
+from st_gchb._logging import logger
+from st_gchb.io import Library, column_of, libraries_of
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+_CALL_IT = "Call the column of obs that names the slices 'slice'."
+
+_LIKE_SLICES = {"library", "sample", "section", "slice", "slide", "batch", "capture", "ident", "specimen", "array"}
+"""Words in the names of columns that tell slices apart, as scanpy, Seurat, Space Ranger and the portals call them."""
+_OVERLAP = 0.7
+"""Spots of two sections lie over one another where they are nearer than this share of the spots' own distance."""
+_OVERLAPPING = 0.1
+"""Share of the spots that lie over spots of another group in two sections taken for one; 0 in one section."""
+
+
+def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError] = InputError) -> None:
+    """Validate that an object is an AnnData, or, where a function takes these too, a SpatialData, with spots in it.
+
+    Parameters
+    ----------
+    data
+        What the caller passed.
+    spatialdata
+        Whether the function takes a SpatialData.
+    error
+        Type of the error, where the function has one of its own.
+
+    Raises
+    ------
+    InputError
+        It is something else; the message names what to do with the usual other things.
+    SliceError
+        An AnnData has no spots.
+    """
+    if isinstance(data, AnnData):
+        if data.n_obs == 0:
+            if error is InputError:
+                error = SliceError
+            raise error("the object has no spots (n_obs is 0); expected one row per spot. Was a filter too strict?")
+        if not isinstance(data.obs, pd.DataFrame) or not isinstance(data.var, pd.DataFrame):
+            raise error(
+                "the AnnData was read lazily: its obs and var are not in memory. Call adata = adata.to_memory() first; "
+                "X, layers and features alone may stay on disk, as by anndata.read_h5ad(path, backed='r')."
+            )
+        for axis, index in (("obs_names", data.obs_names), ("var_names", data.var_names)):
+            if isinstance(index, pd.MultiIndex):
+                raise error(
+                    f"{axis} have {index.nlevels} levels, such as {index[:1].tolist()}; expected text. Join them: "
+                    f"adata.{axis} = ['_'.join(map(str, name)) for name in adata.{axis}]."
+                )
+        for axis, names in (("obs", data.obs.columns), ("var", data.var.columns)):
+            if isinstance(names, pd.MultiIndex):
+                raise error(
+                    f"{axis} has columns of {names.nlevels} levels, such as {names[0]!r}; expected one name for each. "
+                    f"Join them: adata.{axis}.columns = ['_'.join(map(str, name)) for name in adata.{axis}.columns]."
+                )
+        return
+    if spatialdata:
+        from spatialdata import SpatialData
+
+        if isinstance(data, SpatialData):
+            return
+    kind = type(data).__name__
+    advice = {
+        "SpatialData": " This function takes its table: st_gchb.pp.resolve(sdata).adata.",
+        "str": " Read a file with st_gchb.io.read_section.",
+        "PosixPath": " Read a file with st_gchb.io.read_section.",
+        "list": " Join several with anndata.concat(..., label='slice', keys=..., uns_merge='unique').",
+        "dict": " Join several with anndata.concat(..., label='slice', uns_merge='unique').",
+    }.get(kind, "")
+    expected = "AnnData or SpatialData" if spatialdata else "AnnData"
+    raise error(f"found an object of type {kind}; expected {expected}.{advice}")
+
+
+@dataclass(frozen=True, eq=False)
+class Sections:
+    """The slices of an AnnData.
+
+    Parameters
+    ----------
+    key
+        Column of ``obs`` that names each spot's slice; None where all spots are of one slice.
+    names
+        Slice of each spot, ``(n_spots,)``.
+    rows
+        Positions of the spots of each slice, in the order in which slices first appear.
+    libraries
+        What is stored of each slice; empty for one of which nothing is.
+    """
+
+    key: str | None
+    names: npt.NDArray[np.object_]
+    rows: dict[str, npt.NDArray[np.int64]]
+    libraries: dict[str, Library]
+
+    def given(self, value: Mapping[str, T] | T | None, argument: str) -> dict[str, T | None]:
+        """Spread an argument that is one value for all slices, or a dict by slice, over the slices.
+
+        A slice may also be called by the name of its entry in ``uns["spatial"]``.
+
+        Raises
+        ------
+        InputError
+            A key of the dict names no slice, while a slice has no value.
+        """
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(self.rows, value)
+        by_text = {str(key): held for key, held in value.items()}
+        result, used = {}, set()
+        for name, library in self.libraries.items():
+            called = next((key for key in (name, library.name) if key in by_text), None)
+            result[name] = None if called is None else by_text[called]
+            used.add(called)
+        unknown = sorted(set(by_text) - used)
+        if unknown:
+            missing = [name for name, held in result.items() if held is None]
+            text = f"{argument} names {unknown[:6]}, and there is no such slice: {list(self.rows)[:6]}."
+            if missing:
+                close = {key: difflib.get_close_matches(key, missing, n=1) or missing[:1] for key in unknown[:3]}
+                raise InputError(f"{text} Did you mean {', '.join(f'{b[0]!r} by {a!r}' for a, b in close.items())}?")
+            logger.warning("%s", text)
+        return result
+
+    def check_at_least(self, n: int, why: str) -> None:
+        """Raise :class:`SliceError` where a slice has fewer spots than what is to come needs."""
+        for name, rows in self.rows.items():
+            if len(rows) < n:
+                raise SliceError(f"Slice {name!r} has {len(rows)} spot; {why} at least {n}. Drop this slice.")
+
+
+def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[object] = ()) -> Sections:
+    """Tell the slices of an AnnData apart.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    slice_key
+        Column of ``obs``. Without it: ``"slice"`` where there is such a column, or the only column that names the
+        entries of ``uns["spatial"]``, or all spots are of one slice.
+    names
+        Further names of slices that the caller knows, such as the keys of ``image=``.
+
+    Raises
+    ------
+    InputError
+        ``uns["spatial"]`` is not laid out by slice.
+    SliceError
+        The column is absent or has gaps, or there are several candidates.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from anndata import AnnData
+    >>> from st_gchb.pp.spots._sections import sections_of
+    >>> sections_of(AnnData(obs=pd.DataFrame({"slice": ["a", "b"]}, index=["1", "2"]))).names.tolist()
+    ['a', 'b']
+    """
+    libraries = libraries_of(adata)
+    known = list(dict.fromkeys([*libraries, *map(str, names)]))
+    key = slice_key if slice_key is not None else _find_key(adata, known)
+    if key is None:
+        name = known[0] if known else Keys.SLICE
+        column = np.full(adata.n_obs, name, dtype=object)
+    else:
+        column = _read_column(adata, key)
+    codes, unique = pd.factorize(column)
+    rows = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(unique)}
+    # One slice and one library belong together, whatever the column calls the slice.
+    lone = next(iter(libraries.values())) if len(rows) == 1 == len(libraries) else None
+    owned = {name: libraries.get(name) or lone or Library(name) for name in rows}
+    return Sections(key, column, rows, owned)
+
+
+def _read_column(adata: AnnData, key: str) -> npt.NDArray[np.object_]:
+    if not isinstance(key, str) or key not in adata.obs:
+        raise SliceError(
+            f"obs has no column {key!r} (slice_key); found {list(adata.obs.columns)[:12]}. Name the column that tells "
+            "the slices apart."
+        )
+    column = column_of(adata, key, "slice_key", SliceError)
+    gaps = int(column.isna().sum())
+    if gaps:
+        raise SliceError(
+            f"obs[{key!r}] is empty for {gaps} of {adata.n_obs} spots; expected the name of a slice for each. Drop "
+            f"them: adata = adata[adata.obs[{key!r}].notna()].copy()."
+        )
+    return column.astype(str).to_numpy(dtype=object)
+
+
+def _find_key(adata: AnnData, known: list[str]) -> str | None:
+    """Find the column that tells slices apart; None where there is one slice."""
+    has_slice = Keys.SLICE in adata.obs
+    if len(known) <= 1:
+        return Keys.SLICE if has_slice else None
+    # By position: names of columns may occur twice.
+    columns = [(str(name), adata.obs.iloc[:, i].dropna()) for i, name in enumerate(adata.obs.columns)]
+    naming = [name for name, values in columns if len(values) and set(values.astype(str)) <= set(known)]
+    if Keys.SLICE in naming or (has_slice and len(naming) != 1):
+        return Keys.SLICE
+    if len(naming) == 1:
+        logger.info("Slices are told apart by obs[%r].", naming[0])
+        return naming[0]
+    raise SliceError(
+        f"uns['spatial'] holds {len(known)} slices, {known[:6]}, and slice_key was not given; "
+        + (f"columns of obs that name them: {naming}. " if naming else f"obs has {list(adata.obs.columns)[:12]}. ")
+        + advise(Fix("slice_key", why="with the column of obs that names them"), otherwise=_CALL_IT)
+    )
+
+
+def check_lone_slice(adata: AnnData, sections: Sections, centers: npt.NDArray[np.float64]) -> None:
+    """See that spots that are taken for one slice are no sections on top of one another.
+
+    ``anndata.concat`` of sections whose entries in ``uns["spatial"]`` have the same name leaves one of them.
+
+    Raises
+    ------
+    SliceError
+        A column tells groups of spots apart that lie over one another, or places of the array occur twice.
+    """
+    if len(sections.rows) != 1:
+        return
+    (name,) = sections.rows
+    for column in _columns_like_slices(adata, sections.key):
+        groups = adata.obs[column].astype(str).to_numpy(dtype=object)
+        n = len(set(groups))
+        if _share_overlapping(centers, groups) > _OVERLAPPING:
+            raise SliceError(
+                f"all spots are taken for one slice, {name!r}, but those of the {n} groups of obs[{column!r}] lie over "
+                f"one another: several sections. {advise(Fix('slice_key', repr(column)), otherwise=_CALL_IT)} "
+                "Each needs an image: uns['spatial'] an entry of each one's name (anndata.concat keeps "
+                "one of several that have the same name). "
+                + advise(Fix("image", why=f"as a dict by {column} where it has none"))
+            )
+        logger.warning(
+            "All spots are taken for one slice, %r, though obs[%r] tells %d groups apart. %s",
+            name,
+            column,
+            n,
+            advise(Fix("slice_key", repr(column), "if these are slices"), otherwise=_CALL_IT),
+        )
+    twice = _array_places_twice(adata.obs)
+    if twice > _OVERLAPPING:
+        raise SliceError(
+            f"all spots are taken for one slice, {name!r}, but {twice:.0%} of them have a place on the array "
+            "(obs['array_row'], obs['array_col']) that another spot has too: several sections. Give obs a column "
+            f"that names each spot's slice. {advise(Fix('slice_key', why='with its name'), otherwise=_CALL_IT)}"
+        )
+
+
+def _columns_like_slices(adata: AnnData, key: str | None) -> list[str]:
+    """Columns that may tell slices apart: by their names, and with two to many values."""
+    found = []
+    for name in adata.obs.columns:
+        if not isinstance(name, str) or name == key or not _LIKE_SLICES & set(re.split(r"[^a-z]+", name.lower())):
+            continue
+        column = adata.obs[name]
+        if name.startswith("array_") or isinstance(column, pd.DataFrame) or column.isna().any():
+            continue
+        if isinstance(column.dtype, pd.CategoricalDtype) or not pd.api.types.is_float_dtype(column.dtype):
+            n = len(set(column.astype(str)))
+            if 2 <= n <= adata.n_obs / 2:
+                found.append(name)
+    return found
+
+
+def _share_overlapping(centers: npt.NDArray[np.float64], groups: npt.NDArray[np.object_]) -> float:
+    """Share of spots to which a spot of another group is much nearer than spots of their own group are."""
+    own = np.full(len(centers), np.nan)
+    for group in set(groups):
+        rows = np.flatnonzero(groups == group)
+        if len(rows) > 1:
+            own[rows] = np.asarray(cKDTree(centers[rows]).query(centers[rows], k=2)[0])[:, 1]
+    pitch = float(np.nanmedian(own)) if np.isfinite(own).any() else 0.0
+    if pitch <= 0:
+        return 0.0
+    _, near = cKDTree(centers).query(centers, k=min(4, len(centers)), distance_upper_bound=_OVERLAP * pitch)
+    near = np.asarray(near).reshape(len(centers), -1)
+    # Where there is no such neighbour, the tree gives the number of spots.
+    labels = np.array([*groups, None], dtype=object)
+    other = (near < len(centers)) & (labels[near] != groups[:, None])
+    return float(other.any(axis=1).mean())
+
+
+def _array_places_twice(obs: pd.DataFrame) -> float:
+    """Share of spots whose place on the array another spot has too."""
+    columns = ["array_row", "array_col"]
+    if not all(list(obs.columns).count(name) == 1 for name in columns):
+        return 0.0
+    places = obs[columns].dropna()
+    return float(places.duplicated(keep=False).mean()) if len(places) else 0.0

@@ -1,0 +1,293 @@
+"""SpatialData becomes the same light AnnData that the rest of the package knows, and answers go back as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import checked
+from st_gchb._compat import named_layers
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError, MissingKeyError
+from st_gchb._matrices import in_memory
+from st_gchb.io import Library, SlideImage, annotated_rows, libraries_of, open_image, reading
+from st_gchb.pp.spots._sections import check_object
+from st_gchb.pp.spots._slices import Slice, split_slices
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from st_gchb.pp.spots._spatialdata import Placed
+
+_REGION, _INSTANCE = "region", "instance_id"
+
+
+@dataclass(eq=False)
+class Resolved:
+    """A table of spots with positions in image px, whatever it came from.
+
+    Parameters
+    ----------
+    adata
+        For AnnData the object itself. For SpatialData a new, light one: it shares the table's matrices, has positions
+        in ``obsm["spatial"]``, the region in a column of ``obs``, and the spot diameter in ``uns["spatial"]``.
+    images
+        What ``image=`` of :func:`slices_of` takes; for SpatialData, images by region.
+    slice_key
+        Column that tells slices apart; None where it is to be found.
+    table
+        The SpatialData's own table, or None.
+    region_key, instance_key
+        Columns by which rows are matched to shapes; None for AnnData.
+    """
+
+    adata: AnnData
+    images: Any = None
+    slice_key: str | None = None
+    table: AnnData | None = None
+    region_key: str | None = None
+    instance_key: str | None = None
+    from_spatialdata: bool = False
+
+    def slices(
+        self,
+        slice_key: str | None = None,
+        image_key: str | None = None,
+        um_per_px: float | Mapping[str, float] | None = None,
+    ) -> list[Slice]:
+        """Split into slices with their images, as :func:`slices_of` does."""
+        return split_slices(self.adata, slice_key or self.slice_key, self.images, image_key, um_per_px)
+
+    def target(self, *, copy: bool) -> AnnData:
+        """Give the object that results are written to."""
+        if copy:
+            return in_memory(self.adata)
+        if not self.from_spatialdata:
+            return self.adata
+        if self.table is None or self.table.n_obs != self.adata.n_obs:
+            found = (
+                "no table" if self.table is None else f"a table of {self.table.n_obs} rows for {self.adata.n_obs} spots"
+            )
+            raise InputError(
+                f"the SpatialData has {found} to write to. "
+                + advise(
+                    Fix("copy", "True", "which returns an AnnData"),
+                    otherwise="Add a table that annotates the spots: TableModel.parse(table, region=..., ...).",
+                )
+            )
+        return self.table
+
+
+@checked
+def resolve(
+    data: AnnData | SpatialData,
+    *,
+    table: str | None = None,
+    image: Any = None,
+    shapes: str | None = None,
+    coordinate_system: str | None = None,
+    thumbnails: bool = False,
+) -> Resolved:
+    """Find spots, positions and images.
+
+    Parameters
+    ----------
+    data
+        AnnData, which is passed through, or SpatialData.
+    table
+        Name of the table, where there are several.
+    image
+        For AnnData as in :func:`slices_of`. For SpatialData the name of an image element of any scale, or a dict of
+        names by region; not needed where one image shares a coordinate system with the spots.
+    shapes
+        Name of the spots: where there is no table, or the table speaks of several regions and one is meant.
+    coordinate_system
+        Coordinate system in which spots and images meet, where several disagree.
+    thumbnails
+        Put a small image into ``uns["spatial"]``, for figures.
+
+    Returns
+    -------
+    Resolved
+        Spots with ``obsm["spatial"]`` in px of the image's finest scale. Rows follow the table; their positions are
+        matched by instance id.
+
+    Raises
+    ------
+    InputError, MissingKeyError, SliceError
+        Table, spots, image or transformation are not to be found, or there are several.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> from st_gchb.pp import resolve
+    >>> adata = AnnData(obsm={"spatial": np.zeros((2, 2))})
+    >>> resolve(adata).adata is adata
+    True
+    """
+    check_object(data, spatialdata=True)
+    if isinstance(data, AnnData):
+        for name, value in (("table", table), ("shapes", shapes), ("coordinate_system", coordinate_system)):
+            if value is not None:
+                raise InputError(f"{name}={value!r} is for SpatialData, and this is an AnnData. Leave it out.")
+        return Resolved(data, images=image)
+    from st_gchb.pp.spots._spatialdata import find_image, find_spots, find_table, place_spots
+
+    source = find_table(data, table, shapes)
+    spots = find_spots(data, source, shapes)
+    adata = _light_copy(source, spots)
+    images: dict[str, SlideImage] = {}
+    libraries: dict[str, Any] = {}
+    centers = np.full((len(spots), 2), np.nan)
+    n_regions = spots[_REGION].nunique()
+    for region in spots[_REGION].unique():
+        rows = np.flatnonzero(spots[_REGION] == region)
+        element, system = find_image(data, region, image, coordinate_system)
+        images[region] = open_image(data.images[element], name=f"image element {element!r}")
+        placed = place_spots(data, region, element, system, spots[_INSTANCE].iloc[rows])
+        centers[rows] = placed.centers_px
+        libraries[region] = _library(images[region], placed, source, region, n_regions, thumbnails)
+    adata.obsm[Keys.SPATIAL] = centers
+    adata.uns[Keys.SPATIAL] = libraries
+    region_key, instance_key = _keys(source)
+    return Resolved(adata, images, region_key, source, region_key, instance_key, from_spatialdata=True)
+
+
+@checked
+def write_table(
+    sdata: SpatialData,
+    result: AnnData,
+    *,
+    name: str = Keys.TABLE,
+    region_key: str = _REGION,
+    instance_key: str = _INSTANCE,
+    overwrite: bool = False,
+) -> None:
+    """Add a result to a SpatialData as a table that annotates the spots.
+
+    The object in memory changes; where it is backed by a folder, :func:`st_gchb.io.write_elements` stores the table.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the spots.
+    result
+        Table with the region and the instance id of every row in ``obs``, as :func:`resolve` gives it.
+    name
+        Name of the table. An earlier result of this package with that name is replaced.
+    region_key, instance_key
+        Columns of ``result.obs``.
+    overwrite
+        Replace any table of that name.
+
+    Raises
+    ------
+    InputError, MissingKeyError
+        A column is absent, it names no element of ``sdata``, or there is such a table that this package did not write.
+    """
+    from spatialdata.models import TableModel
+
+    check_object(result)
+    absent = [key for key in (region_key, instance_key) if key not in result.obs]
+    if absent:
+        raise MissingKeyError(f"the result's obs has no {absent}; expected the columns that pp.resolve put there.")
+    rows = annotated_rows(result.obs, region_key, instance_key)
+    regions = rows["region"].unique().tolist()
+    unknown = [region for region in regions if region not in sdata]
+    if unknown:
+        raise InputError(f"obs[{region_key!r}] names {unknown}, which the SpatialData does not hold.")
+    check_table_name(sdata, name, overwrite=overwrite)
+    table = in_memory(result)
+    table.uns.pop(TableModel.ATTRS_KEY, None)
+    table.obs[region_key] = pd.Categorical(rows["region"])
+    table.obs[instance_key] = rows["instance_id"].to_numpy()
+    with reading(f"the result for {name!r}", "what SpatialData takes", "Rename or drop what is named there."):
+        parsed = TableModel.parse(table, region=regions, region_key=region_key, instance_key=instance_key)
+    if name in sdata.tables:
+        del sdata.tables[name]
+    sdata.tables[name] = parsed
+
+
+def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) -> None:
+    """Raise :class:`InputError` unless a result may have this name in ``sdata``."""
+    if not is_element_name(name):
+        raise InputError(f"name {name!r}: expected letters, digits, '_', '-' and '.', as SpatialData takes them.")
+    if name in sdata and name not in sdata.tables:
+        raise InputError(f"the SpatialData has another element called {name!r}. Choose another name.")
+    if name in sdata.tables and not overwrite and Keys.UNS not in sdata.tables[name].uns:
+        raise InputError(
+            f"the SpatialData has a table {name!r} already. "
+            + advise(
+                Fix("key_added", why="with another name"), Fix("name", why="with another one"), Fix("overwrite", "True")
+            )
+        )
+
+
+def is_element_name(name: object) -> bool:
+    """Whether SpatialData takes this as the name of an element."""
+    return (
+        isinstance(name, str)
+        and name.strip(".") != ""
+        and not name.startswith("__")
+        and all(letter.isalnum() or letter in "_-." for letter in name)
+    )
+
+
+def _keys(source: AnnData | None) -> tuple[str, str]:
+    if source is None:
+        return _REGION, _INSTANCE
+    from st_gchb.pp.spots._spatialdata import linked
+
+    link = linked(source)
+    return link.region_key, link.instance_key
+
+
+def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
+    """Make an AnnData of the rows in ``spots`` that shares the matrices of ``source``."""
+    if source is None:
+        obs = spots.astype({_REGION: "category"})
+        return AnnData(obs=obs.set_index(obs.index.astype(str)))
+    from spatialdata.models import TableModel
+
+    region_key, instance_key = _keys(source)
+    # By place: names may occur twice, which is told where they are needed.
+    rows = np.flatnonzero(source.obs[region_key].astype(str).isin(spots[_REGION].unique()))
+    part = source if len(rows) == source.n_obs else source[rows]
+    light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=named_layers(part), obsm=dict(part.obsm))
+    light.uns.update(
+        {key: value for key, value in source.uns.items() if key not in (TableModel.ATTRS_KEY, Keys.SPATIAL)}
+    )
+    light.obs[region_key] = pd.Categorical(spots[_REGION])
+    light.obs[instance_key] = spots[_INSTANCE].to_numpy()
+    return light
+
+
+def _library(
+    image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
+) -> dict[str, Any]:
+    """Build what ``uns["spatial"]`` says of one region, in px of its image."""
+    from st_gchb.pp.spots._spatialdata import bin_um
+
+    factors: dict[str, float] = {}
+    if placed.diameter_px is not None:
+        factors[Keys.SPOT_DIAMETER] = placed.diameter_px
+    stored = libraries_of(source) if source is not None else {}
+    # A table of one region may call it another way.
+    lone = next(iter(stored.values())) if source is not None and len(stored) == 1 and n_regions == 1 else None
+    um_per_px = (stored.get(region) or lone or Library(region)).factor(Keys.UM_PER_PX)
+    side_um = bin_um(region)
+    if um_per_px is not None:
+        factors[Keys.UM_PER_PX] = um_per_px / placed.scale
+    elif side_um is not None and placed.diameter_px is not None:
+        factors[Keys.UM_PER_PX] = side_um / placed.diameter_px
+    images: dict[str, Any] = {}
+    if thumbnails:
+        images["hires"], factors["tissue_hires_scalef"] = image.thumbnail()
+    return {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}

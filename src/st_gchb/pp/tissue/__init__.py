@@ -1,0 +1,5 @@
+"""Tissue on a slide, and query positions on it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

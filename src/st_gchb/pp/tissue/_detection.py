@@ -1,0 +1,356 @@
+"""Where on a slide there is tissue."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.filters import apply_hysteresis_threshold, threshold_otsu
+from skimage.morphology import disk, isotropic_closing, isotropic_opening
+
+from st_gchb._advice import Fix, advise
+from st_gchb._arguments import Area, Micrometers, PixelSize, checked
+from st_gchb._compat import squidpy_tissue
+from st_gchb._errors import ScaleError
+from st_gchb.io import SlideImage, open_image
+from st_gchb.io.images import shrink
+
+Mask = npt.NDArray[np.bool_]
+Field = npt.NDArray[np.float32]
+
+_WINDOW_UM = 40.0
+"""Side of the window in which colour and texture are seen: a few cells."""
+_SMOOTH = 0.01
+"""Glass varies less than this within a window, in optical density."""
+_BLACK = 60
+"""No glass is as dark as this: it is what was put around a scan."""
+_THRESHOLDS = (0.018, 0.025)
+"""Bounds of the score from which on a pixel is tissue: above what clean glass has, below what pale tissue has."""
+_HYSTERESIS = 1.5
+_SCORE_FLOOR = 0.003
+"""Scores below this are noise; keeps their logarithms from ruling the threshold."""
+_GREY, _PALE = 0.4, 0.3
+"""Of pale places, those where green is absorbed by less than this share more than blue are grey: fiducials, shadows."""
+_INK_SEEN = 0.3
+"""Optical density from which on a colour can be told from tissue's."""
+_INK_BLUE, _INK_BLUE_BROAD = 0.25, 0.19
+"""Blue and green ink absorb red by this share more than green, in a window or around it; hematoxylin hardly does."""
+_INK_GREY = 0.85
+"""Of grey things the least absorbed colour is absorbed by this share of the most absorbed; H&E lets blue pass."""
+_INK_DARK = 1.5
+"""Optical density that no tissue has on average around a window: solid ink of any colour."""
+_INK_REACH_UM = 100.0
+"""How far from where it is sure a stroke is followed through pixels that may be its fringe."""
+_INK_MARGIN_UM = 25.0
+
+
+@dataclass(frozen=True, eq=False)
+class Stained:
+    """Pixels of a small picture of a slide.
+
+    Parameters
+    ----------
+    tissue
+        ``(h, w)``; not cleaned.
+    grey
+        ``(h, w)``: as textured as tissue, but of no clear colour: fiducials, shadows, and bleached tissue.
+    ink
+        ``(h, w)``: strokes of ink, and grey dirt.
+    """
+
+    tissue: Mask
+    grey: Mask
+    ink: Mask
+
+
+def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
+    """Tell stained tissue by its colour and its texture.
+
+    Both dyes of H&E absorb green more than blue, which glass, dust, grey fiducials and the shadows of edges do not;
+    and tissue differs from place to place, which smears of dye on the glass do not. A pixel's score is the geometric
+    mean of the two, in optical density, so that pale tissue counts where it has texture.
+
+    Parameters
+    ----------
+    pixels
+        ``(h, w, 3)``.
+    um_per_px
+        Size of a pixel, µm.
+
+    Returns
+    -------
+    Stained
+        Tissue, and ink.
+    """
+    window = max(3, length_px(_WINDOW_UM, um_per_px, pixels.shape) | 1)
+    light = np.maximum(pixels, 1).astype(np.float32)
+    green = np.log(255.0 / light[..., 1])
+    density = np.log(np.maximum(glass_color(pixels, deviation(green, window)), 1.0) / light).astype(np.float32)
+    purple = density[..., 1] - density[..., 2]
+    score = np.sqrt(np.maximum(mean_of(purple, window), 0.0) * deviation(purple, window))
+    wide = 2 * window + 1
+    depth = mean_of(density[..., 1], wide)
+    grey = (mean_of(purple, wide) < _GREY * depth) & (depth < _PALE)
+    threshold = _log_otsu(np.where(grey, 0, score), *_THRESHOLDS)
+    tissue = apply_hysteresis_threshold(np.where(grey, 0, score), threshold, _HYSTERESIS * threshold)
+    return Stained(tissue.astype(bool), grey & (score > threshold), _find_ink(density, window, um_per_px))
+
+
+def length_px(um: float, um_per_px: float, shape: tuple[int, ...]) -> int:
+    """Length in whole px, no longer than a picture's longer side: beyond it nothing is changed but the time it takes.
+
+    Examples
+    --------
+    >>> from st_gchb.pp.tissue._detection import length_px
+    >>> length_px(25.0, 8.0, (90, 70)), length_px(25.0, 1e-30, (90, 70))
+    (3, 90)
+    """
+    return round(min(um / um_per_px, max(shape[:2])))
+
+
+def mean_of(values: Field, window: int) -> Field:
+    """Mean within a square window around each pixel."""
+    return ndimage.uniform_filter(values, window, mode="reflect")
+
+
+def deviation(values: Field, window: int) -> Field:
+    """Standard deviation within a square window around each pixel."""
+    mean = mean_of(values, window)
+    return np.sqrt(np.maximum(mean_of(values * values, window) - mean * mean, 0.0))
+
+
+def glass_color(pixels: npt.NDArray[np.uint8], texture: Field) -> npt.NDArray[np.float64]:
+    """Colour of bare glass, ``(3,)``: the brightest common colour of places without texture.
+
+    Where tissue fills the picture, the brightest pixels, as grey, stand for it.
+    """
+    flat = (texture < _SMOOTH) & (pixels.max(axis=2) > _BLACK)
+    # White that was put around a scan is no glass; where there is little else, it is overexposed glass.
+    bare = flat & (pixels < 255).any(axis=2)
+    smooth = pixels[bare if bare.sum() > 0.2 * flat.sum() else flat]
+    if len(smooth) < 0.01 * texture.size:
+        return np.full(3, np.percentile(pixels.reshape(-1, 3), 99.5))
+    brightness = smooth.mean(axis=1)
+    counts = ndimage.uniform_filter1d(np.bincount(brightness.astype(np.int64), minlength=256).astype(float), 5)
+    common = np.flatnonzero(counts >= 0.25 * counts.max())
+    peak = _peak_before(counts, int(common[-1]))
+    near = np.abs(brightness - peak) <= 4
+    return np.asarray(np.median(smooth[near], axis=0), dtype=np.float64)
+
+
+def _peak_before(counts: npt.NDArray[np.float64], start: int) -> int:
+    """Climb from the bright end of the histogram to the first peak."""
+    while start > 0 and counts[start - 1] >= counts[start]:
+        start -= 1
+    return start
+
+
+def _log_otsu(score: Field, low: float, high: float) -> float:
+    levels = np.log(score + _SCORE_FLOOR)
+    if levels.max() - levels.min() < 1e-6:
+        return high
+    return float(np.clip(np.exp(threshold_otsu(levels)) - _SCORE_FLOOR, low, high))
+
+
+def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
+    """Strokes of ink, with their fringes."""
+    red, green, blue = (mean_of(density[..., channel], window) for channel in range(3))
+    most = np.maximum(np.maximum(red, green), blue)
+    least = np.minimum(np.minimum(red, green), blue)
+    broad_red, broad_green = (mean_of(density[..., channel], 2 * window + 1) for channel in (0, 1))
+    bluish = (red - green > _INK_BLUE * green) | (broad_red - broad_green > _INK_BLUE_BROAD * broad_green)
+    ink = (most > _INK_SEEN) & (bluish | (least > _INK_GREY * most))
+    ink |= np.maximum(broad_red, broad_green) > _INK_DARK
+    if not ink.any():
+        return ink
+    # Where a stroke fades, its colour comes nearer to tissue's: there it is followed, but not far.
+    fringe = (most > 0.1) & ((red - green > 0.1 * green) | (least > 0.7 * most) | (most > 1.0))
+    reach, margin = (max(1, length_px(um, um_per_px, ink.shape)) for um in (_INK_REACH_UM, _INK_MARGIN_UM))
+    grown = ndimage.binary_dilation(ink, iterations=reach, mask=fringe | ink)
+    return np.asarray(ndimage.binary_dilation(grown, disk(margin)), dtype=bool)
+
+
+TissueMethod = Literal["stain", "squidpy", "all"]
+
+_LONGEST_PX = 3000
+"""The picture in which tissue is looked for is no larger, whatever the slide's size."""
+_GAP_UM = 25.0
+"""Gaps narrower than twice this belong to the tissue: it is never quite closed."""
+_CRUMB_UM = 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class Tissue:
+    """A mask of tissue at a known scale.
+
+    Parameters
+    ----------
+    mask
+        ``(h, w)``, True on tissue.
+    downsample
+        px of the slide's finest level per px of the mask.
+    um_per_px
+        Size of a px of the mask, µm.
+    thumbnail
+        ``(h, w, 3)`` uint8, the picture in which it was found; None for a mask from elsewhere.
+    """
+
+    mask: Mask
+    downsample: float
+    um_per_px: float
+    thumbnail: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def share(self) -> float:
+        """Share of the slide that is tissue."""
+        return float(self.mask.mean())
+
+    def at(self, points_px: npt.NDArray[np.float64]) -> Mask:
+        """Whether points, x and y in px of the slide's finest level, lie on tissue; outside the slide is none.
+
+        Parameters
+        ----------
+        points_px
+            ``(..., 2)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(...)``, bool.
+        """
+        height, width = self.mask.shape
+        cells = np.floor(np.asarray(points_px) / self.downsample).astype(np.int64)
+        x, y = cells[..., 0], cells[..., 1]
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        return inside & self.mask[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+
+
+@checked
+def find_tissue(
+    image: Any,
+    *,
+    um_per_px: PixelSize | None = None,
+    method: TissueMethod = "stain",
+    resolution_um: Micrometers = 8.0,
+    min_area_um2: Area = 40_000.0,
+    max_hole_um2: Area = 20_000.0,
+) -> Tissue:
+    """Find the tissue of an H&E slide on a picture of low resolution.
+
+    Glass, smears of dye, dust, grey fiducials and strokes of ink are left out. Light red ink is not: it has the colour
+    of blood.
+
+    Parameters
+    ----------
+    image
+        As :func:`st_gchb.io.open_image` takes it.
+    um_per_px
+        Size of a pixel of the finest level, µm, where the file does not say so.
+    method
+        ``"stain"``: by colour and texture. ``"squidpy"``: squidpy's ``detect_tissue``, which thresholds brightness.
+        ``"all"``: the whole slide.
+    resolution_um
+        Size of a pixel of the picture in which tissue is looked for, µm; coarser for slides so large that the picture
+        would be longer than 3,000 px, or for images that are coarser.
+    min_area_um2
+        Pieces smaller than this are left out, µm².
+    max_hole_um2
+        Holes smaller than this count as tissue, µm².
+
+    Returns
+    -------
+    Tissue
+        The mask, empty where there is no tissue. Places whose pixels cannot be decoded are none, with a warning.
+
+    Raises
+    ------
+    ScaleError
+        The size of a pixel is not known.
+    ImageError, MissingFileError
+        The image cannot be used.
+    InputError
+        An argument is no positive number, or ``method`` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.pp import find_tissue
+    >>> slide = np.full((200, 200, 3), 240, dtype=np.uint8)
+    >>> slide[50:150, 50:150] = np.random.default_rng(0).integers((120, 60, 130), (200, 140, 200), (100, 100, 3))
+    >>> 0.2 < find_tissue(slide, um_per_px=8.0).share < 0.3
+    True
+    """
+    slide = open_image(image, um_per_px)
+    size = pixel_size(slide)
+    # In floats: as a whole number, the finest resolutions ask for more px than there are numbers.
+    longest = max(1, math.ceil(min(_LONGEST_PX, max(slide.shape_px) * size / resolution_um)))
+    pixels, scale, damaged = shrink(slide, longest)
+    if isinstance(image, str | os.PathLike):
+        slide.release()
+    coarse = size / scale
+    if method == "all":
+        mask = np.ones(pixels.shape[:2], dtype=bool)
+    elif method == "squidpy":
+        mask = squidpy_tissue(pixels)
+    else:
+        mask = _clean(pixels, coarse, min_area_um2, max_hole_um2)
+    # What cannot be decoded is not known to be tissue, whatever surrounds it.
+    mask = mask & ~damaged
+    return Tissue(mask, 1.0 / scale, coarse, pixels)
+
+
+def pixel_size(slide: SlideImage) -> float:
+    """Size of a pixel of the finest level, µm.
+
+    Raises
+    ------
+    ScaleError
+        It is not known.
+    """
+    if slide.um_per_px is None:
+        raise ScaleError(
+            f"{slide.name}: the size of a pixel is not known, so µm cannot be turned into px. "
+            + advise(
+                Fix(
+                    "um_per_px",
+                    why="with the size of a pixel of the full-resolution image in µm, as the scanner's software shows "
+                    "it (a scan at 20x has about 0.5, at 40x about 0.25)",
+                ),
+                otherwise="Set uns['spatial'][slice]['scalefactors']['microns_per_pixel'] to it.",
+            )
+        )
+    return slide.um_per_px
+
+
+def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float, max_hole_um2: float) -> Mask:
+    """Close gaps, take away crumbs and ink, fill holes."""
+    found = find_stained(pixels, um_per_px)
+    # The border is mirrored, so that tissue which is cut by the image's edge is not eaten from there.
+    longest = max(pixels.shape[:2])
+    gap, crumb = (min(um / um_per_px, longest) for um in (_GAP_UM, _CRUMB_UM))
+    pad = math.ceil(gap) + 1
+    mask = np.pad(found.tissue & ~found.ink, pad, mode="symmetric")
+    mask = isotropic_closing(mask, gap)
+    mask = isotropic_opening(mask, crumb)[pad:-pad, pad:-pad]
+    area_px = um_per_px**2
+    mask = _fill_holes(mask, max_hole_um2 / area_px, found.grey) & ~found.ink
+    pieces, sizes = _pieces(mask)
+    return np.asarray((sizes >= min_area_um2 / area_px)[pieces] & mask, dtype=bool)
+
+
+def _fill_holes(mask: Mask, area_px: float, grey: Mask) -> Mask:
+    """Fill small holes, and those that are bleached tissue: textured, and surrounded by tissue."""
+    pieces, sizes = _pieces(~mask)
+    bleached = np.bincount(pieces.ravel(), weights=grey.ravel(), minlength=len(sizes)) > 0.5 * sizes
+    return mask | ((sizes < area_px) | bleached)[pieces]
+
+
+def _pieces(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Number of the connected piece that each px belongs to, and how many px each has."""
+    pieces, n = ndimage.label(mask)
+    return pieces, np.bincount(pieces.ravel(), minlength=n + 1)

@@ -1,0 +1,143 @@
+"""Query positions on a slide that has H&E and nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from st_gchb._arguments import Micrometers, PixelSize, PositiveShare, checked
+from st_gchb._constants import Keys
+from st_gchb._errors import InputError
+from st_gchb.io import SlideImage, open_image
+from st_gchb.pp.tissue._detection import Tissue, TissueMethod
+from st_gchb.pp.tissue._layout import GridKind, Tiles, lay_tiles
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+_PICTURE_PX = 1500
+
+
+@checked
+def tile_tissue(
+    source: Any,
+    *,
+    spacing_um: Micrometers = 100.0,
+    um_per_px: PixelSize | None = None,
+    grid: GridKind = "hex",
+    roi: Any = None,
+    tissue: TissueMethod | Tissue | np.ndarray = "stain",
+    min_tissue: PositiveShare = 0.5,
+    name: str | None = None,
+    image: str | None = None,
+    overwrite: bool = False,
+) -> AnnData | SpatialData:
+    """Lay query positions on the tissue of a bare H&E slide.
+
+    Parameters
+    ----------
+    source
+        Path of an image, an array ``(h, w, 3)``, a :class:`~st_gchb.io.SlideImage`, or a SpatialData with an image.
+    spacing_um
+        Distance between neighbouring positions, µm. Tiles are circles of this diameter, which touch.
+    um_per_px
+        Size of a pixel of the finest level, µm, where the file does not say so.
+    grid
+        ``"hex"``: as on a Visium slide; ``"square"``.
+    roi
+        Region of interest: a shapely polygon, corners as an array ``(n, 2)`` of x, y in full-resolution px, or a list
+        of these. For a SpatialData also the name of a shapes element with polygons.
+    tissue
+        How tissue is found, as :func:`find_tissue` takes it (``"stain"``, ``"squidpy"``, ``"all"``); or what
+        :func:`find_tissue` returned, or a mask ``(h, w)`` of the whole slide at any scale.
+    min_tissue
+        Share of a tile that must be tissue, above 0 and at most 1.
+    name
+        Name of the slice (default: the file's name without its ending); for a SpatialData of the shapes (default
+        ``"tiles"``).
+    image
+        For a SpatialData: name of the image, where there are several.
+    overwrite
+        For a SpatialData: replace shapes and table of these names.
+
+    Returns
+    -------
+    AnnData or SpatialData
+        A query for :meth:`st_gchb.model.STGCHB.predict`. AnnData: one row per position; ``obs``: ``slice``,
+        ``array_row``, ``array_col``, ``tissue_share``; ``obsm["spatial"]``: x, y in full-resolution px, ``(n, 2)``;
+        ``uns["spatial"]``: picture, scale factors, the image's path (an array is kept itself); ``uns["tiles"]``: how
+        they were laid. A SpatialData is returned itself, with circles ``shapes[name]`` and, annotating them,
+        ``tables[name + "_table"]``.
+
+    Raises
+    ------
+    ScaleError
+        The size of a pixel is not known.
+    TissueError
+        There is no tissue, or none in the region.
+    CoordinateError
+        A polygon lies outside the slide.
+    ImageError, MissingFileError, MissingKeyError
+        The image cannot be used, or is not there.
+    InputError
+        An argument is of a wrong kind or size.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> slide = st_gchb.datasets.synthetic_tissue(1, n_rows=8, n_cols=8, n_genes=20).uns["spatial"]["S1"]
+    >>> query = st_gchb.pp.tile_tissue(slide["images"]["hires"], um_per_px=1.0, spacing_um=200)
+    >>> sorted(query.obs)
+    ['array_col', 'array_row', 'slice', 'tissue_share']
+    """
+    spatialdata = sys.modules.get("spatialdata")
+    if spatialdata is not None and isinstance(source, spatialdata.SpatialData):
+        # An object of this class exists: its package, slow to import, is there already.
+        from st_gchb.pp.tissue._tile_shapes import tile_spatialdata
+
+        settings = {"spacing_um": spacing_um, "grid": grid, "tissue": tissue, "min_tissue": min_tissue}
+        return tile_spatialdata(source, roi, settings, um_per_px, name or Keys.TILES, image, overwrite)
+    if image is not None or overwrite:
+        raise InputError(f"image= and overwrite= are for SpatialData; source is a {type(source).__name__}.")
+    slide = open_image(source, um_per_px)
+    try:
+        tiles = lay_tiles(slide, roi, spacing_um=spacing_um, grid=grid, tissue=tissue, min_tissue=min_tissue)
+        label = name or _name_of(source)
+        query = tiles.table(label)
+        query.obs.insert(0, Keys.SLICE, pd.Categorical([label] * len(tiles.grid)))
+        query.uns[Keys.SPATIAL] = {label: _library(tiles, slide, source)}
+    finally:
+        if isinstance(source, str | os.PathLike):
+            slide.release()
+    return query
+
+
+def _name_of(source: Any) -> str:
+    if not isinstance(source, str | os.PathLike):
+        return "slide"
+    return Path(source).name.split(".")[0] or "slide"
+
+
+def _library(tiles: Tiles, slide: SlideImage, source: Any) -> dict[str, Any]:
+    """Build what ``uns["spatial"]`` says of the slide: where its pixels are, and a picture for figures."""
+    picture, scale = tiles.tissue.thumbnail, 1.0 / tiles.tissue.downsample
+    if picture is None:
+        picture, scale = slide.thumbnail(_PICTURE_PX)
+    images: dict[str, Any] = {"hires": picture}
+    metadata: dict[str, Any] = {}
+    path = getattr(slide.levels[0], "path", None)
+    if path is not None:
+        metadata[Keys.SOURCE_IMAGE] = str(Path(path).resolve())
+    elif isinstance(slide.levels[0], np.ndarray):
+        images["fullres"] = slide.levels[0]
+    else:
+        images["fullres"] = source
+    factors = {f"tissue_{key}_scalef": scale if key == "hires" else 1.0 for key in images}
+    factors |= {Keys.SPOT_DIAMETER: tiles.diameter_px, Keys.UM_PER_PX: tiles.um_per_px}
+    return {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: metadata}
