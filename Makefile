@@ -29,7 +29,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make demo               train on synthetic sections, predict a held-out one, draw it in $(OUT)/"
-	@echo "make demo DATA=folder   the same on the HER2+ breast tumour sections in that folder"
+	@echo "make demo DATA=folder   the same on the HER2+ breast tumor sections in that folder"
 	@echo "make test               linters, types and all tests"
 	@echo "make bench              benchmarks: growth with the number of spots, shares of the physical limits (SCALES=\"1 4\": less)"
 	@echo "make bench-compare BASE=commit [HEAD=commit]   the same benchmarks of two commits, in turn"

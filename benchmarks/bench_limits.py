@@ -98,4 +98,4 @@ def bench_encoding_rate(measure, slides, name, device):
     with Watch(device) as watch:
         facts = {"batch": max(len(batch) for batch in caught.inputs), "dtype": str(caught.inputs[0].dtype)}
         measure(embed, spots=few.n_obs, case=name, limits={"raw forward": caught.forward}, **facts)
-    measure.note(gpu_utilisation=watch.mean_utilisation)
+    measure.note(gpu_utilization=watch.mean_utilization)

@@ -14,7 +14,7 @@ WIDTH, K = 128, 400
 """Of the default model."""
 
 
-def normalised(n: int, rng: np.random.Generator) -> np.ndarray:
+def normalized(n: int, rng: np.random.Generator) -> np.ndarray:
     values = rng.standard_normal((n, WIDTH), dtype=np.float32)
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
@@ -23,7 +23,7 @@ def normalised(n: int, rng: np.random.Generator) -> np.ndarray:
 def bench_query(measure, scale, device):
     """The queries of one slice against references of 1 to 64: linear in the reference is 1."""
     rng = np.random.default_rng(0)
-    keys, queries = normalised(scale * DLPFC_SPOTS, rng), normalised(DLPFC_SPOTS, rng)
+    keys, queries = normalized(scale * DLPFC_SPOTS, rng), normalized(DLPFC_SPOTS, rng)
     on_device = [torch.as_tensor(array, device=device) for array in (queries, keys)]
 
     def product() -> None:

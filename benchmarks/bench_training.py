@@ -75,5 +75,5 @@ def bench_predict(measure, run):
 def bench_training_memory(measure, run, network):
     """Peak of the process's own memory beyond imports; features are in a file."""
     whole = {key: sum(s[key] for some in run["seconds"].values() for s in some) for key in ("wall_s", "cpu_s")}
-    facts = {key: run[key] for key in ("with_files_mib", "gpu_mib", "gpu_utilisation")}
+    facts = {key: run[key] for key in ("with_files_mib", "gpu_mib", "gpu_utilization")}
     measure.replay([whole], spots=run["n_spots"], case=network, mib=[run["own_mib"]], **facts)

@@ -27,7 +27,7 @@ from slides import GLASS, PERIOD, TILE, texture
 UM_PER_PX = 0.5
 LEVELS = 6
 BLOBS = [(0.30, 0.36, 0.22, 0.30), (0.62, 0.58, 0.26, 0.24), (0.35, 0.76, 0.16, 0.14)]
-"""Pieces of tissue: centre (x, y) and half axes, in widths of the slide."""
+"""Pieces of tissue: center (x, y) and half axes, in widths of the slide."""
 
 
 def tiles(size: int, factor: int, tissue: np.ndarray) -> Iterator[np.ndarray]:

@@ -52,7 +52,7 @@ CLOCK = Clock()
 
 
 class Watch:
-    """Peak of this process's own memory, sampled, and mean utilisation of a GPU where torch can tell it.
+    """Peak of this process's own memory, sampled, and mean utilization of a GPU where torch can tell it.
 
     Pages of mapped files, which the system drops at need, count in ``with_files`` alone. All in KiB.
     """
@@ -60,8 +60,8 @@ class Watch:
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.own = self.with_files = 0
-        self.utilisation: list[int] = []
-        self._asked = gpu_utilisation(device) is not None
+        self.utilization: list[int] = []
+        self._asked = gpu_utilization(device) is not None
 
     def __enter__(self) -> Watch:
         self._stop = threading.Event()
@@ -78,12 +78,12 @@ class Watch:
             own, with_files = resident_kib()
             self.own, self.with_files = max(self.own, own), max(self.with_files, with_files)
             if self._asked:
-                self.utilisation.append(gpu_utilisation(self.device) or 0)
+                self.utilization.append(gpu_utilization(self.device) or 0)
 
     @property
-    def mean_utilisation(self) -> float | None:
+    def mean_utilization(self) -> float | None:
         """Percent of the time in which the GPU was at work; None where that cannot be told."""
-        return sum(self.utilisation) / len(self.utilisation) if self.utilisation else None
+        return sum(self.utilization) / len(self.utilization) if self.utilization else None
 
 
 def resident_kib() -> tuple[int, int]:
@@ -93,7 +93,7 @@ def resident_kib() -> tuple[int, int]:
     return kib["RssAnon"], kib["VmRSS"]
 
 
-def gpu_utilisation(device: str) -> int | None:
+def gpu_utilization(device: str) -> int | None:
     """Percent of the last sampling interval in which the GPU was at work; None where torch cannot tell."""
     if torch.device(device).type != "cuda":
         return None

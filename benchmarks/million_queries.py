@@ -90,7 +90,7 @@ def searches(n_keys: int, n_queries: int, k: int, uneven: bool, rounds: int, thr
         "stated_recall": made["index"].recall,
         "recall": overlap(made["found"].ids, made["exact"].ids),
         "n_probe": made["index"].n_probe,
-        "n_lists": len(made["index"].centres),
+        "n_lists": len(made["index"].centers),
         "peak_mib": watch.own / 1024,
     }
 
@@ -102,7 +102,7 @@ def ratio(found: dict[str, Any], over: str, under: str) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line for each number of neighbours and kind of embeddings."""
+    """A line for each number of neighbors and kind of embeddings."""
     header = ["embeddings", "k", "exact / bare product", "index, times faster than exact", "recall stated", "recall"]
     header += ["lists probed", "index built in, s"]
     lines = [

@@ -26,7 +26,7 @@ GLASS = np.array([240, 236, 241], dtype=np.uint8)
 
 
 def hexagonal(n_spots: int) -> np.ndarray:
-    """Centres of a hexagonal array that is about as wide as high, µm, ``(n_spots, 2)``."""
+    """Centers of a hexagonal array that is about as wide as high, µm, ``(n_spots, 2)``."""
     columns = math.ceil(math.sqrt(n_spots))
     row, column = np.divmod(np.arange(n_spots), columns)
     return np.column_stack([column * PITCH_UM + row % 2 * PITCH_UM / 2, row * PITCH_UM * math.sqrt(0.75)])

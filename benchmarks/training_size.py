@@ -76,5 +76,5 @@ def one_size(
                 found["predict"] = [timed(lambda: models[0].predict(query, slice_key="slice"), device)]
     peaks = {"own_mib": (watch.own - before[0]) / 1024, "with_files_mib": (watch.with_files - before[1]) / 1024}
     peaks["imports_mib"] = before[0] / 1024
-    more = {"gpu_mib": gpu_mib(device), "gpu_utilisation": watch.mean_utilisation}
+    more = {"gpu_mib": gpu_mib(device), "gpu_utilization": watch.mean_utilization}
     return {"n_spots": n_spots, "seconds": found} | peaks | more

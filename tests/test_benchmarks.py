@@ -341,17 +341,17 @@ def test_a_gpu_is_waited_for_and_asked(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 37)
     with measuring.Watch("cuda") as watch:
         watch._stop.wait(0.2)
-    assert watch.mean_utilisation == 37
+    assert watch.mean_utilization == 37
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError, RuntimeError])
-def test_utilisation_that_cannot_be_told_is_none(bench, monkeypatch, error):
+def test_utilization_that_cannot_be_told_is_none(bench, monkeypatch, error):
     def fail(device):
         raise error("no management library")
 
     monkeypatch.setattr(torch.cuda, "utilization", fail)
-    assert bench.measuring.gpu_utilisation("cuda") is None
-    assert bench.measuring.Watch("cuda").mean_utilisation is None
+    assert bench.measuring.gpu_utilization("cuda") is None
+    assert bench.measuring.Watch("cuda").mean_utilization is None
 
 
 # ---- Slides ----
@@ -361,8 +361,8 @@ def test_slide_of_encoded_tiles_shows_the_texture_under_its_spots(bench, tmp_pat
     from st_gchb.io import open_image
 
     # Drawing the texture itself takes seconds.
-    colours = np.random.default_rng(0).integers(60, 200, (64, 64, 3)).astype(np.uint8)
-    drawn = np.kron(colours, np.ones((32, 32, 1), dtype=np.uint8))
+    colors = np.random.default_rng(0).integers(60, 200, (64, 64, 3)).astype(np.uint8)
+    drawn = np.kron(colors, np.ones((32, 32, 1), dtype=np.uint8))
     monkeypatch.setattr(bench.slides, "texture", lambda: drawn)
     bench.slides.encoded_tiles.cache_clear()
     adata = bench.slides.tiff_slide(tmp_path / "slide.tif", 30, 2.0)

@@ -68,7 +68,7 @@ def test_a_cache_folder_that_is_a_file(tmp_path):
         settings.cache_dir = tmp_path / "taken"
 
 
-def test_a_setting_that_is_misspelt():
+def test_a_setting_that_is_misspelled():
     with pytest.raises(AttributeError, match="there are the settings verbosity, progress_bars, cache_dir, seed"):
         settings.verbose = 1
     with pytest.raises(InputError, match="there are the settings"), settings.override(verbose=1):

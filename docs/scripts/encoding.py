@@ -37,7 +37,7 @@ WAYS = {
 
 
 def plain(encoder: Encoder, patches: np.ndarray) -> Callable[[], None]:
-    """The trunk as its library gives it, on patches that are standardised already."""
+    """The trunk as its library gives it, on patches that are standardized already."""
     values = encoder._prepare(torch.from_numpy(patches).permute(0, 3, 1, 2)).contiguous()
     module = encoder.module.to(memory_format=torch.contiguous_format)
 

@@ -1,4 +1,4 @@
-"""Does stain normalisation or augmentation help? Sections of her2st, each left out once, in their own and other stains.
+"""Does stain normalization or augmentation help? Sections of her2st, each left out once, in their own and other stains.
 
 Makes the tables of docs/stain.md. What was encoded is kept in the cache: a run that was stopped goes on.
 """
@@ -122,7 +122,7 @@ def shifted(test: AnnData, shift: str) -> tuple[np.ndarray, float]:
 
 
 def embedded(test: AnnData, reference: AnnData, image: np.ndarray, um_per_px: float) -> AnnData | None:
-    """The section as a query with the reference's kind of features; None where its stain cannot be normalised."""
+    """The section as a query with the reference's kind of features; None where its stain cannot be normalized."""
     query = hide_expression(test)
     rule = st_gchb.pp.FeatureRule.from_uns(reference.uns["X_patch"])
     try:

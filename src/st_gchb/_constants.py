@@ -9,7 +9,7 @@ class Keys:
     """Keys in AnnData and SpatialData objects."""
 
     SPATIAL: Final = "spatial"
-    """``obsm``: spot centres in full-resolution px, ``(n_spots, 2)`` as x, y; ``uns``: images per slice."""
+    """``obsm``: spot centers in full-resolution px, ``(n_spots, 2)`` as x, y; ``uns``: images per slice."""
     SLICE: Final = "slice"
     PATIENT: Final = "patient"
     FEATURES: Final = "X_patch"
@@ -19,7 +19,7 @@ class Keys:
     EMBEDDING: Final = "X_st_gchb"
     LAYER: Final = "st_gchb"
     MEASURED: Final = "measured"
-    """``layers``: measured log-normalised expression beside the prediction, where it is known."""
+    """``layers``: measured log-normalized expression beside the prediction, where it is known."""
     CONFIDENCE: Final = "st_gchb_confidence"
     OUTLIER: Final = "st_gchb_outlier"
     EXPECTED_PCC: Final = "st_gchb_expected_pcc"
@@ -44,10 +44,10 @@ VISIUM_SPOT_DIAMETER_UM: Final = 55.0
 """Diameter of a Visium spot, µm: turns ``spot_diameter_fullres`` (px) into µm per px."""
 
 VISIUM_PITCH_UM: Final = 100.0
-"""Distance between the centres of neighbouring Visium spots, µm."""
+"""Distance between the centers of neighboring Visium spots, µm."""
 
 DEFAULT_PATCH_UM: Final = 150.0
 """Side of a patch, µm."""
 
 TARGET_SUM: Final = 1e4
-"""Counts per spot after normalisation, before ``log1p``."""
+"""Counts per spot after normalization, before ``log1p``."""

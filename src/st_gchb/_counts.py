@@ -1,4 +1,4 @@
-"""Whether a table of expression holds what it is said to hold: raw counts, or their log-normalised values."""
+"""Whether a table of expression holds what it is said to hold: raw counts, or their log-normalized values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MAX_COUNT_LOG = 20.0
-"""No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalised one."""
+"""No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalized one."""
 
 _MAX_COUNT = 2.0**31
 """No spot has as many molecules of a gene; a negative number stored without its sign is larger."""
@@ -53,7 +53,7 @@ class Remedy:
     takes_layer
         How the function is told to take a layer, ``"pass layer={!r}"``; empty where it always takes ``X``.
     takes_logs
-        How it is told that the values are log-normalised; empty where it cannot be.
+        How it is told that the values are log-normalized; empty where it cannot be.
     called
         What the user's object is called in a line of code.
     """
@@ -126,7 +126,7 @@ def check_expression(matrix: Any, *, log_normalized: bool, name: str, remedy: Re
     matrix
         ``(n_spots, n_genes)``, whatever :func:`~st_gchb._matrices.matrix_of` reads.
     log_normalized
-        Whether it is said to be log-normalised.
+        Whether it is said to be log-normalized.
     name
         What it is called in messages.
     remedy
@@ -136,7 +136,7 @@ def check_expression(matrix: Any, *, log_normalized: bool, name: str, remedy: Re
     ------
     ExpressionError
         For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
-        log-normalised values), and spots without any count; with what was probably done to it, and where counts are.
+        log-normalized values), and spots without any count; with what was probably done to it, and where counts are.
     """
     remedy = remedy or Remedy()
     matrix = matrix_of(matrix, name, ExpressionError)
@@ -237,7 +237,7 @@ def _said_of(seen: _Seen, name: str, *, log_normalized: bool, matrix: Any) -> st
         )
     if log_normalized and (seen.high > _MAX_COUNT_LOG or (whole and seen.high > 1)):
         kind = "are whole numbers" if whole else "are too large"
-        return f"{name} was said to be log-normalised, but its values {kind} (maximum {seen.high:.3g})."
+        return f"{name} was said to be log-normalized, but its values {kind} (maximum {seen.high:.3g})."
     return ""
 
 

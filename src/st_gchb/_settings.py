@@ -154,7 +154,7 @@ class Settings:
             _logger.setLevel(level)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A name that is misspelt would change nothing, and nobody would know.
+        # A name that is misspelled would change nothing, and nobody would know.
         if name.removeprefix("_") not in _NAMES:
             raise AttributeError(f"st_gchb.settings has no {name!r}; there are the settings {', '.join(_NAMES)}.")
         super().__setattr__(name, value)

@@ -28,6 +28,6 @@ def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
 
 
 def test_an_unknown_question_is_told_before_anything_is_read(refused, tmp_path):
-    said = refused("study", "--data", tmp_path, "--questions", "colour", "--out", tmp_path / "out")
-    assert "--questions ['colour']: unknown; known are together, alone" in said
+    said = refused("study", "--data", tmp_path, "--questions", "color", "--out", tmp_path / "out")
+    assert "--questions ['color']: unknown; known are together, alone" in said
     assert not (tmp_path / "out").exists()

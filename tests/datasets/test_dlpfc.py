@@ -151,7 +151,7 @@ def test_damaged_files(folder):
     with pytest.raises(ExpressionError, match=r"matrix\.h5"):
         dlpfc(["151673"], path=folder)
     (folder / "151673_tissue_positions_list.csv").write_text("AC001-1,1,0,0,5,7\nAC002-1,1,7,9,5,9\n")
-    with pytest.raises(CoordinateError, match="neighbours"):
+    with pytest.raises(CoordinateError, match="neighbors"):
         dlpfc_geometry("151673", folder)
     (folder / "151673_tissue_positions_list.csv").write_text("<html>\n")
     with pytest.raises(CoordinateError, match="barcode and 5 numbers"):

@@ -1,4 +1,4 @@
-"""The breast tumours, from small files in their layout and from the real sections."""
+"""The breast tumors, from small files in their layout and from the real sections."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def tissue() -> ad.AnnData:
     return synthetic_tissue(2, seed=3, **SMALL)
 
 
-def _log_normalised(adata: ad.AnnData) -> np.ndarray:
+def _log_normalized(adata: ad.AnnData) -> np.ndarray:
     counts = adata.X.toarray()
     return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
 
@@ -96,8 +96,8 @@ def test_nuclei_that_are_counted_are_the_ones_drawn(tissue):
 
 
 def test_counts_are_drawn_around_the_truth(tissue):
-    programme = tissue.var["programme"].to_numpy()
-    found = pd.Series(_correlations(_log_normalised(tissue), tissue.layers["truth"])).groupby(programme).mean()
+    program = tissue.var["program"].to_numpy()
+    found = pd.Series(_correlations(_log_normalized(tissue), tissue.layers["truth"])).groupby(program).mean()
     assert found["layer"] > 0.5
     assert found["gradient"] > 0.5
     assert found["hidden"] > 0.5
@@ -112,7 +112,7 @@ def test_layer_genes_mark_their_layer(tissue):
     truth = (
         pd.DataFrame(tissue.layers["truth"], columns=tissue.var_names).groupby(tissue.obs["layer"].to_numpy()).mean()
     )
-    genes = tissue.var[tissue.var["programme"] == "layer"]
+    genes = tissue.var[tissue.var["program"] == "layer"]
     assert (truth[genes.index].idxmax() == genes["layer"]).mean() > 0.95
 
 
@@ -121,14 +121,14 @@ def test_hidden_genes_leave_no_trace_in_what_is_seen(tissue):
     seen = np.column_stack(
         [pd.get_dummies(one.obs["layer"]).to_numpy(float), one.obs[["depth", "n_nuclei"]].to_numpy()]
     )
-    hidden = one.layers["truth"][:, one.var["programme"] == "hidden"].astype(float)
-    layer = one.layers["truth"][:, one.var["programme"] == "layer"].astype(float)
+    hidden = one.layers["truth"][:, one.var["program"] == "hidden"].astype(float)
+    layer = one.layers["truth"][:, one.var["program"] == "layer"].astype(float)
 
     def explained(values):
         rest = values - seen @ np.linalg.lstsq(seen, values, rcond=None)[0]
         return 1 - rest.var(axis=0) / values.var(axis=0)
 
-    # A little comes back by normalisation, as a share of a total that layers change.
+    # A little comes back by normalization, as a share of a total that layers change.
     assert np.median(explained(hidden)) < 0.2
     assert np.median(explained(layer)) > 0.7
     assert hidden.std(axis=0).mean() > 0.4
@@ -255,8 +255,8 @@ def test_geometry_that_cannot_be_used():
     with pytest.raises(CoordinateError, match="expected real numbers"):
         synthetic_tissue(geometry=bad)
     bad = _geometry()
-    bad.obs["layer"] = "tumour"
-    with pytest.raises(SliceError, match="tumour"):
+    bad.obs["layer"] = "tumor"
+    with pytest.raises(SliceError, match="tumor"):
         synthetic_tissue(geometry=bad)
 
 
@@ -291,8 +291,8 @@ def test_layers_share_every_depth(depths):
 def test_every_programme_has_genes(n_genes, seed):
     genes = draw_genes(n_genes, np.random.default_rng(seed))
     assert len(genes.names) == len(set(genes.names)) == n_genes
-    assert len(set(genes.programme)) == 7
-    assert (genes.hidden[:, genes.programme != "hidden"] == 0).all()
+    assert len(set(genes.program)) == 7
+    assert (genes.hidden[:, genes.program != "hidden"] == 0).all()
 
 
 @pytest.mark.tissue

@@ -156,7 +156,7 @@ BAD = {
     "infinite features": (broken_features, {}, InputError, "X_patch.*1 spots"),
     "no such device": (None, {"device": "abacus"}, InputError, "abacus.*'cpu'"),
     "no function": (None, {"methods": {"mine": "ridge"}}, InputError, "'mine'.*a function"),
-    "k of the neighbours": (small, {"methods": ["mean", "knn"]}, InputError, "Fold 'S3', method 'knn': k=50.*41 spots"),
+    "k of the neighbors": (small, {"methods": ["mean", "knn"]}, InputError, "Fold 'S3', method 'knn': k=50.*41 spots"),
     "k of BLEEP": (small, {"methods": ["bleep"]}, InputError, "Fold 'S3', method 'bleep': k=50.*41 spots"),
     "k of one's own": (
         None,

@@ -10,7 +10,7 @@ from st_gchb.evaluate import METHODS, evaluate_fold
 
 @pytest.fixture
 def run(tissue):
-    """Prediction of a method for S3, with log-normalised training panel and features of both sides."""
+    """Prediction of a method for S3, with log-normalized training panel and features of both sides."""
 
     def call(name):
         kept = {}
@@ -30,7 +30,7 @@ def run(tissue):
     return call
 
 
-def standardised(train, test):
+def standardized(train, test):
     mean, sd = train.mean(0), train.std(0)
     sd[sd == 0] = 1
     return (train - mean) / sd, (test - mean) / sd
@@ -40,7 +40,7 @@ def features(adata):
     return np.asarray(adata.obsm["X_patch"], dtype=np.float64)
 
 
-def neighbours_mean(adata, radius):
+def neighbors_mean(adata, radius):
     """Mean features of the spots of the same slice within the radius, by a loop."""
     at, x = adata.obsm["spatial"], features(adata)
     slices = adata.obs["slice"].to_numpy()
@@ -53,7 +53,7 @@ def neighbours_mean(adata, radius):
 
 
 def ridge(x, query, y):
-    x, query = standardised(x, query)
+    x, query = standardized(x, query)
     penalty = 0.012 * (x**2).sum()
     weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ (y - y.mean(0)))
     return query @ weights + y.mean(0)
@@ -64,9 +64,9 @@ def test_mean(run):
     np.testing.assert_allclose(prediction, np.tile(y.mean(0), (test.n_obs, 1)), rtol=1e-5)
 
 
-def test_nearest_neighbours(run):
+def test_nearest_neighbors(run):
     prediction, y, train, test = run("knn")
-    x, query = standardised(features(train), features(test))
+    x, query = standardized(features(train), features(test))
     cosine = (query / np.linalg.norm(query, axis=1, keepdims=True)) @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T
     expected = np.array([y[np.argsort(-row)[:50]].mean(0) for row in cosine])
     np.testing.assert_allclose(prediction, expected, rtol=1e-4)
@@ -77,10 +77,10 @@ def test_ridge(run):
     np.testing.assert_allclose(prediction, ridge(features(train), features(test), y), atol=1e-3)
 
 
-def test_ridge_with_neighbours(run):
+def test_ridge_with_neighbors(run):
     prediction, y, train, test = run("ridge-neighbors")
     # The array's pitch is 100 px (µm): the six around a spot lie within 1.6 of it.
-    expected = ridge(neighbours_mean(train, 160.0), neighbours_mean(test, 160.0), y)
+    expected = ridge(neighbors_mean(train, 160.0), neighbors_mean(test, 160.0), y)
     np.testing.assert_allclose(prediction, expected, atol=1e-3)
     assert np.abs(prediction - ridge(features(train), features(test), y)).max() > 0.05
 

@@ -84,8 +84,8 @@ def test_variants_score_as_in_an_evaluation(tissue, monkeypatch):
 
 
 def test_an_unknown_question(tissue):
-    with pytest.raises(InputError, match=r"Unknown questions \['colour'\]; known: \['together'"):
-        study(tissue, ["colour"], encoder="texture")
+    with pytest.raises(InputError, match=r"Unknown questions \['color'\]; known: \['together'"):
+        study(tissue, ["color"], encoder="texture")
 
 
 def test_a_choice_never_sees_the_slice_it_is_scored_on(tissue, monkeypatch):

@@ -53,7 +53,10 @@ def record_stores() -> None:
     """Write one of each file that the package keeps for its users."""
     shutil.rmtree(STORES, ignore_errors=True)
     adata = scenes.with_features(scenes.sections())
-    scenes.trained(scenes.slices_of(adata, "S1", "S2"), "default").save(STORES / "model")
+    model = scenes.trained(scenes.slices_of(adata, "S1", "S2"), "default")
+    model.save(STORES / "model")
+    model.predict(scenes.bare(scenes.slices_of(adata, "S3")), search="index")
+    model.save(STORES / "indexed")
 
     class Stop(Exception):
         """Ends the training whose checkpoint is kept."""

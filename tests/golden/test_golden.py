@@ -121,6 +121,15 @@ def test_the_stored_model_can_be_saved_and_read_again(tmp_path):
     assert again.model_id_ == model.model_id_ == read("stored_model")["model_id"]
 
 
+def test_a_model_with_an_index_is_searched_by_it():
+    model = STGCHB.load(STORES / "indexed", accelerator="cpu")
+    query = scenes.bare(scenes.slices_of(scenes.sections(), "S3"))
+    found, exact = (model.predict(query, search=how) for how in ("index", "exact"))
+    assert found.uns["st_gchb"]["search_recall"] == model.bank_.index.recall
+    # All lists of so small a reference are searched: the same neighbors, up to the short codes.
+    assert np.corrcoef(found.layers["st_gchb"].ravel(), exact.layers["st_gchb"].ravel())[0, 1] > 0.99
+
+
 def test_the_recordings_are_small():
     files = [path for path in scenes.HERE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert sum(path.stat().st_size for path in files) < 2_000_000

@@ -14,7 +14,7 @@ from scipy.sparse import csc_matrix
 
 SIDE = 480
 PITCH = 40.0
-"""px between neighbouring spots: 100 µm on a Visium slide."""
+"""px between neighboring spots: 100 µm on a Visium slide."""
 DIAMETER = 22.0
 GENES = [f"GENE{i}" for i in range(6)]
 

@@ -37,7 +37,7 @@ def test_grouping_and_dividing_keep_the_edges(sides, limit):
     assert (joined[0], joined[-1]) == (0, edges[-1])
     longest = np.diff(joined)
     assert ((longest <= limit) | np.isin(longest, sides)).all()
-    # No two neighbours would have fitted together.
+    # No two neighbors would have fitted together.
     assert (longest[:-1] + longest[1:] > limit).all() or (joined[2:] - joined[:-2] > limit).all()
     parts = chunks.divided(edges, limit)
     assert set(edges) <= set(parts)

@@ -185,7 +185,7 @@ def test_a_file_that_was_cut_is_told(folder, caplog):
 
 
 @pytest.mark.parametrize("side", ["counts", "spots"])
-def test_a_misspelt_name_is_told_on_either_side(folder, caplog, side):
+def test_a_misspelled_name_is_told_on_either_side(folder, caplog, side):
     if side == "counts":
         table = count_table(folder)
         write_counts(folder, table.rename(index={"5x3": "5xx3"}), "A1.tsv")

@@ -172,7 +172,7 @@ def test_pictures_on_which_nothing_is_seen_are_left_out(outs, caplog):
     blank = np.zeros((120, 120, 4), np.uint8)
     Image.fromarray(blank).save(outs / "spatial/tissue_hires_image.png")
     assert list(read_section(outs).images) == ["s_lowres_image"]
-    assert "tissue_hires_image.png: the picture is of one colour; it is left out" in caplog.text
+    assert "tissue_hires_image.png: the picture is of one color; it is left out" in caplog.text
     Image.fromarray(picture()[..., 0]).save(outs / "spatial/tissue_lowres_image.png")
     with pytest.raises(ImageError, match=r"nothing is to be seen.*image="):
         read_section(outs)
@@ -238,13 +238,13 @@ def test_barcodes_with_and_without_the_well(outs, under, caplog, side):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("how", ["misspelt", "no number", "short row", "long row", "no row"])
+@pytest.mark.parametrize("how", ["misspelled", "no number", "short row", "long row", "no row"])
 def test_a_spot_that_loses_its_position_is_told(outs, under, caplog, how):
     lines = (outs / POSITIONS).read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith(under.index[3]))
     cells = lines[at].split(",")
     changed = {
-        "misspelt": ["x" + cells[0], *cells[1:]],
+        "misspelled": ["x" + cells[0], *cells[1:]],
         "no number": [*cells[:-1], "NA"],
         "short row": cells[:-1],
         "long row": [*cells, "7"],

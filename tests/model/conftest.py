@@ -26,7 +26,7 @@ def tissue() -> AnnData:
     st_gchb.pp.embed_patches(adata, encoder="texture", views=1, cache=False)
     rng = np.random.default_rng(0)
     adata.obsm["cell_types"] = pd.DataFrame(
-        rng.random((adata.n_obs, 2)), index=adata.obs_names, columns=["tumour", "immune"]
+        rng.random((adata.n_obs, 2)), index=adata.obs_names, columns=["tumor", "immune"]
     )
     adata.obsm["signed"] = rng.normal(size=(adata.n_obs, 3))
     return adata

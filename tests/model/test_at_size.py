@@ -91,7 +91,7 @@ def slices_of(n, seed, n_slices=3):
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(30, 70), seed=st.integers(0, 1000), n_rings=st.integers(0, 3), center=st.booleans())
 def test_made_block_by_block_the_context_is_the_same(n, seed, n_rings, center):
-    """Also where a spot has no neighbour at all, which then stands for its own surroundings."""
+    """Also where a spot has no neighbor at all, which then stands for its own surroundings."""
     graph, names = slices_of(n, seed)
     features = np.random.default_rng(seed).normal(3.0, 2.0, size=(n, 6)).astype(np.float32)
     rule = ContextRule(n_rings, features.mean(0) if center else None)

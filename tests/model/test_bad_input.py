@@ -54,7 +54,7 @@ def one_spot_slice(adata):
     adata.uns["spatial"]["alone"] = next(iter(adata.uns["spatial"].values()))
 
 
-def spots_without_neighbours(adata):
+def spots_without_neighbors(adata):
     name = adata.obs["slice"].astype(str).iloc[0]
     rows = np.flatnonzero(adata.obs["slice"] == name)[:3]
     adata.obs["slice"] = adata.obs["slice"].astype(str)
@@ -86,7 +86,7 @@ def no_image(adata):
     del adata.uns["spatial"]
 
 
-def grey_image(adata):
+def gray_image(adata):
     for library in adata.uns["spatial"].values():
         library["images"]["hires"] = library["images"]["hires"][..., 0]
 
@@ -108,12 +108,12 @@ PLACE = {
     "coordinates off the image": (coordinates_of_a_larger_image, CoordinateError, "scale factor of about 0.0"),
     "coordinates of three axes": (coordinates_of_three_axes, CoordinateError, "expected .*2.*x, y"),
     "a slice of one spot": (one_spot_slice, SliceError, "'alone'.*1 spot.*Drop this slice"),
-    "spots without neighbours": (spots_without_neighbours, GraphError, "'sparse'.*neighbour.*spatial_graph\\(rule="),
+    "spots without neighbors": (spots_without_neighbors, GraphError, "'sparse'.*neighbor.*spatial_graph\\(rule="),
     "gaps in slices": (gaps_in_slices, SliceError, "(?i:fill the gaps or drop|drop them)"),
     "no slice column": (two_slices_and_no_column, SliceError, "slice_key.*Pass"),
     "spot names": (twice_the_same_spot_name, InputError, r"obs_names.*adata\.obs_names_make_unique\(\)"),
     "no image": (no_image, ImageError, "Pass image="),
-    "grey image": (grey_image, ImageError, "hires|image of slice"),
+    "gray image": (gray_image, ImageError, "hires|image of slice"),
     "image that moved": (image_that_moved, MissingFileError, "/nowhere/slide.tif.*Pass image="),
     "no size of a pixel": (no_size_of_a_pixel, ScaleError, "Pass um_per_px="),
 }
@@ -138,7 +138,7 @@ def scaled_expression(adata):
     adata.X = (dense - dense.mean(0)) / (dense.std(0) + 1)
 
 
-def normalised_expression(adata):
+def normalized_expression(adata):
     adata.X = sp.csr_matrix(np.log1p(adata.X.toarray() / 3))
 
 
@@ -173,7 +173,7 @@ TABLE = {
     "NaN": (nan_expression, {}, ExpressionError, "1 NaN or infinite.*(Remove|repair)"),
     "infinite": (infinite_expression, {}, ExpressionError, "1 NaN or infinite"),
     "scaled": (scaled_expression, {}, ExpressionError, "negative.*scaled.*read them again"),
-    "no counts": (normalised_expression, {}, ExpressionError, "whole numbers.*log_normalized=True"),
+    "no counts": (normalized_expression, {}, ExpressionError, "whole numbers.*log_normalized=True"),
     "counts said to be logs": (None, {"log_normalized": True}, ExpressionError, "log_normalized=False"),
     "a spot without counts": (empty_spot, {}, ExpressionError, "first row: 4.*filter_cells"),
     "no expression": (no_expression, {}, (MissingKeyError, ExpressionError), "counts"),
@@ -362,7 +362,7 @@ def test_bad_queries(model, query, unchanged, name):
         check(error, message, lambda: model.get_latent_representation(bad, "image", **options))
 
 
-@pytest.mark.parametrize("spoil", [nan_expression, scaled_expression, normalised_expression, empty_spot])
+@pytest.mark.parametrize("spoil", [nan_expression, scaled_expression, normalized_expression, empty_spot])
 def test_bad_expression_is_not_embedded(model, held_out, unchanged, spoil):
     spoil(held_out)
     with unchanged(held_out):

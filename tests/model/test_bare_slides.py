@@ -108,9 +108,9 @@ def test_a_region_by_the_name_of_its_shapes(pixels):
     corners = np.column_stack([np.array(area.exterior.coords), np.ones(5)]) @ matrix.T
     frame = gpd.GeoDataFrame(geometry=[box(*corners[:, :2].min(0), *corners[:, :2].max(0))])
     sdata = slide(pixels)
-    sdata.shapes["tumour"] = ShapesModel.parse(frame, transformations={"global": other})
+    sdata.shapes["tumor"] = ShapesModel.parse(frame, transformations={"global": other})
     expected = st_gchb.pp.tile_tissue(pixels, um_per_px=1.0, roi=area, spacing_um=60)
-    st_gchb.pp.tile_tissue(sdata, um_per_px=1.0, roi="tumour", spacing_um=60)
+    st_gchb.pp.tile_tissue(sdata, um_per_px=1.0, roi="tumor", spacing_um=60)
     np.testing.assert_allclose(sdata["tiles_table"].obsm["spatial"], expected.obsm["spatial"])
     assert expected.n_obs > 5
 
@@ -149,12 +149,12 @@ def name_taken(sdata, pixels):
 
 def circles(sdata, pixels):
     frame = gpd.GeoDataFrame({"radius": [5.0]}, geometry=[Point(300, 300)])
-    sdata.shapes["tumour"] = ShapesModel.parse(frame, transformations={"global": TURNED})
+    sdata.shapes["tumor"] = ShapesModel.parse(frame, transformations={"global": TURNED})
 
 
 def elsewhere(sdata, pixels):
     frame = gpd.GeoDataFrame(geometry=[box(-90, -90, -9, -9)])
-    sdata.shapes["tumour"] = ShapesModel.parse(frame, transformations={"global": TURNED})
+    sdata.shapes["tumor"] = ShapesModel.parse(frame, transformations={"global": TURNED})
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def elsewhere(sdata, pixels):
     [
         (None, {"um_per_px": None}, ScaleError, r"image element 'he'.*um_per_px="),
         (None, {"image": "hires"}, MissingKeyError, r"'hires'.*'he'"),
-        (None, {"roi": "tumour"}, MissingKeyError, "'tumour'"),
+        (None, {"roi": "tumor"}, MissingKeyError, "'tumor'"),
         (None, {"roi": box(0, 0, 40, 40)}, TissueError, "no tissue found"),
         (None, {"name": "he"}, InputError, "another element called 'he'"),
         (two_images, {}, InputError, r"2 images.*image="),
         (no_image, {}, ImageError, "Image2DModel"),
         (name_taken, {}, InputError, "'tiles_table'"),
-        (circles, {"roi": "tumour"}, InputError, r"'Point'.*polygons"),
-        (elsewhere, {"roi": "tumour"}, CoordinateError, "outside the slide"),
+        (circles, {"roi": "tumor"}, InputError, r"'Point'.*polygons"),
+        (elsewhere, {"roi": "tumor"}, CoordinateError, "outside the slide"),
     ],
 )
 def test_bad_spatialdata(pixels, unchanged, spoil, options, error, message):

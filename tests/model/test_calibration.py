@@ -17,7 +17,7 @@ DISTANCE = RNG.normal(1.0, 0.1, 300)
 
 @pytest.fixture(scope="module")
 def calibration():
-    """Error grows with the spread of the neighbours, and with nothing else."""
+    """Error grows with the spread of the neighbors, and with nothing else."""
     spread = RNG.random(300)
     signs = np.column_stack([RNG.random(300), spread, DISTANCE, RNG.random(300)])
 
@@ -56,7 +56,7 @@ def test_a_slide_that_lies_off_is_flagged_as_a_whole(calibration):
 def test_a_handful_of_spots_is_no_slide():
     """Nineteen spots beyond the limit of slides, but not of spots, are left; twenty are flagged."""
     limits = {"outlier_distance": 5.0, "outlier_slide": 2.0}
-    arrays = {name: np.zeros(4) for name in ("centre", "scale", "coefficients", "expected_errors", "expected_pcc")}
+    arrays = {name: np.zeros(4) for name in ("center", "scale", "coefficients", "expected_errors", "expected_pcc")}
     calibration = Calibration(**limits, **arrays)
     for n, expected in ((19, False), (20, True)):
         assert (calibration.outlier(signs_at(np.full(n, 3.0)), np.full(n, "Q")) == expected).all()

@@ -74,7 +74,7 @@ def test_the_rest_of_a_slide_is_predicted(model, pixels, broken_tiff, caplog, un
     assert f"{len(left_out)} of {query.n_obs} spots" in message
     rows, columns = (side // TILE // 2 * TILE for side in (pixels.shape[0] + TILE - 1, pixels.shape[1] + TILE - 1))
     assert f"x {columns} to {columns + TILE}, y {rows} to {rows + TILE}" in message
-    # Neighbours are those that exist: the same as for a query that never held the others.
+    # Neighbors are those that exist: the same as for a query that never held the others.
     others = whole_query(pixels, prediction.obs_names)
     assert others.n_obs < prediction.n_obs  # all of the slide was gridded, not the tissue alone
     full = st_gchb.pp.tile_tissue(pixels, um_per_px=1.0, tissue="all", name="slide")

@@ -17,7 +17,7 @@ from st_gchb._counts import are_counts, check_expression, tell_depth
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb.evaluate import evaluate
 from st_gchb.model import STGCHB
-from st_gchb.pp.expression import log_normalise
+from st_gchb.pp.expression import log_normalize
 
 QUIET = {"max_epochs": 1, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
 
@@ -47,7 +47,7 @@ def test_counts_that_were_kept_are_found_and_the_advice_works(reference):
     advice = re.search(r"call (STGCHB\.setup_anndata\(.*?\)) again", str(caught.value)).group(1)
     eval(advice, {"STGCHB": STGCHB, "adata": reference})
     model = STGCHB(reference, n_top_genes=10)
-    expected = log_normalise(reference.layers["kept"], log_normalized=False)
+    expected = log_normalize(reference.layers["kept"], log_normalized=False)
     assert (model._fitted.log_values != expected).nnz == 0
 
 

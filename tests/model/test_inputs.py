@@ -1,4 +1,4 @@
-"""What the image branch sees: rings of neighbours, centred slices, components."""
+"""What the image branch sees: rings of neighbors, centered slices, components."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE = np.full(4, "A")
 
 
 def test_rings_by_hand():
-    """A chain of three spots, and one without neighbours, which stands for its own surroundings."""
+    """A chain of three spots, and one without neighbors, which stands for its own surroundings."""
     first = [[2, 4], [5, 1], [2, 4], [5, 5]]
     second = [[5, 1], [2, 4], [5, 1], [5, 5]]
     found = ContextRule(n_rings=2)(FEATURES, CHAIN, ONE)
@@ -26,7 +26,7 @@ def test_rings_by_hand():
     np.testing.assert_array_equal(ContextRule(n_rings=0)(FEATURES, CHAIN, ONE), FEATURES)
 
 
-def test_a_large_slice_is_centred_on_itself_a_small_one_on_the_reference():
+def test_a_large_slice_is_centered_on_itself_a_small_one_on_the_reference():
     rng = np.random.default_rng(0)
     center = np.array([3.0, -1.0])
     large, small = rng.normal(10, 1, (2000, 2)), rng.normal(10, 1, (1, 2))
@@ -47,7 +47,7 @@ def test_a_stain_that_shifts_all_features_of_a_slide_shifts_little(seed, shift):
     np.testing.assert_allclose(moved, shift * 20 / 200, atol=1e-4)
 
 
-def test_slices_are_centred_one_by_one_whatever_their_order():
+def test_slices_are_centered_one_by_one_whatever_their_order():
     slices = np.array(["A", "B", "A", "B"])
     found = centered(FEATURES, slices, np.zeros(2))
     order = [3, 0, 2, 1]
@@ -86,7 +86,7 @@ def reference():
 
 
 def test_a_slide_in_another_stain_is_predicted_alike(reference):
-    """With centred slices a shift of all features costs little; without, the answers drift."""
+    """With centered slices a shift of all features costs little; without, the answers drift."""
     STGCHB.setup_anndata(reference, slice_key="slice")
     query = reference[reference.obs["slice"] == "S2"].copy()
     stained = query.copy()

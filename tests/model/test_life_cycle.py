@@ -130,7 +130,7 @@ def test_prediction_is_what_the_interface_promises(model, query):
     assert values.shape == prediction.shape == (query.n_obs, 25)
     assert np.isfinite(values).all()
     assert values.min() >= 0
-    # Log-normalised: at most log1p(10^4), and spots differ.
+    # Log-normalized: at most log1p(10^4), and spots differ.
     assert values.max() < np.log1p(1e4)
     assert (values.std(0) > 0).all()
     np.testing.assert_array_equal(prediction.X, values)
@@ -222,7 +222,7 @@ def test_prediction_comes_back_from_a_file(model, held_out, tmp_path):
     np.testing.assert_array_equal(again.uns["spatial"]["S3"]["images"]["hires"], image)
 
 
-def test_neighbours_reproduce_the_retrieved_average(reference, query):
+def test_neighbors_reproduce_the_retrieved_average(reference, query):
     STGCHB.setup_anndata(reference)
     model = STGCHB(reference, n_top_genes=15, linear_weight=0.0, k=9)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
@@ -266,7 +266,7 @@ def test_tables_of_the_reference_can_be_predicted(model, query, tissue):
     assert truth.var_names.tolist() == tissue.var_names.tolist()
     assert not np.array_equal(truth.layers["st_gchb"], everything.layers["st_gchb"])
     types = model.predict(query, layer="cell_types")
-    assert types.var_names.tolist() == ["tumour", "immune"]
+    assert types.var_names.tolist() == ["tumor", "immune"]
     assert types.layers["st_gchb"].shape == (query.n_obs, 2)
     assert 0 < types.layers["st_gchb"].min() < types.layers["st_gchb"].max() < 1
     signed = model.predict(query, layer="signed")
@@ -312,7 +312,7 @@ def test_latent_representation(model, held_out, query, unchanged):
         model.get_latent_representation(query, "protein")
 
 
-def test_log_normalised_values_instead_of_counts(reference, held_out):
+def test_log_normalized_values_instead_of_counts(reference, held_out):
     for adata in (reference, held_out):
         counts = adata.X.toarray().astype(np.float64)
         adata.layers["log"] = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4).astype(np.float32)

@@ -21,13 +21,13 @@ def picture(path) -> np.ndarray:
 
 
 def assert_drawn(pixels: np.ndarray):
-    """Tissue and spots fill a good part, in many colours."""
+    """Tissue and spots fill a good part, in many colors."""
     assert min(pixels.shape[:2]) > 100
     assert (pixels < 245).any(axis=2).mean() > 0.2
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
 
 
-def colours_of_spots(ax) -> np.ndarray:
+def colors_of_spots(ax) -> np.ndarray:
     collections = [part for part in ax.collections if part.get_array() is not None and len(part.get_array()) > 5]
     return np.asarray(collections[-1].get_array(), dtype=float)
 
@@ -54,7 +54,7 @@ def test_a_prediction_is_drawn(prediction, unchanged, tmp_path, draw):
         with unchanged(prediction.layers, prediction.obsm):
             ax = draw(prediction, gene)
         # The layer is drawn, not what was measured.
-        drawn, predicted = colours_of_spots(ax), prediction[:, gene].layers["st_gchb"].ravel()
+        drawn, predicted = colors_of_spots(ax), prediction[:, gene].layers["st_gchb"].ravel()
         np.testing.assert_allclose(np.sort(drawn), np.sort(predicted), rtol=1e-5)
         pictures.append(picture(tmp_path / f"{gene}.png"))
         assert_drawn(pictures[-1])

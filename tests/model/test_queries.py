@@ -84,7 +84,7 @@ def test_several_slices_are_answered_one_by_one(model, tissue):
 
 
 def test_a_part_of_a_slide(model, query):
-    """A part's neighbours are its own, and its images come with it."""
+    """A part's neighbors are its own, and its images come with it."""
     part = query[query.obsm["spatial"][:, 0] < np.median(query.obsm["spatial"][:, 0])].copy()
     prediction = model.predict(part)
     assert prediction.n_obs == part.n_obs

@@ -147,7 +147,7 @@ def test_the_presets_are_what_they_are_called(model):
 
 
 def test_the_graph_matters_to_those_who_have_one(reference, held_out):
-    """Without graph, DGI and linear read-out a spot's answer does not depend on its neighbours' patches."""
+    """Without graph, DGI and linear read-out a spot's answer does not depend on its neighbors' patches."""
     for preset, alone in (("bleep", True), ("default", False)):
         model, whole = run(reference, held_out, preset, max_epochs=1)
         changed = held_out.copy()

@@ -251,7 +251,7 @@ def test_a_spatialdata_that_was_not_set_up(tissue):
 
 @pytest.mark.tissue
 def test_real_section(her2st_path):
-    """A part of a tumour section by both routes, in px of the full-resolution scan."""
+    """A part of a tumor section by both routes, in px of the full-resolution scan."""
     adata = st_gchb.datasets.her2st(["C5"], path=her2st_path)
     corner, side = np.array([2500, 2500]), 4000
     with Image.open(her2st_path / "C5.jpg") as scan:

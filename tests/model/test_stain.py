@@ -1,4 +1,4 @@
-"""Stain from training to query: normalised alike, refused where it is not, augmented in training alone, judged."""
+"""Stain from training to query: normalized alike, refused where it is not, augmented in training alone, judged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bare(tissue):
 
 
 @pytest.fixture(scope="module")
-def normalised(tissue):
+def normalized(tissue):
     adata = made(tissue, stain_norm="macenko", stain_augment=2)
     STGCHB.setup_anndata(adata, slice_key="slice")
     model = STGCHB(adata, n_top_genes=20, k=30)
@@ -46,24 +46,24 @@ def normalised(tissue):
     return model
 
 
-def test_a_query_walks_the_same_steps_before_and_after_saving(normalised, bare, tmp_path):
-    answer = normalised.predict(bare)
+def test_a_query_walks_the_same_steps_before_and_after_saving(normalized, bare, tmp_path):
+    answer = normalized.predict(bare)
     assert answer.uns["st_gchb"]["stain_norm"] == "macenko"
     assert answer.uns["st_gchb"]["stain_augment"] == 2
     query = bare.copy()
-    st_gchb.pp.embed_by_rule(query, normalised.rules_.features)
-    np.testing.assert_array_equal(normalised.predict(query).layers["st_gchb"], answer.layers["st_gchb"])
-    normalised.save(tmp_path / "m")
+    st_gchb.pp.embed_by_rule(query, normalized.rules_.features)
+    np.testing.assert_array_equal(normalized.predict(query).layers["st_gchb"], answer.layers["st_gchb"])
+    normalized.save(tmp_path / "m")
     loaded = STGCHB.load(tmp_path / "m", accelerator="cpu")
-    assert loaded.rules_.features == normalised.rules_.features
+    assert loaded.rules_.features == normalized.rules_.features
     np.testing.assert_array_equal(loaded.predict(bare).layers["st_gchb"], answer.layers["st_gchb"])
     answer.write_h5ad(tmp_path / "a.h5ad")
     stored = read_h5ad(tmp_path / "a.h5ad").uns["st_gchb"]["stain"]
     pd.testing.assert_frame_equal(stored, answer.uns["st_gchb"]["stain"], check_names=False, check_dtype=False)
 
 
-def test_programs_that_know_no_stain_refuse_a_model_with_one_and_read_others(normalised, model, tmp_path):
-    normalised.save(tmp_path / "stained")
+def test_programs_that_know_no_stain_refuse_a_model_with_one_and_read_others(normalized, model, tmp_path):
+    normalized.save(tmp_path / "stained")
     model.save(tmp_path / "plain")
     assert read_settings(tmp_path / "stained")["format"] == 3
     assert read_settings(tmp_path / "plain")["format"] == 2
@@ -71,21 +71,21 @@ def test_programs_that_know_no_stain_refuse_a_model_with_one_and_read_others(nor
     assert not any("stain" in key for key in record["features"])
 
 
-def test_features_of_another_stain_are_refused(normalised, model, tissue, bare):
+def test_features_of_another_stain_are_refused(normalized, model, tissue, bare):
     plain = bare.copy()
     st_gchb.pp.embed_patches(plain, **OPTIONS)
     with pytest.raises(EncoderError, match="stain_norm None instead of 'macenko'"):
-        normalised.predict(plain)
+        normalized.predict(plain)
     other = bare.copy()
     st_gchb.pp.embed_patches(other, **OPTIONS, stain_norm="macenko")
     with pytest.raises(EncoderError, match="stain_target"):
-        normalised.predict(other)
+        normalized.predict(other)
     with pytest.raises(EncoderError, match="stain_norm 'macenko' instead of None"):
         model.predict(other)
 
 
-def test_training_sees_the_versions_and_the_bank_does_not(normalised, tissue):
-    assert not [name for name in normalised.bank_.tables if "stain" in name]
+def test_training_sees_the_versions_and_the_bank_does_not(normalized, tissue):
+    assert not [name for name in normalized.bank_.tables if "stain" in name]
     adata = made(tissue, stain_augment=2)
     STGCHB.setup_anndata(adata, slice_key="slice")
     model = STGCHB(adata, n_top_genes=20, k=30)

@@ -176,7 +176,7 @@ def paper_network(seed=0):
 
 
 def ring(n, offset=0):
-    """A slice whose spots lie in a ring: each has two neighbours."""
+    """A slice whose spots lie in a ring: each has two neighbors."""
     i = torch.arange(n)
     edges = torch.stack([i, (i + 1) % n])
     return torch.cat([edges, edges.flip(0)], 1) + offset

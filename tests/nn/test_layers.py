@@ -25,7 +25,7 @@ KINDS = ("sage", "gcn", "gcn_sum", "none")
 
 
 def random_graph(n, seed=0, share=0.3):
-    """Symmetric adjacency without self-loops; the last spot has no neighbour."""
+    """Symmetric adjacency without self-loops; the last spot has no neighbor."""
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.random((n, n)) < share, 1)
     upper[:, -1] = False
@@ -63,7 +63,7 @@ def dense(made, x, a):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_encoder_is_its_matrix_formula(kind, n_tail):
     a, edges = random_graph(12)
-    assert a[-1].sum() == 0  # a spot without neighbours is covered
+    assert a[-1].sum() == 0  # a spot without neighbors is covered
     x = torch.randn(12, 5, dtype=torch.float64)
     made = encoder(kind, n_tail)
     tail = x if not n_tail else x @ made.tail.weight.T + made.tail.bias
@@ -86,7 +86,7 @@ def test_n_hops_is_how_far_a_representation_looks(kind):
     if made.n_hops:
         fewer = edges[:, (edges < keep - 1).all(0)]
         assert not torch.allclose(made(x[: keep - 1], fewer, degree[: keep - 1])[0], whole)
-    if kind == "gcn":  # the trap: a node at the rim has lost a neighbour, and counts too few
+    if kind == "gcn":  # the trap: a node at the rim has lost a neighbor, and counts too few
         assert not torch.allclose(made(x[:keep], cut)[0], whole)
 
 
@@ -191,7 +191,7 @@ def test_terms_of_weight_0_are_absent():
     assert network().pretraining_loss(batch(), LossSettings()) == {}
 
 
-def test_nodes_outside_rows_and_inner_count_only_as_neighbours():
+def test_nodes_outside_rows_and_inner_count_only_as_neighbors():
     """The halo of a mini-batch must be in no term: a far node changes nothing, whatever it holds."""
     net, settings = network(), LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
     rows = torch.tensor([0, 1, 2])

@@ -61,7 +61,7 @@ def test_cka_of_itself_is_1_and_nhsic_is_far_from_it(n, seed):
     assert nhsic(k, k).item() < 0.35
 
 
-def test_nhsic_hardly_normalises():
+def test_nhsic_hardly_normalizes():
     """The "1 +" of equation 4 outweighs HSIC itself at the paper's batch size."""
     k, _ = kernels(16, 0)
     assert 0 < nhsic(k, k).item() < 0.15

@@ -60,7 +60,7 @@ def test_the_picture_shows_the_values(pred):
     np.testing.assert_allclose(colors, viridis, atol=6)
 
 
-def test_measured_and_predicted_share_one_named_colour_scale(pred):
+def test_measured_and_predicted_share_one_named_color_scale(pred):
     axs = pl.measured_vs_predicted(pred, ["ERBB2", "CD74"], slice="C2")
     for row in axs:
         limits = {(spots_of(ax).norm.vmin, spots_of(ax).norm.vmax) for ax in row[1:]}

@@ -1,4 +1,4 @@
-"""Colours for maps over a slide."""
+"""Colors for maps over a slide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from st_gchb._errors import InputError
 
 
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
-def test_colours_are_the_maps_own_above_the_lower_end(values):
+def test_colors_are_the_maps_own_above_the_lower_end(values):
     values = np.array(values)
     own, ours = colormaps["viridis"](values), pl.see_through("viridis")(values)
     shown = values > 0
@@ -41,7 +41,7 @@ def test_an_image_below_shows():
 
 
 @pytest.mark.parametrize(
-    ("cmap", "message"), [("virids", "'virids' is no colour map"), (3, "cmap=3; expected text or a Colormap")]
+    ("cmap", "message"), [("virids", "'virids' is no color map"), (3, "cmap=3; expected text or a Colormap")]
 )
 def test_bad_input(cmap, message):
     with pytest.raises(InputError, match=message):

@@ -71,7 +71,7 @@ def spots():
 
 
 class Mean(nn.Module):
-    """Mean colour."""
+    """Mean color."""
 
     input_px = SIDE
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 class Picky(nn.Module):
-    """Mean colours, where no more patches come than the device's memory takes."""
+    """Mean colors, where no more patches come than the device's memory takes."""
 
     input_px = 32
 

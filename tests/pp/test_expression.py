@@ -1,4 +1,4 @@
-"""Normalisation, panel, PCA, and expression that is not what it is said to be."""
+"""Normalization, panel, PCA, and expression that is not what it is said to be."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from st_gchb._counts import check_expression
 from st_gchb._errors import ExpressionError, MissingKeyError
-from st_gchb.pp.expression import choose_panel, fit_expression, log_normalise
+from st_gchb.pp.expression import choose_panel, fit_expression, log_normalize
 
 KINDS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "array": sparse.csr_array}
 
@@ -30,13 +30,13 @@ def scanpys(matrix):
     return adata
 
 
-# ---- Normalisation ----
+# ---- Normalization ----
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_log_normalisation_is_scanpys(kind):
+def test_log_normalization_is_scanpys(kind):
     matrix = KINDS[kind](counts())
-    found = log_normalise(matrix, log_normalized=False)
+    found = log_normalize(matrix, log_normalized=False)
     assert sparse.isspmatrix_csr(found)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.toarray(), scanpys(counts()).X.toarray(), rtol=1e-5)
@@ -44,10 +44,10 @@ def test_log_normalisation_is_scanpys(kind):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), depth=st.sampled_from([1, 100, 1_000_000]))
-def test_log_normalisation_forgets_the_depth_of_a_spot(seed, depth):
+def test_log_normalization_forgets_the_depth_of_a_spot(seed, depth):
     matrix = counts(6, 9, seed)
-    deeper = log_normalise(matrix * depth, log_normalized=False)
-    np.testing.assert_allclose(deeper.toarray(), log_normalise(matrix, log_normalized=False).toarray(), rtol=1e-4)
+    deeper = log_normalize(matrix * depth, log_normalized=False)
+    np.testing.assert_allclose(deeper.toarray(), log_normalize(matrix, log_normalized=False).toarray(), rtol=1e-4)
     np.testing.assert_allclose(np.expm1(deeper.toarray().astype(float)).sum(1), 1e4, rtol=1e-4)
 
 
@@ -55,23 +55,23 @@ def test_log_normalisation_forgets_the_depth_of_a_spot(seed, depth):
 @pytest.mark.parametrize("log_normalized", [True, False])
 def test_the_callers_matrix_is_not_touched(kind, log_normalized):
     matrix = KINDS[kind](counts().astype(np.float32))
-    found = log_normalise(matrix, log_normalized=log_normalized)
+    found = log_normalize(matrix, log_normalized=log_normalized)
     found.data[:] = -1
     dense = matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
     np.testing.assert_array_equal(dense, counts())
 
 
-def test_log_normalised_values_pass_unchanged():
+def test_log_normalized_values_pass_unchanged():
     values = scanpys(counts()).X
-    np.testing.assert_array_equal(log_normalise(values, log_normalized=True).toarray(), values.toarray())
+    np.testing.assert_array_equal(log_normalize(values, log_normalized=True).toarray(), values.toarray())
 
 
 # ---- Panel ----
 
 
 def two_slices():
-    """Log-normalised values of slices a and b and their slice names."""
-    values = log_normalise(counts(120, 50, 1), log_normalized=False)
+    """Log-normalized values of slices a and b and their slice names."""
+    values = log_normalize(counts(120, 50, 1), log_normalized=False)
     return values, np.repeat(["a", "b"], 60)
 
 
@@ -250,15 +250,15 @@ LOGGED = scanpys(counts()).X.toarray()
 @pytest.mark.parametrize(
     ("matrix", "match"),
     [
-        (counts(), r"said to be log-normalised.*whole numbers.*log1p first"),
-        (np.expm1(LOGGED), r"said to be log-normalised.*too large.*log1p"),
+        (counts(), r"said to be log-normalized.*whole numbers.*log1p first"),
+        (np.expm1(LOGGED), r"said to be log-normalized.*too large.*log1p"),
         (np.where(LOGGED == LOGGED.max(), np.nan, LOGGED), "NaN or infinite"),
         (LOGGED - 1, "negative values"),
         (np.where(np.arange(60)[:, None] == 5, 0, LOGGED), r"first row: 5"),
     ],
     ids=["counts", "not logged", "NaN", "negative", "empty spot"],
 )
-def test_what_is_not_log_normalised(matrix, match, kind):
+def test_what_is_not_log_normalized(matrix, match, kind):
     with pytest.raises(ExpressionError, match=match):
         check_expression(KINDS[kind](matrix), log_normalized=True, name="X")
 

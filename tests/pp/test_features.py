@@ -32,7 +32,7 @@ def spots(n=23, **uns):
 
 
 class Mean(nn.Module):
-    """Mean colour, and mean of the left half: sees mirroring, and counts what passes."""
+    """Mean color, and mean of the left half: sees mirroring, and counts what passes."""
 
     input_px = 40
 

@@ -73,7 +73,7 @@ def test_a_graph_is_symmetric_without_loops_and_within_slices(points, data, rule
     own = (labels[:, None] == labels[None]) & ~np.eye(len(xy), dtype=bool)
     near = own & (apart <= 40)
     if rule.mode == "radius" and not all(near[labels == name].any() for name in "ab"):
-        with pytest.raises(GraphError, match="has a neighbour"):
+        with pytest.raises(GraphError, match="has a neighbor"):
             spatial_graph(adata, rule=rule, slice_key="slice")
         return
     spatial_graph(adata, rule=rule, slice_key="slice")
@@ -105,7 +105,7 @@ def test_knn_takes_the_nearest():
 
 @pytest.mark.parametrize(("array", "expected"), [(hexagonal, 6), (square, 8)])
 @pytest.mark.parametrize("pitch", [1.0, 137.3, 4000.0])
-def test_a_spot_inside_an_array_has_all_its_neighbours(array, expected, pitch):
+def test_a_spot_inside_an_array_has_all_its_neighbors(array, expected, pitch):
     xy = array(7, 8, pitch)
     jitter = np.random.default_rng(0).uniform(-0.03, 0.03, xy.shape) * pitch
     adata = spots(np.abs(xy + jitter))
@@ -168,7 +168,7 @@ def adata_pitch(adata):
     return adata.obsp[DISTANCES].data.min()
 
 
-def test_slices_of_different_scale_get_the_same_neighbours_in_um():
+def test_slices_of_different_scale_get_the_same_neighbors_in_um():
     adata = spots(square(pitch=100), square(pitch=250), um_per_px=[1.0, 0.4])
     rule = spatial_graph(adata, slice_key="slice")
     assert rule.radius == pytest.approx(160.0)
@@ -211,9 +211,9 @@ def test_a_slice_of_one_spot():
     assert "spatial_neighbors" not in adata.uns
 
 
-def test_no_neighbours_at_all():
+def test_no_neighbors_at_all():
     adata = spots(square(), square(pitch=5000))
-    with pytest.raises(GraphError, match=r"No spot of slice 'b' has a neighbour within 160 px.*GraphRule"):
+    with pytest.raises(GraphError, match=r"No spot of slice 'b' has a neighbor within 160 px.*GraphRule"):
         spatial_graph(adata, rule=GraphRule("radius", 160.0, "px"), slice_key="slice")
     assert not adata.obsp
 
@@ -248,7 +248,7 @@ def test_bad_coordinates_and_slices(spoil, error, match):
 
 
 @pytest.mark.parametrize("rule", [None, GraphRule("knn", n_neighbors=3), GraphRule("radius", 110.0, "px")])
-def test_spots_at_one_position_are_neighbours_and_no_loops(rule):
+def test_spots_at_one_position_are_neighbors_and_no_loops(rule):
     xy = square()
     adata = spots(np.vstack([xy, xy[:3]]))
     spatial_graph(adata, rule=rule)

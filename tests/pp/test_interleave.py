@@ -1,4 +1,4 @@
-"""Grids finer than the reference's pitch: every position has the neighbours that a spot of the reference has."""
+"""Grids finer than the reference's pitch: every position has the neighbors that a spot of the reference has."""
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ def inner(adata, margin=330.0):
 
 @pytest.mark.parametrize("finer", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("kind", "degree"), [("hex", 6), ("square", 8)])
-def test_a_dense_grid_has_the_neighbours_of_the_reference(kind, degree, finer):
+def test_a_dense_grid_has_the_neighbors_of_the_reference(kind, degree, finer):
     dense = grid(kind, 100.0 / finer)
     connected, distances = graph_of(dense, RADIUS)
     assert (connected != connected.T).nnz == 0
@@ -97,7 +97,7 @@ def test_rows_and_columns_that_describe_something_else_are_not_believed(spoil):
 
 
 def test_cells_see_as_far_as_spots():
-    """Positions without any order, 20 times as many: each still has a handful of neighbours, at the spots' distance."""
+    """Positions without any order, 20 times as many: each still has a handful of neighbors, at the spots' distance."""
     obs = pd.DataFrame(index=[f"c{i}" for i in range(2000)])
     cells = AnnData(obs=obs, obsm={"spatial": np.random.default_rng(0).random((2000, 2)) * 1000})
     plain, _ = graph_of(cells.copy(), GraphRule("radius", 160.0, "px", pitch=0.0))
@@ -120,7 +120,7 @@ def test_training_slices_are_taken_as_they_lie():
     assert (again.obsp["spatial_connectivities"] != two.obsp["spatial_connectivities"]).nnz == 0
 
 
-def test_nearest_neighbours_ask_for_no_um():
+def test_nearest_neighbors_ask_for_no_um():
     dense = grid("square", 25.0)
     connected, _ = graph_of(dense, GraphRule("knn", n_neighbors=4, pitch=100.0))
     plain, _ = graph_of(grid("square", 25.0), GraphRule("knn", unit="px", n_neighbors=4, pitch=25.0))

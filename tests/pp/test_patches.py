@@ -101,7 +101,7 @@ def test_errors_of_the_last_bits_do_not_move_a_window_on_a_half(x, side, error):
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_centre_pixel_is_the_images():
+def test_the_center_pixel_is_the_images():
     patch = patches_of(open_image(RGB), [[70, 50]], 21, 21)[0]
     # An odd window around the corner between four pixels leans to the lower right one.
     np.testing.assert_array_equal(patch[10, 10], RGB[50, 70])

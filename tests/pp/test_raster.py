@@ -54,7 +54,7 @@ def tiled(grid="square", spacing=7.0, bounds=(20, 10, 90, 70), keep=None, transf
     obs = pd.DataFrame(
         {"region": pd.Categorical(["tiles"] * n), "id": ids, "array_row": laid.rows, "array_col": laid.cols}, index=ids
     )
-    obs["confidence"], obs["outlier"], obs["kind"] = rng.random(n), rng.random(n) < 0.5, "tumour"
+    obs["confidence"], obs["outlier"], obs["kind"] = rng.random(n), rng.random(n) < 0.5, "tumor"
     table = AnnData(rng.random((n, 3)).astype(np.float32), obs=obs, var=pd.DataFrame(index=["A", "B", "C"]))
     table.layers["st_gchb"] = table.X + 1
     table = TableModel.parse(table, region="tiles", region_key="region", instance_key="id")
@@ -62,7 +62,7 @@ def tiled(grid="square", spacing=7.0, bounds=(20, 10, 90, 70), keep=None, transf
 
 
 def value_at(sdata, image, points, system):
-    """What an image shows at places of a coordinate system, (c, n); as spatialdata places it: px centres at 0.5."""
+    """What an image shows at places of a coordinate system, (c, n); as spatialdata places it: px centers at 0.5."""
     matrix = get_transformation(sdata[image], system).to_affine_matrix(XY, XY)
     x, y, _ = np.linalg.solve(matrix, np.column_stack([points, np.ones(len(points))]).T)
     raster = sdata[image]
@@ -78,7 +78,7 @@ def centers(sdata, system):
 SYSTEMS = {"global": OBLIQUE, "turned": TURNED, "mirrored": MIRRORED, "own": Identity()}
 
 
-# A pixel as wide as the distance of neighbours could show one of two in a hexagonal grid.
+# A pixel as wide as the distance of neighbors could show one of two in a hexagonal grid.
 @pytest.mark.parametrize(("grid", "px_per_tile"), [("square", 1), ("square", 4), ("hex", 4)])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_tile_shows_its_value_at_its_place(grid, px_per_tile, system):

@@ -25,7 +25,7 @@ def far_share(tissue, spots_px, radius_um):
 
 
 @pytest.mark.parametrize("section", ["C2", "C3", "C4", "C5"])
-def test_tumour_sections(her2st_path, section):
+def test_tumor_sections(her2st_path, section):
     adata = st_gchb.datasets.her2st([section], path=her2st_path)
     library = adata.uns["spatial"][section]
     scale = library["scalefactors"]["microns_per_pixel"]

@@ -1,4 +1,4 @@
-"""Stains in numbers, colours moved from one to another, and features that remember it."""
+"""Stains in numbers, colors moved from one to another, and features that remember it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import st_gchb
 from st_gchb._errors import InputError, MissingKeyError, ScaleError, StainError
 from st_gchb.evaluate._foreign import recolored
 from st_gchb.pp import FeatureRule, Stain, embed_by_rule, embed_patches, find_tissue, fit_stain
-from st_gchb.pp._stain_normalization import jitter_factors, normalising, restained
+from st_gchb.pp._stain_normalization import jitter_factors, normalizing, restained
 from st_gchb.pp.patches import stained_versions
 
 OPTIONS = {"encoder": "texture", "views": 1, "um_per_px": 1.0, "device": "cpu"}
@@ -61,7 +61,7 @@ def test_nothing_changes_where_nothing_is_asked_for():
     colors = torch.cat([values, values.flip(2), values.flip(3)], dim=1)
     same = Stain("macenko", (*DYES, 100.0, 30.0))
     lab = Stain("reinhard", (8.6, -0.2, 0.0, 0.5, 0.1, 0.02))
-    for change in (restained([1, 1, 1]), normalising(same, same), normalising(lab, lab)):
+    for change in (restained([1, 1, 1]), normalizing(same, same), normalizing(lab, lab)):
         assert (change(colors).int() - colors.int()).abs().max() <= 1
 
 
@@ -90,14 +90,14 @@ def test_the_reinhard_map_is_squidpys(pixels):
     sdata = SpatialData(images={"he": image}, labels={"mask": labels})
     options = {"tissue_mask_key": "mask", "preserve_background": False, "inplace": False}
     theirs = np.moveaxis(np.asarray(normalize_stains(sdata, "he", reference, **options)), 0, -1)
-    own = recolor(found.thumbnail, normalising(source, target))
+    own = recolor(found.thumbnail, normalizing(source, target))
     assert np.abs(own.astype(int) - theirs.astype(int))[found.mask].max() <= 1
 
 
 @pytest.mark.parametrize("method", ["macenko", "vahadane", "reinhard"])
 def test_a_slide_in_another_stain_is_moved_to_the_target(pixels, dark, method):
     target, other = fit_stain(pixels, method=method, um_per_px=1.0), fit_stain(dark, method=method, um_per_px=1.0)
-    moved = fit_stain(recolor(dark, normalising(other, target)), method=method, um_per_px=1.0)
+    moved = fit_stain(recolor(dark, normalizing(other, target)), method=method, um_per_px=1.0)
     aims, before, after = (np.array(stain.numbers) for stain in (target, other, moved))
     scale = np.maximum(np.abs(aims), 0.1)
     assert np.abs((after - aims) / scale).max() < 0.25 * np.abs((before - aims) / scale).max()
@@ -122,7 +122,7 @@ def test_stains_with_the_wrong_numbers(numbers):
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
-def test_a_query_is_normalised_to_the_references_stain(tissue, pixels, dark, method, tmp_path):
+def test_a_query_is_normalized_to_the_references_stain(tissue, pixels, dark, method, tmp_path):
     reference = embedded(bare(tissue), pixels, stain_norm=method)
     stored = reference.uns["X_patch"]
     assert stored["stain_norm"] == method
@@ -166,15 +166,15 @@ def test_the_cache_tells_stains_apart(tissue, pixels, caplog):
 
     with caplog.at_level(logging.INFO, logger="st_gchb"):
         plain, _ = run()
-        normalised, found = run(stain_norm="reinhard", stain_augment=0)
+        normalized, found = run(stain_norm="reinhard", stain_augment=0)
         assert found == 0
-        assert np.array_equal(run(stain_norm="reinhard")[0], normalised)
+        assert np.array_equal(run(stain_norm="reinhard")[0], normalized)
         assert run(stain_norm="reinhard")[1] == 1
         other = Stain("reinhard", (8.2, -0.3, 0.02, 0.4, 0.08, 0.03))
         elsewhere, found = run(stain_norm=other)
         assert found == 0
         assert np.array_equal(run()[0], plain)
-    assert not np.array_equal(elsewhere, normalised)
+    assert not np.array_equal(elsewhere, normalized)
 
 
 def test_versions_in_other_stains(tissue, pixels):
@@ -202,7 +202,7 @@ def test_a_version_is_the_slide_with_other_amounts_of_dye(tissue, pixels):
     adata = embedded(bare(tissue), pixels, stain_augment=1)
     stained = recolor(pixels, restained(jitter_factors("S1", 1, 0)))
     found = embedded(bare(tissue), stained).obsm["X_patch"]
-    # Recoloured before or after it is cut to the encoder's size: all but the same.
+    # Recolored before or after it is cut to the encoder's size: all but the same.
     np.testing.assert_allclose(adata.obsm["X_patch_stain1"], found, atol=0.03)
 
 

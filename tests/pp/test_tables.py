@@ -188,7 +188,7 @@ def test_spots_without_a_table():
     assert sdata["answer"].obsm["X_patch"].shape == (N, 107)
 
 
-def test_polygons_and_points_have_centres():
+def test_polygons_and_points_have_centers():
     sdata = sample()
     squares = gpd.GeoDataFrame(geometry=[box(x - 4, y - 4, x + 4, y + 4) for x, y in CENTERS])
     sdata.shapes["squares"] = ShapesModel.parse(squares, transformations={"global": Identity()})

@@ -212,7 +212,7 @@ def test_tissue_of_ones_own(section):
         ({"roi": [box(0, 0, 9, 9), box(-9, -9, -1, -1)]}, CoordinateError, "polygon 1 of roi="),
         ({"roi": Polygon([(0, 0), (50, 50), (60, 0), (0, 50)])}, InputError, r"Self-intersection.*make_valid"),
         ({"roi": LineString([(0, 0), (9, 9)])}, InputError, r"LineString.*shapely polygon"),
-        ({"roi": "tumour"}, InputError, "roi= is a str"),
+        ({"roi": "tumor"}, InputError, "roi= is a str"),
         ({"roi": 7}, InputError, "roi= is a int"),
         ({"roi": []}, InputError, "no polygon"),
         ({"roi": [(0, 0), (9, 9)]}, InputError, "at least 3 corners"),

@@ -38,7 +38,7 @@ def picture(absorbed, seed=1, glass=GLASS):
 
 
 def stroke(color, where):
-    """Optical density of ink of a colour, its border soft."""
+    """Optical density of ink of a color, its border soft."""
     cover = ndimage.gaussian_filter(where.astype(float), 3)
     return cover[..., None] * -np.log(np.asarray(color) / 255)
 
@@ -103,7 +103,7 @@ INKS = {
     "green": (20, 120, 60),
     "light green": (90, 190, 110),
     "black": (25, 25, 28),
-    "grey": (70, 68, 72),
+    "gray": (70, 68, 72),
     "navy": (25, 30, 90),
     "red": (200, 30, 40),
 }
@@ -131,7 +131,7 @@ def test_a_small_dot_of_ink_on_tissue():
 
 
 def rings():
-    """A frame of grey, faintly blue rings, as printed around the capture area of a Visium slide."""
+    """A frame of gray, faintly blue rings, as printed around the capture area of a Visium slide."""
     where = np.zeros(SHAPE, dtype=bool)
     for y in range(60, 1800, 130):
         for x in (60, 190, 2210, 2340):
@@ -174,10 +174,10 @@ def test_things_on_the_glass_are_no_tissue(thing):
 
 
 def test_bleached_tissue_within_tissue():
-    grey = density(BLOB)
+    gray = density(BLOB)
     patch = disc(900, 1000, 200)
-    grey[patch] = 0.6 * grey[patch].mean(axis=1, keepdims=True) * np.array([1.0, 1.0, 0.7])
-    assert found(picture(grey))[BLOB].mean() > 0.97
+    gray[patch] = 0.6 * gray[patch].mean(axis=1, keepdims=True) * np.array([1.0, 1.0, 0.7])
+    assert found(picture(gray))[BLOB].mean() > 0.97
 
 
 def test_small_pieces_are_left_out():
@@ -237,7 +237,7 @@ def test_other_methods():
         ({"resolution_um": -1.0}, InputError, "resolution_um"),
         ({"min_area_um2": float("nan")}, InputError, "min_area_um2"),
         ({"max_hole_um2": -1}, InputError, "max_hole_um2"),
-        ({"image": np.zeros((5, 5), np.uint8)}, ImageError, "grey"),
+        ({"image": np.zeros((5, 5), np.uint8)}, ImageError, "gray"),
     ],
 )
 def test_bad_input(options, error, message):

@@ -24,10 +24,10 @@ pytest.importorskip("faiss", reason="the extra faiss is not installed")
 
 
 def near(n, seed, width=24):
-    """Unit vectors around few centres, in few directions, as embeddings are."""
+    """Unit vectors around few centers, in few directions, as embeddings are."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(12, 6))
-    x = (centres[rng.integers(0, 12, n)] + 0.5 * rng.normal(size=(n, 6))) @ np.random.default_rng(98).normal(
+    centers = np.random.default_rng(99).normal(size=(12, 6))
+    x = (centers[rng.integers(0, 12, n)] + 0.5 * rng.normal(size=(n, 6))) @ np.random.default_rng(98).normal(
         size=(6, width)
     )
     x += 0.05 * rng.normal(size=x.shape)
@@ -53,7 +53,7 @@ def test_it_finds_what_it_says_it_finds(index):
     ids, similarity = index.search(fresh, 20)
     assert index.recall > 0.95
     assert overlap(ids, exact) == pytest.approx(index.recall, abs=0.02)
-    assert 1 <= index.n_probe < len(index.centres) == 128
+    assert 1 <= index.n_probe < len(index.centers) == 128
     np.testing.assert_allclose(similarity, np.take_along_axis(fresh @ KEYS.T, ids, 1), atol=1e-6)
     assert (np.diff(similarity, axis=1) <= 0).all()
     assert all(len(set(row)) == 20 for row in ids)
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_index(index):
 
 
 def test_a_query_whose_lists_hold_too_few_is_searched_exactly(index):
-    few = SearchIndex(index.keys, index.centres, index.codebook, index.codes, 1, 20, 0.0)
+    few = SearchIndex(index.keys, index.centers, index.codebook, index.codes, 1, 20, 0.0)
     ids, similarity = few.search(QUERIES[:5], 1500)
     exact = nearest(QUERIES[:5], KEYS, 1500)
     np.testing.assert_array_equal(np.sort(ids), np.sort(exact[0]))
@@ -96,7 +96,7 @@ def test_a_query_whose_lists_hold_too_few_is_searched_exactly(index):
     assert few.search(QUERIES[:2], len(KEYS))[0].shape == (2, 6000)
 
 
-def test_neighbours_by_the_index_are_weighted_as_any(index):
+def test_neighbors_by_the_index_are_weighted_as_any(index):
     found = find_neighbors(QUERIES, KEYS, k=20, index=index)
     exact = find_neighbors(QUERIES, KEYS, k=20)
     assert overlap(found.ids, exact.ids) > 0.95
@@ -130,7 +130,7 @@ def test_large_ones_by_an_index_that_is_made_once(monkeypatch, caplog):
     assert index_for(reference, 20, "exact") is None
 
 
-def test_more_neighbours_than_it_was_tuned_for_are_tuned_for(monkeypatch):
+def test_more_neighbors_than_it_was_tuned_for_are_tuned_for(monkeypatch):
     reference = bank()
     few = index_for(reference, 2, "index")
     many = index_for(reference, 300, "index")
@@ -154,7 +154,7 @@ def test_directions_that_are_all_alike_are_looked_for_in_more_lists(index):
     keys = rng.normal(size=(3400, 24)).astype(np.float32)
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     found = SearchIndex.build(keys[400:], keys[:400], k=20)
-    assert found.n_probe / len(found.centres) > 2 * index.n_probe / len(index.centres)
+    assert found.n_probe / len(found.centers) > 2 * index.n_probe / len(index.centers)
     assert found.recall > 0.93
 
 

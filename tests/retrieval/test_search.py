@@ -140,7 +140,7 @@ def test_the_matrix_is_the_weighted_average():
     np.testing.assert_allclose(matrix @ expression, expected, rtol=1e-5)
 
 
-def test_no_query_gives_no_neighbours():
+def test_no_query_gives_no_neighbors():
     found = find_neighbors(np.empty((0, 6), np.float32), unit(30, 6, 1), k=3)
     assert found.ids.shape == found.similarity.shape == found.weights.shape == (0, 3)
     assert found.matrix(30).shape == (0, 30)

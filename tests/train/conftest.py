@@ -13,7 +13,7 @@ from st_gchb.train import TrainingData
 
 
 def square_slices(sizes: tuple[tuple[int, int], ...], seed: int = 0) -> TrainingData:
-    """Slices of (rows, columns) spots, 100 px apart, 8 neighbours; all slices lie at the same coordinates."""
+    """Slices of (rows, columns) spots, 100 px apart, 8 neighbors; all slices lie at the same coordinates."""
     rng = np.random.default_rng(seed)
     coordinates, graphs = [], []
     for n_rows, n_columns in sizes:

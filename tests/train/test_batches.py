@@ -54,7 +54,7 @@ def test_embeddings_of_a_mini_batch_are_those_of_the_whole_graph(data, kind, sam
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_infomax_sees_only_nodes_with_their_whole_neighbourhood(data, kind):
+def test_infomax_sees_only_nodes_with_their_whole_neighborhood(data, kind):
     net = network(kind)
     whole = whole_graph(data)
     expected = net.image(whole.image, whole.edge_index).hidden

@@ -68,7 +68,7 @@ def test_blocks_are_compact(make_data):
     blocks = spatial_blocks(data.coordinates, 100)
     assert len(blocks) == 16
     halos = [len(with_halo(data.adjacency, block, 1)) - len(block) for block in blocks]
-    # 10 x 10 spots have 44 neighbours around them; 100 spots drawn at random about 600.
+    # 10 x 10 spots have 44 neighbors around them; 100 spots drawn at random about 600.
     assert max(halos) <= 44
 
 

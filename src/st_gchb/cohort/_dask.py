@@ -193,7 +193,7 @@ class _Sent:
 
         if future.status == "cancelled":
             raise ClusterError(
-                "the cluster was lost, or its tasks were cancelled. What is done is kept: call again to go on."
+                "the cluster was lost, or its tasks were canceled. What is done is kept: call again to go on."
             )
         error = future.exception()
         if error is None:
@@ -220,5 +220,5 @@ class _Sent:
             return
         stop(Path(self._job.out), self._job.call)
         if self._client.status == "running":
-            logger.warning("%d slides are cancelled; those that are done are kept.", len(self._open), extra=OF_CALL)
+            logger.warning("%d slides are canceled; those that are done are kept.", len(self._open), extra=OF_CALL)
             self._client.cancel([future for _, future in self._open.values()], force=True)

@@ -83,7 +83,7 @@ def _file(name: str, rest: str, url: str) -> DataFile:
 
 
 _PITCH_UM = 100.0
-"""Distance between the centres of neighbouring Visium spots, µm."""
+"""Distance between the centers of neighboring Visium spots, µm."""
 
 
 @checked
@@ -113,7 +113,7 @@ def dlpfc(
     -------
     AnnData
         One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``. ``obs``:
-        ``slice``, ``patient``, ``layer``, array position. ``obsm["spatial"]``: spot centres as x, y in
+        ``slice``, ``patient``, ``layer``, array position. ``obsm["spatial"]``: spot centers as x, y in
         full-resolution px. ``uns["spatial"][slice]``: image, scale factors, µm per px.
 
     Raises
@@ -219,9 +219,9 @@ def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
         ) from error
     spots = spots[spots["in_tissue"] == 1]
     layers = _read_layers(name, where["layers"]).reindex(spots.index)
-    unlabelled = int(layers.isna().sum())
-    if unlabelled:
-        logger.info("dlpfc %s: %d of %d spots have no layer", name, unlabelled, len(spots))
+    unlabeled = int(layers.isna().sum())
+    if unlabeled:
+        logger.info("dlpfc %s: %d of %d spots have no layer", name, unlabeled, len(spots))
     obs = pd.DataFrame(
         {
             Keys.SLICE: pd.Categorical([name] * len(spots)),
@@ -250,12 +250,12 @@ def _read_positions(path: Path) -> pd.DataFrame:
 
 
 def _pitch_px(spots: pd.DataFrame, path: Path) -> float:
-    """Distance between spots that are neighbours in a row of the array, px; the columns of a row count by two."""
+    """Distance between spots that are neighbors in a row of the array, px; the columns of a row count by two."""
     grid = spots.reset_index().set_index(["array_row", "array_col"])[["pxl_row", "pxl_col"]]
     beside = grid.rename(index=lambda col: col - 2, level="array_col")
     steps = (beside - grid).dropna()
     if steps.empty:
-        raise CoordinateError(f"{path}: no two spots are neighbours in the array; are array_row and array_col right?")
+        raise CoordinateError(f"{path}: no two spots are neighbors in the array; are array_row and array_col right?")
     return float(np.median(np.hypot(steps["pxl_row"], steps["pxl_col"])))
 
 

@@ -1,4 +1,4 @@
-"""HER2-positive breast tumours, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
+"""HER2-positive breast tumors, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def her2st(
     cache_dir: str | Path | None = None,
     hires_side_px: Few = 1500,
 ) -> ad.AnnData:
-    """Sections of HER2-positive breast tumours with counts and full-resolution H&E.
+    """Sections of HER2-positive breast tumors with counts and full-resolution H&E.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def her2st(
     AnnData
         One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``; a gene that a
         section's table does not list has count 0 there. ``obs``: ``slice``, ``patient``, ``array_row``,
-        ``array_col``. ``obsm["spatial"]``: spot centres as x, y in full-resolution px, ``(n_spots, 2)``.
+        ``array_col``. ``obsm["spatial"]``: spot centers as x, y in full-resolution px, ``(n_spots, 2)``.
         ``uns["spatial"][section]``: down-scaled image, scale factors, µm per px, path of the full image.
 
     Raises

@@ -17,7 +17,7 @@ from st_gchb.evaluate._folds import hide_expression, leave_one_out
 from st_gchb.evaluate._methods import trained
 from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.metrics import pearson
-from st_gchb.pp.expression import choose_panel, log_normalise
+from st_gchb.pp.expression import choose_panel, log_normalize
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ def reliability(
     runs = [(fold, seed) for fold in leave_one_out(adata, slice_key=slice_key) for seed in seeds_of(seeds, 1)]
     for fold, seed in track(runs, "Confidence"):
         train, test = adata[fold.train], adata[fold.test]
-        log_train = log_normalise(train.X, log_normalized=False)
+        log_train = log_normalize(train.X, log_normalized=False)
         columns = choose_panel(log_train, train.var_names, train.obs[slice_key].astype(str).to_numpy(), n_top_genes)
         where = {"slice_key": slice_key, "features_key": features_key}
         settings = {"panel": list(train.var_names[columns]), "seed": seed}
         with trained(train, where, settings, accelerator=device) as model:
             answer = model.predict(hide_expression(test, features_key), slice_key=slice_key)
-        measured = log_normalise(test.X, log_normalized=False)
+        measured = log_normalize(test.X, log_normalized=False)
         truth = measured[:, test.var_names.get_indexer(answer.var_names)].toarray()
         predicted = np.asarray(answer.layers[Keys.LAYER])
         own = {"fold": fold.name, "seed": seed}

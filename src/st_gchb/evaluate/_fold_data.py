@@ -31,7 +31,7 @@ class Prepared:
     panel
         Genes to predict.
     truth
-        Log-normalised panel of the held-out spots, ``(n_test, n_genes)``.
+        Log-normalized panel of the held-out spots, ``(n_test, n_genes)``.
     train_mean, train_var
         Of the panel on the training spots, ``(n_genes,)``.
     graph

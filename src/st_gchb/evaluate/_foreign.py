@@ -19,10 +19,10 @@ from st_gchb.evaluate._methods import trained
 from st_gchb.pp import slices_of
 
 _BROWN = 4.0
-"""Brown for a unit of eosin: with less, what is left would be a pale haematoxylin stain."""
+"""Brown for a unit of eosin: with less, what is left would be a pale hematoxylin stain."""
 
 _STRIP = 512
-"""Rows of an image that are recoloured at once, px."""
+"""Rows of an image that are recolored at once, px."""
 
 
 @checked
@@ -104,7 +104,7 @@ def recolored(image: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    The same, in haematoxylin and brown.
+    The same, in hematoxylin and brown.
     """
     result = np.empty_like(image)
     for start in range(0, len(image), _STRIP):

@@ -1,7 +1,7 @@
 """The methods that a table compares: the model's presets and ablations, and the baselines on the same features.
 
 Each takes a training table, a held-out table without expression, the panel and a seed, and returns predicted
-log-normalised expression of the held-out spots, ``(n_test, n_genes)``.
+log-normalized expression of the held-out spots, ``(n_test, n_genes)``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from st_gchb._logging import steps_quiet
 from st_gchb.evaluate._folds import hide_expression
 from st_gchb.model import STGCHB, ContextRule
 from st_gchb.pp import spatial_graph
-from st_gchb.pp.expression import log_normalise
+from st_gchb.pp.expression import log_normalize
 from st_gchb.pp.patches import feature_keys
 
 
@@ -57,12 +57,12 @@ class Task:
     device: str = "auto"
 
     def targets(self) -> np.ndarray:
-        """Log-normalised panel of the training spots, ``(n_train, n_genes)``."""
-        log_values = log_normalise(self.train.X, log_normalized=False)
+        """Log-normalized panel of the training spots, ``(n_train, n_genes)``."""
+        log_values = log_normalize(self.train.X, log_normalized=False)
         return log_values[:, self.train.var_names.get_indexer(self.panel)].toarray()
 
     def features(self, *, neighbors: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Patch features of training and held-out spots, with the neighbours' mean beside them on request."""
+        """Patch features of training and held-out spots, with the neighbors' mean beside them on request."""
         tables = (self.train, self.test)
         plain = [np.asarray(table.obsm[self.features_key], dtype=np.float32) for table in tables]
         if not neighbors:
@@ -120,7 +120,7 @@ def training_mean(task: Task) -> np.ndarray:
 
 
 def ridge(task: Task, *, neighbors: bool) -> np.ndarray:
-    """Ridge on 256 principal components of the standardised features, with HEST-Bench's number of components.
+    """Ridge on 256 principal components of the standardized features, with HEST-Bench's number of components.
 
     The penalty is 1.2 % of the components' total variance: a strong one, with which this baseline does better than
     with HEST-Bench's 100 / (n_components * n_genes).
@@ -134,7 +134,7 @@ def ridge(task: Task, *, neighbors: bool) -> np.ndarray:
 
 
 def nearest_neighbors(task: Task, *, k: int = 50) -> np.ndarray:
-    """Mean expression of the k training spots whose patches are nearest in the standardised feature space."""
+    """Mean expression of the k training spots whose patches are nearest in the standardized feature space."""
     train, test = task.features(neighbors=False)
     scaler = StandardScaler().fit(train)
     search = NearestNeighbors(n_neighbors=min(k, len(train)), metric="cosine", algorithm="brute")

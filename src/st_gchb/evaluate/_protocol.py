@@ -22,7 +22,7 @@ from st_gchb.evaluate._methods import METHODS, Method
 from st_gchb.evaluate._reference import check_reference
 from st_gchb.model import check_features, check_names
 from st_gchb.pp.encoders import choose_device
-from st_gchb.pp.expression import choose_panel, log_normalise, read_expression, tell_expression
+from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
 from st_gchb.pp.spots import spot_centers
 
 _LEAST = 50
@@ -42,7 +42,7 @@ def choose_panels(
     Parameters
     ----------
     log_values
-        Log-normalised expression of all spots, ``(n_spots, n_all_genes)``.
+        Log-normalized expression of all spots, ``(n_spots, n_all_genes)``.
     genes
         Names of its columns.
     slices
@@ -158,7 +158,7 @@ class Plan:
     folds, methods, protocol
         What is run on what.
     log_values
-        Log-normalised expression of all spots, ``(n_spots, n_all_genes)``.
+        Log-normalized expression of all spots, ``(n_spots, n_all_genes)``.
     columns
         Columns of each fold's panel, by the fold's name.
     """
@@ -194,7 +194,7 @@ def make_plan(
     choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device))
     _check_table(adata, protocol.features_key)
     check_reference(folds, chosen)
-    log_values = log_normalise(adata.X, log_normalized=False)
+    log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
     columns = choose_panels(log_values, adata.var_names, slices, folds, protocol.n_top_genes)
     plan = Plan(adata, folds, chosen, protocol, log_values, columns)

@@ -18,7 +18,7 @@ from st_gchb.model import check_k
 def check_reference(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:
     """Refuse a fold with fewer training spots than a method retrieves.
 
-    Known are the model, with the settings that its preset and keywords come to, and the nearest neighbours.
+    Known are the model, with the settings that its preset and keywords come to, and the nearest neighbors.
 
     Raises
     ------

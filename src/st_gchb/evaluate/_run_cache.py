@@ -158,7 +158,7 @@ class Run:
     genes
         The same gene by gene: index ``gene``, one column a measure.
     prediction
-        Predicted log-normalised expression, ``(n_test, n_genes)``, where the picture needs it.
+        Predicted log-normalized expression, ``(n_test, n_genes)``, where the picture needs it.
     """
 
     row: dict[str, float]

@@ -50,8 +50,8 @@ _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("bleep", {}),
     ("+ the default's 128 half-whitened image components", {"n_image_components": 128, "image_whitening": 0.5}),
     ("+ softmax over 400", {"k": 400, "weighting": "softmax"}),
-    ("+ centred slices", {"center_slices": True}),
-    ("+ rings of neighbours", {"context_rings": 2}),
+    ("+ centered slices", {"center_slices": True}),
+    ("+ rings of neighbors", {"context_rings": 2}),
     ("+ bottleneck", {"bottleneck": 0.05}),
     ("+ linear read-out, 40 % of every gene", {"linear_weight": 0.4, "linear_full_at": 0.0}),
     ("+ linear read-out by gene (default)", {"linear_full_at": 0.3}),
@@ -69,8 +69,8 @@ STUDY: dict[str, list[Variant]] = {
     "together": list(_cumulative()),
     "alone": [
         _DEFAULT,
-        Variant("without rings of neighbours", {"context_rings": 0}),
-        Variant("without centred slices", {"center_slices": False}),
+        Variant("without rings of neighbors", {"context_rings": 0}),
+        Variant("without centered slices", {"center_slices": False}),
         Variant("without bottleneck", {"bottleneck": 0.0}),
         Variant("linear read-out with the same share of every gene", {"linear_full_at": 0.0}),
         Variant("without linear read-out", {"linear_weight": 0.0}),
@@ -78,7 +78,7 @@ STUDY: dict[str, list[Variant]] = {
         Variant("plain mean of 50", {"k": 50, "weighting": "mean"}),
     ],
     "graph": [
-        *each("context_rings", 0, 1, 2, 3, label="rings of neighbours:"),
+        *each("context_rings", 0, 1, 2, 3, label="rings of neighbors:"),
         Variant("GraphSAGE, image branch", _SAGE | {"expression_graph": "none"}),
         Variant("GraphSAGE, expression branch", _SAGE | {"image_graph": "none"}),
         Variant("GraphSAGE, both branches", _SAGE),
@@ -144,7 +144,7 @@ STUDY: dict[str, list[Variant]] = {
 
 
 def candidates() -> list[Variant]:
-    """What the default is chosen from, by inner validation: each neighbourhood with and without each other part."""
+    """What the default is chosen from, by inner validation: each neighborhood with and without each other part."""
     neighborhoods: dict[str, dict[str, Any]] = {
         "no graph": {"context_rings": 0},
         "GraphSAGE + DGI": _SAGE | {"dgi_image": 0.1, "dgi_expression": 0.1},
@@ -159,7 +159,7 @@ def candidates() -> list[Variant]:
     return [
         Variant(
             f"{name}, {'bottleneck' if bottleneck else 'no bottleneck'}, {readout}, "
-            f"{'centred' if centered else 'not centred'}",
+            f"{'centered' if centered else 'not centered'}",
             around | linear | {"bottleneck": bottleneck, "center_slices": centered},
         )
         for name, around in neighborhoods.items()

@@ -251,7 +251,7 @@ def spot_sizes(factors: Mapping[str, Any], centers_px: npt.NDArray[np.float64], 
 
 
 def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> float | None:
-    """Distance of neighbouring spots, px, where they lie as on a Visium slide; else None.
+    """Distance of neighboring spots, px, where they lie as on a Visium slide; else None.
 
     Examples
     --------
@@ -270,15 +270,15 @@ def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> flo
 
 
 def hexagonal_pitch(centers: npt.NDArray[np.float64]) -> float | None:
-    """Distance of neighbouring spots, in the unit of the positions, where each has six as far away; else None."""
+    """Distance of neighboring spots, in the unit of the positions, where each has six as far away; else None."""
     if len(centers) < 7:
         return None
-    # A part of a large slide's spots will do, among all their neighbours.
+    # A part of a large slide's spots will do, among all their neighbors.
     tree = cKDTree(centers)
     distances = np.asarray(tree.query(centers[:: -(-len(centers) // _N_SPOTS)], k=7)[0])[:, 1:]
     nearest = float(np.median(distances[:, 0]))
     around = distances[(distances < 1.2 * nearest).sum(axis=1) == 6]
-    # At most half of the spots of a small section lie at its rim, and have fewer than six neighbours.
+    # At most half of the spots of a small section lie at its rim, and have fewer than six neighbors.
     if nearest <= 0 or len(around) < 0.1 * len(distances):
         return None
     return float(np.median(around))

@@ -26,16 +26,16 @@ def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = No
     Parameters
     ----------
     truth
-        Measured log-normalised expression, ``(n_spots, n_genes)``: array, sparse matrix or data frame.
+        Measured log-normalized expression, ``(n_spots, n_genes)``: array, sparse matrix or data frame.
     prediction
-        Predicted log-normalised expression of the same spots and genes, ``(n_spots, n_genes)``.
+        Predicted log-normalized expression of the same spots and genes, ``(n_spots, n_genes)``.
     genes
         Names of the genes, ``(n_genes,)``; may be left out when one of the two is a data frame.
 
     Returns
     -------
     Data frame with index ``gene`` and the columns ``pearson``, ``spearman`` (ties averaged), ``rmse``,
-    ``mean_truth``, ``var_truth`` (both over spots, in log-normalised units) and ``constant`` (bool).
+    ``mean_truth``, ``var_truth`` (both over spots, in log-normalized units) and ``constant`` (bool).
 
     Raises
     ------
@@ -67,7 +67,7 @@ def pearson(truth: Matrix, prediction: Matrix) -> NDArray[np.float64]:
     Parameters
     ----------
     truth, prediction
-        Measured and predicted log-normalised expression, ``(n_spots, n_genes)``.
+        Measured and predicted log-normalized expression, ``(n_spots, n_genes)``.
 
     Returns
     -------

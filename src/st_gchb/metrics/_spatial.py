@@ -68,7 +68,7 @@ def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[
     Parameters
     ----------
     truth, prediction
-        Measured and predicted log-normalised expression, ``(n_spots, n_genes)``.
+        Measured and predicted log-normalized expression, ``(n_spots, n_genes)``.
     adjacency
         Weights of the spot graph, ``(n_spots, n_spots)``.
 
@@ -117,7 +117,7 @@ def _check_graph(adjacency: Any, n_spots: int) -> sparse.csr_matrix:
     graph.setdiag(0.0)
     graph.eliminate_zeros()
     if graph.nnz == 0:
-        raise GraphError("adjacency has no edge between two spots, so there is no neighbour to compare with")
+        raise GraphError("adjacency has no edge between two spots, so there is no neighbor to compare with")
     return graph
 
 

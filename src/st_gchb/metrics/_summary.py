@@ -25,7 +25,7 @@ def summary(
     n_top: Count = 50,
     threshold: float = 0.3,
 ) -> dict[str, float]:
-    """Summarise a per-gene table.
+    """Summarize a per-gene table.
 
     Parameters
     ----------
@@ -106,10 +106,10 @@ def _check_frame(frame: pd.DataFrame) -> None:
             "Pass what st_gchb.metrics.per_gene returns"
         )
     if not len(frame):
-        raise InputError("the per-gene table is empty: there is no gene to summarise")
+        raise InputError("the per-gene table is empty: there is no gene to summarize")
     if not frame.index.is_unique:
         raise InputError(
-            "the per-gene table names genes more than once. Summarise one held-out slice at a time: "
+            "the per-gene table names genes more than once. Summarize one held-out slice at a time: "
             "frame.groupby('slice').apply(summary)"
         )
     holes = [column for column in _NEEDED if frame[column].isna().any()]

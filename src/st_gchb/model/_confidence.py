@@ -35,8 +35,8 @@ class Calibration:
 
     Parameters
     ----------
-    centre, scale, coefficients
-        Linear model of a spot's error from its standardised :data:`SIGNS`; the coefficients end with the intercept.
+    center, scale, coefficients
+        Linear model of a spot's error from its standardized :data:`SIGNS`; the coefficients end with the intercept.
     expected_errors
         Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share that is worse.
     outlier_distance
@@ -47,7 +47,7 @@ class Calibration:
         Pearson correlation of each panel gene on held-out reference slices, mean over slices, ``(n_genes,)``.
     """
 
-    centre: np.ndarray
+    center: np.ndarray
     scale: np.ndarray
     coefficients: np.ndarray
     expected_errors: np.ndarray
@@ -61,7 +61,7 @@ class Calibration:
         Beyond the reference's range nothing was learned of the error: there the share is divided by how many times
         farther than its limit a spot, or its slide, lies.
         """
-        error = _linear(signs, self.centre, self.scale, self.coefficients)
+        error = _linear(signs, self.center, self.scale, self.coefficients)
         share = 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
         distance = signs[:, SIGNS.index("distance")]
         beyond = distance > self.outlier_distance
@@ -109,7 +109,7 @@ def signs_of(
 ) -> np.ndarray:
     """What can be seen of a prediction without the truth, ``(n_query, 4)``.
 
-    The weighted similarity of the neighbours, the spread of their expression around its mean ``retrieved``, the
+    The weighted similarity of the neighbors, the spread of their expression around its mean ``retrieved``, the
     distance to the nearest reference patches, and the predicted level of expression.
     """
     similarity = (neighbors.weights * neighbors.similarity).sum(1)
@@ -134,7 +134,7 @@ def calibrate(
     predict
         From held-out rows to their prediction ``(n, n_genes)`` and signs ``(n, 4)``, made without these rows.
     truth
-        Log-normalised panel of the reference, ``(n_reference, n_genes)``.
+        Log-normalized panel of the reference, ``(n_reference, n_genes)``.
     slices
         Slice of each reference spot, ``(n_reference,)``.
     """
@@ -146,16 +146,16 @@ def calibrate(
         measured = truth[rows].toarray()
         errors[rows] = np.sqrt(((prediction - measured) ** 2).mean(1))
         correlations.append(pearson(measured, prediction))
-    centre, scale = signs.mean(0), np.maximum(signs.std(0), 1e-8)
-    design = np.column_stack([(signs - centre) / scale, np.ones(len(signs))])
+    center, scale = signs.mean(0), np.maximum(signs.std(0), 1e-8)
+    design = np.column_stack([(signs - center) / scale, np.ones(len(signs))])
     # A touch of ridge: similarity and distance carry nearly the same message.
     penalty = np.diag([*[0.01 * len(signs)] * len(SIGNS), 0.0])
     coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ errors)
-    expected = np.sort(_linear(signs, centre, scale, coefficients))
+    expected = np.sort(_linear(signs, center, scale, coefficients))
     distance = signs[:, SIGNS.index("distance")]
     farthest = max(float(np.median(distance[slices == name])) for name in np.unique(slices))
     limits = float(np.quantile(distance, _OUTLIER_QUANTILE)), _OUTLIER_SLIDE * farthest
-    return Calibration(centre, scale, coefficients, expected, *limits, np.mean(correlations, axis=0))
+    return Calibration(center, scale, coefficients, expected, *limits, np.mean(correlations, axis=0))
 
 
 def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
@@ -172,5 +172,5 @@ def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.nd
     return [np.flatnonzero(left), np.flatnonzero(~left)]
 
 
-def _linear(signs: np.ndarray, centre: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    return ((signs - centre) / scale) @ coefficients[:-1] + coefficients[-1]
+def _linear(signs: np.ndarray, center: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    return ((signs - center) / scale) @ coefficients[:-1] + coefficients[-1]

@@ -52,21 +52,21 @@ class FixedMap:
         """Components, ``(n, n_out)``, float32."""
 
         def part(rows: slice) -> np.ndarray:
-            centred = x[rows] - self.offset
-            return np.asarray(centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix)
+            centered = x[rows] - self.offset
+            return np.asarray(centered * self.matrix if self.matrix.ndim == 1 else centered @ self.matrix)
 
         return _by_rows(part, len(x), self.matrix.shape[-1])
 
 
 def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> FixedMap:
-    """Standardise each feature, then principal components; fitted on training spots alone.
+    """Standardize each feature, then principal components; fitted on training spots alone.
 
     Parameters
     ----------
     x
         Features of the training spots, ``(n_spots, n_features)``.
     n_components
-        Number of components; ``None`` only standardises.
+        Number of components; ``None`` only standardizes.
     whitening
         0 keeps each component's variance, 1 makes them all equal, between is a power of it. Where it is not 0, the
         components' mean variance is 1.
@@ -164,14 +164,14 @@ def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
 
 @dataclass(frozen=True)
 class ContextRule:
-    """What is seen of a spot: its own features, and the mean features of the rings of neighbours around it.
+    """What is seen of a spot: its own features, and the mean features of the rings of neighbors around it.
 
     Parameters
     ----------
     n_rings
         Number of rings; 0 sees the spot alone.
     center
-        Mean features of the training spots, ``(n_features,)``, where features are centred on their slice; ``None``
+        Mean features of the training spots, ``(n_features,)``, where features are centered on their slice; ``None``
         where they are not. Slides differ in stain and scanner more than their spots do in tissue.
     """
 
@@ -203,7 +203,7 @@ class ContextRule:
 def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Features less the mean of their slice, ``(n_spots, n_features)``.
 
-    A few spots say little of their slide's mean: it is drawn towards ``center``, half-way for a slice of 20
+    A few spots say little of their slide's mean: it is drawn toward ``center``, half-way for a slice of 20
     spots.
     """
     result = np.array(features, dtype=np.float32)
@@ -215,7 +215,7 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
 
 
 def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
-    """Mean of the neighbours' features, ``(n_spots, n_features)``; a spot without neighbours keeps its own."""
+    """Mean of the neighbors' features, ``(n_spots, n_features)``; a spot without neighbors keeps its own."""
     degree = np.asarray(adjacency.sum(axis=1)).ravel()
     graph, dense = adjacency.tocsr(), np.ascontiguousarray(features)
 
@@ -279,7 +279,7 @@ class Context:
 class BlockedContext(Context):
     """Context features that are too large to be held, and are made from the patch features when they are asked for.
 
-    A map to components and the mean over neighbours are both linear, so the features are mapped first, and the rings'
+    A map to components and the mean over neighbors are both linear, so the features are mapped first, and the rings'
     means are taken of the components: (n_rings + 1) x 2,048 numbers a spot become as many as there are components.
 
     Parameters
@@ -356,7 +356,7 @@ class BlockedContext(Context):
         graph = sparse.csr_matrix((np.ones(len(source), np.float32), (source, target)), shape=shape)
         rings = [self.features[nodes] - self._offsets[self._codes[nodes]]]
         for _ in range(self.n_rings):
-            # Means at the rim lack neighbours, and reach none of the spots asked for.
+            # Means at the rim lack neighbors, and reach none of the spots asked for.
             rings.append(neighbor_mean(rings[-1], graph))
         return np.hstack([ring[: len(index)] for ring in rings])
 

@@ -38,7 +38,7 @@ from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
 from st_gchb.nn import NetworkSettings
 from st_gchb.pp import FeatureRule, GraphRule
-from st_gchb.pp.expression import fit_expression, log_normalise, read_expression
+from st_gchb.pp.expression import fit_expression, log_normalize, read_expression
 from st_gchb.pp.graph import graph_of, rule_of
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
@@ -68,7 +68,7 @@ class Fitted:
     image_map
         Map of context features to the image branch's inputs.
     log_values
-        Log-normalised expression over all genes, ``(n_spots, n_all_genes)``.
+        Log-normalized expression over all genes, ``(n_spots, n_all_genes)``.
     panel
         The same, of the panel, ``(n_spots, n_genes)``.
     features
@@ -100,7 +100,7 @@ def fit(
     features: FeatureRows | None = None,
     log_values: sparse.csr_matrix | None = None,
 ) -> Fitted:
-    """Fit normalisation, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
+    """Fit normalization, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
 
     ``features`` and ``log_values`` stand for those of ``adata``, where it has none.
 
@@ -112,7 +112,7 @@ def fit(
         If features do not vary.
     """
     if log_values is None:
-        log_values = log_normalise(_registered(adata, where), log_normalized=where.log_normalized)
+        log_values = log_normalize(_registered(adata, where), log_normalized=where.log_normalized)
     slices = sections_of(adata, where.slice_key).names.astype(str)
     expression = fit_expression(
         log_values,
@@ -229,7 +229,7 @@ def default_block_size(fitted: Fitted) -> int:
 def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
     """Inputs of the image branch in other stains, ``(n_versions, n_spots, n_inputs)``; None where there are none.
 
-    Each version of a slice is seen as if it were the slice: with neighbours of the same stain, centred on itself.
+    Each version of a slice is seen as if it were the slice: with neighbors of the same stain, centered on itself.
     """
     look = fitted.rules.context
     versions = [

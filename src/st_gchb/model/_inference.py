@@ -63,7 +63,7 @@ Where = tuple[sparse.csr_matrix, np.ndarray]
 
 
 def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
-    """L2-normalised joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
+    """L2-normalized joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ class Answer:
     linear
         Inputs of the linear read-out, ``(n_query, n_inputs)``.
     panel
-        Predicted log-normalised expression of the panel, ``(n_query, n_genes)``.
+        Predicted log-normalized expression of the panel, ``(n_query, n_genes)``.
     signs
         What can be seen of the prediction without the truth, ``(n_query, 4)``.
     """

@@ -138,7 +138,7 @@ def _check_finite(folder: Path, *parts: dict[str, np.ndarray]) -> None:
 
 
 def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
-    if "calibration.centre" not in network:
+    if "calibration.center" not in network:
         return None
     numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
     limits = {name: numbers[name].item() for name in ("outlier_distance", "outlier_slide")}
@@ -180,6 +180,8 @@ def _bank(
     arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
     parts: dict[str, Any] = {}
     if index is not None:
+        # So the array was called in the first models that had an index.
+        index = {"centers" if name == "centres" else name: values for name, values in index.items()}
         missing = [name for name in INDEX_ARRAYS if name not in index]
         if missing:
             raise ModelFileError(f"{folder / INDEX} has no array {missing[0]!r}. Copy the model again.")

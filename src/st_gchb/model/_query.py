@@ -21,7 +21,7 @@ from st_gchb.io import libraries_of
 from st_gchb.model._features import AppearanceMap, ContextRule, FixedMap
 from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
-from st_gchb.pp.expression import ExpressionRule, log_normalise, read_expression
+from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression
 from st_gchb.pp.graph import check_reach
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
@@ -47,7 +47,7 @@ def is_whole(adata: AnnData, key: str) -> np.ndarray:
 
 
 def leave_out(light: AnnData, source: AnnData, key: str, damaged: str) -> tuple[AnnData, AnnData, np.ndarray]:
-    """Drop these spots from a query, so that the others' neighbours are spots that exist.
+    """Drop these spots from a query, so that the others' neighbors are spots that exist.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Rules:
     Parameters
     ----------
     expression
-        Normalisation, panel and PCA.
+        Normalization, panel and PCA.
     features
         How patch features are made; ``None`` where they came from outside.
     features_key
@@ -100,7 +100,7 @@ class Rules:
     n_features
         Their width.
     graph
-        How spots become neighbours.
+        How spots become neighbors.
     context
         What is seen of a spot and its surroundings.
     linear
@@ -230,7 +230,7 @@ def prepare_query(
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:
-    """Log-normalised measured expression of the panel, where the query has it.
+    """Log-normalized measured expression of the panel, where the query has it.
 
     Returns
     -------
@@ -255,7 +255,7 @@ def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.n
 
 
 def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix:
-    """Log-normalised measured expression of the whole panel, ``(n_spots, n_genes)``.
+    """Log-normalized measured expression of the whole panel, ``(n_spots, n_genes)``.
 
     Raises
     ------
@@ -276,15 +276,15 @@ def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix
 
 
 def _remedy(source: AnnData, rule: ExpressionRule) -> Remedy:
-    """What to do about a query's expression: of a model of log-normalised values, counts are no help."""
+    """What to do about a query's expression: of a model of log-normalized values, counts are no help."""
     return Remedy(None if rule.log_normalized else source, called="query")
 
 
 def _log_values(values: Any, columns: np.ndarray, rule: ExpressionRule) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Log-normalised expression of some genes, some spots at a time: of all genes there is no second table."""
+    """Log-normalized expression of some genes, some spots at a time: of all genes there is no second table."""
     for start in range(0, values.shape[0], BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, values.shape[0]))
-        yield rows, log_normalise(values[rows], log_normalized=rule.log_normalized)[:, columns]
+        yield rows, log_normalize(values[rows], log_normalized=rule.log_normalized)[:, columns]
 
 
 def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None) -> pd.DataFrame:

@@ -180,7 +180,7 @@ class RegistrationMixin(BaseModelClass):
     ) -> None:
         """Register the table of a SpatialData whose spots have both H&E and expression.
 
-        Positions are the centres of the table's shapes in px of the image, through their coordinate transformations;
+        Positions are the centers of the table's shapes in px of the image, through their coordinate transformations;
         positions, features and graph are written to the table.
 
         Parameters

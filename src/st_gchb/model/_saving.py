@@ -28,7 +28,7 @@ from st_gchb.retrieval import ReferenceBank
 FORMAT = 3
 """Newest format that is read and written."""
 PLAIN_FORMAT = 2
-"""Written where patches are neither normalised in stain nor encoded in half precision: programs that know nothing of
+"""Written where patches are neither normalized in stain nor encoded in half precision: programs that know nothing of
 that read it."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
@@ -39,7 +39,7 @@ JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "adata.h5ad",
 )
 
-INDEX_ARRAYS, INDEX_NUMBERS = ("centres", "codebook", "codes"), ("n_probe", "k", "recall")
+INDEX_ARRAYS, INDEX_NUMBERS = ("centers", "codebook", "codes"), ("n_probe", "k", "recall")
 """Parts of a search index, beside the keys, which the reference holds."""
 
 

@@ -56,7 +56,7 @@ NETWORK = {
 """Arrays beside the network, with a letter for each axis: axes of one letter are equally long."""
 
 CALIBRATION = {
-    "calibration.centre": "4",
+    "calibration.center": "4",
     "calibration.scale": "4",
     "calibration.coefficients": "5",
     "calibration.expected_errors": "r",

@@ -45,7 +45,7 @@ class ModelSettings:
     image_whitening
         0 keeps the variance of the image components, 1 makes them all equal, between is a power of it.
     context_rings
-        Rings of neighbours whose mean patch features stand beside the spot's own.
+        Rings of neighbors whose mean patch features stand beside the spot's own.
     center_slices
         Take the mean patch features of a slice away from its spots, in the reference and in a query.
     n_image_tail
@@ -58,7 +58,7 @@ class ModelSettings:
     n_hidden, n_embedding, dropout
         Width of the hidden representation Z, of the joint embedding, and dropout in the projection heads.
     literal
-        Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalisation).
+        Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalization).
     temperature, soft_targets
         Of the alignment.
     dgi_image, dgi_expression

@@ -222,7 +222,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         shapes: str | None = None,
         memory_mb: Megabytes = MEMORY_MB,
     ) -> np.ndarray:
-        """Joint embedding of spots, L2-normalised.
+        """Joint embedding of spots, L2-normalized.
 
         Parameters
         ----------

@@ -15,7 +15,7 @@ from st_gchb.nn._parts import Part
 
 @dataclass
 class GraphBatch:
-    """One training step: spots, their neighbours, and which of them count.
+    """One training step: spots, their neighbors, and which of them count.
 
     It is made in the host's memory. What a step needs to know as numbers, such as which nodes are of one slice, is
     found there: read from a device, it would make the host wait in every step.
@@ -32,9 +32,9 @@ class GraphBatch:
     rows
         Nodes that are aligned in this step, ``(n_rows,)``.
     inner
-        Nodes whose neighbourhood is complete, ``(n_inner,)``: those that DGI sees.
+        Nodes whose neighborhood is complete, ``(n_inner,)``: those that DGI sees.
     degree
-        Neighbours of each node in the whole graph, ``(n_nodes,)``; ``None`` where the nodes are the whole graph.
+        Neighbors of each node in the whole graph, ``(n_nodes,)``; ``None`` where the nodes are the whole graph.
     part
         The share of one of several devices; ``None`` where one device does it all.
     members, inner_members

@@ -38,8 +38,8 @@ class AffineInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Components, ``(n, n_out)``."""
-        centred = x - self.offset
-        return centred * self.matrix if self.matrix.ndim == 1 else centred @ self.matrix
+        centered = x - self.offset
+        return centered * self.matrix if self.matrix.ndim == 1 else centered @ self.matrix
 
 
 class GraphEncoder(nn.Module):
@@ -50,9 +50,9 @@ class GraphEncoder(nn.Module):
     n_in, n_hidden
         Width of the input and of Z.
     kind
-        ``"sage"``: own features and the mean of the neighbours' through separate weights, which keeps the spot's own
-        signal; ``"gcn"``: D^-1/2 (A + I) D^-1/2, which smooths; ``"gcn_sum"``: the published code's unnormalised sum
-        over the spot and its neighbours; ``"none"``: no graph.
+        ``"sage"``: own features and the mean of the neighbors' through separate weights, which keeps the spot's own
+        signal; ``"gcn"``: D^-1/2 (A + I) D^-1/2, which smooths; ``"gcn_sum"``: the published code's unnormalized sum
+        over the spot and its neighbors; ``"none"``: no graph.
     n_tail
         Width of a trainable linear layer before the graph, 0 for none.
     """
@@ -88,8 +88,8 @@ class GraphEncoder(nn.Module):
         edge_index
             Edges, ``(2, n_edges)``, both directions listed, no self-loops.
         degree
-            Number of neighbours of each node in the whole graph, ``(n,)``. Where ``edge_index`` is all of the graph
-            it can be counted; a node at the rim of a cut-out lacks neighbours that ``"gcn"`` divides by.
+            Number of neighbors of each node in the whole graph, ``(n,)``. Where ``edge_index`` is all of the graph
+            it can be counted; a node at the rim of a cut-out lacks neighbors that ``"gcn"`` divides by.
 
         Returns
         -------
@@ -150,7 +150,7 @@ class ProjectionHead(nn.Module):
         self.norm = nn.LayerNorm(n_out)
 
     def forward(self, z: Tensor, part: Part | None = None) -> Tensor:
-        """Joint embedding before L2 normalisation, ``(n, n_out)``; of one device's own nodes where there is a part."""
+        """Joint embedding before L2 normalization, ``(n, n_out)``; of one device's own nodes where there is a part."""
         projected = self.project(z)
         if part is None:
             return self.norm(projected + self.block(projected))

@@ -78,14 +78,14 @@ def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
     n = len(kernel_a)
     if n < 2:
         raise ValueError(f"HSIC needs at least 2 spots, found {n}: merge the last mini-batch with the one before.")
-    centred = kernel_a - kernel_a.mean(0, keepdim=True)
-    centred = centred - centred.mean(1, keepdim=True)
+    centered = kernel_a - kernel_a.mean(0, keepdim=True)
+    centered = centered - centered.mean(1, keepdim=True)
     # Tr(K_A J K_B J) = sum of the elements of (J K_A J) * K_B, both being symmetric.
-    return (centred * kernel_b).sum() / (n - 1) ** 2
+    return (centered * kernel_b).sum() / (n - 1) ** 2
 
 
 def nhsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    r"""Normalised HSIC to the letter of equation 4.
+    r"""Normalized HSIC to the letter of equation 4.
 
     .. math:: nHSIC(A, B) = \frac{HSIC(A, B)}{\sqrt{(1 + HSIC(A, A))(1 + HSIC(B, B))}}
 
@@ -96,7 +96,7 @@ def nhsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
 
 
 def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    r"""HSIC normalised so that CKA(A, A) = 1: :math:`HSIC(A, B) / \sqrt{HSIC(A, A) HSIC(B, B)}`."""
+    r"""HSIC normalized so that CKA(A, A) = 1: :math:`HSIC(A, B) / \sqrt{HSIC(A, A) HSIC(B, B)}`."""
     own = hsic(kernel_a, kernel_a) * hsic(kernel_b, kernel_b)
     return hsic(kernel_a, kernel_b) / own.clamp_min(1e-12).sqrt()
 
@@ -109,7 +109,7 @@ def bottleneck_loss(
     .. math:: nHSIC(T_\alpha; T_\rho) - \beta \, nHSIC(T_l; T_\rho)
 
     The first term compresses (input against hidden), the second keeps (output against hidden). The sentence under
-    the equation names the pairs the other way round; the printed signs are what the published code minimises.
+    the equation names the pairs the other way round; the printed signs are what the published code minimizes.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def bottleneck_loss(
 
 
 def literal_alignment_loss(expression: Tensor, image: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Alignment to the letter of equations 6 and 7: no L2 normalisation, temperature on the targets alone.
+    r"""Alignment to the letter of equations 6 and 7: no L2 normalization, temperature on the targets alone.
 
     .. math::
         target = softmax((sim_{img} + sim_{spt}) / 2 \cdot T), \quad

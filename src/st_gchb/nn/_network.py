@@ -62,7 +62,7 @@ class LossSettings:
 
 @dataclass
 class BranchOutput:
-    """Representations of one branch: fixed input, hidden Z, embedding before L2 normalisation.
+    """Representations of one branch: fixed input, hidden Z, embedding before L2 normalization.
 
     ``shuffled`` is what infomax shuffles: the output of the tail, which works row by row, so that of shuffled rows it
     makes its own output, shuffled; where devices share the nodes, the inputs.
@@ -122,7 +122,7 @@ class Branch(nn.Module):
         return self.infomax.encoder(inputs[part.nodes], part.edge_index, own_degree)[: part.n_own]
 
     def dgi(self, out: BranchOutput, batch: GraphBatch, *, literal: bool) -> Tensor:
-        """Equation 1, one summary per slice, over the nodes whose neighbourhood is complete."""
+        """Equation 1, one summary per slice, over the nodes whose neighborhood is complete."""
         corrupted = permute_rows(out.shuffled, batch.members)
         if batch.part is None:
             negative = self.infomax.encoder.spread(corrupted, batch.edge_index, batch.degree)
@@ -186,11 +186,11 @@ class STGCHBNetwork(nn.Module):
         return max(branch.infomax.encoder.n_hops for branch in (self.image, self.expression))
 
     def embed_image(self, features: Tensor, edge_index: Tensor) -> Tensor:
-        """L2-normalised joint embedding of patches, ``(n, n_embedding)``, from raw features (after the stage)."""
+        """L2-normalized joint embedding of patches, ``(n, n_embedding)``, from raw features (after the stage)."""
         return F.normalize(self.image(self.image.fixed(features), edge_index).embedding, dim=1)
 
     def embed_expression(self, expression: Tensor, edge_index: Tensor) -> Tensor:
-        """L2-normalised joint embedding of log-normalised panel expression, ``(n, n_embedding)``."""
+        """L2-normalized joint embedding of log-normalized panel expression, ``(n, n_embedding)``."""
         return F.normalize(self.expression(self.expression.fixed(expression), edge_index).embedding, dim=1)
 
     def image_inputs(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Colours for maps that are drawn over a slide."""
+"""Colors for maps that are drawn over a slide."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ _STEPS = 256
 
 
 class SeeThrough(ListedColormap):
-    """A colour map that shows nothing at, and below, the lower end of its scale."""
+    """A color map that shows nothing at, and below, the lower end of its scale."""
 
     def __call__(self, X: Any, alpha: Any = None, bytes: bool = False) -> Any:
-        """Colours of values, ``(..., 4)``; the scale's lower end is 0."""
+        """Colors of values, ``(..., 4)``; the scale's lower end is 0."""
         rgba = np.array(super().__call__(X, alpha, bytes))
         rgba[np.ma.filled(np.ma.asarray(X) <= 0, True), 3] = 0
         return rgba if np.ndim(X) else tuple(rgba)
@@ -66,7 +66,7 @@ class SeeThrough(ListedColormap):
 
 @checked
 def see_through(cmap: str | Colormap = "viridis") -> Colormap:
-    """Colour map for a raster that is drawn over the H&E: nothing is drawn where there is no tissue.
+    """Color map for a raster that is drawn over the H&E: nothing is drawn where there is no tissue.
 
     spatialdata-plot sets one opacity for a whole map, so that places without a prediction, which are 0, would tint the
     slide. Set this map on the picture that it has drawn: ``ax.images[-1].set_cmap(see_through())``. As an argument,
@@ -75,17 +75,17 @@ def see_through(cmap: str | Colormap = "viridis") -> Colormap:
     Parameters
     ----------
     cmap
-        Name of a matplotlib colour map, or one.
+        Name of a matplotlib color map, or one.
 
     Returns
     -------
     matplotlib.colors.Colormap
-        The same colours; what is at or below the lower end of the norm (0 by default) is see-through.
+        The same colors; what is at or below the lower end of the norm (0 by default) is see-through.
 
     Raises
     ------
     InputError
-        There is no such colour map.
+        There is no such color map.
 
     Examples
     --------
@@ -94,6 +94,6 @@ def see_through(cmap: str | Colormap = "viridis") -> Colormap:
     0.0
     """
     if isinstance(cmap, str) and cmap not in colormaps:
-        raise InputError(f"cmap={cmap!r} is no colour map of matplotlib; see list(matplotlib.colormaps).")
-    colours = colormaps[cmap] if isinstance(cmap, str) else cmap
-    return SeeThrough(colours(np.linspace(0, 1, _STEPS)), name=f"{colours.name}_see_through")
+        raise InputError(f"cmap={cmap!r} is no color map of matplotlib; see list(matplotlib.colormaps).")
+    colors = colormaps[cmap] if isinstance(cmap, str) else cmap
+    return SeeThrough(colors(np.linspace(0, 1, _STEPS)), name=f"{colors.name}_see_through")

@@ -34,7 +34,7 @@ def metric_bars(
     method
         Column with the method's name; methods are drawn in the order in which they come.
     highlight
-        Method to draw in colour, the others in grey; the last one where left out.
+        Method to draw in color, the others in gray; the last one where left out.
     ax
         Axes to draw into; new ones where left out.
 
@@ -87,9 +87,9 @@ def metric_bars(
 
 
 def _colors(names: list[str], highlight: str) -> dict[str, object]:
-    greys = plt.get_cmap("Greys")(np.linspace(0.25, 0.6, max(len(names) - 1, 1)))
+    grays = plt.get_cmap("Greys")(np.linspace(0.25, 0.6, max(len(names) - 1, 1)))
     others = [name for name in names if name != highlight]
-    return {highlight: "#c1440e"} | dict(zip(others, greys, strict=False))
+    return {highlight: "#c1440e"} | dict(zip(others, grays, strict=False))
 
 
 _COLOR = "#2a6f97"

@@ -70,7 +70,7 @@ class Tissue:
 
     @property
     def centers_px(self) -> np.ndarray:
-        """Spot centres, ``(n_spots, 2)`` as x, y, image px."""
+        """Spot centers, ``(n_spots, 2)`` as x, y, image px."""
         return np.asarray(self.spots.obsm[Keys.SPATIAL]) * self.scale
 
     @property
@@ -134,7 +134,7 @@ def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> T
     """
     if Keys.SPATIAL not in pred.obsm:
         raise CoordinateError(
-            'pred.obsm["spatial"] is absent; expected spot centres in full-resolution px, (n_spots, 2)'
+            'pred.obsm["spatial"] is absent; expected spot centers in full-resolution px, (n_spots, 2)'
         )
     name, rows = _rows_of(pred, slice_name, slice_key)
     library = libraries_of(pred).get(name) or Library(name)
@@ -204,7 +204,7 @@ def new_axes(n_rows: int, n_columns: int, aspect: float, height: float = 3.0) ->
 
 
 def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str | Colormap, label: str, extend: str = "neither") -> None:
-    """One named colour bar at the right of the axes that share it."""
+    """One named color bar at the right of the axes that share it."""
     shared = list(axs)
     mappable = plt.cm.ScalarMappable(norm=norm, cmap=cmap)
     bar = shared[0].figure.colorbar(mappable, ax=shared, extend=extend, shrink=0.85, aspect=18, pad=0.02)

@@ -55,14 +55,14 @@ def measured_vs_predicted(
 ) -> np.ndarray:
     """Draw genes on the H&E: the tissue, the measured and the predicted expression, one row a gene.
 
-    Measured and predicted share one colour scale, from the 1st to the 99th percentile of both. Their Pearson
+    Measured and predicted share one color scale, from the 1st to the 99th percentile of both. Their Pearson
     correlation over the spots of the slice stands in the title.
 
     Parameters
     ----------
     pred
-        What ``model.predict`` returns: predicted log-normalised expression in ``layers[layer]``, ``(n_spots,
-        n_genes)``, spot centres in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``. Or the SpatialData that it was
+        What ``model.predict`` returns: predicted log-normalized expression in ``layers[layer]``, ``(n_spots,
+        n_genes)``, spot centers in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``. Or the SpatialData that it was
         written to.
     genes
         Genes to draw.
@@ -75,11 +75,11 @@ def measured_vs_predicted(
     layer
         Layer with the prediction.
     measured_layer
-        Layer with the measured log-normalised expression; left out of the figure where it is absent.
+        Layer with the measured log-normalized expression; left out of the figure where it is absent.
     show_tissue
         Draw the H&E alone in a first column.
     cmap
-        Name of a colour map.
+        Name of a color map.
     size
         Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
     image_alpha
@@ -215,7 +215,7 @@ def confidence(
     slice_key
         Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
     cmap
-        Name of a colour map.
+        Name of a color map.
     size
         Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
     image_alpha
@@ -270,7 +270,7 @@ def confidence(
 
 
 def _mark(ax: Axes, tissue: Tissue, outlier: np.ndarray, size: float | None) -> None:
-    """Ring the outliers; where dots are too small for rings, draw them in the rings' colour."""
+    """Ring the outliers; where dots are too small for rings, draw them in the rings' color."""
     if not outlier.any():
         return
     centers, diameter = tissue.centers_px[outlier], tissue.dot_px(size)
@@ -278,7 +278,7 @@ def _mark(ax: Axes, tissue: Tissue, outlier: np.ndarray, size: float | None) -> 
     if dot_points(ax, diameter) < _RINGED_PT:
         draw_dots(ax, centers, diameter, facecolors=_OUTLIER_COLOR)
     else:
-        # Inside the dot, whose edge may touch its neighbour's.
+        # Inside the dot, whose edge may touch its neighbor's.
         draw_dots(ax, centers, 0.9 * diameter, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.5)
         style["mfc"] = "none"
     text = f"unlike the reference: {outlier.sum():,} of {len(outlier):,}"

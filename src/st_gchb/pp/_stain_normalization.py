@@ -1,4 +1,4 @@
-"""The stain of a slide in a few numbers, and maps that move the colours of patches from one stain to another."""
+"""The stain of a slide in a few numbers, and maps that move the colors of patches from one stain to another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _JITTER = 1.4
 """The amount of a dye is multiplied or divided by this at most."""
 _WHITE = math.log(256.0)
 
-# Cone responses, and the axes of lightness and colour of their logarithms (Ruderman et al. 1998, Reinhard et al. 2001).
+# Cone responses, and the axes of lightness and color of their logarithms (Ruderman et al. 1998, Reinhard et al. 2001).
 _CONES = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _AXES = np.diag([1 / 3**0.5, 1 / 6**0.5, 1 / 2**0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
 
@@ -42,13 +42,13 @@ Matrix = npt.NDArray[np.float64]
 @checked
 @dataclass(frozen=True)
 class Stain:
-    """The stain of a slide, to which others can be normalised.
+    """The stain of a slide, to which others can be normalized.
 
     Parameters
     ----------
     method
-        ``"macenko"`` or ``"vahadane"``: the colours of hematoxylin and eosin and how much of each there is.
-        ``"reinhard"``: mean and spread of lightness and colour.
+        ``"macenko"`` or ``"vahadane"``: the colors of hematoxylin and eosin and how much of each there is.
+        ``"reinhard"``: mean and spread of lightness and color.
     numbers
         Optical densities of hematoxylin and of eosin in R, G, B, each of length 1, and the 99 % quantiles of their
         amounts (8 numbers); for ``"reinhard"`` three means and three standard deviations.
@@ -73,7 +73,7 @@ class Stain:
 
 @dataclass(frozen=True, eq=False)
 class Recolor:
-    """A map of colours, affine in the logarithm of what a basis of colours sees.
+    """A map of colors, affine in the logarithm of what a basis of colors sees.
 
     Of the pixels ``x`` it makes ``basis^-1 (exp(matrix log(basis x + 1) + offset) - 1)``.
 
@@ -90,7 +90,7 @@ class Recolor:
     offset: Matrix
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Recolour patches, ``(b, 3, h, w)`` uint8 on any device."""
+        """Recolor patches, ``(b, 3, h, w)`` uint8 on any device."""
         basis, back, matrix, offset = (
             torch.as_tensor(values, dtype=torch.float32, device=patches.device)
             for values in (self.basis, np.linalg.inv(self.basis), self.matrix, self.offset)
@@ -111,7 +111,7 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSi
     image
         As :func:`st_gchb.io.open_image` takes it.
     method
-        ``"macenko"`` or ``"vahadane"`` separate hematoxylin and eosin, ``"reinhard"`` describes colours as a whole.
+        ``"macenko"`` or ``"vahadane"`` separate hematoxylin and eosin, ``"reinhard"`` describes colors as a whole.
     um_per_px
         Size of a pixel of the finest level, µm, where the file does not say so.
 
@@ -123,7 +123,7 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSi
     Raises
     ------
     StainError
-        No tissue was found, or its colours are not those of hematoxylin and eosin.
+        No tissue was found, or its colors are not those of hematoxylin and eosin.
     ScaleError
         The size of a pixel is not known, so tissue cannot be found.
     InputError
@@ -148,14 +148,14 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSi
     except RuntimeError as error:
         reason = str(error).removeprefix("[slide] ").rstrip(".")
         raise StainError(
-            f"{slide.name}: its colours are not those of hematoxylin and eosin ({reason}). Leave the slide out, or "
+            f"{slide.name}: its colors are not those of hematoxylin and eosin ({reason}). Leave the slide out, or "
             "work without stain_norm."
         ) from error
     # As the files hold them: a stain that was stored is the stain that was used.
     return Stain(method, tuple(float(np.float32(number)) for number in numbers))
 
 
-def normalising(source: Stain, target: Stain) -> Recolor:
+def normalizing(source: Stain, target: Stain) -> Recolor:
     """Get the map from one stain to another of the same method."""
     numbers, aims = np.array(source.numbers), np.array(target.numbers)
     if source.method == "reinhard":
@@ -188,12 +188,12 @@ def jitter_factors(name: str, version: int, seed: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Restain:
-    """What is done to the colours of a slice's patches before the encoder.
+    """What is done to the colors of a slice's patches before the encoder.
 
     Parameters
     ----------
     target
-        Stain to which the slice is normalised.
+        Stain to which the slice is normalized.
     factors
         Amounts of the dyes, relative to what they are after that.
     """
@@ -203,7 +203,7 @@ class Restain:
 
     @property
     def identity(self) -> list[Any]:
-        """What tells the colours from those of any other treatment: part of the key of cached features."""
+        """What tells the colors from those of any other treatment: part of the key of cached features."""
         target = None if self.target is None else [self.target.method, *self.target.numbers]
         return [_VERSION, target, None if self.factors is None else list(self.factors)]
 
@@ -211,7 +211,7 @@ class Restain:
         """Fit the maps that patches go through; errors as :func:`fit_stain`."""
         maps = []
         if self.target is not None:
-            maps.append(normalising(stain_of(slide, self.target.method), self.target))
+            maps.append(normalizing(stain_of(slide, self.target.method), self.target))
         if self.factors is not None:
             maps.append(restained(self.factors))
         return maps

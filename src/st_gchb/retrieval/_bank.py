@@ -64,7 +64,7 @@ class ReferenceBank:
     Parameters
     ----------
     keys
-        Joint embedding of each reference spot's expression, L2-normalised, ``(n_reference, d)``.
+        Joint embedding of each reference spot's expression, L2-normalized, ``(n_reference, d)``.
     image_keys
         Joint embedding of each reference spot's patch, ``(n_reference, d)``.
     linear

@@ -23,7 +23,7 @@ def index_for(bank: ReferenceBank, k: Count, search: Search = "auto") -> SearchI
     bank
         The reference.
     k
-        Neighbours that are looked for: an index that was tuned for fewer is tuned anew.
+        Neighbors that are looked for: an index that was tuned for fewer is tuned anew.
     search
         ``"exact"``: none. ``"index"``: one. ``"auto"``: one from a million reference spots on, where FAISS is installed
         and the index finds 95 % of what an exact search finds.

@@ -24,7 +24,7 @@ def nearest(
     Parameters
     ----------
     query, keys
-        L2-normalised embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
+        L2-normalized embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
     k
         At most ``n_reference``.
     device

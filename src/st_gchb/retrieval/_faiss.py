@@ -23,7 +23,7 @@ _CANDIDATES = 2
 _SAMPLE = 400
 """Queries on which the index is tuned, and as many on which its recall is measured."""
 _TRAINING_SPOTS = 50
-"""Keys by list on which the lists' centres are found."""
+"""Keys by list on which the lists' centers are found."""
 _ROWS = 64
 """Queries whose candidates are looked up at once."""
 _BITS = 4
@@ -36,17 +36,17 @@ def has_faiss() -> bool:
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """Keys in lists around centres, each with a short code; a query looks into the nearest lists.
+    """Keys in lists around centers, each with a short code; a query looks into the nearest lists.
 
-    An inverted file with product quantisation: 4 bits for each coordinate of the difference between a key and the
-    centre of its list. Twice as many spots as are asked for are found by their codes, and ranked by their exact
+    An inverted file with product quantization: 4 bits for each coordinate of the difference between a key and the
+    center of its list. Twice as many spots as are asked for are found by their codes, and ranked by their exact
     similarity. All of it are plain arrays, from which FAISS's index is put together.
 
     Parameters
     ----------
     keys
-        L2-normalised embeddings, ``(n_reference, d)``.
-    centres
+        L2-normalized embeddings, ``(n_reference, d)``.
+    centers
         Of the lists, ``(n_lists, d)``.
     codebook
         Values that the codes stand for, ``(d, 16)``.
@@ -55,13 +55,13 @@ class SearchIndex:
     n_probe
         Lists that a query looks into.
     k
-        Number of neighbours for which ``n_probe`` was chosen.
+        Number of neighbors for which ``n_probe`` was chosen.
     recall
         Share of the ``k`` nearest spots that are found, measured on queries that had no part in the choice.
     """
 
     keys: np.ndarray
-    centres: np.ndarray
+    centers: np.ndarray
     codebook: np.ndarray
     codes: np.ndarray
     n_probe: int
@@ -75,11 +75,11 @@ class SearchIndex:
         Parameters
         ----------
         keys
-            L2-normalised embeddings, ``(n_reference, d)``.
+            L2-normalized embeddings, ``(n_reference, d)``.
         queries
             Embeddings of the kind that will be looked for, ``(n, d)``; those of the reference's own patches.
         k
-            Number of neighbours.
+            Number of neighbors.
         seed
             Seed of what is drawn.
 
@@ -117,21 +117,21 @@ class SearchIndex:
         return made.tuned(queries, k, seed)
 
     def tuned(self, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
-        """The index with as many lists probed as ``k`` neighbours need; see :meth:`build`."""
+        """The index with as many lists probed as ``k`` neighbors need; see :meth:`build`."""
         rng = np.random.default_rng(seed)
         drawn = queries[np.sort(rng.permutation(len(queries))[: 2 * _SAMPLE])]
         exact = nearest(drawn, self.keys, k)[0]
         for_choice, for_measure = np.arange(len(drawn)) % 2 == 0, np.arange(len(drawn)) % 2 == 1
-        for n_probe in _steps(len(self.centres)):
+        for n_probe in _steps(len(self.centers)):
             made = replace(self, n_probe=n_probe, k=k)
             made.__dict__["_index"] = self._index
             found = made.search(drawn, k)[0]
-            if n_probe == len(self.centres) or overlap(found[for_choice], exact[for_choice]) >= TARGET_RECALL:
+            if n_probe == len(self.centers) or overlap(found[for_choice], exact[for_choice]) >= TARGET_RECALL:
                 break
         object.__setattr__(made, "recall", overlap(found[for_measure], exact[for_measure]))
         logger.info(
             "Search index: %d of %d lists are probed; recall %.3f of the %d nearest.",
-            *(made.n_probe, len(made.centres), made.recall, k),
+            *(made.n_probe, len(made.centers), made.recall, k),
         )
         return made
 
@@ -141,7 +141,7 @@ class SearchIndex:
         Parameters
         ----------
         query
-            L2-normalised embeddings, ``(n_query, d)``.
+            L2-normalized embeddings, ``(n_query, d)``.
         k
             Number of spots.
 
@@ -172,7 +172,7 @@ class SearchIndex:
     def _index(self) -> Any:
         """FAISS's index, put together from the arrays."""
         faiss = _faiss()
-        plain = _empty(faiss, self.centres)
+        plain = _empty(faiss, self.centers)
         faiss.copy_array_to_vector(self.codebook.ravel(), plain.pq.centroids)
         plain.is_trained = True
         plain.add_sa_codes(self.codes, np.arange(len(self.keys)))
@@ -181,7 +181,7 @@ class SearchIndex:
 
 
 def overlap(found: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the rows' exact neighbours that were found."""
+    """Share of the rows' exact neighbors that were found."""
     return float(np.mean([np.isin(want, have).mean() for have, want in zip(found, exact, strict=True)]))
 
 
@@ -203,11 +203,11 @@ def _steps(n_lists: int) -> list[int]:
     return steps
 
 
-def _empty(faiss: Any, centres: np.ndarray) -> Any:
+def _empty(faiss: Any, centers: np.ndarray) -> Any:
     """An index with lists and nothing in them."""
-    n_lists, width = centres.shape
+    n_lists, width = centers.shape
     quantizer = faiss.IndexFlatIP(width)
-    quantizer.add(centres)
+    quantizer.add(centers)
     return faiss.IndexIVFPQ(quantizer, width, n_lists, width, _BITS, faiss.METRIC_INNER_PRODUCT)
 
 

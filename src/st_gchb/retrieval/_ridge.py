@@ -1,4 +1,4 @@
-"""Linear read-out beside retrieval: ridge regression on patch features and their neighbours' mean."""
+"""Linear read-out beside retrieval: ridge regression on patch features and their neighbors' mean."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class FittedReadout:
     """Coefficients of a linear read-out, ``(n_inputs, n_columns)``, and the means that they go with."""
 
     coefficients: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     mean: np.ndarray
 
     def predict(self, query: np.ndarray) -> np.ndarray:
         """Predictions for inputs of query spots, ``(n_query, n_columns)``."""
-        found: np.ndarray = (query.astype(np.float64) - self.centre) @ self.coefficients + self.mean
+        found: np.ndarray = (query.astype(np.float64) - self.center) @ self.coefficients + self.mean
         return found.astype(np.float32)
 
 
@@ -70,17 +70,17 @@ class LinearReadout:
         """Fit a table of the reference; arguments as of :meth:`predict`."""
         x = self.inputs if allowed is None else self.inputs[allowed]
         y = target if allowed is None else target[np.flatnonzero(allowed)]
-        centre, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
+        center, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
         gram = np.zeros((x.shape[1], x.shape[1]))
         product = np.zeros((x.shape[1], y.shape[1]))
         for start in range(0, len(x), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            part = x[rows].astype(np.float64) - centre
+            part = x[rows].astype(np.float64) - center
             gram += part.T @ part
-            # X centred makes X'(Y - mean) = X'Y, so the table may stay sparse.
+            # X centered makes X'(Y - mean) = X'Y, so the table may stay sparse.
             product += np.asarray((y[rows].T @ part).T)
         ridge = self.penalty * np.trace(gram)
-        return FittedReadout(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), centre, mean)
+        return FittedReadout(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), center, mean)
 
     def held_out_correlation(self, target: sparse.csr_matrix, folds: Sequence[np.ndarray]) -> np.ndarray:
         """How well each column of a table is predicted where the read-out was not fitted.
@@ -106,11 +106,11 @@ class LinearReadout:
             products = [self._product(part.rows, columns) for part in parts]
             product, total = (np.sum(one, axis=0) for one in zip(*products, strict=True))
             sums = np.zeros((3, columns.shape[1]))
-            for part, (own, own_total), (inverse, centre) in zip(parts, products, solved, strict=False):
-                coefficients = inverse @ (product - own - np.outer(centre, total - own_total))
+            for part, (own, own_total), (inverse, center) in zip(parts, products, solved, strict=False):
+                coefficients = inverse @ (product - own - np.outer(center, total - own_total))
                 mean = own_total / max(len(part.rows), 1)
                 for rows in _blocks(part.rows):
-                    predicted = (self._centred(rows) - part.mean) @ coefficients
+                    predicted = (self._centered(rows) - part.mean) @ coefficients
                     measured = columns[rows].toarray() - mean
                     sums += [(predicted * measured).sum(0), (predicted**2).sum(0), (measured**2).sum(0)]
             found.append(sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-24)))
@@ -121,7 +121,7 @@ class LinearReadout:
         mean: np.ndarray = self.inputs.mean(0, dtype=np.float64)
         return mean
 
-    def _centred(self, rows: np.ndarray) -> np.ndarray:
+    def _centered(self, rows: np.ndarray) -> np.ndarray:
         """Inputs of some spots in double precision, around the mean of all: sums of squares keep their digits."""
         return self.inputs[rows].astype(np.float64) - self._shift
 
@@ -129,7 +129,7 @@ class LinearReadout:
         width = self.inputs.shape[1]
         total, gram = np.zeros(width), np.zeros((width, width))
         for some in _blocks(rows):
-            x = self._centred(some)
+            x = self._centered(some)
             total += x.sum(0)
             gram += x.T @ x
         return _Part(rows, total, gram)
@@ -139,18 +139,18 @@ class LinearReadout:
         product, total = np.zeros((self.inputs.shape[1], columns.shape[1])), np.zeros(columns.shape[1])
         for some in _blocks(rows):
             y = columns[some].toarray().astype(np.float64)
-            product += self._centred(some).T @ y
+            product += self._centered(some).T @ y
             total += y.sum(0)
         return product, total
 
     def _without(self, left_out: _Part, parts: Sequence[_Part]) -> tuple[np.ndarray, np.ndarray]:
-        """Inverse of the penalised Gram matrix of the other parts, and their mean."""
+        """Inverse of the penalized Gram matrix of the other parts, and their mean."""
         others = [part for part in parts if part is not left_out]
         n = sum(len(part.rows) for part in others)
-        centre: np.ndarray = np.sum([part.total for part in others], axis=0) / n
-        gram = np.sum([part.gram for part in others], axis=0) - n * np.outer(centre, centre)
+        center: np.ndarray = np.sum([part.total for part in others], axis=0) / n
+        gram = np.sum([part.gram for part in others], axis=0) - n * np.outer(center, center)
         ridge = max(self.penalty * np.trace(gram), 1e-12)
-        return np.linalg.inv(gram + ridge * np.eye(len(gram))), centre
+        return np.linalg.inv(gram + ridge * np.eye(len(gram))), center
 
 
 @dataclass(frozen=True, eq=False)

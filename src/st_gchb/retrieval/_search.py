@@ -124,11 +124,11 @@ def find_neighbors(
     Parameters
     ----------
     query, keys
-        L2-normalised embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
+        L2-normalized embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
     k
         Number of reference spots per query spot.
     weighting
-        ``"mean"``: the paper's plain average; ``"softmax"``: weights exp(similarity / temperature), normalised.
+        ``"mean"``: the paper's plain average; ``"softmax"``: weights exp(similarity / temperature), normalized.
     temperature
         For ``"softmax"``.
     allowed

@@ -1,4 +1,4 @@
-"""Mini-batches: spots drawn over all training slices, each with the neighbours that its embedding depends on."""
+"""Mini-batches: spots drawn over all training slices, each with the neighbors that its embedding depends on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrainingData:
     groups
         Slice of each spot, ``(n_spots,)``, integers.
     coordinates
-        Spot centres, px, ``(n_spots, 2)``.
+        Spot centers, px, ``(n_spots, 2)``.
     stained
         The image branch's inputs in other stains, ``(n_versions, n_spots, n_inputs)``, or None.
     """
@@ -66,12 +66,12 @@ class TrainingData:
 
     @cached_property
     def degree(self) -> np.ndarray:
-        """Number of neighbours of each spot in the whole graph, ``(n_spots,)``."""
+        """Number of neighbors of each spot in the whole graph, ``(n_spots,)``."""
         return np.diff(self.adjacency.indptr).astype(np.float32)
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Place of each spot in an order in which neighbours lie close, ``(n_spots,)``."""
+        """Place of each spot in an order in which neighbors lie close, ``(n_spots,)``."""
         place = np.empty(len(self), dtype=np.int64)
         blocks = [rows[block] for rows in self.slices() for block in spatial_blocks(self.coordinates[rows], 64)]
         place[np.concatenate(blocks)] = np.arange(len(self))
@@ -82,7 +82,7 @@ class TrainingData:
         return [np.flatnonzero(self.groups == group) for group in np.unique(self.groups)]
 
     def batch(self, rows: np.ndarray, n_hops: int, rng: np.random.Generator | None = None) -> GraphBatch:
-        """The spots of one step with their neighbours: the embeddings of ``rows`` are those of the whole graph.
+        """The spots of one step with their neighbors: the embeddings of ``rows`` are those of the whole graph.
 
         With ``rng``, each spot is seen in a stain that is drawn, its own among them.
         """
@@ -110,7 +110,7 @@ class TrainingData:
 def split_spots(data: TrainingData, validation_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Split each slice's spots into training spots and one compact patch of validation spots.
 
-    A compact patch shares few neighbours with the training spots, which single random spots would.
+    A compact patch shares few neighbors with the training spots, which single random spots would.
     """
     validation = []
     if validation_share > 0:
@@ -118,9 +118,9 @@ def split_spots(data: TrainingData, validation_share: float, rng: np.random.Gene
             rows = np.flatnonzero(data.groups == group)
             n_validation = int(round(validation_share * len(rows)))
             if n_validation >= 2:
-                centre = data.coordinates[rng.choice(rows)]
+                center = data.coordinates[rng.choice(rows)]
                 # Rounded: on an array many spots are equally far, and the last digit must not choose among them.
-                distance = np.linalg.norm(data.coordinates[rows] - centre, axis=1).round(3)
+                distance = np.linalg.norm(data.coordinates[rows] - center, axis=1).round(3)
                 validation.append(rows[np.argsort(distance, kind="stable")[:n_validation]])
     chosen = np.sort(np.concatenate(validation)) if validation else np.empty(0, dtype=np.int64)
     return np.setdiff1d(np.arange(len(data)), chosen), chosen
@@ -203,7 +203,7 @@ class GraphDataModule(LightningDataModule):
     batch_size
         Spots that are contrasted with each other in a step.
     sampler
-        ``"spots"``: spots drawn over all slices, with their neighbours; ``"slices"``: spots of one slice, with the
+        ``"spots"``: spots drawn over all slices, with their neighbors; ``"slices"``: spots of one slice, with the
         whole slice's graph, as the paper does.
     validation_share
         Share of each slice's spots kept for early stopping.

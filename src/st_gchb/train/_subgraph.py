@@ -61,7 +61,7 @@ def spatial_blocks(coordinates: np.ndarray, size: int) -> list[np.ndarray]:
     Parameters
     ----------
     coordinates
-        Spot centres, ``(n_spots, 2)``.
+        Spot centers, ``(n_spots, 2)``.
     size
         Spots of a block at most.
 
@@ -96,7 +96,7 @@ def share_of(edge_index: np.ndarray, n_nodes: int, inner: np.ndarray, n_hops: in
     n_nodes
         Its nodes.
     inner
-        Nodes that count, in an order in which neighbours lie close.
+        Nodes that count, in an order in which neighbors lie close.
     n_hops
         Hops that a representation depends on.
     device, n_devices

@@ -174,13 +174,13 @@ def anatomy_of(
     Parameters
     ----------
     centers_um
-        Centres of the spots under tissue as x, y, ``(n_spots, 2)``, µm.
+        Centers of the spots under tissue as x, y, ``(n_spots, 2)``, µm.
     layers
-        Name of each spot's layer, ``(n_spots,)``; others than ``LAYER_NAMES`` take their neighbours' layer.
+        Name of each spot's layer, ``(n_spots,)``; others than ``LAYER_NAMES`` take their neighbors' layer.
     size_um
         Width and height of the field, µm.
     pitch_um
-        Distance between neighbouring spots, µm.
+        Distance between neighboring spots, µm.
     key
         Seed of the tissue, and index of the slice.
     """

@@ -86,7 +86,7 @@ def _apart(x: Field, y: Field, room: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def _vessels(anatomy: Anatomy, rng: np.random.Generator) -> Vessels:
-    """Few wide vessels and many capillaries, the long ones running towards the depth."""
+    """Few wide vessels and many capillaries, the long ones running toward the depth."""
     wide = _scatter(anatomy, 2.2 * anatomy.tissue, rng)
     thin = _scatter(anatomy, 16.0 * anatomy.tissue, rng)
     x, y = np.concatenate([wide[0], thin[0]]), np.concatenate([wide[1], thin[1]])
@@ -154,7 +154,7 @@ def _shape(
     soma = by_layer([layer.soma_um for layer in LAYERS], depth) * np.exp(rng.normal(0, 0.16, n))
     radius = np.choose(kind, [rng.normal(3.1, 0.35, n), rng.normal(3.9, 0.4, n), 0.52 * soma])
     ratio = 1 + np.choose(kind, [rng.gamma(2, 0.12, n), rng.gamma(2, 0.07, n), rng.gamma(2, 0.08, n)])
-    # Pyramids point to the surface; glia of the white matter lie in rows between the fibres.
+    # Pyramids point to the surface; glia of the white matter lie in rows between the fibers.
     spread = np.choose(kind, [np.where(white > 0.5, 0.3, 3.0), np.full(n, 3.0), np.full(n, 0.32)])
     lean = up + np.where((kind == GLIA) & (white > 0.5), np.pi / 2, 0.0) + rng.normal(0, 1, n) * spread
     radius = np.clip(radius, 2.0, None)

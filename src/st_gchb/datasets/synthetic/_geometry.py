@@ -32,7 +32,7 @@ class Geometry:
     name
         Of the slice that the positions come from.
     centers_um
-        Centres as x, y from a corner of the image to be drawn, ``(n_spots, 2)``, µm.
+        Centers as x, y from a corner of the image to be drawn, ``(n_spots, 2)``, µm.
     layers
         Names of layers, ``(n_spots,)``, an empty string where none is known.
     array

@@ -18,7 +18,7 @@ _TEXTURE = 1024
 
 @dataclass(frozen=True)
 class Stain:
-    """How one slide was stained and scanned: optical density per unit of dye in R, G, B, and the colour of glass."""
+    """How one slide was stained and scanned: optical density per unit of dye in R, G, B, and the color of glass."""
 
     hematoxylin: Field
     eosin: Field
@@ -55,7 +55,7 @@ def render(
     rng
         For textures and stain.
     stain_variation
-        How much slides differ in colour; 0 is not at all.
+        How much slides differ in color; 0 is not at all.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def _ground(
     inward = ndimage.distance_transform_edt(anatomy.tissue > 0.5) * GRID_UM
     eosin = _upsample((coarse_eosin + membrane) * (1 + 0.22 * np.exp(-inward / 22.0)), shape)
     white = _upsample(by_layer([0, 0, 0, 0, 0, 0.15, 1], anatomy.depth), shape)
-    texture = _fibre_texture(rng)
+    texture = _fiber_texture(rng)
     wave = 7.0 * smooth_noise(rng, shape, 45 / um_per_px)
     down = depth * np.float32(anatomy.thickness_um) + wave
     along = _upsample(anatomy.along, shape) + 0.8 * wave
@@ -134,7 +134,7 @@ def _ground(
     return np.clip(eosin, 0.02, None), np.clip(blue, 0, None).astype(np.float32)
 
 
-def _fibre_texture(rng: np.random.Generator) -> Field:
+def _fiber_texture(rng: np.random.Generator) -> Field:
     noise = rng.standard_normal((_TEXTURE, _TEXTURE), dtype=np.float32)
     smooth = ndimage.gaussian_filter(noise, 1.2, mode="wrap")
     return smooth / smooth.std()

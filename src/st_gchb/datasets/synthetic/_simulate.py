@@ -15,8 +15,8 @@ from st_gchb._constants import TARGET_SUM
 from st_gchb.datasets.synthetic._anatomy import LAYER_NAMES, Anatomy, Field, memberships, smooth_noise
 from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, GLIA, PYRAMID, Cells
 
-PROGRAMMES: Final = {
-    # programme: (prefix of gene names, part of all genes)
+PROGRAMS: Final = {
+    # program: (prefix of gene names, part of all genes)
     "layer": ("", 0.34),
     "density": ("ND", 0.10),
     "neuron": ("NEU", 0.08),
@@ -33,7 +33,7 @@ class Genes:
     """What the genes of a tissue do, the same in all its slices; arrays ``(n_genes,)`` unless said otherwise."""
 
     names: list[str]
-    programme: NDArray[np.str_]
+    program: NDArray[np.str_]
     layer: NDArray[np.int_]
     """Index of the layer that a layer gene marks, -1 for others."""
     base: Field
@@ -48,40 +48,40 @@ class Genes:
     def frame(self) -> pd.DataFrame:
         """Return the table for ``var``."""
         marked = [LAYER_NAMES[i] if i >= 0 else "" for i in self.layer]
-        columns = {"programme": pd.Categorical(self.programme), "layer": pd.Categorical(marked)}
+        columns = {"program": pd.Categorical(self.program), "layer": pd.Categorical(marked)}
         return pd.DataFrame(columns, index=pd.Index(self.names))
 
 
 def draw_genes(n_genes: int, rng: np.random.Generator, n_fields: int = 3) -> Genes:
-    """Share genes out among programmes and draw what they do.
+    """Share genes out among programs and draw what they do.
 
     Parameters
     ----------
     n_genes
-        How many; at least 20, so that each programme has one.
+        How many; at least 20, so that each program has one.
     rng
         Source of all that is random.
     n_fields
         Number of unseen fields a slice has.
     """
-    parts = np.array([part for _, part in PROGRAMMES.values()])
+    parts = np.array([part for _, part in PROGRAMS.values()])
     sizes = np.maximum(1, np.floor(parts * n_genes).astype(int))
     sizes[-1] += n_genes - sizes.sum()
-    programme = np.repeat(list(PROGRAMMES), sizes)
+    program = np.repeat(list(PROGRAMS), sizes)
     layer = np.full(n_genes, -1)
-    marks = programme == "layer"
+    marks = program == "layer"
     layer[marks] = np.sort(np.arange(marks.sum()) % len(LAYER_NAMES))
-    prefixes = [LAYER_NAMES[i] if i >= 0 else PROGRAMMES[name][0] for i, name in zip(layer, programme, strict=True)]
+    prefixes = [LAYER_NAMES[i] if i >= 0 else PROGRAMS[name][0] for i, name in zip(layer, program, strict=True)]
     number = pd.Series(prefixes).groupby(prefixes).cumcount() + 1
     names = [f"{prefix}_{i:02d}" for prefix, i in zip(prefixes, number, strict=True)]
     # Log fold changes: per layer, or per standard deviation of a covariate.
     size = {"layer": 1.9, "density": 0.55, "neuron": 0.55, "vessel": 0.6, "gradient": 0.8}
-    strength = np.array([size.get(name, 0.0) for name in programme]) * rng.uniform(0.5, 1.5, n_genes)
-    sign = np.where(programme == "gradient", rng.choice([-1.0, 1.0], n_genes), 1.0)
-    hidden = rng.normal(0, 0.6, (n_fields, n_genes)) * (programme == "hidden")
-    base = rng.normal(0, 0.9, n_genes) + np.where(programme == "housekeeping", 0.8, 0.0)
+    strength = np.array([size.get(name, 0.0) for name in program]) * rng.uniform(0.5, 1.5, n_genes)
+    sign = np.where(program == "gradient", rng.choice([-1.0, 1.0], n_genes), 1.0)
+    hidden = rng.normal(0, 0.6, (n_fields, n_genes)) * (program == "hidden")
+    base = rng.normal(0, 0.9, n_genes) + np.where(program == "housekeeping", 0.8, 0.0)
     dispersion = rng.uniform(4, 20, n_genes)
-    return Genes(names, programme, layer, *(p.astype(np.float32) for p in (base, strength * sign, hidden, dispersion)))
+    return Genes(names, program, layer, *(p.astype(np.float32) for p in (base, strength * sign, hidden, dispersion)))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Spots:
 
 
 def look_under(spots_um: NDArray[np.floating], anatomy: Anatomy, cells: Cells, radius_um: float) -> Spots:
-    """Count cells and layers within ``radius_um`` of the spots' centres, ``(n_spots, 2)``."""
+    """Count cells and layers within ``radius_um`` of the spots' centers, ``(n_spots, 2)``."""
     x, y = spots_um[:, 0].astype(np.float32), spots_um[:, 1].astype(np.float32)
     disc = np.mgrid[-1:1:7j, -1:1:7j].reshape(2, -1)
     disc = disc[:, np.hypot(*disc) <= 1] * radius_um
@@ -168,7 +168,7 @@ def draw_counts(
     Returns
     -------
     tuple
-        Counts, CSR float32, and the expected log-normalised expression (log1p of expected counts per 10^4), both
+        Counts, CSR float32, and the expected log-normalized expression (log1p of expected counts per 10^4), both
         ``(n_spots, n_genes)``.
     """
     seen = _follow(genes, spots)
@@ -198,7 +198,7 @@ def _follow(genes: Genes, spots: Spots) -> NDArray[np.floating]:
     beside = 0.25 * (np.eye(len(LAYER_NAMES), k=1) + np.eye(len(LAYER_NAMES), k=-1)) + np.eye(len(LAYER_NAMES))
     log_fold[:, marks] = (spots.layers @ beside)[:, genes.layer[marks]]
     for name, values in covariates.items():
-        log_fold[:, genes.programme == name] = values[:, None]
+        log_fold[:, genes.program == name] = values[:, None]
     return log_fold * genes.effect
 
 

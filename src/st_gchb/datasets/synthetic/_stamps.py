@@ -25,11 +25,11 @@ def stamp(canvas: Field, x: Field, y: Field, reach: Field, profile: Profile) -> 
     canvas
         What is drawn on, ``(height, width)``.
     x, y
-        Centres, px, ``(n,)``.
+        Centers, px, ``(n,)``.
     reach
-        Distance from its centre at which a picture ends, px, ``(n,)``.
+        Distance from its center at which a picture ends, px, ``(n,)``.
     profile
-        Gets distances from the centre in px, ``(m, n_pixels)`` each, and which ``m`` pictures they belong to;
+        Gets distances from the center in px, ``(m, n_pixels)`` each, and which ``m`` pictures they belong to;
         gives what is added there.
     """
     flat, (height, width) = canvas.reshape(-1), canvas.shape
@@ -97,7 +97,7 @@ def draw_cells(
     has_body = np.flatnonzero(cells.soma > 0)
 
     def drop(dx: Field, dy: Field, ids: Ids, grow: float) -> Field:
-        """Relative radius in a body that runs out into a point towards the surface."""
+        """Relative radius in a body that runs out into a point toward the surface."""
         u, v = _turn(dx, dy, cells.angle[ids])
         radius = r[ids, None] * np.float32(grow)
         u, v = u / radius, v / radius

@@ -77,7 +77,7 @@ def synthetic_tissue(
     counts_per_spot
         Median of the counts per spot.
     stain_variation
-        How much slides differ in colour; 0 is not at all.
+        How much slides differ in color; 0 is not at all.
     slices_per_patient
         How many consecutive slices one patient gives.
 
@@ -85,8 +85,8 @@ def synthetic_tissue(
     -------
     AnnData
         One row per spot under tissue, slices ``S1``, ``S2``, ... ``X``: counts, CSR float32. ``layers["truth"]``:
-        expected log-normalised expression. ``obs``: ``slice``, ``patient``, ``layer``, ``depth``, ``n_nuclei``,
-        array position. ``var``: ``programme``, ``layer``. ``obsm["spatial"]``: x, y in px of the image, which is in
+        expected log-normalized expression. ``obs``: ``slice``, ``patient``, ``layer``, ``depth``, ``n_nuclei``,
+        array position. ``var``: ``program``, ``layer``. ``obsm["spatial"]``: x, y in px of the image, which is in
         ``uns["spatial"][slice]["images"]["hires"]`` at full resolution. ``uns["synthetic"]`` says that it is
         simulated, and how.
 
@@ -139,7 +139,7 @@ def synthetic_tissue(
 
 
 def hexagonal_array(n_rows: int, n_cols: int, pitch_um: float) -> tuple[NDArray[np.float64], pd.DataFrame]:
-    """Spot centres as x, y in µm, ``(n_rows * n_cols, 2)``, and their array positions as Visium counts them."""
+    """Spot centers as x, y in µm, ``(n_rows * n_cols, 2)``, and their array positions as Visium counts them."""
     row, col = (part.ravel() for part in np.mgrid[:n_rows, :n_cols])
     col = 2 * col + row % 2
     centers = np.column_stack([col * pitch_um / 2, row * pitch_um * np.sqrt(0.75)]) + _MARGIN_UM
@@ -168,7 +168,7 @@ def _slice(
     cells_rng, image_rng, counts_rng = (np.random.default_rng([key[0], purpose, key[1]]) for purpose in (2, 3, 4))
     cells, vessels = place_cells(plan.anatomy, cells_rng)
     image = render(plan.anatomy, cells, vessels, plan.um_per_px, image_rng, stain_variation)
-    # Molecules wander before they are caught: a spot speaks for the tissue half-way to its neighbours.
+    # Molecules wander before they are caught: a spot speaks for the tissue half-way to its neighbors.
     under = look_under(plan.centers_um, plan.anatomy, cells, plan.pitch_um / 2)
     keep = under.covered >= _MIN_COVERED
     if keep.sum() < 2:

@@ -47,7 +47,7 @@ def chunk_edges(chunks: Any, shape: tuple[int, int]) -> tuple[Edges, Edges]:
 
 
 def grouped(edges: Edges, limit: int) -> Edges:
-    """Join neighbours as long as they are no longer than ``limit`` together.
+    """Join neighbors as long as they are no longer than ``limit`` together.
 
     Examples
     --------

@@ -204,7 +204,7 @@ def _scale(slide: SlideImage, level: int, transformations: dict[str, Any]) -> Da
     element = Image2DModel.parse(
         pixels, dims=("y", "x", "c"), c_coords=["r", "g", "b"], transformations=dict(transformations)
     )
-    # Centres of pixels in px of the finest scale, as in every pyramid of SpatialData.
+    # Centers of pixels in px of the finest scale, as in every pyramid of SpatialData.
     coordinates = {
         axis: (np.arange(n) + 0.5) * (full / n)
         for axis, n, full in zip(("y", "x"), source.shape, slide.shape_px, strict=False)

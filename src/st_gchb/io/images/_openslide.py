@@ -39,8 +39,8 @@ class OpenSlideLevel:
         self._downsample = float(slide.level_downsamples[index])
         known = [slide.properties.get(f"openslide.level[{index}].tile-{side}") for side in ("height", "width")]
         self.chunks = (int(known[0]), int(known[1])) if known[0] and known[1] else None
-        colour = slide.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, _WHITE)
-        self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], dtype=np.float32)
+        color = slide.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, _WHITE)
+        self._background = np.array([int(color[i : i + 2], 16) for i in (0, 2, 4)], dtype=np.float32)
         self._slide: openslide.OpenSlide | None = None
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:

@@ -188,7 +188,7 @@ def _check_mode(image: Image.Image, name: str, source: str) -> None:
     if "16" in raw_mode or image.mode.startswith(("I", "F")):
         raise ImageError(f"{found} It has more than 8 bits a channel: rescale it, e.g. skimage.util.img_as_ubyte.")
     if image.mode in ("L", "1", "LA", "La"):
-        raise ImageError(f"{found} It is grey: pass the RGB image of the H&E stain.")
+        raise ImageError(f"{found} It is gray: pass the RGB image of the H&E stain.")
     if image.mode != "RGB":
         raise ImageError(f"{found} Convert it: {source}.convert('RGB').save('slide.png').")
 

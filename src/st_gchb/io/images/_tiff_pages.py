@@ -27,7 +27,7 @@ _BESIDE_OF_APERIO = re.compile(r"^Aperio[^\n]*\n\s*(label|macro)\b", re.IGNORECA
 """Pictures of the glass beside the slide's own, by the names that scanners give them."""
 _SHAPE_TOLERANCE = 0.02
 _NODATA_TAG, _PAGE_NAME_TAG = 42113, 285
-_RGB, _YCBCR, _GREY = 2, 6, 1
+_RGB, _YCBCR, _GRAY = 2, 6, 1
 _PHOTOMETRIC = {
     0: "white is zero",
     1: "black is zero",
@@ -229,7 +229,7 @@ def _check_pixels(series: tifffile.TiffPageSeries, name: str) -> None:
         shape = (*shape[1:], shape[0])
     page = series.keyframe
     kind = _PHOTOMETRIC.get(page.photometric)
-    if kind is not None and page.photometric != _GREY:
+    if kind is not None and page.photometric != _GRAY:
         raise ImageError(
             f"{name}: found a TIFF whose pixels are of the kind {kind!r}; {EXPECTED}. Convert it: "
             "PIL.Image.open(path).convert('RGB').save('slide.tif')."

@@ -30,7 +30,7 @@ def check_layout(shape: tuple[int, ...], name: str, channels_last: str = "np.mov
     """
     found = f"{name}: found an image of shape {tuple(shape)}; {EXPECTED}."
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1):
-        raise ImageError(f"{found} It is grey: pass the RGB image of the H&E stain, not one channel of it.")
+        raise ImageError(f"{found} It is gray: pass the RGB image of the H&E stain, not one channel of it.")
     if len(shape) != 3:
         raise ImageError(f"{found} Pass one plane, e.g. np.squeeze(image) or image[0].")
     if shape[-1] == 4:

@@ -24,14 +24,14 @@ from st_gchb.io.sections._losses import Loss, tell_losses
 from st_gchb.io.sections._text_table import find_layout, open_text, read_rows
 
 SQUARE_PITCH_UM, STAGGERED_PITCH_UM = 200.0, 141.0
-"""Distance of neighbours on the square array of 33 x 35 spots, and on the staggered one of about 2,000, µm."""
+"""Distance of neighbors on the square array of 33 x 35 spots, and on the staggered one of about 2,000, µm."""
 _DIAMETER_UM = {SQUARE_PITCH_UM: 100.0, STAGGERED_PITCH_UM: 55.0}
 _FEWEST_SPOTS = 12
-"""Fewer spots of one colour of the chess board are no evidence: they may be so by chance."""
+"""Fewer spots of one color of the chess board are no evidence: they may be so by chance."""
 _FAR, _ROUNDS = 10.0, 5
 """Median distances from the middle that a spot may be away; rounds in which misread positions are told."""
 _STRAY = 0.02
-"""Share of spots that may be of the other colour, by a misread position."""
+"""Share of spots that may be of the other color, by a misread position."""
 _UNEVEN = 1.25
 """Steps in x and y that differ by more are of neither array (a hexagonal one has 1.73)."""
 
@@ -107,7 +107,7 @@ def find_array(array: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], 
     nearest = np.asarray(cKDTree(pixels).query(pixels, k=2)[0])[:, 1]
     pitch_px = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else float(np.hypot(across, along))
     if not 0.8 <= pitch_px / np.hypot(across, along) <= 1.25:
-        # Few spots with gaps between them: their neighbours on the array are not there.
+        # Few spots with gaps between them: their neighbors on the array are not there.
         pitch_px = float(np.hypot(across, along))
     told = f"spots of the legacy array {pitch_px:.4g} px apart, staggered, {STAGGERED_PITCH_UM:g} µm"
     return LegacyArray(
@@ -136,7 +136,7 @@ def _steps(
     if fits.sum() < max(3, 0.5 * len(array)) or np.linalg.matrix_rank(design[fits]) < 3 or not area >= 1:
         raise CoordinateError(
             f"{where}: the positions of the {len(array)} spots do not spread over the slide as their x, y in the "
-            "array do; expected neighbours a constant number of px apart."
+            "array do; expected neighbors a constant number of px apart."
         )
     return np.asarray(steps), np.asarray(fits)
 

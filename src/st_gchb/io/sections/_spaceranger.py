@@ -42,15 +42,15 @@ def read_picture(path: Path) -> RGB | None:
         The file is damaged.
     """
     with opened(path) as image:
-        grey = image.mode not in ("RGB", "RGBA", "P", "PA")
+        gray = image.mode not in ("RGB", "RGBA", "P", "PA")
         # Where a picture is transparent, the glass behind it is white.
         rgba = np.asarray(image.convert("RGBA")) if image.mode in ("RGBA", "P", "PA") else None
         pixels = np.asarray(image.convert("RGB")) if rgba is None else rgba[..., :3].copy()
     if rgba is not None:
         pixels[rgba[..., 3] == 0] = 255
-    if grey or (pixels == pixels[0, 0]).all():
+    if gray or (pixels == pixels[0, 0]).all():
         logger.warning(
-            "%s: %s; it is left out.", path, "the picture is grey, no H&E" if grey else "the picture is of one colour"
+            "%s: %s; it is left out.", path, "the picture is gray, no H&E" if gray else "the picture is of one color"
         )
         return None
     return pixels

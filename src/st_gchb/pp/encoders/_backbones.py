@@ -100,7 +100,7 @@ _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 @dataclass
 class Trunk:
-    """A module that gives features, and how its input is standardised."""
+    """A module that gives features, and how its input is standardized."""
 
     module: nn.Module
     input_px: int

@@ -42,7 +42,7 @@ class Encoder:
     module
         The trunk, without its head, in eval mode, without gradients.
     mean, std
-        Of the channels, in 0 to 1, with which patches are standardised.
+        Of the channels, in 0 to 1, with which patches are standardized.
     transform
         Used instead of mean and std where a module brought its own.
     identity
@@ -111,7 +111,7 @@ def get_encoder(
     Returns
     -------
     Encoder
-        The trunk with its input size, standardisation and hash.
+        The trunk with its input size, standardization and hash.
 
     Raises
     ------

@@ -149,7 +149,7 @@ class Engine:
         Parameters
         ----------
         batches
-            What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colours first, each
+            What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colors first, each
             ``(b, 3, h, w)`` uint8 to the same.
         take
             Called with what a batch is known by and its features, ``(b, n_features)`` float32, and with what was

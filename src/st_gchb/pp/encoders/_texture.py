@@ -1,4 +1,4 @@
-"""Colour and texture statistics of a patch: an encoder that needs no weights."""
+"""Color and texture statistics of a patch: an encoder that needs no weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TEXTURE_VERSION = "1"
 """To be raised with every change of the features: stored features name it."""
 TEXTURE_INPUT_PX = 112
 
-# Optical densities of haematoxylin, eosin and a residual in R, G, B (Ruifrok and Johnston 2001).
+# Optical densities of hematoxylin, eosin and a residual in R, G, B (Ruifrok and Johnston 2001).
 _STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _SCALES = (1, 2, 4, 8)
@@ -45,17 +45,17 @@ class Texture(nn.Module):
         """Features of patches with values in 0 to 1: ``(b, 3, h, w)`` to ``(b, 107)``."""
         density = -torch.log10(rgb.clamp(min=1 / 255))
         stains = torch.einsum("bchw,cs->bshw", density, self.unmix)
-        colours = torch.cat([rgb, _hue_saturation(rgb), stains], dim=1)
-        haematoxylin, eosin = stains[:, :1], stains[:, 1:2]
+        colors = torch.cat([rgb, _hue_saturation(rgb), stains], dim=1)
+        hematoxylin, eosin = stains[:, :1], stains[:, 1:2]
         # Brightness, too: necrosis, fat and holes show there and not in the stains.
-        grains = torch.cat([rgb.mean(1, keepdim=True), haematoxylin, eosin], dim=1)
-        parts = [_moments(colours), _quantiles(stains), _mixing(stains), _dark(haematoxylin), _co_occurrence(grains)]
+        grains = torch.cat([rgb.mean(1, keepdim=True), hematoxylin, eosin], dim=1)
+        parts = [_moments(colors), _quantiles(stains), _mixing(stains), _dark(hematoxylin), _co_occurrence(grains)]
         parts += [_grain(grains, scale) for scale in _SCALES]
         return torch.cat(parts, dim=1)
 
 
 def _hue_saturation(rgb: Tensor) -> Tensor:
-    """Opponent colours (hue without its jump at red) and saturation, ``(b, 3, h, w)``."""
+    """Opponent colors (hue without its jump at red) and saturation, ``(b, 3, h, w)``."""
     red, green, blue = rgb.unbind(1)
     high, low = rgb.amax(1), rgb.amin(1)
     return torch.stack([(red - green), (red + green) / 2 - blue, (high - low) / high.clamp(min=1e-3)], dim=1)
@@ -65,9 +65,9 @@ def _moments(channels: Tensor) -> Tensor:
     """Mean, standard deviation and cube root of the third moment, ``(b, 3 c)``."""
     flat = channels.flatten(2)
     mean = flat.mean(2, keepdim=True)
-    centred = flat - mean
-    third = centred.pow(3).mean(2)
-    return torch.cat([mean[..., 0], centred.pow(2).mean(2).sqrt(), third.sign() * third.abs().pow(1 / 3)], dim=1)
+    centered = flat - mean
+    third = centered.pow(3).mean(2)
+    return torch.cat([mean[..., 0], centered.pow(2).mean(2).sqrt(), third.sign() * third.abs().pow(1 / 3)], dim=1)
 
 
 def _quantiles(channels: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _quantiles(channels: Tensor) -> Tensor:
 
 
 def _mixing(stains: Tensor) -> Tensor:
-    """Correlation of haematoxylin and eosin over the patch, and their ratio, ``(b, 2)``."""
+    """Correlation of hematoxylin and eosin over the patch, and their ratio, ``(b, 2)``."""
     first, second = stains[:, 0].flatten(1), stains[:, 1].flatten(1)
     a, b = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
     correlation = (a * b).mean(1) / (a.pow(2).mean(1) * b.pow(2).mean(1)).sqrt().clamp(min=1e-6)
@@ -85,10 +85,10 @@ def _mixing(stains: Tensor) -> Tensor:
     return torch.stack([correlation, ratio], dim=1)
 
 
-def _dark(haematoxylin: Tensor) -> Tensor:
+def _dark(hematoxylin: Tensor) -> Tensor:
     """Share of pixels as dark as nuclei, and length of their outline, at three thresholds, ``(b, 6)``."""
-    # A soft threshold: a share that jumps with the grey level of one pixel would not survive a second scan.
-    masks = torch.cat([torch.sigmoid((haematoxylin - level) / 0.03) for level in _DARK], dim=1)
+    # A soft threshold: a share that jumps with the gray level of one pixel would not survive a second scan.
+    masks = torch.cat([torch.sigmoid((hematoxylin - level) / 0.03) for level in _DARK], dim=1)
     share = masks.flatten(2).mean(2)
     return torch.cat([share, _gradient(masks).flatten(2).mean(2)], dim=1)
 
@@ -113,10 +113,10 @@ def _co_occurrence(channels: Tensor) -> Tensor:
 
 def _grain(channels: Tensor, scale: int) -> Tensor:
     """Edges, spots and rims at one scale (px): gradient, and the Laplacian's two signs and spread, ``(b, 4 c)``."""
-    # Means of blocks, then differences of neighbours: Gaussian filters of 8 px would cost ten times as much.
+    # Means of blocks, then differences of neighbors: Gaussian filters of 8 px would cost ten times as much.
     small = functional.avg_pool2d(channels, scale) if scale > 1 else channels
-    neighbours = small[..., :-2, 1:-1] + small[..., 2:, 1:-1] + small[..., 1:-1, :-2] + small[..., 1:-1, 2:]
-    laplacian = (neighbours / 4 - small[..., 1:-1, 1:-1]).flatten(2)
+    neighbors = small[..., :-2, 1:-1] + small[..., 2:, 1:-1] + small[..., 1:-1, :-2] + small[..., 1:-1, 2:]
+    laplacian = (neighbors / 4 - small[..., 1:-1, 1:-1]).flatten(2)
     gradient = _gradient(small).flatten(2)
     above, below = laplacian.clamp(min=0).mean(2), (-laplacian).clamp(min=0).mean(2)
     return torch.cat([gradient.mean(2), gradient.std(2, correction=0), above, below], dim=1)

@@ -26,9 +26,9 @@ from st_gchb.io import annotated_rows
 from st_gchb.pp.spots import is_element_name, linked, transformations_of
 
 _REACH = 0.72
-"""Distance, in distances of neighbours, up to which a pixel shows the nearest position: no gaps within a square."""
+"""Distance, in distances of neighbors, up to which a pixel shows the nearest position: no gaps within a square."""
 _OFF_GRID = 0.01
-"""Distance from its place, in distances of neighbours, up to which a position is on the grid."""
+"""Distance from its place, in distances of neighbors, up to which a position is on the grid."""
 _MAX_PIXELS = 5e8
 _BAND = 2**20
 """Pixels whose nearest position is looked up at once."""
@@ -45,7 +45,7 @@ class Lattice:
     zoom
         Pixels along a side of a cell.
     matrix
-        Affine matrix, 3 x 3, from the raster's px (x, y; the centre of the first is 0.5, 0.5) to the positions' own
+        Affine matrix, 3 x 3, from the raster's px (x, y; the center of the first is 0.5, 0.5) to the positions' own
         coordinates.
     """
 
@@ -69,7 +69,7 @@ def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64], px_per_til
     centers
         ``(n, 2)`` x, y.
     px_per_tile
-        Pixels per distance of neighbours.
+        Pixels per distance of neighbors.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64], zoom: int) -> L
         # Hexagonal grids count columns in half steps: every second cell is empty.
         return None
     cells = cells - cells.min(axis=0)
-    # A tile's centre is the centre of its cell; spatialdata.rasterize_bins puts the cell's corner there.
+    # A tile's center is the center of its cell; spatialdata.rasterize_bins puts the cell's corner there.
     design = np.column_stack([cells + 0.5, np.ones(len(cells))])
     solution, _, rank, _ = np.linalg.lstsq(design, centers, rcond=None)
     if rank < 3:
@@ -353,7 +353,7 @@ def _check_name(sdata: SpatialData, name: str, overwrite: bool) -> None:
 
 
 def _centers(sdata: SpatialData, region: str, instances: pd.Series) -> npt.NDArray[np.float64]:
-    """Centres of the rows' shapes in the shapes' own coordinates, ``(n, 2)``."""
+    """Centers of the rows' shapes in the shapes' own coordinates, ``(n, 2)``."""
     if region not in sdata or not isinstance(sdata[region], GeoDataFrame):
         raise InputError(f"the table annotates {region!r}, which is no shapes element; expected one of circles, say.")
     element = sdata[region]

@@ -3,7 +3,7 @@ from ._expression import (
     as_csr as as_csr,
     choose_panel as choose_panel,
     fit_expression as fit_expression,
-    log_normalise as log_normalise,
+    log_normalize as log_normalize,
     read_expression as read_expression,
     tell_expression as tell_expression,
 )

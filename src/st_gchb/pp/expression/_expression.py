@@ -1,4 +1,4 @@
-"""Expression of the training slices: normalisation, panel and PCA as one fitted object."""
+"""Expression of the training slices: normalization, panel and PCA as one fitted object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ExpressionRule:
     genes
         The panel, ``(n_genes,)``.
     log_normalized
-        Whether expression is handed over as log-normalised values instead of counts.
+        Whether expression is handed over as log-normalized values instead of counts.
     offset
         Mean of the panel over the training spots, ``(n_genes,)``.
     matrix
@@ -63,7 +63,7 @@ def read_expression(adata: ad.AnnData, layer: str | None, *, log_normalized: boo
     MissingKeyError
         There is no such layer, or ``X`` is empty.
     ExpressionError
-        It holds no counts (or no log-normalised values), or of other things than genes.
+        It holds no counts (or no log-normalized values), or of other things than genes.
     """
     if layer is not None and layer not in adata.layers:
         raise MissingKeyError(
@@ -100,7 +100,7 @@ def as_csr(matrix: Matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(matrix_of(matrix, "expression", ExpressionError), dtype=np.float32, copy=True)
 
 
-def log_normalise(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
+def log_normalize(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
     """Log1p of counts per 10^4, over all genes of the table, CSR ``(n_spots, n_genes)``."""
     csr = as_csr(matrix)
     if log_normalized:
@@ -167,7 +167,7 @@ def fit_expression(
     Parameters
     ----------
     log_values
-        Log-normalised expression of the training spots, ``(n_spots, n_all_genes)``.
+        Log-normalized expression of the training spots, ``(n_spots, n_all_genes)``.
     genes
         Names of the columns.
     slices

@@ -1,4 +1,4 @@
-"""The spot graph: squidpy's neighbours, one slice at a time, by a rule that is stored with the model."""
+"""The spot graph: squidpy's neighbors, one slice at a time, by a rule that is stored with the model."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from st_gchb.pp.spots import Slice, check_lone_slice, check_object, check_positi
 GraphMode = Literal["radius", "knn"]
 
 PITCH_FACTOR = 1.6
-"""Radius in units of the distance between spots: 6 neighbours on a hexagonal array, 8 on a square one."""
+"""Radius in units of the distance between spots: 6 neighbors on a hexagonal array, 8 on a square one."""
 
 
 Length = Annotated[float, Limits("a length above 0, up to 1,000,000", above=0, high=1e6)]
 LengthFromZero = Annotated[float, Limits("a length of 0 or more, up to 1,000,000", low=0, high=1e6)]
-Neighbours = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
+Neighbors = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
 
 
 @checked
 @dataclass(frozen=True)
 class GraphRule:
-    """How spots become neighbours; the same rule serves training slices and queries.
+    """How spots become neighbors; the same rule serves training slices and queries.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class GraphRule:
     mode: GraphMode = "radius"
     radius: Length | None = None
     unit: Literal["um", "px"] = "um"
-    n_neighbors: Neighbours = 6
+    n_neighbors: Neighbors = 6
     pitch: LengthFromZero | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def spatial_graph(
     adata
         Spots with ``obsm["spatial"]`` in full-resolution px.
     rule
-        How spots become neighbours; by default all spots within 1.6 times the array's pitch.
+        How spots become neighbors; by default all spots within 1.6 times the array's pitch.
     slice_key
         Column of ``obs`` that tells the slices apart; found as :func:`slices_of` finds it.
     um_per_px
@@ -107,7 +107,7 @@ def spatial_graph(
     SliceError
         If a slice has one spot only, or slices cannot be told apart.
     GraphError
-        If no spot of a slice has a neighbour.
+        If no spot of a slice has a neighbor.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def spatial_graph(
             raise GraphError(_too_far(name, spacing_of(coordinates[rows]) / _px(rule, scale[name]), rule))
         alone = int((np.diff(distances.indptr) == 0).sum())
         if alone:
-            logger.info("Slice %s: %d of %d spots have no neighbour; they are kept.", name, alone, len(rows))
+            logger.info("Slice %s: %d of %d spots have no neighbor; they are kept.", name, alone, len(rows))
         coo = distances.tocoo()
         pieces.append((rows[coo.row], rows[coo.col], coo.data))
     i, j, d = (np.concatenate(part) for part in zip(*pieces, strict=True))
@@ -157,7 +157,7 @@ def check_reach(slices: list[Slice], rule: GraphRule) -> None:
     Raises
     ------
     GraphError
-        If no spot of a slice has a neighbour.
+        If no spot of a slice has a neighbor.
     """
     for one in slices:
         # px of the image may be coarser than those that the spots' positions are in.
@@ -175,7 +175,7 @@ def _fill(
     """Complete a rule from the slices that it is made on."""
     known = all(value is not None for value in scale.values())
     in_radius = rule.mode == "radius"
-    # Nearest neighbours ask for no µm; a radius, or the pitch that it goes with, does.
+    # Nearest neighbors ask for no µm; a radius, or the pitch that it goes with, does.
     what, length = ("radius", rule.radius) if rule.radius is not None else ("pitch", rule.pitch if in_radius else None)
     if rule.unit == "um" and not known and length is not None:
         unknown = [name for name, value in scale.items() if value is None]
@@ -215,7 +215,7 @@ def _px(rule: GraphRule, um_per_px: float | None) -> float:
 
 def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
     return (
-        f"No spot of slice {name!r} has a neighbour within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
+        f"No spot of slice {name!r} has a neighbor within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
         f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
         f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer. "
         + advise(
@@ -230,9 +230,9 @@ def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
 def _slice_distances(
     coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphRule, um_per_px: float | None
 ) -> sparse.csr_matrix:
-    """Symmetric distances between neighbours in one slice, px, CSR without a diagonal."""
+    """Symmetric distances between neighbors in one slice, px, CSR without a diagonal."""
     px = _px(rule, um_per_px)
-    # Nearest neighbours ask for no µm: where these are unknown, positions are taken as they lie.
+    # Nearest neighbors ask for no µm: where these are unknown, positions are taken as they lie.
     comparable = rule.unit == "px" or um_per_px is not None
     pitch, spacing = float(rule.pitch or 0) * px, spacing_of(coordinates)
     stride = round(pitch / spacing) if spacing > 0 and comparable else 1
@@ -254,7 +254,7 @@ def _slice_distances(
     # squidpy's kNN graph is directed, and its distances drop pairs at one place: rebuild both from the edges.
     edges = spots.obsp[Keys.CONNECTIVITIES]
     edges = sparse.triu(edges.maximum(edges.T), k=1).tocoo()
-    # A part with fewer positions than neighbours are asked for reaches into another.
+    # A part with fewer positions than neighbors are asked for reaches into another.
     within = parts[edges.row] == parts[edges.col]
     edges = sparse.coo_matrix((edges.data[within], (edges.row[within], edges.col[within])), shape=edges.shape)
     length = np.linalg.norm(coordinates[edges.row] - coordinates[edges.col], axis=1)

@@ -82,7 +82,7 @@ def rule_of(
 
     A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, a radius is taken that gives the
     very same graph: midway between its longest edge and the shortest distance without an edge, so that a query whose
-    spots lie a little wider apart has the same neighbours.
+    spots lie a little wider apart has the same neighbors.
 
     Raises
     ------

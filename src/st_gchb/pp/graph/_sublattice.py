@@ -14,7 +14,7 @@ Labels = npt.NDArray[np.int64]
 
 _ARRAY = ("array_row", "array_col")
 _FEW = 8
-"""Neighbours from which the density around a position is taken."""
+"""Neighbors from which the density around a position is taken."""
 _REGULAR = 0.3
 """Spread of the distances to the nearest position, of their median, up to which positions lie on an array."""
 _TOLERANCE = 0.25
@@ -28,10 +28,10 @@ def nearest_distances(coordinates: Coordinates, n_neighbors: int = 1) -> Coordin
 
 
 def spacing_of(coordinates: Coordinates) -> float:
-    """Distance between neighbouring positions, in the unit of the coordinates.
+    """Distance between neighboring positions, in the unit of the coordinates.
 
     On an array it is the median distance to the nearest position. Positions without order, such as cells, have some
-    neighbour very near: there it is the side of the square that each has to itself.
+    neighbor very near: there it is the side of the square that each has to itself.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def interleave(coordinates: Coordinates, obs: pd.DataFrame, stride: int) -> Labe
     """Take positions apart into interleaved grids, each ``stride`` times as wide as all of them together.
 
     A grid of half the reference's pitch holds four grids of that pitch, one shifted against the other. Within each, a
-    position has the neighbours that a spot of the reference has, as many and as far away.
+    position has the neighbors that a spot of the reference has, as many and as far away.
 
     Parameters
     ----------

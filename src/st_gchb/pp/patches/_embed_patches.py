@@ -79,9 +79,9 @@ def embed_patches(
         4: mean over the patch's rotations; 8: and over its mirrored rotations; 1: the patch as it is, in a quarter of
         the time.
     stain_norm
-        ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: move the colours of each slice to those of the first one, whose
+        ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: move the colors of each slice to those of the first one, whose
         stain is kept in the rule, so that a query's are moved there too. A :class:`Stain` of :func:`fit_stain`: move
-        them to that one. None: leave colours as they are.
+        them to that one. None: leave colors as they are.
     stain_augment
         For training: encode the patches this many times more, each slice every time as if more or less of each dye had
         been used. Training draws from these versions; each takes as long as the features themselves.
@@ -145,7 +145,7 @@ def embed_patches(
     CacheError
         There is no room for the maps.
     StainError
-        The stain of a slice that is to be normalised cannot be told.
+        The stain of a slice that is to be normalized cannot be told.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def embed_patches(
 
 
 def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
-    """What is done to the colours of a slice; None where nothing is."""
+    """What is done to the colors of a slice; None where nothing is."""
     if stain is None and version == 0:
         return None
     return Restain(stain, jitter_factors(name, version, seed) if version else None)

@@ -35,7 +35,7 @@ class _Job:
     Parameters
     ----------
     slide, side, restain
-        Spots and image, side of a patch in px, what is done to colours.
+        Spots and image, side of a patch in px, what is done to colors.
     key
         Of its features in the cache; None where they are not kept.
     features
@@ -221,7 +221,7 @@ def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | Non
 
 def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
     """Key by what the image is known by."""
-    # Features of unchanged colours keep the keys that they always had.
-    colours = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
+    # Features of unchanged colors keep the keys that they always had.
+    colors = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
     made = {"side": side, "encoder": engine.identity, "views": engine.views}
-    return content_key(centers=slide.centers_px, **made, **colours, **image)
+    return content_key(centers=slide.centers_px, **made, **colors, **image)

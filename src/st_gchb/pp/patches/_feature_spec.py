@@ -40,7 +40,7 @@ class FeatureRule:
     n_features
         Features per patch.
     stain_norm, stain_target
-        How and to which stain the slide was normalised, as :class:`Stain` holds it; None where it was not.
+        How and to which stain the slide was normalized, as :class:`Stain` holds it; None where it was not.
     stain_augment
         Further versions of the training spots in other stains; a query has none.
     precision
@@ -64,7 +64,7 @@ class FeatureRule:
 
     @property
     def stain(self) -> Stain | None:
-        """The stain to which slides are normalised."""
+        """The stain to which slides are normalized."""
         return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
 
     @property

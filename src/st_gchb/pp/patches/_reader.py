@@ -265,7 +265,7 @@ def _crops(
 
 
 def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: float) -> tuple[Rows, int]:
-    """First pixels (x, y) of the windows around the centres, and their side, in whole px of a level.
+    """First pixels (x, y) of the windows around the centers, and their side, in whole px of a level.
 
     Examples
     --------

@@ -298,7 +298,7 @@ def _share_overlapping(centers: npt.NDArray[np.float64], groups: npt.NDArray[np.
         return 0.0
     _, near = cKDTree(centers).query(centers, k=min(4, len(centers)), distance_upper_bound=_OVERLAP * pitch)
     near = np.asarray(near).reshape(len(centers), -1)
-    # Where there is no such neighbour, the tree gives the number of spots.
+    # Where there is no such neighbor, the tree gives the number of spots.
     labels = np.array([*groups, None], dtype=object)
     other = (near < len(centers)) & (labels[near] != groups[:, None])
     return float(other.any(axis=1).mean())

@@ -23,8 +23,8 @@ from st_gchb.io import Link, SlideImage, annotated_rows, link_of, open_image
 
 _OVERLAP = 0.9
 """Share of their union that images of one picture have in common."""
-_COLOUR = 20.0
-"""Mean colours that differ by more than this, of 255, are of different pictures."""
+_COLOR = 20.0
+"""Mean colors that differ by more than this, of 255, are of different pictures."""
 _WINDOWS, _WINDOW_PX = 8, 32
 
 
@@ -38,13 +38,13 @@ class Footprint:
         Outline in a coordinate system.
     px
         Size of a pixel there.
-    colour
-        Mean colour of a sample of its pixels, ``(3,)``.
+    color
+        Mean color of a sample of its pixels, ``(3,)``.
     """
 
     area: Polygon
     px: float
-    colour: npt.NDArray[np.float64]
+    color: npt.NDArray[np.float64]
 
 
 def footprint(element: Any, affine: npt.NDArray[np.float64]) -> Footprint | None:
@@ -56,7 +56,7 @@ def footprint(element: Any, affine: npt.NDArray[np.float64]) -> Footprint | None
     height, width = image.shape_px
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1]], dtype=np.float64)
     px = float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
-    return Footprint(Polygon((corners @ affine.T)[:, :2]), px, _mean_colour(image))
+    return Footprint(Polygon((corners @ affine.T)[:, :2]), px, _mean_color(image))
 
 
 def finest(footprints: Mapping[str, Footprint | None]) -> str | None:
@@ -75,11 +75,11 @@ def _alike(one: Footprint, other: Footprint) -> bool:
     union = one.area.union(other.area).area
     # Nothing is common to a picture without an extent, or one without an end.
     common = one.area.intersection(other.area).area / union if 0 < union < np.inf else 0.0
-    return bool(common >= _OVERLAP and np.abs(one.colour - other.colour).max() <= _COLOUR)
+    return bool(common >= _OVERLAP and np.abs(one.color - other.color).max() <= _COLOR)
 
 
-def _mean_colour(image: SlideImage) -> npt.NDArray[np.float64]:
-    """Mean colour of small windows, at the same places of every image, in its coarsest level."""
+def _mean_color(image: SlideImage) -> npt.NDArray[np.float64]:
+    """Mean color of small windows, at the same places of every image, in its coarsest level."""
     level = len(image.levels) - 1
     height, width = image.level_shape(level)
     places = (np.arange(_WINDOWS) + 0.5) / _WINDOWS

@@ -24,7 +24,7 @@ Mask = npt.NDArray[np.bool_]
 Field = npt.NDArray[np.float32]
 
 _WINDOW_UM = 40.0
-"""Side of the window in which colour and texture are seen: a few cells."""
+"""Side of the window in which color and texture are seen: a few cells."""
 _SMOOTH = 0.01
 """Glass varies less than this within a window, in optical density."""
 _BLACK = 60
@@ -34,16 +34,16 @@ _THRESHOLDS = (0.018, 0.025)
 _HYSTERESIS = 1.5
 _SCORE_FLOOR = 0.003
 """Scores below this are noise; keeps their logarithms from ruling the threshold."""
-_GREY, _PALE = 0.4, 0.3
-"""Of pale places, those where green is absorbed by less than this share more than blue are grey: fiducials, shadows."""
+_GRAY, _PALE = 0.4, 0.3
+"""Of pale places, those where green is absorbed by less than this share more than blue are gray: fiducials, shadows."""
 _INK_SEEN = 0.3
-"""Optical density from which on a colour can be told from tissue's."""
+"""Optical density from which on a color can be told from tissue's."""
 _INK_BLUE, _INK_BLUE_BROAD = 0.25, 0.19
 """Blue and green ink absorb red by this share more than green, in a window or around it; hematoxylin hardly does."""
-_INK_GREY = 0.85
-"""Of grey things the least absorbed colour is absorbed by this share of the most absorbed; H&E lets blue pass."""
+_INK_GRAY = 0.85
+"""Of gray things the least absorbed color is absorbed by this share of the most absorbed; H&E lets blue pass."""
 _INK_DARK = 1.5
-"""Optical density that no tissue has on average around a window: solid ink of any colour."""
+"""Optical density that no tissue has on average around a window: solid ink of any color."""
 _INK_REACH_UM = 100.0
 """How far from where it is sure a stroke is followed through pixels that may be its fringe."""
 _INK_MARGIN_UM = 25.0
@@ -57,21 +57,21 @@ class Stained:
     ----------
     tissue
         ``(h, w)``; not cleaned.
-    grey
-        ``(h, w)``: as textured as tissue, but of no clear colour: fiducials, shadows, and bleached tissue.
+    gray
+        ``(h, w)``: as textured as tissue, but of no clear color: fiducials, shadows, and bleached tissue.
     ink
-        ``(h, w)``: strokes of ink, and grey dirt.
+        ``(h, w)``: strokes of ink, and gray dirt.
     """
 
     tissue: Mask
-    grey: Mask
+    gray: Mask
     ink: Mask
 
 
 def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
-    """Tell stained tissue by its colour and its texture.
+    """Tell stained tissue by its color and its texture.
 
-    Both dyes of H&E absorb green more than blue, which glass, dust, grey fiducials and the shadows of edges do not;
+    Both dyes of H&E absorb green more than blue, which glass, dust, gray fiducials and the shadows of edges do not;
     and tissue differs from place to place, which smears of dye on the glass do not. A pixel's score is the geometric
     mean of the two, in optical density, so that pale tissue counts where it has texture.
 
@@ -95,10 +95,10 @@ def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
     score = np.sqrt(np.maximum(mean_of(purple, window), 0.0) * deviation(purple, window))
     wide = 2 * window + 1
     depth = mean_of(density[..., 1], wide)
-    grey = (mean_of(purple, wide) < _GREY * depth) & (depth < _PALE)
-    threshold = _log_otsu(np.where(grey, 0, score), *_THRESHOLDS)
-    tissue = apply_hysteresis_threshold(np.where(grey, 0, score), threshold, _HYSTERESIS * threshold)
-    return Stained(tissue.astype(bool), grey & (score > threshold), _find_ink(density, window, um_per_px))
+    gray = (mean_of(purple, wide) < _GRAY * depth) & (depth < _PALE)
+    threshold = _log_otsu(np.where(gray, 0, score), *_THRESHOLDS)
+    tissue = apply_hysteresis_threshold(np.where(gray, 0, score), threshold, _HYSTERESIS * threshold)
+    return Stained(tissue.astype(bool), gray & (score > threshold), _find_ink(density, window, um_per_px))
 
 
 def length_px(um: float, um_per_px: float, shape: tuple[int, ...]) -> int:
@@ -125,9 +125,9 @@ def deviation(values: Field, window: int) -> Field:
 
 
 def glass_color(pixels: npt.NDArray[np.uint8], texture: Field) -> npt.NDArray[np.float64]:
-    """Colour of bare glass, ``(3,)``: the brightest common colour of places without texture.
+    """Color of bare glass, ``(3,)``: the brightest common color of places without texture.
 
-    Where tissue fills the picture, the brightest pixels, as grey, stand for it.
+    Where tissue fills the picture, the brightest pixels, as gray, stand for it.
     """
     flat = (texture < _SMOOTH) & (pixels.max(axis=2) > _BLACK)
     # White that was put around a scan is no glass; where there is little else, it is overexposed glass.
@@ -164,11 +164,11 @@ def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
     least = np.minimum(np.minimum(red, green), blue)
     broad_red, broad_green = (mean_of(density[..., channel], 2 * window + 1) for channel in (0, 1))
     bluish = (red - green > _INK_BLUE * green) | (broad_red - broad_green > _INK_BLUE_BROAD * broad_green)
-    ink = (most > _INK_SEEN) & (bluish | (least > _INK_GREY * most))
+    ink = (most > _INK_SEEN) & (bluish | (least > _INK_GRAY * most))
     ink |= np.maximum(broad_red, broad_green) > _INK_DARK
     if not ink.any():
         return ink
-    # Where a stroke fades, its colour comes nearer to tissue's: there it is followed, but not far.
+    # Where a stroke fades, its color comes nearer to tissue's: there it is followed, but not far.
     fringe = (most > 0.1) & ((red - green > 0.1 * green) | (least > 0.7 * most) | (most > 1.0))
     reach, margin = (max(1, length_px(um, um_per_px, ink.shape)) for um in (_INK_REACH_UM, _INK_MARGIN_UM))
     grown = ndimage.binary_dilation(ink, iterations=reach, mask=fringe | ink)
@@ -242,7 +242,7 @@ def find_tissue(
 ) -> Tissue:
     """Find the tissue of an H&E slide on a picture of low resolution.
 
-    Glass, smears of dye, dust, grey fiducials and strokes of ink are left out. Light red ink is not: it has the colour
+    Glass, smears of dye, dust, gray fiducials and strokes of ink are left out. Light red ink is not: it has the color
     of blood.
 
     Parameters
@@ -252,7 +252,7 @@ def find_tissue(
     um_per_px
         Size of a pixel of the finest level, µm, where the file does not say so.
     method
-        ``"stain"``: by colour and texture. ``"squidpy"``: squidpy's ``detect_tissue``, which thresholds brightness.
+        ``"stain"``: by color and texture. ``"squidpy"``: squidpy's ``detect_tissue``, which thresholds brightness.
         ``"all"``: the whole slide.
     resolution_um
         Size of a pixel of the picture in which tissue is looked for, µm; coarser for slides so large that the picture
@@ -338,15 +338,15 @@ def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float,
     mask = isotropic_closing(mask, gap)
     mask = isotropic_opening(mask, crumb)[pad:-pad, pad:-pad]
     area_px = um_per_px**2
-    mask = _fill_holes(mask, max_hole_um2 / area_px, found.grey) & ~found.ink
+    mask = _fill_holes(mask, max_hole_um2 / area_px, found.gray) & ~found.ink
     pieces, sizes = _pieces(mask)
     return np.asarray((sizes >= min_area_um2 / area_px)[pieces] & mask, dtype=bool)
 
 
-def _fill_holes(mask: Mask, area_px: float, grey: Mask) -> Mask:
+def _fill_holes(mask: Mask, area_px: float, gray: Mask) -> Mask:
     """Fill small holes, and those that are bleached tissue: textured, and surrounded by tissue."""
     pieces, sizes = _pieces(~mask)
-    bleached = np.bincount(pieces.ravel(), weights=grey.ravel(), minlength=len(sizes)) > 0.5 * sizes
+    bleached = np.bincount(pieces.ravel(), weights=gray.ravel(), minlength=len(sizes)) > 0.5 * sizes
     return mask | ((sizes < area_px) | bleached)[pieces]
 
 

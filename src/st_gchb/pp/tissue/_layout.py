@@ -62,9 +62,9 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
     Parameters
     ----------
     kind
-        ``"hex"``: rows shifted by half a step in turn, six neighbours at the same distance; ``"square"``.
+        ``"hex"``: rows shifted by half a step in turn, six neighbors at the same distance; ``"square"``.
     spacing_px
-        Distance between neighbours, px.
+        Distance between neighbors, px.
     bounds_px
         Left, top, right and bottom of the part, px; the ends belong to it. A part of no width holds no position.
 

@@ -45,7 +45,7 @@ def tile_tissue(
     source
         Path of an image, an array ``(h, w, 3)``, a :class:`~st_gchb.io.SlideImage`, or a SpatialData with an image.
     spacing_um
-        Distance between neighbouring positions, µm. Tiles are circles of this diameter, which touch.
+        Distance between neighboring positions, µm. Tiles are circles of this diameter, which touch.
     um_per_px
         Size of a pixel of the finest level, µm, where the file does not say so.
     grid
