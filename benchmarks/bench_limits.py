@@ -89,7 +89,7 @@ def bench_encoding_rate(measure, slides, name, device):
 
     def embed() -> None:
         where = {"image": paths["TIFF"], "um_per_px": DLPFC_UM_PER_PX, "patch_um": PATCH_UM}
-        st_gchb.pp.embed_patches(few, encoder=encoder, views=1, cache=False, device=device, **where)
+        st_gchb.pp.embed_patches(few, encoder=encoder, n_views=1, cache=False, device=device, **where)
 
     caught = network_of(embed)
     # The first run chooses kernels.

@@ -52,7 +52,7 @@ def slide(scale, tmp_path_factory):
 
 def encode(adata, path: Path, encoder, device: str) -> None:
     where = {"image": path, "um_per_px": UM_PER_PX, "patch_um": PATCH_UM}
-    st_gchb.pp.embed_patches(adata, encoder=encoder, views=1, cache=False, device=device, **where)
+    st_gchb.pp.embed_patches(adata, encoder=encoder, n_views=1, cache=False, device=device, **where)
 
 
 def read(adata, path: Path) -> None:

@@ -119,7 +119,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=16, n_cols=16, n_genes=arguments.genes)
     weights = arguments.weights or "default"
-    st_gchb.pp.embed_patches(reference, encoder=arguments.encoder, weights=weights, views=arguments.views)
+    st_gchb.pp.embed_patches(reference, encoder=arguments.encoder, weights=weights, n_views=arguments.n_views)
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=arguments.genes)
     model.train(max_epochs=5, enable_progress_bar=False, accelerator="cpu")
@@ -163,7 +163,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         query = tile_tissue(slide, spacing_um=arguments.spacing, name="slide")
     for level in levels:
         level.times[:] = 0
-    options = {"patch_um": rule.patch_um, "views": rule.views, "image": slide, "memory_mb": arguments.memory_mb}
+    options = {"patch_um": rule.patch_um, "n_views": rule.n_views, "image": slide, "memory_mb": arguments.memory_mb}
     with stage("patches", figures):
         embed_patches(query, encoder=encoder, device="cpu", cache=arguments.cache, **options)
     decoded = max((level.times.copy() for level in levels), key=np.sum)
@@ -180,10 +180,10 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         "slide_px": list(slide.shape_px),
         "levels": len(levels),
         "positions": query.n_obs,
-        "left_out": len(result.uns["st_gchb"].get("left_out", [])),
+        "excluded": len(result.uns["st_gchb"].get("excluded", [])),
         "genes": result.n_vars,
         "encoder": rule.encoder,
-        "views": rule.views,
+        "n_views": rule.n_views,
         "memory_mb": arguments.memory_mb,
         "peak_mb": max(figures[name]["peak_mb"] for name in ("load", "tissue", "patches", "predict")),
         "patches_per_s": round(query.n_obs / slowest, 1),
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=100.0, help="distance of positions, µm (default: 100)")
     parser.add_argument("--encoder", default="texture")
     parser.add_argument("--weights", help="weights file of the encoder")
-    parser.add_argument("--views", type=int, default=1, help="rotations of a patch (default: 1)")
+    parser.add_argument("--views", dest="n_views", type=int, default=1, help="rotations of a patch (default: 1)")
     parser.add_argument("--genes", type=int, default=100)
     parser.add_argument("--memory-mb", type=float, default=512.0)
     parser.add_argument("--threads", type=int, default=1)

@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", default=["texture", "mobilenet_v2", "resnet50"])
     parser.add_argument("--size", type=int, default=5_000, help="side of the slide, px of 0.5 µm (default: 5000)")
-    parser.add_argument("--views", type=int, default=1, help="rotations of a patch (default: 1)")
+    parser.add_argument("--views", dest="n_views", type=int, default=1, help="rotations of a patch (default: 1)")
     parser.add_argument("--genes", type=int, default=1000, help="genes that are predicted (default: 1000)")
     parser.add_argument("--tasks", type=int, default=SLIDES, help="slides of the scheduler's part (default: 10000)")
     parser.add_argument("--out", type=Path, help="file for the figures, JSON")
@@ -64,7 +64,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     make_slide(small, 2048, 3)
     figures: dict[str, Any] = {
         "slide_px": arguments.size,
-        "views": arguments.views,
+        "n_views": arguments.n_views,
         "genes": arguments.genes,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a worker",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "st_gchb": st_gchb.__version__},
@@ -88,7 +88,7 @@ def train(folder: Path, encoder: str, arguments: argparse.Namespace) -> None:
     from st_gchb.model import STGCHB
 
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=16, n_cols=16, n_genes=arguments.genes)
-    st_gchb.pp.embed_patches(reference, encoder=encoder, weights=None, views=arguments.views, cache=False)
+    st_gchb.pp.embed_patches(reference, encoder=encoder, weights=None, n_views=arguments.n_views, cache=False)
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=arguments.genes)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=True)
@@ -123,7 +123,7 @@ def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
     from st_gchb.cohort._manifest import slides_of
     from st_gchb.cohort._receipts import receipt_path
 
-    options = {"encoder": "texture", "weights": None, "views": 1, "spacing_um": 200.0, "device": "cpu"}
+    options = {"encoder": "texture", "weights": None, "n_views": 1, "spacing_um": 200.0, "device": "cpu"}
     table = pd.DataFrame({"path": str(slide), "name": [f"s{index:05d}" for index in range(n)]})
     st_gchb.cohort.embed_slides(table[:1], out, client=dask, **options)
     receipt = json.loads(receipt_path(out, "s00000").read_text())

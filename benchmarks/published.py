@@ -79,7 +79,7 @@ class Bench:
 
     def embed(self, adata: Any, precision: str = "float32") -> None:
         """Features of all patches, from the files."""
-        options = {"patch_px": PATCH_PX, "views": 1, "cache": False, "device": self.device, "slice_key": "slice"}
+        options = {"patch_px": PATCH_PX, "n_views": 1, "cache": False, "device": self.device, "slice_key": "slice"}
         st_gchb.pp.embed_patches(adata, encoder=self.encoder, precision=precision, **options)
 
     def train(self, preset: str, n_epochs: int, *callbacks: Any, **settings: Any) -> Any:

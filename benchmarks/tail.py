@@ -67,12 +67,12 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
     side = math.ceil(math.sqrt(n_spots / 2))
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=side, n_cols=side, n_genes=60)
     start = time.process_time()
-    st_gchb.pp.embed_patches(adata, encoder=name, weights=None, views=1, device="cpu", tail="last_stage")
+    st_gchb.pp.embed_patches(adata, encoder=name, weights=None, n_views=1, device="cpu", save_feature_maps=True)
     encode = time.process_time() - start
     on_disk = sum(Path(file).stat().st_size for file in adata.uns["X_patch"]["maps"]) / adata.n_obs
     STGCHB.setup_anndata(adata, slice_key="slice")
     plain = {"image_graph": "none", "expression_graph": "none", "dgi_image": 0.0, "dgi_expression": 0.0}
-    model = STGCHB(adata, "paper", image_tail="last_stage", sampler="spots", n_top_genes=40, k=10, **plain)
+    model = STGCHB(adata, "paper", finetune="last_stage", sampler="spots", n_top_genes=40, k=10, **plain)
     cached = fitting.training_data(model._fitted, adata)
     encoder = get_encoder(name, None)
     rng = np.random.default_rng(0)

@@ -46,7 +46,7 @@ def call(
     path: str | Path | None = None,
     name: str = "a",
     flag: bool = False,
-    views: Literal[1, 4] = 1,
+    n_views: Literal[1, 4] = 1,
     genes: Sequence[str] = (),
     pair: tuple[float, ...] = (),
     function: Callable[[int], int] | None = None,
@@ -72,8 +72,8 @@ GOOD = {
     "a path": ({"path": Path("x")}, Path("x")),
     "a path as text": ({"path": "x"}, "x"),
     "numpy's truth": ({"flag": np.bool_(True)}, True),
-    "a choice": ({"views": 4}, 4),
-    "numpy's choice": ({"views": np.int8(4)}, 4),
+    "a choice": ({"n_views": 4}, 4),
+    "numpy's choice": ({"n_views": np.int8(4)}, 4),
     "a list": ({"genes": ["a"]}, ["a"]),
     "a tuple": ({"genes": ("a",)}, ("a",)),
     "an array of names": ({"genes": np.array(["a", "b"])}, ["a", "b"]),
@@ -105,9 +105,9 @@ BAD: dict[str, tuple[dict[str, Any], type[STGCHBError], str]] = {
     "the home of nobody": ({"path": "~nobody-of-this-name/x"}, ArgumentError, "There is no such home folder"),
     "a number": ({"name": 3}, ArgumentError, "name=3; expected text"),
     "one": ({"flag": 1}, ArgumentError, "flag=1; expected True or False"),
-    "another choice": ({"views": 3}, ArgumentError, "expected 1 or 4"),
-    "truth for one": ({"views": True}, ArgumentError, "views=True"),
-    "a float for one": ({"views": 1.0}, ArgumentError, "views=1.0"),
+    "another choice": ({"n_views": 3}, ArgumentError, "expected 1 or 4"),
+    "truth for one": ({"n_views": True}, ArgumentError, "n_views=True"),
+    "a float for one": ({"n_views": 1.0}, ArgumentError, "n_views=1.0"),
     "a word for a list": ({"genes": "abc"}, ArgumentError, "genes='abc'; expected a list, each entry text"),
     "a set": ({"genes": {"a"}}, ArgumentError, "expected a list"),
     "a generator": ({"genes": (x for x in "ab")}, ArgumentError, "genes is a generator"),
@@ -137,7 +137,7 @@ def test_values_that_are_refused(name):
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.integers())))
 def test_any_value_is_taken_or_refused_in_words(value):
-    for name in ("k", "share", "size", "path", "name", "flag", "views", "genes", "pair", "function", "thing"):
+    for name in ("k", "share", "size", "path", "name", "flag", "n_views", "genes", "pair", "function", "thing"):
         try:
             call(**{name: value})
         except STGCHBError as error:
@@ -166,12 +166,12 @@ def test_a_class_that_only_the_checker_of_types_imports_is_told_by_its_name():
 
 def test_a_choice_that_only_the_checker_of_types_imports():
     @checked
-    def encode(views: Views = 1) -> int:
-        return views
+    def encode(n_views: Views = 1) -> int:
+        return n_views
 
     # Of this file, which is not the package's own, the name alone is known.
     with pytest.raises(ArgumentError, match="expected a Views"):
-        encode(views=4)
+        encode(n_views=4)
 
 
 def test_keywords_that_are_passed_on():

@@ -146,7 +146,7 @@ def test_held_out_slice_and_features_are_those_asked_for(whole):
     settings = json.loads((whole.out / "metrics.json").read_text())["settings"]
     assert settings["folds"] == ["simulated_151676"]
     assert settings["features"]["slices"] == [f"simulated_{name}" for name in SLICES]
-    assert (settings["features"]["encoder"], settings["features"]["views"]) == ("texture", 1)
+    assert (settings["features"]["encoder"], settings["features"]["n_views"]) == ("texture", 1)
 
 
 def test_all_that_is_written_says_that_it_is_simulated(whole):

@@ -76,7 +76,7 @@ def draw(spots: SpatialData, dense: SpatialData, gene: str) -> plt.Figure:
     for i, (channel, title) in enumerate(zip(channels, titles, strict=True), start=1):
         plot = dense.pl.render_images("C5_image").pl.render_images("C5_raster", channel=channel, norm=norms[i])
         plot.pl.show(ax=axes[i], colorbar=False, title=title)
-        axes[i].images[-1].set(cmap=st_gchb.pl.see_through(cmaps[i]), alpha=0.7)
+        axes[i].images[-1].set(cmap=st_gchb.pl.transparent_cmap(cmaps[i]), alpha=0.7)
     labels = ["log-normalized expression"] * 2 + ["confidence"]
     for ax, cmap, norm, label in zip(axes, cmaps, norms, labels, strict=True):
         figure.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, shrink=0.8, label=label)

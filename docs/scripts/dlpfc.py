@@ -59,7 +59,14 @@ def build_parser() -> OneLineParser:
     add("--markers", nargs="+", metavar="GENE", help=f"genes of MG (default: {' '.join(MARKERS)})")
     add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
     add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
-    add("--views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: %(default)s)")
+    add(
+        "--views",
+        dest="n_views",
+        type=int,
+        default=4,
+        choices=(1, 4, 8),
+        help="views averaged per patch (default: %(default)s)",
+    )
     add("--patch-um", type=float, default=150.0, help="side of a patch, µm (default: %(default)g; the paper's: 81)")
     add("--image", default="hires", choices=("hires", "full"), help="image of the real slices (default: %(default)s)")
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: auto")
@@ -106,7 +113,7 @@ def run(parser: OneLineParser, args: argparse.Namespace) -> None:
         adata = st_gchb.datasets.dlpfc(args.slices, path=args.data, image=args.image)
         title, held_out = "DLPFC, real slices", args.held_out
     print(f"{title}: {adata.n_obs} spots, {adata.n_vars} genes", flush=True)
-    options = {name: getattr(args, name) for name in ("encoder", "weights", "views", "patch_um")}
+    options = {name: getattr(args, name) for name in ("encoder", "weights", "n_views", "patch_um")}
     device = {"gpu": "cuda"}.get(args.device, args.device)  # as torch names it
     st_gchb.pp.embed_patches(adata, slice_key="slice", device=device, **options)
     protocol = {"n_top_genes": args.n_top_genes, "device": args.device}

@@ -124,9 +124,9 @@ def shifted(test: AnnData, shift: str) -> tuple[np.ndarray, float]:
 def embedded(test: AnnData, reference: AnnData, image: np.ndarray, um_per_px: float) -> AnnData | None:
     """The section as a query with the reference's kind of features; None where its stain cannot be normalized."""
     query = hide_expression(test)
-    rule = st_gchb.pp.FeatureRule.from_uns(reference.uns["X_patch"])
+    rule = st_gchb.pp.FeatureSpec.from_uns(reference.uns["X_patch"])
     try:
-        st_gchb.pp.embed_by_rule(query, rule, image=image, um_per_px=um_per_px)
+        st_gchb.pp.embed_patches_like(query, rule, image=image, um_per_px=um_per_px)
     except st_gchb._errors.StainError as error:
         logging.getLogger("st_gchb").warning("%s", error)
         return None

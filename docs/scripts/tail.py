@@ -22,11 +22,11 @@ SECTIONS = ("C2", "C3", "C4", "C5")
 COLUMNS = ("AG", "HVG", "HEG", "n>0.3", "RMSE")
 PAPER: dict[str, Any] = {"preset": "paper", "sampler": "spots"}
 BLEEP: dict[str, Any] = {"preset": "bleep", "n_image_components": None}
-STAGE: dict[str, Any] = {"image_tail": "last_stage"}
+STAGE: dict[str, Any] = {"finetune": "last_stage"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "paper: none": PAPER | {"n_image_tail": 0},
+    "paper: none": PAPER | {"n_image_adapter": 0},
     "paper: fc": PAPER,
-    "paper: last stage": PAPER | {"n_image_tail": 0} | STAGE,
+    "paper: last stage": PAPER | {"n_image_adapter": 0} | STAGE,
     "paper: last stage + fc": PAPER | STAGE,
     "bleep: none": BLEEP,
     "bleep: last stage": BLEEP | STAGE,
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: %(default)s)")
     add("--pretrain-epochs", type=int, default=10, metavar="N", help="of the paper preset (default: %(default)s of 50)")
-    add("--lr-share", type=float, default=0.01, metavar="X", help="image_tail_lr (default: %(default)s)")
+    add("--lr-share", type=float, default=0.01, metavar="X", help="finetune_lr_factor (default: %(default)s)")
     add("--variants", nargs="+", default=list(DEFAULT), choices=list(VARIANTS), metavar="NAME")
     add("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--runs", type=Path, metavar="FOLDER", help="where finished runs are kept")
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=category)
     torch.set_num_threads(args.threads)
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
-    st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, views=1, tail="last_stage")
+    st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, n_views=1, save_feature_maps=True)
     methods = {name: method(VARIANTS[name], args) for name in args.variants}
     result = st_gchb.evaluate.evaluate(adata, methods=methods, seeds=range(args.seeds), runs_dir=args.runs)
     text = table(result.scores, args)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def method(settings: dict[str, Any], args: argparse.Namespace) -> Any:
     own = {"pretrain_epochs": args.pretrain_epochs} if settings["preset"] == "paper" else {}
-    own |= {"image_tail_lr": args.lr_share} if "image_tail" in settings else {}
+    own |= {"finetune_lr_factor": args.lr_share} if "finetune" in settings else {}
     return partial(answer, **settings | own)
 
 

@@ -215,8 +215,8 @@ def test_evaluate_goes_on_where_it_stopped(slides, tmp_path, capsys, answers):
     assert main([*command, str(out)]) == 0
     assert len(answers) == 12
     answers.stop = 15
-    assert main([*command, str(out), "--fresh"]) == 130
-    assert "without --fresh the same command" in capsys.readouterr().err
+    assert main([*command, str(out), "--overwrite"]) == 130
+    assert "without --overwrite the same command" in capsys.readouterr().err
     assert len(list((out / "runs").glob("*.json"))) == 3
 
 

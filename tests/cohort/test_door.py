@@ -55,7 +55,7 @@ def test_options_that_cannot_be(model, images, tmp_path, options, error, message
         ({"encoder": "resnet49"}, EncoderError, "resnet49"),
         ({"encoder": 3}, InputError, "encoder=3; expected the name of an encoder, which every worker can build"),
         ({"encoder": "mobilenet_v2", "weights": "none.pt"}, WeightsUnavailableError, "no such weights file"),
-        ({"views": 3}, InputError, "views=3"),
+        ({"n_views": 3}, InputError, "n_views=3"),
         ({"precision": "half"}, InputError, "precision='half'; expected"),
         ({"patch_um": -150.0}, InputError, "patch_um=-150"),
         ({"stain_norm": "macenko"}, InputError, "one for all slides, as st_gchb.pp.fit_stain"),

@@ -79,11 +79,11 @@ def test_stores_with_spots_and_without(model, tissue, tmp_path, same):
 def test_a_model_that_trained_the_last_stage(images, tmp_path):
     """Its maps, hundreds of times larger than features, are gone with the slide."""
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=4, n_cols=4, n_genes=40, seed=3)
-    options = {"encoder": "resnet18", "weights": None, "views": 1}
-    st_gchb.pp.embed_patches(reference, **options, slice_key="slice", tail="last_stage")
+    options = {"encoder": "resnet18", "weights": None, "n_views": 1}
+    st_gchb.pp.embed_patches(reference, **options, slice_key="slice", save_feature_maps=True)
     STGCHB.setup_anndata(reference, slice_key="slice")
-    small = {"n_top_genes": 20, "k": 10, "n_image_tail": 8, "n_hidden": 16, "n_embedding": 16}
-    model = STGCHB(reference, "bleep", image_tail="last_stage", **small)
+    small = {"n_top_genes": 20, "k": 10, "n_image_adapter": 8, "n_hidden": 16, "n_embedding": 16}
+    model = STGCHB(reference, "bleep", finetune="last_stage", **small)
     model.train(max_epochs=1, calibrate=False, enable_progress_bar=False, accelerator="cpu")
     model.save(tmp_path / "model")
     features = embed_slides(images[:1], tmp_path / "features", spacing_um=150.0, um_per_px=1.0, **options)
@@ -254,7 +254,7 @@ def test_features_that_are_there_need_no_image(model, few, tmp_path, same):
     for path in few:
         path.unlink()
     kept = anndata.read_h5ad(report["output"][0])
-    rule = st_gchb.pp.FeatureRule.from_uns(kept.uns["X_patch"])
+    rule = st_gchb.pp.FeatureSpec.from_uns(kept.uns["X_patch"])
     assert rule == STGCHB.load(model, accelerator="cpu").rules_.features
     again = predict_slides(model, report["output"], tmp_path / "from_features")
     assert set(again["status"]) == {"done"}

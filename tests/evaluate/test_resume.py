@@ -297,9 +297,9 @@ def test_fresh(tissue, tmp_path):
     (tmp_path / "S1-noise-seed0-0123456789ab.json.damaged").write_text("")
     (tmp_path / ".S1-noise-seed0-0123456789ab.x7_8abcd.json").write_text("")
     with pytest.raises(InputError):
-        evaluate(tissue, fresh=True, **(base | {"seeds": []}))
+        evaluate(tissue, overwrite=True, **(base | {"seeds": []}))
     assert len(list(tmp_path.iterdir())) == 10
-    assert evaluate(tissue, fresh=True, **base).runs == {"made": 6, "taken": 0}
+    assert evaluate(tissue, overwrite=True, **base).runs == {"made": 6, "taken": 0}
     assert len(list(tmp_path.iterdir())) == 8
     assert (tmp_path / "notes.json").read_text() == "mine"
 

@@ -23,7 +23,7 @@ from st_gchb.evaluate import (
 from st_gchb.model import settings_for
 from st_gchb.model._settings import PRESETS
 
-ENCODED = {"views": 1, "cache": False}
+ENCODED = {"n_views": 1, "cache": False}
 
 
 @pytest.mark.parametrize("question", STUDY)

@@ -32,8 +32,8 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 # Small, so that the stored model and checkpoint are; deep graph infomax runs where the preset has it.
 SMALL = {"n_top_genes": 25, "n_hidden": 24, "n_embedding": 12, "n_expression_components": 10, "k": 30, "max_epochs": 3}
 PRESETS = {
-    "default": {"n_image_components": 16, "linear_components": 16},
-    "paper": {"n_image_tail": 20, "pretrain_epochs": 2},
+    "default": {"n_image_components": 16, "ridge_components": 16},
+    "paper": {"n_image_adapter": 20, "pretrain_epochs": 2},
     "bleep": {"n_image_components": 16},
 }
 
@@ -247,7 +247,7 @@ def untrained() -> STGCHB:
 
 def her2st(data: Path, weights: Path) -> Values:
     """Section C5 of a HER2+ breast tumor, predicted from C4 by features of a MobileNetV2."""
-    encoder = {"encoder": "mobilenet_v2", "weights": weights, "views": 1, "cache": False}
+    encoder = {"encoder": "mobilenet_v2", "weights": weights, "n_views": 1, "cache": False}
     reference = st_gchb.datasets.her2st(["C4"], path=data)
     st_gchb.pp.embed_patches(reference, **encoder)
     STGCHB.setup_anndata(reference, slice_key="slice")

@@ -10,7 +10,7 @@ import zarr
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
-from st_gchb.model import STGCHB, ContextRule, _features as _context, _inference as _embedding
+from st_gchb.model import STGCHB, NeighborhoodAggregator, _features as _context, _inference as _embedding
 from st_gchb.model._features import BlockedContext, Context, context_of, fit_map
 from st_gchb.model._fit import without_loops
 from st_gchb.pp.expression import _expression
@@ -94,7 +94,7 @@ def test_made_block_by_block_the_context_is_the_same(n, seed, n_rings, center):
     """Also where a spot has no neighbor at all, which then stands for its own surroundings."""
     graph, names = slices_of(n, seed)
     features = np.random.default_rng(seed).normal(3.0, 2.0, size=(n, 6)).astype(np.float32)
-    rule = ContextRule(n_rings, features.mean(0) if center else None)
+    rule = NeighborhoodAggregator(n_rings, features.mean(0) if center else None)
     plain = rule(features, graph, names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "BLOCK_ROWS", 17)
@@ -114,23 +114,23 @@ def test_the_limit_decides(small_limits, monkeypatch):
     graph, names = slices_of(40, 0)
     features = FeatureRows(np.ones((40, 6), np.float32))
     monkeypatch.setattr(_context, "PLAIN_BYTES", 40 * 6 * 3 * 4)
-    assert type(context_of(ContextRule(2), features, graph, names)) is Context
+    assert type(context_of(NeighborhoodAggregator(2), features, graph, names)) is Context
     monkeypatch.setattr(_context, "PLAIN_BYTES", 40 * 6 * 3 * 4 - 1)
-    assert type(context_of(ContextRule(2), features, graph, names)) is BlockedContext
+    assert type(context_of(NeighborhoodAggregator(2), features, graph, names)) is BlockedContext
 
 
 def test_a_sample_is_drawn_with_the_seed_and_said(small_limits, monkeypatch, caplog):
     graph, names = slices_of(60, 0)
     features = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     monkeypatch.setattr(_context, "_SAMPLE_BYTES", 20 * 12 * 4)
-    blocked = BlockedContext(FeatureRows(features), graph, names, ContextRule(1))
+    blocked = BlockedContext(FeatureRows(features), graph, names, NeighborhoodAggregator(1))
     with caplog.at_level("INFO", logger="st_gchb"):
         chosen, seen = blocked.sample(3)
     assert "fitted on 20 of 60 spots" in caplog.text
     assert len(seen) == len(set(chosen)) == 20
     np.testing.assert_array_equal(chosen, blocked.sample(3)[0])
     assert not np.array_equal(chosen, blocked.sample(4)[0])
-    np.testing.assert_allclose(seen, ContextRule(1)(features, graph, names)[chosen], atol=1e-5)
+    np.testing.assert_allclose(seen, NeighborhoodAggregator(1)(features, graph, names)[chosen], atol=1e-5)
 
 
 def test_expression_too_large_to_be_dense_has_the_same_moments(monkeypatch):
@@ -175,7 +175,7 @@ def trained(reference, features=None, preset="default", **options):
     return model
 
 
-PAPER = {"preset": "paper", "pretrain_epochs": 1, "max_epochs": 1, "n_image_tail": 16, "n_hidden": 32}
+PAPER = {"preset": "paper", "pretrain_epochs": 1, "max_epochs": 1, "n_image_adapter": 16, "n_hidden": 32}
 WITH_GRAPH = {"image_graph": "sage", "expression_graph": "gcn", "max_epochs": 2}
 
 
@@ -208,6 +208,6 @@ def test_other_arrays_on_disk_train_and_calibrate(reference, held_out, tmp_path,
 def test_no_more_than_a_stretch_is_read_at_once(small_limits):
     graph, names = slices_of(70, 0)
     watched = Watched(np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32))
-    context = context_of(ContextRule(2, watched.values.mean(0)), FeatureRows(watched), graph, names)
+    context = context_of(NeighborhoodAggregator(2, watched.values.mean(0)), FeatureRows(watched), graph, names)
     context.through(fit_map(context.sample(0)[1], 4, whitening=0.5, seed=0))
     assert 0 < watched.most <= 20

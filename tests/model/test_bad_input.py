@@ -203,7 +203,7 @@ def plain(reference, monkeypatch):
 
     from st_gchb.model import _validation as _setup
 
-    monkeypatch.setattr(_setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", views=1))
+    monkeypatch.setattr(_setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", n_views=1))
     del reference.obsm["X_patch"], reference.uns["X_patch"]
     return reference
 
@@ -271,7 +271,7 @@ def features_of_another_width(query):
 
 
 def features_of_another_encoder(query):
-    rule = {"encoder": "resnet50", "weights": "default", "weights_sha256": "0f", "patch_um": 150.0, "views": 4}
+    rule = {"encoder": "resnet50", "weights": "default", "weights_sha256": "0f", "patch_um": 150.0, "n_views": 4}
     query.obsm["X_patch"] = np.zeros((query.n_obs, 107), np.float32)
     query.uns["X_patch"] = rule | {"n_features": 107}
     return query
@@ -291,7 +291,7 @@ def features_as(change):
 
 
 def rounded_features(query):
-    st_gchb.pp.embed_patches(query, encoder="texture", views=1, cache=False)
+    st_gchb.pp.embed_patches(query, encoder="texture", n_views=1, cache=False)
     query.obsm["X_patch"] = query.obsm["X_patch"].astype(int)
     return query
 

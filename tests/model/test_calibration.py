@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.model._confidence import SIGNS, Calibration, calibrate, calibration_folds
+from st_gchb.model._confidence import PREDICTORS, Calibration, calibrate, calibration_folds
 from st_gchb.model._features import fit_appearance
 
 RNG = np.random.default_rng(0)
@@ -19,19 +19,19 @@ DISTANCE = RNG.normal(1.0, 0.1, 300)
 def calibration():
     """Error grows with the spread of the neighbors, and with nothing else."""
     spread = RNG.random(300)
-    signs = np.column_stack([RNG.random(300), spread, DISTANCE, RNG.random(300)])
+    predictors = np.column_stack([RNG.random(300), spread, DISTANCE, RNG.random(300)])
 
     def predict(rows):
-        return TRUTH[rows].toarray() + spread[rows, None], signs[rows]
+        return TRUTH[rows].toarray() + spread[rows, None], predictors[rows]
 
     folds = [np.flatnonzero(SLICES == name) for name in "ABC"]
     return calibrate(folds, predict, TRUTH, SLICES)
 
 
 def signs_at(distance, spread=0.5):
-    signs = np.full((len(distance), len(SIGNS)), 0.5)
-    signs[:, SIGNS.index("distance")], signs[:, SIGNS.index("spread")] = distance, spread
-    return signs
+    predictors = np.full((len(distance), len(PREDICTORS)), 0.5)
+    predictors[:, PREDICTORS.index("distance")], predictors[:, PREDICTORS.index("spread")] = distance, spread
+    return predictors
 
 
 def test_a_far_spot_is_flagged_alone(calibration):

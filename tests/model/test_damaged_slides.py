@@ -66,12 +66,12 @@ def test_the_rest_of_a_slide_is_predicted(model, pixels, broken_tiff, caplog, un
     caplog.clear()
     with unchanged(query):
         prediction = model.predict(query)
-    left_out = prediction.uns["st_gchb"]["left_out"]
-    assert 1 <= len(left_out) < 0.5 * query.n_obs
-    assert prediction.n_obs == query.n_obs - len(left_out)
-    assert prediction.obs_names.tolist() == query.obs_names[~query.obs_names.isin(left_out)].tolist()
+    excluded = prediction.uns["st_gchb"]["excluded"]
+    assert 1 <= len(excluded) < 0.5 * query.n_obs
+    assert prediction.n_obs == query.n_obs - len(excluded)
+    assert prediction.obs_names.tolist() == query.obs_names[~query.obs_names.isin(excluded)].tolist()
     (message,) = warnings_of(caplog)
-    assert f"{len(left_out)} of {query.n_obs} spots" in message
+    assert f"{len(excluded)} of {query.n_obs} spots" in message
     rows, columns = (side // TILE // 2 * TILE for side in (pixels.shape[0] + TILE - 1, pixels.shape[1] + TILE - 1))
     assert f"x {columns} to {columns + TILE}, y {rows} to {rows + TILE}" in message
     # Neighbors are those that exist: the same as for a query that never held the others.
@@ -81,7 +81,7 @@ def test_the_rest_of_a_slide_is_predicted(model, pixels, broken_tiff, caplog, un
     expected = model.predict(full[full.obs_names.isin(prediction.obs_names)].copy())
     assert expected.obs_names.tolist() == prediction.obs_names.tolist()
     np.testing.assert_allclose(values(prediction), values(expected), rtol=1e-4, atol=1e-5)
-    assert "left_out" not in expected.uns["st_gchb"]
+    assert "excluded" not in expected.uns["st_gchb"]
 
 
 def test_the_answer_survives_a_file(model, broken_tiff, tmp_path):
@@ -89,19 +89,19 @@ def test_the_answer_survives_a_file(model, broken_tiff, tmp_path):
 
     prediction = model.predict(st_gchb.pp.tile_tissue(broken_tiff, um_per_px=1.0, tissue="all"))
     prediction.write_h5ad(tmp_path / "p.h5ad")
-    again = read_h5ad(tmp_path / "p.h5ad").uns["st_gchb"]["left_out"]
-    assert list(again) == list(prediction.uns["st_gchb"]["left_out"])
+    again = read_h5ad(tmp_path / "p.h5ad").uns["st_gchb"]["excluded"]
+    assert list(again) == list(prediction.uns["st_gchb"]["excluded"])
 
 
 def test_a_damaged_store(model, pixels, broken_store, caplog):
     sdata = spatialdata.read_zarr(broken_store)
     prediction = model.predict(sdata, table="tiles_table")
-    left_out = prediction.uns["st_gchb"]["left_out"]
+    excluded = prediction.uns["st_gchb"]["excluded"]
     table = sdata["st_gchb"]
-    assert 1 <= len(left_out) < 0.5 * sdata["tiles_table"].n_obs
-    assert table.n_obs == prediction.n_obs == sdata["tiles_table"].n_obs - len(left_out)
+    assert 1 <= len(excluded) < 0.5 * sdata["tiles_table"].n_obs
+    assert table.n_obs == prediction.n_obs == sdata["tiles_table"].n_obs - len(excluded)
     assert get_table_keys(table)[0] in ("tiles", ["tiles"])
-    assert not np.isin(left_out, table.obs_names).any()
+    assert not np.isin(excluded, table.obs_names).any()
     by_id = table.obs.set_index("instance_id").index
     assert set(by_id) < set(sdata["tiles"].index)
     assert sum("Left out" in message for message in warnings_of(caplog)) == 1
@@ -124,9 +124,9 @@ def test_features_that_were_made_before(model, broken_tiff):
     query = st_gchb.pp.tile_tissue(broken_tiff, um_per_px=1.0, tissue="all")
     expected = model.predict(query)
     rule = model.rules_.features
-    st_gchb.pp.embed_by_rule(query, rule, damaged="nan", cache=False)
+    st_gchb.pp.embed_patches_like(query, rule, on_damage="nan", cache=False)
     prediction = model.predict(query)
-    np.testing.assert_array_equal(prediction.uns["st_gchb"]["left_out"], expected.uns["st_gchb"]["left_out"])
+    np.testing.assert_array_equal(prediction.uns["st_gchb"]["excluded"], expected.uns["st_gchb"]["excluded"])
     np.testing.assert_allclose(values(prediction), values(expected), rtol=1e-5, atol=1e-6)
     with pytest.raises(DamageError, match=r"left_out"):
         model.get_latent_representation(query, modality="image")

@@ -9,7 +9,7 @@ from scipy import sparse
 
 import st_gchb
 from st_gchb._errors import InputError
-from st_gchb.model import STGCHB, ContextRule
+from st_gchb.model import STGCHB, NeighborhoodAggregator
 from st_gchb.model._features import centered, fit_map, neighbor_mean
 
 CHAIN = sparse.csr_matrix(np.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=np.float32))
@@ -21,9 +21,9 @@ def test_rings_by_hand():
     """A chain of three spots, and one without neighbors, which stands for its own surroundings."""
     first = [[2, 4], [5, 1], [2, 4], [5, 5]]
     second = [[5, 1], [2, 4], [5, 1], [5, 5]]
-    found = ContextRule(n_rings=2)(FEATURES, CHAIN, ONE)
+    found = NeighborhoodAggregator(n_rings=2)(FEATURES, CHAIN, ONE)
     np.testing.assert_allclose(found, np.hstack([FEATURES, first, second]))
-    np.testing.assert_array_equal(ContextRule(n_rings=0)(FEATURES, CHAIN, ONE), FEATURES)
+    np.testing.assert_array_equal(NeighborhoodAggregator(n_rings=0)(FEATURES, CHAIN, ONE), FEATURES)
 
 
 def test_a_large_slice_is_centered_on_itself_a_small_one_on_the_reference():
@@ -57,7 +57,7 @@ def test_slices_are_centered_one_by_one_whatever_their_order():
 
 def test_the_callers_features_stay_as_they_were():
     before = FEATURES.copy()
-    ContextRule(1, np.zeros(2))(FEATURES, CHAIN, ONE)
+    NeighborhoodAggregator(1, np.zeros(2))(FEATURES, CHAIN, ONE)
     np.testing.assert_array_equal(FEATURES, before)
 
 
@@ -81,7 +81,7 @@ def test_neighbors_of_another_slice_do_not_count():
 @pytest.fixture(scope="module")
 def reference():
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40)
-    st_gchb.pp.embed_patches(adata, encoder="texture", views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
     return adata
 
 
@@ -129,7 +129,7 @@ def test_a_gene_gets_as_much_of_the_read_out_as_held_out_slices_say(reference):
     STGCHB.setup_anndata(adata, slice_key="slice")
     answers = {}
     for weight, full_at in ((0.0, 0.3), (0.4, 0.3), (0.4, 0.0)):
-        model = STGCHB(adata, n_top_genes=20, linear_weight=weight, linear_full_at=full_at)
+        model = STGCHB(adata, n_top_genes=20, ridge_weight=weight, ridge_full_at=full_at)
         model.train(max_epochs=1, calibrate=False, enable_progress_bar=False, accelerator="cpu")
         answers[weight, full_at] = model.predict(adata, layer="types").layers["st_gchb"]
     by_gene, every, retrieved = answers[0.4, 0.3], answers[0.4, 0.0], answers[0.0, 0.3]

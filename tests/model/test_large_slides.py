@@ -73,7 +73,9 @@ def test_a_slide_is_predicted_within_the_memory(model, bench, path, held, memory
     assert slide.levels[0].times.max() == 0  # tissue is found on a coarse level
     for level in slide.levels:
         level.times[:] = 0
-    st_gchb.pp.embed_by_rule(query, model.rules_.features, image=slide, memory_mb=memory_mb, batch_size=16, cache=False)
+    st_gchb.pp.embed_patches_like(
+        query, model.rules_.features, image=slide, memory_mb=memory_mb, batch_size=16, cache=False
+    )
     prediction = model.predict(query)
     assert prediction.n_obs == query.n_obs
     assert np.isfinite(prediction.layers["st_gchb"]).all()

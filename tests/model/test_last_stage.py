@@ -33,7 +33,7 @@ class Stop(Callback):
 SMALL = {
     "n_top_genes": 20,
     "k": 10,
-    "n_image_tail": 8,
+    "n_image_adapter": 8,
     "n_hidden": 16,
     "n_embedding": 16,
     "pretrain_epochs": 1,
@@ -46,7 +46,9 @@ SMALL = {
 def slices():
     """Three slices of about 16 spots with features and maps of an untrained ResNet; not to be changed."""
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=4, n_cols=4, n_genes=40, seed=3)
-    st_gchb.pp.embed_patches(adata, encoder="resnet18", weights=None, views=1, slice_key="slice", tail="last_stage")
+    st_gchb.pp.embed_patches(
+        adata, encoder="resnet18", weights=None, n_views=1, slice_key="slice", save_feature_maps=True
+    )
     return adata
 
 
@@ -66,7 +68,7 @@ def query(slices):
 def new(ref, **settings):
     adata = ref.copy()
     STGCHB.setup_anndata(adata, slice_key="slice")
-    return STGCHB(adata, "paper", **SMALL | {"image_tail": "last_stage"} | settings)
+    return STGCHB(adata, "paper", **SMALL | {"finetune": "last_stage"} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +106,13 @@ def test_convolutions_are_trained_and_batch_norm_is_not(ref, trained):
 
 
 def test_all_else_sees_the_features_as_they_were(ref, trained):
-    plain = new(ref, image_tail="none", linear_weight=0.4)
+    plain = new(ref, finetune="none", ridge_weight=0.4)
     plain.train(**QUIET)
     np.testing.assert_array_equal(trained.bank_.linear, plain.bank_.linear)
     np.testing.assert_array_equal(trained.bank_.appearance, plain.bank_.appearance)
     assert trained.calibration_ is not None
     assert plain.module.network.stage is None
-    assert plain.rules_.features.tail is None
+    assert plain.rules_.features.feature_maps is False
 
 
 def test_embeddings_are_of_what_the_trained_stage_gives(ref, trained):
@@ -155,7 +157,7 @@ def test_a_model_is_loaded_without_the_encoders_weights(trained, query, tmp_path
         raise AssertionError("weights were asked for")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "encoder_of_rule", refuse)
+        patched.setattr(stages, "encoder_of_spec", refuse)
         patched.setattr("st_gchb.pp.encoders._backbones._download", refuse)
         loaded = STGCHB.load(tmp_path / "model", accelerator="cpu")
     assert_same(weights_of(trained), weights_of(loaded))
@@ -204,7 +206,7 @@ def test_training_goes_on_where_it_ended(ref, tmp_path, plan):
 
 def test_folds_of_an_evaluation_find_their_maps(slices):
     settings = {name: value for name, value in SMALL.items() if name != "n_top_genes"}
-    method = partial(fit_predict_panel, image_tail="last_stage", **settings)
+    method = partial(fit_predict_panel, finetune="last_stage", **settings)
     result = st_gchb.evaluate.evaluate_fold(slices, "S3", methods={"tail": method, "mean": mean}, n_top_genes=20)
     assert np.isfinite(result.table().to_numpy(float)[:, 0]).all()
 
@@ -219,13 +221,13 @@ def mean(task):
 
 def test_what_cannot_go_together_is_refused_at_the_door(ref):
     for settings in ({"context_rings": 1}, {"center_slices": True}):
-        with pytest.raises(InputError, match=r"image_tail.*context_rings=0 and center_slices=False"):
+        with pytest.raises(InputError, match=r"finetune.*context_rings=0 and center_slices=False"):
             new(ref, **settings)
     with pytest.raises(InputError, match="'last_stage'"):
-        new(ref, image_tail="layer4")
-    with pytest.raises(InputError, match="image_tail_lr"):
-        new(ref, image_tail_lr=0.0)
-    with pytest.raises(DeviceError, match=r"devices=2.*image_tail"):
+        new(ref, finetune="layer4")
+    with pytest.raises(InputError, match="finetune_lr_factor"):
+        new(ref, finetune_lr_factor=0.0)
+    with pytest.raises(DeviceError, match=r"devices=2.*finetune"):
         new(ref).train(devices=2, **QUIET)
     del ref.uns["X_patch"]["maps"]
     with pytest.raises(MissingKeyError, match=r"embed_patches\(\.\.\., tail='last_stage'\)"):

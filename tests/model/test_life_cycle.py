@@ -30,7 +30,9 @@ def made(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(_setup, "embed_patches", counting(_setup.embed_patches, "features", encoder="texture", views=1))
+    monkeypatch.setattr(
+        _setup, "embed_patches", counting(_setup.embed_patches, "features", encoder="texture", n_views=1)
+    )
     monkeypatch.setattr(_setup, "spatial_graph", counting(_setup.spatial_graph, "graph"))
     return calls
 
@@ -57,7 +59,7 @@ def test_setup_with_nothing_else_makes_features_and_graph_once(held_out, made):
 def test_features_and_graph_that_are_there_are_kept(reference, made):
     reference.obsm["X_patch"][:] = np.random.default_rng(0).normal(size=reference.obsm["X_patch"].shape)
     mine = reference.obsm["X_patch"].copy()
-    st_gchb.pp.spatial_graph(reference, slice_key="slice", rule=st_gchb.pp.GraphRule("knn", n_neighbors=3))
+    st_gchb.pp.spatial_graph(reference, slice_key="slice", rule=st_gchb.pp.GraphSpec("knn", n_neighbors=3))
     graph = reference.obsp["spatial_connectivities"].copy()
     STGCHB.setup_anndata(reference)
     assert made == []
@@ -224,7 +226,7 @@ def test_prediction_comes_back_from_a_file(model, held_out, tmp_path):
 
 def test_neighbors_reproduce_the_retrieved_average(reference, query):
     STGCHB.setup_anndata(reference)
-    model = STGCHB(reference, n_top_genes=15, linear_weight=0.0, k=9)
+    model = STGCHB(reference, n_top_genes=15, ridge_weight=0.0, k=9)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     counts = reference.X.toarray().astype(np.float64)
     log_values = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)

@@ -252,7 +252,7 @@ def test_it_is_drawn_over_the_slide(model, stored, tmp_path):
         figure, ax = plt.subplots(figsize=(5, 5), dpi=80)
         add(read.pl.render_images("tiles_he")).pl.show(ax=ax, coordinate_systems="at_tiles", colorbar=False)
         if name == "raster":
-            ax.images[-1].set_cmap(st_gchb.pl.see_through())
+            ax.images[-1].set_cmap(st_gchb.pl.transparent_cmap())
         ax.set(xlim=(570, 900), ylim=(700, 320))
         figure.canvas.draw()
         pictures[name] = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)

@@ -16,7 +16,7 @@ from st_gchb.model import STGCHB, ModelSettings
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 # The paper's epochs take minutes: its settings are what is tried here, not its patience.
 SHORT = {"pretrain_epochs": 1, "max_epochs": 1}
-NARROW = SHORT | {"n_image_tail": 32, "n_hidden": 32}
+NARROW = SHORT | {"n_image_adapter": 32, "n_hidden": 32}
 
 
 def fresh(reference: AnnData) -> AnnData:
@@ -105,8 +105,8 @@ PRESETS = {
     "default, nhsic": {"dependence": "nhsic", "sigma": 10.0, "beta": 25.0},
     "default, slices": {"sampler": "slices", "batch_size": 16},
     "default, no PCA": {"n_expression_components": None, "n_image_components": None},
-    "default, tail": {"n_image_tail": 32, "soft_targets": False},
-    "default, all": {"validation_share": 0.0, "linear_weight": 1.0},
+    "default, tail": {"n_image_adapter": 32, "soft_targets": False},
+    "default, all": {"validation_share": 0.0, "ridge_weight": 1.0},
 }
 
 
@@ -139,7 +139,7 @@ def test_the_presets_are_what_they_are_called(model):
 
     paper, bleep, default = settings("paper"), settings("bleep"), settings("default")
     assert default == ModelSettings()
-    assert (paper.literal, paper.beta, paper.sigma, paper.dependence) == (True, 25.0, 10.0, "nhsic")
+    assert (paper.paper_equations, paper.beta, paper.sigma, paper.dependence) == (True, 25.0, 10.0, "nhsic")
     assert (paper.k, paper.weighting, paper.batch_size) == (50, "mean", 16)
     assert (bleep.image_graph, bleep.expression_graph) == ("none", "none")
     assert (bleep.dgi_image, bleep.dgi_expression, bleep.bottleneck) == (0, 0, 0)
@@ -170,7 +170,7 @@ def test_the_graph_matters_to_those_who_have_one(reference, held_out):
         ({"batch_size": 1}, "batch_size=1; expected a whole number of 2 or more"),
         ({"image_graph": "gat"}, "'gat'.*sage"),
         ({"weighting": "median"}, "'median'.*softmax"),
-        ({"linear_weight": -0.1}, "linear_weight=-0.1"),
+        ({"ridge_weight": -0.1}, "ridge_weight=-0.1"),
     ],
 )
 def test_settings_that_are_none(reference, arguments, message, unchanged):

@@ -18,7 +18,7 @@ from st_gchb.model import STGCHB
 from st_gchb.model._fit import fit, training_data
 from st_gchb.model._loading import read_settings
 
-OPTIONS = {"encoder": "texture", "views": 1, "device": "cpu"}
+OPTIONS = {"encoder": "texture", "n_views": 1, "device": "cpu"}
 
 
 def made(tissue, **more):
@@ -51,7 +51,7 @@ def test_a_query_walks_the_same_steps_before_and_after_saving(normalized, bare, 
     assert answer.uns["st_gchb"]["stain_norm"] == "macenko"
     assert answer.uns["st_gchb"]["stain_augment"] == 2
     query = bare.copy()
-    st_gchb.pp.embed_by_rule(query, normalized.rules_.features)
+    st_gchb.pp.embed_patches_like(query, normalized.rules_.features)
     np.testing.assert_array_equal(normalized.predict(query).layers["st_gchb"], answer.layers["st_gchb"])
     normalized.save(tmp_path / "m")
     loaded = STGCHB.load(tmp_path / "m", accelerator="cpu")
@@ -127,7 +127,7 @@ def test_each_slide_is_judged_in_words(model, bare, caplog):
     with caplog.at_level(logging.WARNING, logger="st_gchb"):
         own = model.predict(bare)
         assert said(own)["in_range"]
-        assert "like the reference's" in said(own)["says"]
+        assert "like the reference's" in said(own)["verdict"]
         assert not caplog.records
         brown = recolored(bare.uns["spatial"]["S3"]["images"]["hires"])
         off = model.predict(bare, image=brown, um_per_px=1.0)
@@ -141,4 +141,4 @@ def test_a_few_spots_are_not_judged(model, bare):
     said = model.predict(bare[:8].copy()).uns["st_gchb"]["stain"].iloc[0]
     assert said["in_range"]
     assert said["n_spots"] == 8
-    assert "too few to judge" in said["says"]
+    assert "too few to judge" in said["verdict"]

@@ -214,7 +214,7 @@ def arrays(branch, inputs, edges):
 
 def test_the_paper_preset_adds_the_terms_of_the_paper_with_weight_one():
     loss = PAPER.loss
-    assert loss.literal
+    assert loss.paper_equations
     assert loss.dependence == "nhsic"
     assert (loss.sigma, loss.beta) == (10.0, 25.0)
     assert loss.dgi_image == loss.dgi_expression == loss.bottleneck == 1.0

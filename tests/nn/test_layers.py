@@ -210,7 +210,7 @@ def test_nodes_outside_rows_and_inner_count_only_as_neighbors():
         torch.manual_seed(9)
         negative = branch.infomax.encoder(permute_rows(out.inputs, one.members), one.edge_index)
         torch.manual_seed(9)
-        found = branch.dgi(out, one, literal=False)
+        found = branch.dgi(out, one, paper_equations=False)
         weight = branch.infomax.weight
         expected = -(
             torch.log(torch.sigmoid(out.hidden[:3] @ weight @ readout))
@@ -237,7 +237,7 @@ def test_a_step_reads_no_number_from_the_device(kind):
     settings = LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
     one = batch()
     one.degree = torch.ones(10)
-    for loss in (settings, replace(settings, literal=True, dependence="nhsic", sigma=10.0)):
+    for loss in (settings, replace(settings, paper_equations=True, dependence="nhsic", sigma=10.0)):
         net = network(image_graph=kind, expression_graph=kind, n_tail=3).train().to("meta")
         for step in (net.pretraining_loss, net.loss):
             torch.stack(list(step(one.to("meta"), loss).values())).sum().backward()

@@ -17,17 +17,17 @@ from st_gchb._errors import InputError
 @given(st.lists(st.floats(-1, 2), min_size=1, max_size=20))
 def test_colors_are_the_maps_own_above_the_lower_end(values):
     values = np.array(values)
-    own, ours = colormaps["viridis"](values), pl.see_through("viridis")(values)
+    own, ours = colormaps["viridis"](values), pl.transparent_cmap("viridis")(values)
     shown = values > 0
     np.testing.assert_allclose(ours[shown], own[shown], atol=0.02)
     assert (ours[~shown, 3] == 0).all()
     for value in values[:3]:
-        assert pl.see_through(colormaps["viridis"])(value)[3] == (value > 0)
+        assert pl.transparent_cmap(colormaps["viridis"])(value)[3] == (value > 0)
 
 
 def test_an_image_below_shows():
     """As spatialdata-plot up to 0.4.0 does it: a copy, to whose table it sets one opacity."""
-    cmap = copy.copy(pl.see_through("magma"))
+    cmap = copy.copy(pl.transparent_cmap("magma"))
     cmap._init()
     cmap._lut[:, -1] = 1.0
     figure, ax = plt.subplots(figsize=(2, 2), dpi=50)
@@ -45,4 +45,4 @@ def test_an_image_below_shows():
 )
 def test_bad_input(cmap, message):
     with pytest.raises(InputError, match=message):
-        pl.see_through(cmap)
+        pl.transparent_cmap(cmap)

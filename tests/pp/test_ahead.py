@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from st_gchb.pp.patches._reader import AHEAD, read_ahead
+from st_gchb.pp.patches._reader import AHEAD, prefetch
 
 
 def threads():
@@ -31,7 +31,7 @@ class Source:
 @pytest.mark.parametrize("n", [0, 1, AHEAD, 50])
 def test_order_and_number(n):
     source = Source(n)
-    assert list(read_ahead(iter(source))) == list(range(n))
+    assert list(prefetch(iter(source))) == list(range(n))
     assert not threads()
     assert all(name.startswith("st_gchb-patches") for name in source.threads)
 
@@ -39,7 +39,7 @@ def test_order_and_number(n):
 def test_it_is_ahead_but_not_far():
     source = Source(100)
     ready = threading.Event()
-    with closing(read_ahead(iter(source))) as items:
+    with closing(prefetch(iter(source))) as items:
         for i in items:
             ready.wait(0.001)
             assert source.made <= i + 1 + AHEAD
@@ -58,7 +58,7 @@ def test_it_is_ahead_but_not_far():
 def test_an_error_comes_where_its_item_would(error):
     seen = []
     with pytest.raises(error, match="item 7"):
-        seen.extend(read_ahead(iter(Source(20, 7, error))))
+        seen.extend(prefetch(iter(Source(20, 7, error))))
     assert seen == list(range(7))
     assert not threads()
 
@@ -72,7 +72,7 @@ def test_the_thread_ends_when_the_caller_fails(error):
             if i == 3:
                 raise error
 
-    with pytest.raises(error), closing(read_ahead(iter(source))) as items:
+    with pytest.raises(error), closing(prefetch(iter(source))) as items:
         use(items)
     assert not threads()
     assert source.made <= 4 + AHEAD

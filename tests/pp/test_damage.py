@@ -84,7 +84,7 @@ class Mean(nn.Module):
 
 def embedded(source, **options):
     adata = spots()
-    settings = {"encoder": Mean(), "patch_px": SIDE, "views": 1, "device": "cpu", "cache": False, "image": source}
+    settings = {"encoder": Mean(), "patch_px": SIDE, "n_views": 1, "device": "cpu", "cache": False, "image": source}
     embed_patches(adata, **{**settings, **options})
     return adata
 
@@ -93,11 +93,11 @@ def embedded(source, **options):
 def test_exactly_the_spots_that_touch_damage_are_left_out(kind, tmp_path, caplog):
     expected = touched()
     assert 10 < expected.sum() < 60
-    adata = embedded(SOURCES[kind](tmp_path / "he"), damaged="nan")
+    adata = embedded(SOURCES[kind](tmp_path / "he"), on_damage="nan")
     features = adata.obsm["X_patch"]
     np.testing.assert_array_equal(np.isnan(features).any(1), expected)
     np.testing.assert_array_equal(np.isnan(features).all(1), expected)
-    assert adata.uns["X_patch"]["left_out"].tolist() == adata.obs_names[expected].tolist()
+    assert adata.uns["X_patch"]["excluded"].tolist() == adata.obs_names[expected].tolist()
     (message,) = [record.message for record in caplog.records if record.levelname == "WARNING" and "Left" in record.msg]
     assert f"{expected.sum()} of 150 spots" in message
     assert "x 192 to 256, y 128 to 192; x 384 to 448, y 320 to 400 (" in message
@@ -109,7 +109,7 @@ def test_exactly_the_spots_that_touch_damage_are_left_out(kind, tmp_path, caplog
 @pytest.mark.parametrize("memory_mb", [512, 6.5])
 def test_bands_of_a_damaged_slide_agree(tmp_path, memory_mb, monkeypatch):
     monkeypatch.setattr("st_gchb.io.images._chunks.PIECE_PX", TILE)
-    adata = embedded(broken_tiff(tmp_path / "he.tif"), damaged="nan", memory_mb=memory_mb, batch_size=8)
+    adata = embedded(broken_tiff(tmp_path / "he.tif"), on_damage="nan", memory_mb=memory_mb, batch_size=8)
     np.testing.assert_array_equal(np.isnan(adata.obsm["X_patch"]).any(1), touched())
 
 
@@ -133,12 +133,12 @@ def test_reference_data_have_to_be_whole(tmp_path):
     adata = spots()
     adata.uns["kept"] = 1
     path = broken_tiff(tmp_path / "he.tif")
-    with pytest.raises(DamageError, match=rf"he\.tif.*{touched().sum()} of 150 spots.*px x 192 .*damaged='nan'"):
-        embed_patches(adata, encoder=Mean(), patch_px=SIDE, views=1, image=path)
+    with pytest.raises(DamageError, match=rf"he\.tif.*{touched().sum()} of 150 spots.*px x 192 .*on_damage='nan'"):
+        embed_patches(adata, encoder=Mean(), patch_px=SIDE, n_views=1, image=path)
     assert list(adata.obsm) == ["spatial"]
     assert list(adata.uns) == ["kept"]
-    with pytest.raises(InputError, match="damaged='drop'; expected 'raise' or 'nan'"):
-        embedded(path, damaged="drop")
+    with pytest.raises(InputError, match="on_damage='drop'; expected 'raise' or 'nan'"):
+        embedded(path, on_damage="drop")
 
 
 def test_patches_of_the_others_come_before_the_error(tmp_path):
@@ -153,15 +153,15 @@ def test_nothing_is_left(tmp_path):
     everywhere = [(y, x) for y in range(7) for x in range(8)]
     path = broken_tiff(tmp_path / "he.tif", places=everywhere)
     with pytest.raises(DamageError, match=r"no spot is left.*px x 0 to 500, y 0 to 400"):
-        embedded(path, damaged="nan", patch_px=2 * SIDE)
+        embedded(path, on_damage="nan", patch_px=2 * SIDE)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_features_of_a_damaged_slide_are_not_cached(kind, tmp_path):
     source = SOURCES[kind](tmp_path / "he")
     for _ in range(2):
-        adata = embedded(source, damaged="nan", cache=True, cache_dir=tmp_path)
-        assert len(adata.uns["X_patch"]["left_out"]) == touched().sum()
+        adata = embedded(source, on_damage="nan", cache=True, cache_dir=tmp_path)
+        assert len(adata.uns["X_patch"]["excluded"]) == touched().sum()
         with pytest.raises(DamageError):
             embedded(source, cache=True, cache_dir=tmp_path)
     assert not list(cache_folder(tmp_path).glob("*"))
@@ -172,9 +172,9 @@ def test_a_jpeg_cut_short_is_an_error(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "he.jpg")
     content = (tmp_path / "he.jpg").read_bytes()
     (tmp_path / "he.jpg").write_bytes(content[: len(content) // 2])
-    for damaged in ("raise", "nan"):
+    for on_damage in ("raise", "nan"):
         with pytest.raises(ImageError, match=r"he\.jpg.*damaged or incomplete") as caught:
-            embedded(tmp_path / "he.jpg", damaged=damaged)
+            embedded(tmp_path / "he.jpg", on_damage=on_damage)
         assert not isinstance(caught.value, DamageError)
 
 
@@ -184,7 +184,7 @@ def test_a_missing_file_is_no_damage(tmp_path, monkeypatch):
     image = open_image(path)
     path.unlink()
     with pytest.raises(ImageError, match="cannot be read") as caught:
-        embedded(image, damaged="nan")
+        embedded(image, on_damage="nan")
     assert not isinstance(caught.value, DamageError)
 
 

@@ -9,7 +9,7 @@ from anndata import AnnData
 from torch import nn
 
 from st_gchb._errors import EncoderError
-from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
+from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.encoders import Engine, Pace, _runner as engine
 
 RNG = np.random.default_rng(0)
@@ -36,8 +36,8 @@ class Picky(nn.Module):
         return x.mean((2, 3))
 
 
-def run(encoder, *, views=1, batches=(PATCHES,), device=CPU, **options):
-    made = Engine(get_encoder(encoder), views, Pace(64, device, 100.0, **options))
+def run(encoder, *, n_views=1, batches=(PATCHES,), device=CPU, **options):
+    made = Engine(get_encoder(encoder), n_views, Pace(64, device, 100.0, **options))
     found = []
     made.run(((i, patches, []) for i, patches in enumerate(batches)), lambda _, features: found.append(features))
     return np.concatenate(found)
@@ -139,12 +139,12 @@ def test_half_precision_is_part_of_the_rule_and_kept_apart_in_the_cache(tmp_path
     options = {"image": pixels, "um_per_px": 1.0, "cache_dir": tmp_path, "device": "cpu"}
     spots = {name: AnnData(obsm={"spatial": np.array([[100.0, 100.0]])}) for name in ("float32", "bfloat16", "query")}
     for name in ("float32", "bfloat16"):
-        embed_patches(spots[name], encoder=trunk, precision=name, patch_um=50.0, views=1, **options)
+        embed_patches(spots[name], encoder=trunk, precision=name, patch_um=50.0, n_views=1, **options)
     exact, half = (spots[name].obsm["X_patch"] for name in ("float32", "bfloat16"))
     assert not np.array_equal(exact, half)
-    rules = {name: FeatureRule.from_uns(spots[name].uns["X_patch"]) for name in ("float32", "bfloat16")}
+    rules = {name: FeatureSpec.from_uns(spots[name].uns["X_patch"]) for name in ("float32", "bfloat16")}
     assert [rule.precision for rule in rules.values()] == [None, "bfloat16"]
-    embed_by_rule(spots["query"], rules["bfloat16"], encoder=trunk, **options)
+    embed_patches_like(spots["query"], rules["bfloat16"], encoder=trunk, **options)
     np.testing.assert_array_equal(spots["query"].obsm["X_patch"], half)
 
 
@@ -162,7 +162,7 @@ def test_what_is_compiled_sees_one_shape(monkeypatch):
         return Compiled()
 
     monkeypatch.setattr(torch, "compile", compile_)
-    plain, compiled = run(Picky(), views=4), run(Picky(), views=4, compiled=True)
+    plain, compiled = run(Picky(), n_views=4), run(Picky(), n_views=4, compiled=True)
     np.testing.assert_array_equal(plain, compiled)
     assert set(shapes) == {(engine._CPU_BATCH, 3, 32, 32)}
     assert asked == {"dynamic": False, "options": {"freezing": True}}

@@ -17,7 +17,7 @@ from st_gchb._errors import (
     ScaleError,
     WeightsUnavailableError,
 )
-from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
+from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.patches import _embed_slices as embed, cache_folder
 
 RGB = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
@@ -51,7 +51,7 @@ class Mean(nn.Module):
 
 def embedded(adata=None, **options):
     adata = spots() if adata is None else adata
-    embed_patches(adata, **{**OPTIONS, "image": RGB, "cache": False, "views": 1, **options})
+    embed_patches(adata, **{**OPTIONS, "image": RGB, "cache": False, "n_views": 1, **options})
     return adata
 
 
@@ -67,13 +67,13 @@ def test_features_are_those_of_each_spots_own_patch():
 
 
 def test_views_are_averaged():
-    one, four, eight = (embedded(encoder=Mean(), views=views).obsm["X_patch"] for views in (1, 4, 8))
+    one, four, eight = (embedded(encoder=Mean(), n_views=n_views).obsm["X_patch"] for n_views in (1, 4, 8))
     assert not np.allclose(one[:, 3:6], one[:, :3], rtol=1e-3)
     # The four rotations of a patch have its left, lower, right and upper half on the left.
     np.testing.assert_allclose(four[:, 3:6], one[:, :3], rtol=1e-4)
     np.testing.assert_allclose(eight, four, rtol=1e-4)
-    with pytest.raises(InputError, match="views"):
-        embedded(views=3)
+    with pytest.raises(InputError, match="n_views"):
+        embedded(n_views=3)
 
 
 def test_what_is_written_and_that_it_survives_a_file(tmp_path):
@@ -85,9 +85,9 @@ def test_what_is_written_and_that_it_survives_a_file(tmp_path):
     assert written["um_per_px"].tolist() == [1.0]
     adata.write_h5ad(tmp_path / "a.h5ad")
     again = read_h5ad(tmp_path / "a.h5ad")
-    assert FeatureRule.from_uns(again.uns["X_patch"]) == FeatureRule.from_uns(written)
+    assert FeatureSpec.from_uns(again.uns["X_patch"]) == FeatureSpec.from_uns(written)
     with pytest.raises(MissingKeyError, match="embed_patches again"):
-        FeatureRule.from_uns({"encoder": "texture"})
+        FeatureSpec.from_uns({"encoder": "texture"})
 
 
 def test_copy_leaves_the_object_alone():
@@ -108,7 +108,7 @@ def test_a_patch_in_px_needs_no_scale_and_follows_the_images():
     adata.obsm["spatial"] *= 2
     with pytest.raises(ScaleError, match=r"um_per_px=.*patch_px="):
         embed_patches(adata, encoder="texture")
-    embed_patches(adata, encoder="texture", patch_px=80, views=1, cache=False)
+    embed_patches(adata, encoder="texture", patch_px=80, n_views=1, cache=False)
     np.testing.assert_array_equal(adata.obsm["X_patch"], embedded().obsm["X_patch"])
     assert "patch_um" not in adata.uns["X_patch"]
 
@@ -162,7 +162,7 @@ def test_a_change_of_anything_that_matters_is_seen(cached, tmp_path):
         {"image": other},
         {"adata": moved},
         {"patch_um": 41.0},
-        {"views": 4},
+        {"n_views": 4},
         {"um_per_px": 1.1},
         {"encoder": Mean(2.0)},
         {"encoder": "texture"},
@@ -205,41 +205,41 @@ def test_pixels_are_given_back_after_use(tmp_path):
 
 
 def test_the_same_rule_gives_the_same_features():
-    reference = embedded(views=4, patch_um=50.0)
-    rule = FeatureRule.from_uns(reference.uns["X_patch"])
+    reference = embedded(n_views=4, patch_um=50.0)
+    rule = FeatureSpec.from_uns(reference.uns["X_patch"])
     query = spots()
-    embed_by_rule(query, rule, image=RGB, um_per_px=1.0, cache=False)
+    embed_patches_like(query, rule, image=RGB, um_per_px=1.0, cache=False)
     np.testing.assert_array_equal(query.obsm["X_patch"], reference.obsm["X_patch"])
-    assert FeatureRule.from_uns(query.uns["X_patch"]) == rule
+    assert FeatureSpec.from_uns(query.uns["X_patch"]) == rule
     coarse = spots()
     coarse.obsm["spatial"] /= 2
-    embed_by_rule(coarse, rule, image=RGB[::2, ::2], um_per_px=2.0, cache=False)
+    embed_patches_like(coarse, rule, image=RGB[::2, ::2], um_per_px=2.0, cache=False)
     assert coarse.obsm["X_patch"].shape == reference.obsm["X_patch"].shape
 
 
 def test_a_rule_holds_to_its_weights(tmp_path):
     torch.save(get_encoder("squeezenet1_1", None).module.state_dict(), tmp_path / "w.pth")
     small = {"patch_um": 30.0, "encoder": "squeezenet1_1", "weights": tmp_path / "w.pth"}
-    rule = FeatureRule.from_uns(embedded(spots(2), **small).uns["X_patch"])
+    rule = FeatureSpec.from_uns(embedded(spots(2), **small).uns["X_patch"])
     options = {"image": RGB, "um_per_px": 1.0, "cache": False}
     (tmp_path / "w.pth").rename(tmp_path / "moved.pth")
     with pytest.raises(WeightsUnavailableError, match="weights="):
-        embed_by_rule(spots(2), rule, **options)
-    embed_by_rule(spots(2), rule, weights=tmp_path / "moved.pth", **options)
+        embed_patches_like(spots(2), rule, **options)
+    embed_patches_like(spots(2), rule, weights=tmp_path / "moved.pth", **options)
     state = {key: value * 0.9 for key, value in torch.load(tmp_path / "moved.pth").items()}
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(EncoderError, match="hash"):
-        embed_by_rule(spots(2), rule, **options)
+        embed_patches_like(spots(2), rule, **options)
 
 
 def test_a_rule_of_a_module_asks_for_it():
     module = Mean()
-    rule = FeatureRule.from_uns(embedded(encoder=module).uns["X_patch"])
+    rule = FeatureSpec.from_uns(embedded(encoder=module).uns["X_patch"])
     with pytest.raises(EncoderError, match="Pass encoder= with it again"):
-        embed_by_rule(spots(), rule, image=RGB, um_per_px=1.0)
-    embed_by_rule(spots(), rule, encoder=module, image=RGB, um_per_px=1.0, cache=False)
+        embed_patches_like(spots(), rule, image=RGB, um_per_px=1.0)
+    embed_patches_like(spots(), rule, encoder=module, image=RGB, um_per_px=1.0, cache=False)
     with pytest.raises(EncoderError, match="hash"):
-        embed_by_rule(spots(), rule, encoder=Mean(3.0), image=RGB, um_per_px=1.0)
+        embed_patches_like(spots(), rule, encoder=Mean(3.0), image=RGB, um_per_px=1.0)
 
 
 BAD = {
@@ -317,7 +317,7 @@ def test_real_tissue(her2st_path, weights_path, route, tmp_path):
         obs=pd.DataFrame({"slice": ["C2"] * 12}, index=[f"C2_{i}" for i in range(12)]),
         obsm={"spatial": table[["pixel_x", "pixel_y"]].to_numpy(float)},
     )
-    options = {"weights": weights_path, "encoder": "mobilenet_v2", "cache_dir": tmp_path, "views": 1}
+    options = {"weights": weights_path, "encoder": "mobilenet_v2", "cache_dir": tmp_path, "n_views": 1}
     if route == "uns":
         metadata = {"source_image_path": str(her2st_path / "C2.jpg")}
         adata.uns["spatial"] = {"C2": {"images": {}, "scalefactors": {"microns_per_pixel": 0.7}, "metadata": metadata}}

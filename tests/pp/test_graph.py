@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from st_gchb._errors import CoordinateError, GraphError, InputError, SliceError
-from st_gchb.pp import GraphRule, spatial_graph
+from st_gchb.pp import GraphSpec, spatial_graph
 from st_gchb.pp.graph import rule_of
 
 CONNECTIVITIES, DISTANCES = "spatial_connectivities", "spatial_distances"
@@ -54,7 +54,7 @@ def same_graph(first, second):
 
 # ---- What every graph is ----
 
-RULES = [GraphRule("radius", 40.0, "px"), GraphRule("knn", n_neighbors=3), GraphRule("knn", n_neighbors=50)]
+RULES = [GraphSpec("radius", 40.0, "px"), GraphSpec("knn", n_neighbors=3), GraphSpec("knn", n_neighbors=50)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +96,7 @@ def test_a_graph_is_symmetric_without_loops_and_within_slices(points, data, rule
 def test_knn_takes_the_nearest():
     xy = np.random.default_rng(0).random((30, 2)) * 1000
     adata = spots(xy)
-    spatial_graph(adata, rule=GraphRule("knn", n_neighbors=4))
+    spatial_graph(adata, rule=GraphSpec("knn", n_neighbors=4))
     apart = np.linalg.norm(xy[:, None] - xy[None], axis=2)
     np.fill_diagonal(apart, np.inf)
     nearest = apart <= np.sort(apart, 1)[:, [3]]
@@ -154,7 +154,7 @@ def test_squidpy_reads_the_graph():
 
 def test_um_and_px_agree():
     in_px, in_um, given_um = spots(hexagonal()), spots(hexagonal(), um_per_px=[0.5]), spots(hexagonal())
-    assert spatial_graph(in_px) == GraphRule("radius", 160.0, "px", pitch=100.0)
+    assert spatial_graph(in_px) == GraphSpec("radius", 160.0, "px", pitch=100.0)
     rule = spatial_graph(in_um, slice_key="slice")
     assert (rule.unit, rule.radius) == ("um", pytest.approx(80.0))
     assert spatial_graph(given_um, um_per_px=0.5) == rule
@@ -183,18 +183,18 @@ def test_slices_of_different_scale_get_the_same_neighbors_in_um():
 def test_a_rule_in_um_needs_the_size_of_a_pixel():
     with pytest.raises(GraphError, match=r"size of a pixel is unknown for slice 'b'.*um_per_px="):
         spatial_graph(
-            spots(square(), square()), rule=GraphRule("radius", 160.0), slice_key="slice", um_per_px={"a": 1.0}
+            spots(square(), square()), rule=GraphSpec("radius", 160.0), slice_key="slice", um_per_px={"a": 1.0}
         )
 
 
 def test_a_pitch_without_a_radius_needs_it_too():
     with pytest.raises(GraphError, match=r"pitch is 100 µm, but the size of a pixel is unknown"):
-        spatial_graph(spots(square()), rule=GraphRule(pitch=100.0))
+        spatial_graph(spots(square()), rule=GraphSpec(pitch=100.0))
 
 
 def test_a_pitch_alone_leaves_the_radius_to_the_slices():
     adata, plain = spots(square()), spots(square())
-    rule = spatial_graph(adata, rule=GraphRule(pitch=50.0, unit="px"))
+    rule = spatial_graph(adata, rule=GraphSpec(pitch=50.0, unit="px"))
     assert rule.radius == spatial_graph(plain).radius
     assert rule.pitch == 50.0
     assert same_graph(adata, plain)
@@ -213,8 +213,8 @@ def test_a_slice_of_one_spot():
 
 def test_no_neighbors_at_all():
     adata = spots(square(), square(pitch=5000))
-    with pytest.raises(GraphError, match=r"No spot of slice 'b' has a neighbor within 160 px.*GraphRule"):
-        spatial_graph(adata, rule=GraphRule("radius", 160.0, "px"), slice_key="slice")
+    with pytest.raises(GraphError, match=r"No spot of slice 'b' has a neighbor within 160 px.*GraphSpec"):
+        spatial_graph(adata, rule=GraphSpec("radius", 160.0, "px"), slice_key="slice")
     assert not adata.obsp
 
 
@@ -227,7 +227,7 @@ def test_a_spot_far_from_all_others_is_kept():
 
 def test_an_unknown_mode():
     with pytest.raises(InputError, match="'delaunay'.*'radius' or 'knn'"):
-        spatial_graph(spots(square()), rule=GraphRule("delaunay", 1.0, "px"))
+        spatial_graph(spots(square()), rule=GraphSpec("delaunay", 1.0, "px"))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_bad_coordinates_and_slices(spoil, error, match):
     assert not adata.obsp
 
 
-@pytest.mark.parametrize("rule", [None, GraphRule("knn", n_neighbors=3), GraphRule("radius", 110.0, "px")])
+@pytest.mark.parametrize("rule", [None, GraphSpec("knn", n_neighbors=3), GraphSpec("radius", 110.0, "px")])
 def test_spots_at_one_position_are_neighbors_and_no_loops(rule):
     xy = square()
     adata = spots(np.vstack([xy, xy[:3]]))
@@ -271,7 +271,7 @@ def test_a_pitch_of_zero_is_refused():
 
 @pytest.mark.parametrize(
     "rule",
-    [None, GraphRule("radius", 250.0, "px"), GraphRule("radius", 125.0, "um"), GraphRule("knn", n_neighbors=4)],
+    [None, GraphSpec("radius", 250.0, "px"), GraphSpec("radius", 125.0, "um"), GraphSpec("knn", n_neighbors=4)],
 )
 def test_the_rule_of_an_own_graph_survives_a_file_and_gives_the_graph_again(rule, tmp_path):
     adata = spots(hexagonal(), square(), um_per_px=[0.5, 0.5])
@@ -281,7 +281,7 @@ def test_the_rule_of_an_own_graph_survives_a_file_and_gives_the_graph_again(rule
     for table in (adata, read):
         found = rule_of(table, CONNECTIVITIES, "slice", None)
         assert found == used
-        assert GraphRule(**json.loads(json.dumps(found.to_dict()))) == used
+        assert GraphSpec(**json.loads(json.dumps(found.to_dict()))) == used
         again = spots(hexagonal(), square(), um_per_px=[0.5, 0.5])
         spatial_graph(again, rule=found, slice_key="slice")
         assert same_graph(again, adata)

@@ -6,10 +6,10 @@ import pytest
 from anndata import AnnData
 from hypothesis import given, settings, strategies as st
 
-from st_gchb.pp import GraphRule, spatial_graph
+from st_gchb.pp import GraphSpec, spatial_graph
 from st_gchb.pp.graph._sublattice import interleave, side_by_side, spacing_of
 
-RADIUS, NEAREST = GraphRule("radius", 160.0, "px", pitch=100.0), GraphRule("knn", unit="px", n_neighbors=4, pitch=100.0)
+RADIUS, NEAREST = GraphSpec("radius", 160.0, "px", pitch=100.0), GraphSpec("knn", unit="px", n_neighbors=4, pitch=100.0)
 
 
 def grid(kind, spacing, side=1200.0):
@@ -100,7 +100,7 @@ def test_cells_see_as_far_as_spots():
     """Positions without any order, 20 times as many: each still has a handful of neighbors, at the spots' distance."""
     obs = pd.DataFrame(index=[f"c{i}" for i in range(2000)])
     cells = AnnData(obs=obs, obsm={"spatial": np.random.default_rng(0).random((2000, 2)) * 1000})
-    plain, _ = graph_of(cells.copy(), GraphRule("radius", 160.0, "px", pitch=0.0))
+    plain, _ = graph_of(cells.copy(), GraphSpec("radius", 160.0, "px", pitch=0.0))
     connected, distances = graph_of(cells, RADIUS)
     assert plain.sum(1).mean() > 100
     assert 3 < connected.sum(1).mean() < 10
@@ -122,6 +122,6 @@ def test_training_slices_are_taken_as_they_lie():
 
 def test_nearest_neighbors_ask_for_no_um():
     dense = grid("square", 25.0)
-    connected, _ = graph_of(dense, GraphRule("knn", n_neighbors=4, pitch=100.0))
-    plain, _ = graph_of(grid("square", 25.0), GraphRule("knn", unit="px", n_neighbors=4, pitch=25.0))
+    connected, _ = graph_of(dense, GraphSpec("knn", n_neighbors=4, pitch=100.0))
+    plain, _ = graph_of(grid("square", 25.0), GraphSpec("knn", unit="px", n_neighbors=4, pitch=25.0))
     assert (connected != plain).nnz == 0

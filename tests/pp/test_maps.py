@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from st_gchb._errors import CacheError, DamageError, EncoderError, InputError, MissingFileError, MissingKeyError
-from st_gchb.pp import FeatureRule, embed_by_rule, embed_patches, get_encoder
+from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.encoders import Encoder
 from st_gchb.pp.patches import PatchMaps, _feature_maps as maps_module
 from st_gchb.pp.patches._feature_maps import MapsWriter, find_maps, ids_of, writing
@@ -22,7 +22,7 @@ from st_gchb.pp.patches._last_stage import last_stage
 
 RGB = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
 CENTERS = np.random.default_rng(1).uniform(20, 180, (9, 2))
-OPTIONS = {"patch_um": 40.0, "um_per_px": 1.0, "device": "cpu", "views": 1, "tail": "last_stage"}
+OPTIONS = {"patch_um": 40.0, "um_per_px": 1.0, "device": "cpu", "n_views": 1, "save_feature_maps": True}
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +67,20 @@ def files_in(folder):
     return [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("views", [1, 4])
-def test_features_are_the_same_to_the_bit_and_the_stage_makes_them_of_the_maps(embedded, encoder, views, tmp_path):
-    plain = embedded(tail=None, views=views, cache_dir=tmp_path / "other")
-    adata = embedded(views=views, batch_size=4)
+@pytest.mark.parametrize("n_views", [1, 4])
+def test_features_are_the_same_to_the_bit_and_the_stage_makes_them_of_the_maps(embedded, encoder, n_views, tmp_path):
+    plain = embedded(save_feature_maps=False, n_views=n_views, cache_dir=tmp_path / "other")
+    adata = embedded(n_views=n_views, batch_size=4)
     np.testing.assert_array_equal(adata.obsm["X_patch"], plain.obsm["X_patch"])
     maps = everything(found(adata))
-    assert maps.shape == (9, views, 256, 4, 4)
+    assert maps.shape == (9, n_views, 256, 4, 4)
     assert maps.dtype == np.float16
     with torch.inference_mode():
         stage = last_stage(encoder.module)
-        made = np.mean([stage(torch.from_numpy(maps[:, view]).float()).numpy() for view in range(views)], axis=0)
+        made = np.mean([stage(torch.from_numpy(maps[:, view]).float()).numpy() for view in range(n_views)], axis=0)
     np.testing.assert_allclose(made, plain.obsm["X_patch"], atol=2e-3 * np.abs(made).max())
-    assert "tail" not in plain.uns["X_patch"]
-    assert FeatureRule.from_uns(adata.uns["X_patch"]).tail == "last_stage"
+    assert "feature_maps" not in plain.uns["X_patch"]
+    assert FeatureSpec.from_uns(adata.uns["X_patch"]).feature_maps
 
 
 def test_they_follow_the_spots_wherever_these_go(embedded, tmp_path):
@@ -94,10 +94,10 @@ def test_they_follow_the_spots_wherever_these_go(embedded, tmp_path):
     np.testing.assert_array_equal(everything(found(twice)), whole[[0, 1, 2, 3, 2, 3, 4, 5, 6, 7, 8]])
     # A query's own, made by the rule that was stored.
     query = AnnData(obs=adata.obs.copy(), obsm={"spatial": CENTERS[::-1].copy()})
-    rule = FeatureRule.from_uns(adata.uns["X_patch"])
+    rule = FeatureSpec.from_uns(adata.uns["X_patch"])
     with pytest.raises(EncoderError, match="hash"):
-        embed_by_rule(query, replace(rule, weights_sha256="0"), image=RGB, um_per_px=1.0, cache_dir=tmp_path)
-    embed_by_rule(query, replace(rule, tail=None), image=RGB, um_per_px=1.0, cache_dir=tmp_path / "q")
+        embed_patches_like(query, replace(rule, weights_sha256="0"), image=RGB, um_per_px=1.0, cache_dir=tmp_path)
+    embed_patches_like(query, replace(rule, feature_maps=False), image=RGB, um_per_px=1.0, cache_dir=tmp_path / "q")
     assert "maps" not in query.uns["X_patch"]
 
 
@@ -108,8 +108,8 @@ def test_they_are_never_taken_for_those_of_other_features(embedded, monkeypatch,
     changed.obsm["X_patch"][3] += 1
     with pytest.raises(MissingKeyError, match=r"1 of 9 spots.*embed_patches"):
         found(changed)
-    with pytest.raises(MissingKeyError, match=r"names no feature maps.*tail='last_stage'"):
-        found(embedded(tail=None))
+    with pytest.raises(MissingKeyError, match=r"names no feature maps.*save_feature_maps=True"):
+        found(embedded(save_feature_maps=False))
     # A folder that was moved is found through today's cache folder.
     shutil.move(path.parent, tmp_path / "new" / "features")
     with pytest.raises(MissingFileError, match="no longer there.*embed_patches"):
@@ -131,7 +131,7 @@ def test_what_is_cached_is_not_computed_again(embedded, passed):
 
 
 def test_features_that_were_cached_before_stay_those_of_the_maps(embedded, passed):
-    before = embedded(tail=None)
+    before = embedded(save_feature_maps=False)
     passed.clear()
     adata = embedded()
     assert sum(passed) == 1 + 9
@@ -204,7 +204,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path):
 
 
 def test_arguments_are_refused_before_a_patch_is_read(embedded, encoder):
-    for options in ({"cache": False}, {"stain_augment": 1}, {"tail": "layer4"}):
+    for options in ({"cache": False}, {"stain_augment": 1}, {"save_feature_maps": "layer4"}):
         with pytest.raises(InputError, match=next(iter(options))):
             embedded(**options)
     own = nn.Flatten()
@@ -223,8 +223,8 @@ def test_spots_that_cannot_be_decoded_have_no_maps(embedded, tmp_path):
     with pytest.raises(DamageError):
         embedded(image=path)
     assert [file.name for file in files_in(tmp_path)] == ["slide.tif"]
-    adata = embedded(image=path, damaged="nan")
-    lost = adata.obs_names.isin(adata.uns["X_patch"]["left_out"])
+    adata = embedded(image=path, on_damage="nan")
+    lost = adata.obs_names.isin(adata.uns["X_patch"]["excluded"])
     assert 0 < lost.sum() < 9
     # Batches are others, so sums are rounded in another order.
     expected = everything(found(embedded()))[~lost]

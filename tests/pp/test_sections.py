@@ -33,7 +33,7 @@ def section(name="S1", um_per_px=1.0, shift=0.0, **obs):
 
 
 def embed(adata, **options):
-    embed_patches(adata, encoder="texture", views=1, patch_um=60, cache=False, **options)
+    embed_patches(adata, encoder="texture", n_views=1, patch_um=60, cache=False, **options)
     return adata
 
 
@@ -252,8 +252,8 @@ def test_features_without_places_are_taken_as_they_are(caplog):
 
 def test_parts_that_were_made_in_different_ways_are_told_apart():
     parts = [section(name, slice=name) for name in "AB"]
-    embed_patches(parts[0], encoder="texture", views=1, patch_um=60, cache=False)
-    embed_patches(parts[1], encoder="texture", views=1, patch_um=90, cache=False)
+    embed_patches(parts[0], encoder="texture", n_views=1, patch_um=60, cache=False)
+    embed_patches(parts[1], encoder="texture", n_views=1, patch_um=90, cache=False)
     with pytest.raises(StaleError, match="2 different ways"):
         STGCHB.setup_anndata(anndata.concat(parts, uns_merge="first"))
 

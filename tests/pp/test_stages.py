@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
 from st_gchb.pp.encoders import Encoder, bare_trunk
-from st_gchb.pp.patches._last_stage import check_tail, first_of, last_stage, shape_of_maps, tapped
+from st_gchb.pp.patches._last_stage import check_feature_maps, first_of, last_stage, shape_of_maps, tapped
 
 PX = 64
 PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -87,19 +87,18 @@ def test_what_cannot_be_cut_is_refused_with_what_can(name):
         encoder = get_encoder(resnet18(weights=None), transform=lambda patches: patches.float())
     else:
         encoder = get_encoder(name, None)
-    with pytest.raises(EncoderError, match=r"no last stage.*layer4.*mobilenet_v2.*leave tail= out"):
-        check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)
+    with pytest.raises(EncoderError, match=r"no last stage.*layer4.*mobilenet_v2.*leave save_feature_maps= out"):
+        check_feature_maps(encoder, cache=True, stain_augment=0, compiled=False)
 
 
 def test_arguments_that_do_not_go_together_are_refused():
     encoder = replace(encoder_of("mobilenet_v2"))
     for arguments, message in (
-        ({"tail": "layer5"}, "'last_stage'"),
         ({"cache": False}, "cache folder"),
         ({"stain_augment": 2}, "stain_augment=0"),
         ({"compiled": True}, "compiled=False"),
     ):
-        given = {"tail": "last_stage", "cache": True, "stain_augment": 0, "compiled": False} | arguments
+        given = {"cache": True, "stain_augment": 0, "compiled": False} | arguments
         with pytest.raises(InputError, match=message):
-            check_tail(given.pop("tail"), encoder, **given)
-    check_tail("last_stage", encoder, cache=True, stain_augment=0, compiled=False)
+            check_feature_maps(encoder, **given)
+    check_feature_maps(encoder, cache=True, stain_augment=0, compiled=False)

@@ -18,11 +18,11 @@ from squidpy.experimental.im import StainReference, normalize_stains
 import st_gchb
 from st_gchb._errors import InputError, MissingKeyError, ScaleError, StainError
 from st_gchb.evaluate._foreign import recolored
-from st_gchb.pp import FeatureRule, Stain, embed_by_rule, embed_patches, find_tissue, fit_stain
+from st_gchb.pp import FeatureSpec, Stain, embed_patches, embed_patches_like, find_tissue, fit_stain
 from st_gchb.pp._stain_normalization import jitter_factors, normalizing, restained
 from st_gchb.pp.patches import stained_versions
 
-OPTIONS = {"encoder": "texture", "views": 1, "um_per_px": 1.0, "device": "cpu"}
+OPTIONS = {"encoder": "texture", "n_views": 1, "um_per_px": 1.0, "device": "cpu"}
 DYES = (0.69, 0.63, 0.356, 0.30, 0.84, 0.453)
 
 
@@ -127,11 +127,11 @@ def test_a_query_is_normalized_to_the_references_stain(tissue, pixels, dark, met
     stored = reference.uns["X_patch"]
     assert stored["stain_norm"] == method
     reference.write_h5ad(tmp_path / "a.h5ad")
-    rule = FeatureRule.from_uns(read_h5ad(tmp_path / "a.h5ad").uns["X_patch"])
-    assert rule == FeatureRule.from_uns(stored)
+    rule = FeatureSpec.from_uns(read_h5ad(tmp_path / "a.h5ad").uns["X_patch"])
+    assert rule == FeatureSpec.from_uns(stored)
     assert rule.stain == fit_stain(pixels, method=method, um_per_px=1.0)
     query = bare(tissue)
-    embed_by_rule(query, rule, image=dark, um_per_px=1.0, cache=False)
+    embed_patches_like(query, rule, image=dark, um_per_px=1.0, cache=False)
     plain, shifted = embedded(bare(tissue), pixels), embedded(bare(tissue), dark)
     spread = plain.obsm["X_patch"].std(0) + 1e-6
 
@@ -139,7 +139,7 @@ def test_a_query_is_normalized_to_the_references_stain(tissue, pixels, dark, met
         return np.abs((one.obsm["X_patch"] - other.obsm["X_patch"]) / spread).mean()
 
     assert apart(query, reference) < 0.7 * apart(shifted, plain)
-    assert FeatureRule.from_uns(query.uns["X_patch"]) == rule
+    assert FeatureSpec.from_uns(query.uns["X_patch"]) == rule
 
 
 def test_the_first_slice_is_the_target_and_every_slice_is_moved(tissue, pixels, dark):
@@ -148,11 +148,11 @@ def test_the_first_slice_is_the_target_and_every_slice_is_moved(tissue, pixels, 
         obsm={"spatial": np.tile(bare(tissue).obsm["spatial"][:20], (2, 1))},
     )
     found = embedded(both.copy(), {"a": pixels, "b": dark}, slice_key="slice", stain_norm="macenko")
-    target = FeatureRule.from_uns(found.uns["X_patch"]).stain
+    target = FeatureSpec.from_uns(found.uns["X_patch"]).stain
     assert target == fit_stain(pixels, um_per_px=1.0)
     other = fit_stain(dark, um_per_px=1.0)
     turned = embedded(both.copy(), {"a": pixels, "b": dark}, slice_key="slice", stain_norm=other)
-    assert FeatureRule.from_uns(turned.uns["X_patch"]).stain == other
+    assert FeatureSpec.from_uns(turned.uns["X_patch"]).stain == other
     plain = embedded(both.copy(), {"a": pixels, "b": dark}, slice_key="slice").obsm["X_patch"]
     np.testing.assert_allclose(found.obsm["X_patch"][:20], plain[:20], atol=0.02)
     assert np.abs(found.obsm["X_patch"][20:] - plain[20:]).max() > 0.1
@@ -190,7 +190,7 @@ def test_versions_in_other_stains(tissue, pixels):
     assert not np.array_equal(other.obsm["X_patch_stain1"], versions[0])
     # A rule of training features makes a query's without versions.
     query = bare(tissue)
-    embed_by_rule(query, FeatureRule.from_uns(adata.uns["X_patch"]), image=pixels, um_per_px=1.0, cache=False)
+    embed_patches_like(query, FeatureSpec.from_uns(adata.uns["X_patch"]), image=pixels, um_per_px=1.0, cache=False)
     assert set(query.obsm) == {"spatial", "X_patch", "X_patch_made"}
     # Fewer versions leave none of the old ones behind.
     embedded(adata, pixels, stain_augment=1)

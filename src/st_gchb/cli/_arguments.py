@@ -48,7 +48,9 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)"
     )
-    parser.add_argument("--views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: 4)")
+    parser.add_argument(
+        "--views", dest="n_views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: 4)"
+    )
 
 
 def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData:
@@ -106,7 +108,7 @@ def embed(adata: Any, arguments: argparse.Namespace) -> None:
 
     if Keys.FEATURES in adata.obsm:
         return
-    options = {"patch_um": arguments.patch_um, "views": arguments.views, "device": torch_device(arguments)}
+    options = {"patch_um": arguments.patch_um, "n_views": arguments.n_views, "device": torch_device(arguments)}
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
     pp.embed_patches(adata, encoder=arguments.encoder, weights=arguments.weights, slice_key=slice_key, **options)
 

@@ -57,5 +57,5 @@ def _slides(arguments: argparse.Namespace) -> AnnData:
         return read_slides(arguments.data, arguments.slices, arguments.slice_key)
     from st_gchb.datasets import synthetic_tissue
 
-    arguments.encoder, arguments.weights, arguments.views = "texture", "default", 1
+    arguments.encoder, arguments.weights, arguments.n_views = "texture", "default", 1
     return synthetic_tissue(4, seed=arguments.seed)

@@ -37,13 +37,13 @@ def add_parser(commands: Any) -> None:
         "--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 best of the variable ones)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, the tables and the pictures")
-    parser.add_argument("--fresh", action="store_true", help="delete the runs of an earlier call in OUT/runs first")
+    parser.add_argument("--overwrite", action="store_true", help="delete the runs of an earlier call in OUT/runs first")
     parser.set_defaults(run=run, when_interrupted=when_interrupted)
 
 
 def when_interrupted(arguments: argparse.Namespace) -> str:
     """What a user who stopped the command can do next."""
-    return f"{'without --fresh ' if arguments.fresh else ''}the same command goes on from there"
+    return f"{'without --overwrite ' if arguments.overwrite else ''}the same command goes on from there"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         "slice_key": arguments.slice_key,
         "device": arguments.device,
         "runs_dir": arguments.out / "runs",
-        "fresh": arguments.fresh,
+        "overwrite": arguments.overwrite,
     }
     if arguments.held_out is None:
         result = evaluate(adata, by=arguments.by, **options)

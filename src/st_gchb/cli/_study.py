@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths: list[Path] = []
     questions = [name for name in asked if name in ev.STUDY]
     if questions:
-        features = {name: getattr(arguments, name) for name in ("weights", "patch_um", "views")}
+        features = {name: getattr(arguments, name) for name in ("weights", "patch_um", "n_views")}
         features["device"] = torch_device(arguments)
         result = ev.study(adata, questions, encoder=arguments.encoder, **common, **runs, features=features)
         paths += ev.write_study(result, arguments.out)

@@ -272,7 +272,7 @@ def embed_slides(
     encoder: EncoderName = "resnet50",
     weights: str | PathLike[str] | None = "default",
     patch_um: Micrometers = DEFAULT_PATCH_UM,
-    views: Views = 4,
+    n_views: Views = 4,
     stain_norm: Annotated[Stain, ONE_STAIN] | None = None,
     um_per_px: PixelSize | None = None,
     spacing_um: Micrometers | None = None,
@@ -288,7 +288,7 @@ def embed_slides(
 
     A file holds an AnnData with what the slide has (counts, where it has any), ``obsm["spatial"]``, ``obsm["X_patch"]``
     and how the features were made. It is a slide for :func:`predict_slides` and a part of a reference for training, and
-    neither reads the image again. Spots whose pixels cannot be decoded have NaN, and ``uns["X_patch"]["left_out"]``
+    neither reads the image again. Spots whose pixels cannot be decoded have NaN, and ``uns["X_patch"]["excluded"]``
     names them.
 
     Parameters
@@ -300,7 +300,7 @@ def embed_slides(
     weights
         ``"default"`` (each machine downloads them once), None for random ones, or the path of a file that all workers
         see.
-    patch_um, views, precision
+    patch_um, n_views, precision
         As :func:`~st_gchb.pp.embed_patches` takes them.
     stain_norm
         Stain to which all slides are moved, as :func:`~st_gchb.pp.fit_stain` gives it.
@@ -324,11 +324,11 @@ def embed_slides(
     >>> folder = Path(tempfile.mkdtemp())
     >>> slide = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, n_genes=20)
     >>> slide.write_h5ad(folder / "S1.h5ad")
-    >>> report = st_gchb.cohort.embed_slides([folder / "S1.h5ad"], folder / "features", encoder="texture", views=1)
+    >>> report = st_gchb.cohort.embed_slides([folder / "S1.h5ad"], folder / "features", encoder="texture", n_views=1)
     >>> report[["name", "status"]].values.tolist()
     [['S1', 'done']]
     """
-    from st_gchb.pp import FeatureRule, get_encoder
+    from st_gchb.pp import FeatureSpec, get_encoder
 
     rows = check_slides(slides, um_per_px, spacing_um)
     reading = check_reading(
@@ -342,13 +342,13 @@ def embed_slides(
     )
     named = None if weights is None else weights if weights == "default" else Path(weights).absolute()
     trunk = get_encoder(encoder, named)
-    rule = FeatureRule(
+    rule = FeatureSpec(
         trunk.name,
         trunk.weights,
         trunk.weights_sha256,
         float(patch_um),
         None,
-        views,
+        n_views,
         trunk.n_features,
         stain_norm=None if stain_norm is None else stain_norm.method,
         stain_target=None if stain_norm is None else stain_norm.numbers,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_gchb.model import STGCHB
-    from st_gchb.pp import Encoder, FeatureRule, Resolved
+    from st_gchb.pp import Encoder, FeatureSpec, Resolved
 
     pass
 
@@ -185,15 +185,15 @@ class Reading:
         return resolve(query, **where, thumbnails=isinstance(query, SpatialData)), size
 
     def encode(
-        self, resolved: Resolved, rule: FeatureRule, key: str, slice_key: str | None, size: Any, maps: str | None = None
+        self, resolved: Resolved, rule: FeatureSpec, key: str, slice_key: str | None, size: Any, maps: str | None = None
     ) -> None:
         """Write features to the spots; they are not cached, since the result is kept.
 
         ``maps`` is a folder for the maps before the trunk's last stage, where the rule asks for them.
         """
-        from st_gchb.pp import embed_by_rule
+        from st_gchb.pp import embed_patches_like
 
-        embed_by_rule(
+        embed_patches_like(
             resolved.adata,
             rule,
             encoder=self.encoder(rule),
@@ -203,24 +203,24 @@ class Reading:
             key_added=key,
             memory_mb=self.memory_mb,
             device=self.device,
-            damaged="nan",
+            on_damage="nan",
             cache=maps is not None,
             cache_dir=maps,
         )
 
-    def encoder(self, rule: FeatureRule) -> Encoder:
+    def encoder(self, rule: FeatureSpec) -> Encoder:
         """The encoder of a rule, built once in a process."""
-        from st_gchb.pp.patches import encoder_of_rule
+        from st_gchb.pp.patches import encoder_of_spec
 
         key = (rule.encoder, rule.weights_sha256, self.weights, self.device)
-        return keep("encoder", key, lambda: encoder_of_rule(rule, weights=self.weights))
+        return keep("encoder", key, lambda: encoder_of_spec(rule, weights=self.weights))
 
 
 @dataclass(frozen=True)
 class Embed:
     """Features of the patches, in ``obsm["X_patch"]``."""
 
-    rule: FeatureRule
+    rule: FeatureSpec
     reading: Reading
 
     @property
@@ -290,17 +290,17 @@ class Predict:
         with seconds.of("load"):
             model = self.model()
         rules: Any = model.rules_
-        tail = rules.features is not None and rules.features.tail is not None
+        with_maps = rules.features is not None and rules.features.feature_maps
         with seconds.of("read"):
             resolved, size = self.reading.resolve(slide)
             adata = resolved.adata
             key = resolved.slice_key or (rules.slice_key if rules.slice_key in adata.obs else None)
             key = sections_of(adata, key).key
-            there = rules.features is None or has_features(adata, rules.features_key, maps=tail)
+            there = rules.features is None or has_features(adata, rules.features_key, maps=with_maps)
             if not there:
                 # Patches take minutes: what makes a graph impossible is told before.
                 check_reach(resolved.slices(slice_key=key, um_per_px=size), rules.graph)
-        with TemporaryDirectory(prefix="st_gchb_") if tail else nullcontext() as maps:
+        with TemporaryDirectory(prefix="st_gchb_") if with_maps else nullcontext() as maps:
             if not there:
                 with seconds.of("encode"):
                     self.reading.encode(resolved, rules.features, rules.features_key, key, size, maps)

@@ -77,7 +77,7 @@ def evaluate(
     features_key: str = Keys.FEATURES,
     device: str = "auto",
     runs_dir: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Leave one slice (or patient) out, predict it by every method, and compare with what was measured.
 
@@ -108,7 +108,7 @@ def evaluate(
         and makes the others: an evaluation that was stopped goes on. A method of your own is known by its name,
         source and keywords, not by the functions that it calls; closures, lambdas and objects other than instances
         of dataclasses are not kept.
-    fresh
+    overwrite
         Delete the runs in ``runs_dir`` first.
 
     Raises
@@ -127,7 +127,7 @@ def evaluate(
     """
     folds = leave_one_out(adata, by, slice_key=slice_key, patient_key=patient_key)
     protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device)
-    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
+    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, overwrite)
 
 
 @checked
@@ -143,7 +143,7 @@ def evaluate_fold(
     features_key: str = Keys.FEATURES,
     device: str = "auto",
     runs_dir: str | Path | None = None,
-    fresh: bool = False,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Hold one slice out, with everything else as in :func:`evaluate`, which takes over the runs in ``runs_dir``.
 
@@ -154,25 +154,25 @@ def evaluate_fold(
     """
     folds = hold_one_out(adata, held_out, slice_key=slice_key)
     protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device)
-    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, fresh)
+    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, overwrite)
 
 
-def _evaluate(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
+def _evaluate(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
     """Make all runs that are not kept from an earlier call."""
     kept = "Pass runs_dir= to keep finished runs, from which the same call goes on."
     advice = kept if runs_dir is None else f"Finished runs are in {runs_dir}: the same call goes on with the others."
     with ended_by_signal("Evaluation", advice):
-        return _evaluated(plan, runs_dir, fresh)
+        return _evaluated(plan, runs_dir, overwrite)
 
 
-def _evaluated(plan: Plan, runs_dir: str | Path | None, fresh: bool) -> Evaluation:
+def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
     ids = [(fold.name, name, seed) for fold in plan.folds for name in plan.methods for seed in plan.protocol.seeds]
     pictured = (plan.folds[-1].name, next(iter(plan.methods)), plan.protocol.seeds[0])
     keys: dict[RunId, RunKey | None] = {}
     folder, runs = None, {}
     if runs_dir is not None:
         keys, folder = keys_of(plan), RunFolder(runs_dir)
-        if fresh:
+        if overwrite:
             folder.clear()
         runs = _taken(folder, keys, pictured)
     missing = [run_id for run_id in ids if run_id not in runs]

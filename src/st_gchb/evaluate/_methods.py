@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
 from st_gchb.evaluate._folds import hide_expression
-from st_gchb.model import STGCHB, ContextRule
+from st_gchb.model import STGCHB, NeighborhoodAggregator
 from st_gchb.pp import spatial_graph
 from st_gchb.pp.expression import log_normalize
 from st_gchb.pp.patches import feature_keys
@@ -69,7 +69,7 @@ class Task:
             return plain[0], plain[1]
         graphs = [self._graph(table) for table in tables]
         slices = [table.obs[self.slice_key].astype(str).to_numpy() for table in tables]
-        look = ContextRule(n_rings=1)
+        look = NeighborhoodAggregator(n_rings=1)
         return look(plain[0], graphs[0], slices[0]), look(plain[1], graphs[1], slices[1])
 
     def _graph(self, table: AnnData) -> Any:

@@ -74,7 +74,7 @@ def study(
     runs_dir
         Where finished runs are kept; a study that was stopped goes on from there.
     features
-        Further arguments of :func:`~st_gchb.pp.embed_patches`: ``weights``, ``patch_um``, ``views``, ``cache``.
+        Further arguments of :func:`~st_gchb.pp.embed_patches`: ``weights``, ``patch_um``, ``n_views``, ``cache``.
 
     Raises
     ------

@@ -53,8 +53,8 @@ _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ centered slices", {"center_slices": True}),
     ("+ rings of neighbors", {"context_rings": 2}),
     ("+ bottleneck", {"bottleneck": 0.05}),
-    ("+ linear read-out, 40 % of every gene", {"linear_weight": 0.4, "linear_full_at": 0.0}),
-    ("+ linear read-out by gene (default)", {"linear_full_at": 0.3}),
+    ("+ linear read-out, 40 % of every gene", {"ridge_weight": 0.4, "ridge_full_at": 0.0}),
+    ("+ linear read-out by gene (default)", {"ridge_full_at": 0.3}),
 )
 
 
@@ -72,9 +72,9 @@ STUDY: dict[str, list[Variant]] = {
         Variant("without rings of neighbors", {"context_rings": 0}),
         Variant("without centered slices", {"center_slices": False}),
         Variant("without bottleneck", {"bottleneck": 0.0}),
-        Variant("linear read-out with the same share of every gene", {"linear_full_at": 0.0}),
-        Variant("without linear read-out", {"linear_weight": 0.0}),
-        Variant("without retrieval (linear read-out alone)", {"linear_weight": 1.0, "linear_full_at": 0.0}),
+        Variant("linear read-out with the same share of every gene", {"ridge_full_at": 0.0}),
+        Variant("without linear read-out", {"ridge_weight": 0.0}),
+        Variant("without retrieval (linear read-out alone)", {"ridge_weight": 1.0, "ridge_full_at": 0.0}),
         Variant("plain mean of 50", {"k": 50, "weighting": "mean"}),
     ],
     "graph": [
@@ -113,7 +113,10 @@ STUDY: dict[str, list[Variant]] = {
     "alignment": [
         *each("temperature", 0.05, 0.1, 0.2, 0.5, label="soft targets, temperature"),
         *each("temperature", 0.1, 0.2, label="hard targets, temperature", soft_targets=False),
-        Variant("equations 6 and 7 to the letter (no L2 norm, targets times 1)", {"literal": True, "temperature": 1.0}),
+        Variant(
+            "equations 6 and 7 to the letter (no L2 norm, targets times 1)",
+            {"paper_equations": True, "temperature": 1.0},
+        ),
     ],
     "components": [
         *each("n_image_components", 32, 64, 128, 256, None, label="image components:"),
@@ -126,8 +129,8 @@ STUDY: dict[str, list[Variant]] = {
         *each("query_temperature", 0.05, 0.1, 0.5, label="softmax, k = 400, temperature"),
     ],
     "read-out": [
-        *each("linear_weight", 0.0, 0.2, 0.4, 0.6, 0.8, label="by gene, at most"),
-        *each("linear_weight", 0.2, 0.4, 0.6, 0.8, 1.0, label="every gene,", linear_full_at=0.0),
+        *each("ridge_weight", 0.0, 0.2, 0.4, 0.6, 0.8, label="by gene, at most"),
+        *each("ridge_weight", 0.2, 0.4, 0.6, 0.8, 1.0, label="every gene,", ridge_full_at=0.0),
     ],
     "training": [
         *each("max_epochs", 5, 10, 20, 40, label="epochs:"),
@@ -135,8 +138,8 @@ STUDY: dict[str, list[Variant]] = {
         *each("dropout", 0.2, 0.4, 0.6, label="dropout"),
     ],
     "patch": [Variant(f"patch of {side} µm", features={"patch_um": float(side)}) for side in (75, 100, 150, 200, 300)],
-    "views": [
-        Variant(f"mean of {n} view{'s' * (n > 1)}{note}", features={"views": n})
+    "n_views": [
+        Variant(f"mean of {n} view{'s' * (n > 1)}{note}", features={"n_views": n})
         for n, note in ((1, ""), (4, " (rotations)"), (8, " (rotations and mirror images)"))
     ],
 }
@@ -152,8 +155,8 @@ def candidates() -> list[Variant]:
         "2 rings": {"context_rings": 2},
     }
     readouts: dict[str, dict[str, Any]] = {
-        "retrieval alone": {"linear_weight": 0.0},
-        "read-out of every gene": {"linear_full_at": 0.0},
+        "retrieval alone": {"ridge_weight": 0.0},
+        "read-out of every gene": {"ridge_full_at": 0.0},
         "read-out by gene": {},
     }
     return [

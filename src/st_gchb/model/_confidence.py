@@ -12,7 +12,7 @@ from scipy import sparse
 from st_gchb.metrics import pearson
 from st_gchb.retrieval import Neighbors, ReferenceTable
 
-SIGNS = ("similarity", "spread", "distance", "level")
+PREDICTORS = ("similarity", "spread", "distance", "level")
 
 _OUTLIER_QUANTILE = 0.99
 
@@ -55,31 +55,31 @@ class Calibration:
     outlier_slide: float
     expected_pcc: np.ndarray
 
-    def confidence(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    def confidence(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Share of the held-out reference spots that are expected to be predicted worse, ``(n_query,)``, 0 to 1.
 
         Beyond the reference's range nothing was learned of the error: there the share is divided by how many times
         farther than its limit a spot, or its slide, lies.
         """
-        error = _linear(signs, self.center, self.scale, self.coefficients)
+        error = _linear(predictors, self.center, self.scale, self.coefficients)
         share = 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
-        distance = signs[:, SIGNS.index("distance")]
+        distance = predictors[:, PREDICTORS.index("distance")]
         beyond = distance > self.outlier_distance
         share = share * np.divide(self.outlier_distance, distance, out=np.ones_like(share), where=beyond)
-        for name, row in self.slides(signs, slices).iterrows():
+        for name, row in self.slides(predictors, slices).iterrows():
             if not row["in_range"]:
                 share[slices == name] *= row["limit"] / row["distance"]
         return share
 
-    def outlier(self, signs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    def outlier(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Whether a spot's patch, or its slide as a whole, is unlike those of the reference, ``(n_query,)``."""
-        flagged = signs[:, SIGNS.index("distance")] > self.outlier_distance
-        for name, row in self.slides(signs, slices).iterrows():
+        flagged = predictors[:, PREDICTORS.index("distance")] > self.outlier_distance
+        for name, row in self.slides(predictors, slices).iterrows():
             if not row["in_range"]:
                 flagged |= slices == name
         return flagged
 
-    def slides(self, signs: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
+    def slides(self, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
         """How far each slide as a whole lies from the reference, one row per slide.
 
         Returns
@@ -87,7 +87,7 @@ class Calibration:
         ``distance`` (median of its spots), ``limit`` beyond which it is out of range, ``n_spots``, ``in_range`` and
         ``says``, the same in words. A slide of few spots has no middle to speak of and counts as in range.
         """
-        distance = signs[:, SIGNS.index("distance")]
+        distance = predictors[:, PREDICTORS.index("distance")]
         names = np.unique(slices)
         own = [distance[slices == name] for name in names]
         frame = pd.DataFrame({"distance": [float(np.median(one)) for one in own]}, index=names.astype(str))
@@ -96,11 +96,11 @@ class Calibration:
         few = frame["n_spots"] < _SLIDE_SPOTS
         frame["in_range"] = (frame["distance"] <= frame["limit"]) | few
         share = (frame["distance"] / frame["limit"]).map("{:.0%}".format)
-        frame["says"] = "stain and tissue look like the reference's: at " + share + " of the limit"
-        frame.loc[~frame["in_range"], "says"] = (
+        frame["verdict"] = "stain and tissue look like the reference's: at " + share + " of the limit"
+        frame.loc[~frame["in_range"], "verdict"] = (
             "stain, scanner or tissue is unlike any reference slide: at " + share + " of the limit; do not rely on it"
         )
-        frame.loc[few, "says"] = f"fewer than {_SLIDE_SPOTS} positions: too few to judge the slide as a whole"
+        frame.loc[few, "verdict"] = f"fewer than {_SLIDE_SPOTS} positions: too few to judge the slide as a whole"
         return frame
 
 
@@ -138,21 +138,21 @@ def calibrate(
     slices
         Slice of each reference spot, ``(n_reference,)``.
     """
-    signs = np.zeros((truth.shape[0], len(SIGNS)))
+    predictors = np.zeros((truth.shape[0], len(PREDICTORS)))
     errors = np.zeros(truth.shape[0])
     correlations = []
     for rows in folds:
-        prediction, signs[rows] = predict(rows)
+        prediction, predictors[rows] = predict(rows)
         measured = truth[rows].toarray()
         errors[rows] = np.sqrt(((prediction - measured) ** 2).mean(1))
         correlations.append(pearson(measured, prediction))
-    center, scale = signs.mean(0), np.maximum(signs.std(0), 1e-8)
-    design = np.column_stack([(signs - center) / scale, np.ones(len(signs))])
+    center, scale = predictors.mean(0), np.maximum(predictors.std(0), 1e-8)
+    design = np.column_stack([(predictors - center) / scale, np.ones(len(predictors))])
     # A touch of ridge: similarity and distance carry nearly the same message.
-    penalty = np.diag([*[0.01 * len(signs)] * len(SIGNS), 0.0])
+    penalty = np.diag([*[0.01 * len(predictors)] * len(PREDICTORS), 0.0])
     coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ errors)
-    expected = np.sort(_linear(signs, center, scale, coefficients))
-    distance = signs[:, SIGNS.index("distance")]
+    expected = np.sort(_linear(predictors, center, scale, coefficients))
+    distance = predictors[:, PREDICTORS.index("distance")]
     farthest = max(float(np.median(distance[slices == name])) for name in np.unique(slices))
     limits = float(np.quantile(distance, _OUTLIER_QUANTILE)), _OUTLIER_SLIDE * farthest
     return Calibration(center, scale, coefficients, expected, *limits, np.mean(correlations, axis=0))
@@ -172,5 +172,5 @@ def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.nd
     return [np.flatnonzero(left), np.flatnonzero(~left)]
 
 
-def _linear(signs: np.ndarray, center: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    return ((signs - center) / scale) @ coefficients[:-1] + coefficients[-1]
+def _linear(predictors: np.ndarray, center: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
+    return ((predictors - center) / scale) @ coefficients[:-1] + coefficients[-1]

@@ -88,7 +88,7 @@ def cross_fit(
         bank = embed_reference(trainee.module, fitted, rest, where)
         p = Predictor(trainee.module, fitted.rules, bank, None, settings)
         found = answer(p, whole.features.subset(rows), whole.adjacency[rows][:, rows], whole.slices[rows])
-        return found.panel, found.signs
+        return found.panel, found.predictors
 
     return calibrate(
         calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel, whole.slices

@@ -37,12 +37,12 @@ _ROUNDING = 1e-6
 _REAL = 1e-8
 """Variance of a component, as a share of the largest, up to which it is rounding."""
 
-SPOTS_OF_DOUBT = 20
+SHRINKAGE_SPOTS = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
 
 @dataclass(frozen=True)
-class FixedMap:
+class LinearProjection:
     """An affine map, ``(x - offset) @ matrix``, or ``(x - offset) * matrix`` where ``matrix`` has one dimension."""
 
     offset: np.ndarray
@@ -58,7 +58,7 @@ class FixedMap:
         return _by_rows(part, len(x), self.matrix.shape[-1])
 
 
-def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> FixedMap:
+def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> LinearProjection:
     """Standardize each feature, then principal components; fitted on training spots alone.
 
     Parameters
@@ -76,7 +76,7 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
     offset = x.mean(0, dtype=np.float64)
     inverse = _inverse(offset, x.std(0, dtype=np.float64))
     if n_components is None:
-        return FixedMap(offset.astype(np.float32), inverse.astype(np.float32))
+        return LinearProjection(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
     solver = "randomized" if width < min(x.shape) // 2 else "full"
     matrix, variance = _principal((x - offset) * inverse, width, solver, seed)
@@ -85,7 +85,7 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
         real = variance > _REAL * variance.max(initial=0.0)
         np.power(variance, -whitening / 2, out=weight, where=real)
         matrix = matrix * weight / np.sqrt((np.maximum(variance, 1e-12) ** (1 - whitening)).mean())
-    return FixedMap(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
+    return LinearProjection(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
 
 
 def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.nd
 
 
 @dataclass(frozen=True)
-class AppearanceMap:
+class FeatureSpace:
     """Where a patch lies in the reference's range, and how far outside of it.
 
     Parameters
@@ -144,8 +144,8 @@ class AppearanceMap:
         return _by_rows(part, len(x), len(self.scale) + 1)
 
 
-def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
-    """Fit an :class:`AppearanceMap` on the features of the training spots, ``(n_spots, n_features)``."""
+def fit_appearance(x: np.ndarray, seed: int) -> FeatureSpace:
+    """Fit an :class:`FeatureSpace` on the features of the training spots, ``(n_spots, n_features)``."""
     plain = fit_map(x, None, whitening=0.0, seed=seed)
     standard = plain(x)
     width = max(1, min(_APPEARANCE, len(x) // _PER_COMPONENT, x.shape[1]))
@@ -159,11 +159,11 @@ def fit_appearance(x: np.ndarray, seed: int) -> AppearanceMap:
     mean = 1.0 / np.sqrt(max(len(variance), 1))
     arrays = (plain.offset, plain.matrix, components, mean / np.sqrt(variance), np.array([mean * rest]))
     # Laid out as they are when a saved model is loaded: sums in another order differ in the last digit.
-    return AppearanceMap(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
+    return FeatureSpace(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
 
 
 @dataclass(frozen=True)
-class ContextRule:
+class NeighborhoodAggregator:
     """What is seen of a spot: its own features, and the mean features of the rings of neighbors around it.
 
     Parameters
@@ -209,7 +209,7 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
     result = np.array(features, dtype=np.float32)
     for name in np.unique(slices):
         rows = np.flatnonzero(slices == name)
-        share = len(rows) / (len(rows) + SPOTS_OF_DOUBT)
+        share = len(rows) / (len(rows) + SHRINKAGE_SPOTS)
         result[rows] -= (share * features[rows].mean(0, dtype=np.float64) + (1 - share) * center).astype(np.float32)
     return result
 
@@ -266,7 +266,7 @@ class Context:
         """Spots on which maps are fitted, and their context: all of them."""
         return np.arange(len(self.values)), self.values
 
-    def through(self, fixed: FixedMap) -> np.ndarray:
+    def through(self, fixed: LinearProjection) -> np.ndarray:
         """What a map makes of all spots, ``(n_spots, n_out)``."""
         return fixed(self.values)
 
@@ -295,14 +295,14 @@ class BlockedContext(Context):
     """
 
     def __init__(
-        self, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray, rule: ContextRule
+        self, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray, rule: NeighborhoodAggregator
     ) -> None:
         self.features, self.adjacency, self.n_rings = features, adjacency, rule.n_rings
         names, self._codes = np.unique(slices, return_inverse=True)
         self._offsets = np.zeros((len(names), features.shape[1]), dtype=np.float32)
         if rule.center is not None:
             count = np.bincount(self._codes)[:, None]
-            share = count / (count + SPOTS_OF_DOUBT)
+            share = count / (count + SHRINKAGE_SPOTS)
             own = slice_sums(features, self._codes, len(names)) / count
             self._offsets = (share * own + (1 - share) * rule.center).astype(np.float32)
 
@@ -320,7 +320,7 @@ class BlockedContext(Context):
             logger.info("Input maps are fitted on %d of %d spots, drawn with the model's seed.", n_drawn, n_spots)
         return chosen, np.concatenate([self.rows(part) for part in np.array_split(chosen, -(-n_drawn // 512))])
 
-    def through(self, fixed: FixedMap) -> np.ndarray:
+    def through(self, fixed: LinearProjection) -> np.ndarray:
         """What a map makes of all spots, ``(n_spots, n_out)``."""
         result = np.empty((len(self.features), fixed.matrix.shape[-1]), dtype=np.float32)
         if fixed.matrix.ndim == 1:
@@ -369,7 +369,7 @@ class MappedRows:
     """
 
     context: Context
-    fixed: FixedMap
+    fixed: LinearProjection
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -397,7 +397,9 @@ class MapRows:
         return torch.from_numpy(self.maps[index.numpy()])
 
 
-def context_of(rule: ContextRule, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:
+def context_of(
+    rule: NeighborhoodAggregator, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray
+) -> Context:
     """Context features by a rule, in memory where there are no more than :data:`PLAIN_BYTES` of them."""
     if is_plain(features, rule.n_rings):
         return Context(rule(features.whole(), adjacency, slices))
@@ -420,7 +422,7 @@ def slice_sums(features: FeatureRows, codes: np.ndarray, n_slices: int) -> np.nd
     return sums
 
 
-def appearance_of(appearance: AppearanceMap, features: FeatureRows) -> np.ndarray:
+def appearance_of(appearance: FeatureSpace, features: FeatureRows) -> np.ndarray:
     """Where patches lie in the reference's range, ``(n_spots, n_coordinates)``."""
     if is_plain(features, 0):
         return appearance(features.whole())

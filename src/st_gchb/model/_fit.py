@@ -21,10 +21,10 @@ from st_gchb.model import _features as _context
 from st_gchb.model._features import (
     BlockedContext,
     Context,
-    ContextRule,
-    FixedMap,
+    LinearProjection,
     MappedRows,
     MapRows,
+    NeighborhoodAggregator,
     appearance_of,
     context_of,
     fit_appearance,
@@ -33,11 +33,11 @@ from st_gchb.model._features import (
     slice_sums,
 )
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._query import Rules, origin_table
+from st_gchb.model._query import Preprocessor, origin_table
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
 from st_gchb.nn import NetworkSettings
-from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp import FeatureSpec, GraphSpec
 from st_gchb.pp.expression import fit_expression, log_normalize, read_expression
 from st_gchb.pp.graph import graph_of, rule_of
 from st_gchb.pp.patches import (
@@ -45,7 +45,7 @@ from st_gchb.pp.patches import (
     FeatureRows,
     is_stain_key,
     made_key,
-    stage_of_rule,
+    stage_of_spec,
     stained_versions,
     with_maps,
 )
@@ -81,8 +81,8 @@ class Fitted:
         Slice of each spot.
     """
 
-    rules: Rules
-    image_map: FixedMap
+    rules: Preprocessor
+    image_map: LinearProjection
     log_values: sparse.csr_matrix
     panel: sparse.csr_matrix
     features: FeatureRows
@@ -125,21 +125,23 @@ def fit(
         panel=panel,
     )
     if features is None:
-        trained = settings.image_tail != "none"
+        trained = settings.finetune != "none"
         features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
     adjacency = without_loops((graph_of(adata, where.connectivities_key) > 0).astype(np.float32))
-    look = ContextRule(settings.context_rings, mean_features(features, settings) if settings.center_slices else None)
+    look = NeighborhoodAggregator(
+        settings.context_rings, mean_features(features, settings) if settings.center_slices else None
+    )
     context = context_of(look, features, adjacency, slices)
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
-    linear = fit_map(seen, settings.linear_components, whitening=0.0, seed=seed)
+    linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed)
     if not linear.matrix.any():
         raise EncoderError(
             f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
             "Check that the image shows tissue, and run st_gchb.pp.embed_patches again."
         )
-    rules = Rules(
+    rules = Preprocessor(
         expression=expression,
         features=_feature_rule(adata, where.features_key, settings),
         features_key=where.features_key,
@@ -171,12 +173,12 @@ def _registered(adata: AnnData, where: Registered) -> Any:
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
     """The network with its fixed maps filled in."""
     rule = fitted.rules.features
-    stage = None if rule is None or rule.tail is None else stage_of_rule(rule)
+    stage = None if rule is None or not rule.feature_maps else stage_of_spec(rule)
     module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
     expression = fitted.rules.expression
     fixed = (
         (module.network.image.fixed, fitted.image_map),
-        (module.network.expression.fixed, FixedMap(expression.offset, expression.matrix)),
+        (module.network.expression.fixed, LinearProjection(expression.offset, expression.matrix)),
     )
     for layer, numbers in fixed:
         layer.offset.copy_(torch.from_numpy(numbers.offset))
@@ -184,14 +186,14 @@ def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
     return module
 
 
-def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings) -> NetworkSettings:
+def network_settings(rules: Preprocessor, image_map: LinearProjection, settings: ModelSettings) -> NetworkSettings:
     """Sizes of the network; components are as many as the data allow."""
     return NetworkSettings(
         n_features=rules.n_features * (rules.context.n_rings + 1),
         n_genes=len(rules.expression.genes),
         n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
         n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
-        n_tail=settings.n_image_tail,
+        n_tail=settings.n_image_adapter,
         n_hidden=settings.n_hidden,
         n_embedding=settings.n_embedding,
         image_graph=settings.image_graph,
@@ -202,7 +204,7 @@ def network_settings(rules: Rules, image_map: FixedMap, settings: ModelSettings)
 
 def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
     """Inputs of the branches, graph and slices as the data module wants them."""
-    expression = FixedMap(fitted.rules.expression.offset, fitted.rules.expression.matrix)
+    expression = LinearProjection(fitted.rules.expression.offset, fitted.rules.expression.matrix)
     context, image_map = fitted.context, fitted.image_map
     on_demand = isinstance(context, BlockedContext) and image_map.matrix.ndim == 1
     image: Rows
@@ -256,7 +258,7 @@ def without_loops(adjacency: sparse.csr_matrix) -> sparse.csr_matrix:
     return adjacency
 
 
-def _mapped(panel: sparse.csr_matrix, fixed: FixedMap) -> np.ndarray:
+def _mapped(panel: sparse.csr_matrix, fixed: LinearProjection) -> np.ndarray:
     """Expression through a map; made dense at once where that is small, else some spots at a time."""
     n_spots, n_genes = panel.shape
     if 4 * n_spots * n_genes <= _context.PLAIN_BYTES:
@@ -315,15 +317,15 @@ def _is_numeric(values: Any) -> bool:
     return getattr(values, "ndim", 0) == 2 and np.issubdtype(values.dtype, np.number)
 
 
-def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureRule | None:
+def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureSpec | None:
     """How the features were made; ``None`` where they do not come from ``pp.embed_patches``."""
     if key not in adata.uns:
         return None
-    rule = FeatureRule.from_uns(adata.uns[key])
+    rule = FeatureSpec.from_uns(adata.uns[key])
     # Maps of a query are made where they are needed, which takes room on disk.
-    return replace(rule, tail=None) if settings.image_tail == "none" else rule
+    return replace(rule, feature_maps=False) if settings.finetune == "none" else rule
 
 
-def _graph_rule(adata: AnnData, where: Registered) -> GraphRule:
+def _graph_rule(adata: AnnData, where: Registered) -> GraphSpec:
     """The rule of the registered graph; a graph from elsewhere gets the rule that squidpy recorded, or the default."""
     return rule_of(adata, where.connectivities_key, where.slice_key, features_key=where.features_key)

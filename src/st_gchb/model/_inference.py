@@ -26,14 +26,14 @@ from st_gchb.model._confidence import Calibration, calibration_folds, signs_of
 from st_gchb.model._features import (
     BlockedContext,
     Context,
-    ContextRule,
-    FixedMap,
+    LinearProjection,
     MappedRows,
+    NeighborhoodAggregator,
     appearance_of,
     context_of,
 )
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._query import Query, Rules, measured_panel
+from st_gchb.model._query import Preprocessor, Query, measured_panel
 from st_gchb.model._settings import ModelSettings
 from st_gchb.nn import Branch
 from st_gchb.pp import write_table
@@ -41,10 +41,10 @@ from st_gchb.pp.encoders import halved
 from st_gchb.pp.patches import FeatureRows
 from st_gchb.pp.spots import check_table_name
 from st_gchb.retrieval import (
-    LinearReadout,
     Neighbors,
     ReferenceBank,
     ReferenceTable,
+    RidgeHead,
     Search,
     Weighting,
     find_neighbors,
@@ -87,7 +87,7 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
 
 
 def seen_context(
-    module: STGCHBModule, rule: ContextRule, context: Context, features: FeatureRows, where: Where
+    module: STGCHBModule, rule: NeighborhoodAggregator, context: Context, features: FeatureRows, where: Where
 ) -> Context:
     """What the image branch sees of spots: their context, made anew where a stage of the trunk was trained.
 
@@ -149,7 +149,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
 
 def _inputs(branch: Branch, values: Any) -> Callable[[np.ndarray], Tensor]:
     """What gives the branch's inputs, after its fixed map, of some spots."""
-    fixed = FixedMap(branch.fixed.offset.cpu().numpy(), branch.fixed.matrix.cpu().numpy())
+    fixed = LinearProjection(branch.fixed.offset.cpu().numpy(), branch.fixed.matrix.cpu().numpy())
     if isinstance(values, Context):
         if fixed.matrix.ndim == 1:
             made = MappedRows(values, fixed)
@@ -216,7 +216,7 @@ class Predictor:
     """The trained parts that a prediction needs, and how the reference is searched."""
 
     module: STGCHBModule
-    rules: Rules
+    rules: Preprocessor
     bank: ReferenceBank
     calibration: Calibration | None
     settings: ModelSettings
@@ -245,7 +245,7 @@ class Answer:
     neighbors: Neighbors
     linear: np.ndarray
     panel: np.ndarray
-    signs: np.ndarray
+    predictors: np.ndarray
 
 
 def answer(
@@ -295,8 +295,8 @@ def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: Refe
     Within the reference's range of each column: a linear read-out goes on beyond it for patches unlike any of the
     reference's, to values that no spot can have.
     """
-    if p.settings.linear_weight:
-        readout = LinearReadout(p.bank.linear, p.settings.linear_penalty)
+    if p.settings.ridge_weight:
+        readout = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
         share = _linear_share(p, readout, table)
         # The same for every query: fitted once.
         table.readout = table.readout or readout.fit(table.values)
@@ -326,8 +326,8 @@ def predict(
     if Keys.SPATIAL in query.adata.uns:
         result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
     if p.calibration is not None:
-        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.signs, query.slices)
-        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.signs, query.slices)
+        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.predictors, query.slices)
+        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.predictors, query.slices)
         expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
         result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
     if layer is None:
@@ -335,7 +335,7 @@ def predict(
     n_neighbors = found.neighbors.ids.shape[1]
     result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting)
     if p.calibration is not None:
-        result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.signs, query.slices)
+        result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.predictors, query.slices)
     if return_neighbors:
         result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
         result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
@@ -343,18 +343,18 @@ def predict(
     return result
 
 
-def _linear_share(p: Predictor, readout: LinearReadout, table: ReferenceTable) -> np.ndarray | np.float32:
+def _linear_share(p: Predictor, readout: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
     """Share of the linear read-out in each column, ``(n_columns,)``, by what it is worth on held-out slices.
 
     Where ridge knows little of a gene, it mostly adds noise to what was retrieved.
     """
-    whole = np.float32(p.settings.linear_weight)
-    if not p.settings.linear_full_at:
+    whole = np.float32(p.settings.ridge_weight)
+    if not p.settings.ridge_full_at:
         return whole
     folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
     if table.held_out is None:
         table.held_out = readout.held_out_correlation(table.values, folds)
-    share: np.ndarray = whole * np.clip(table.held_out / p.settings.linear_full_at, 0.0, 1.0).astype(np.float32)
+    share: np.ndarray = whole * np.clip(table.held_out / p.settings.ridge_full_at, 0.0, 1.0).astype(np.float32)
     return share
 
 
@@ -383,11 +383,11 @@ def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
         result.var.loc[names[here], "st_gchb_measured"] = True
 
 
-def _stain(calibration: Calibration, signs: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
+def _stain(calibration: Calibration, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
     """Say of each slide whether it lies in the reference's range, and warn of those that do not."""
-    slides = calibration.slides(signs, slices)
-    for name, says in slides.loc[~slides["in_range"], "says"].items():
-        logger.warning("slice %r: %s. All its spots are flagged in obs[%r].", name, says, Keys.OUTLIER)
+    slides = calibration.slides(predictors, slices)
+    for name, verdict in slides.loc[~slides["in_range"], "verdict"].items():
+        logger.warning("slice %r: %s. All its spots are flagged in obs[%r].", name, verdict, Keys.OUTLIER)
     return slides
 
 
@@ -405,7 +405,7 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "k": k,
         "weighting": weighting,
         **_how_searched(p, k),
-        "linear_weight": p.settings.linear_weight,
+        "ridge_weight": p.settings.ridge_weight,
         "reference_slices": np.array(sorted(set(p.bank.slices))),
     }
 

@@ -87,7 +87,7 @@ class TrainingMixin(BaseModelClass):
             can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
         block_size
             Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice; by
-            default 20,000, and with ``image_tail`` as many as have feature maps of 1 GiB.
+            default 20,000, and with ``finetune`` as many as have feature maps of 1 GiB.
         enable_checkpointing
             Keep checkpoints; without them, a training that was interrupted begins anew.
         checkpoint_dir

@@ -16,22 +16,23 @@ from st_gchb._artifacts import decode, digest, is_there, sha256_of
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError
 from st_gchb.model._confidence import Calibration
-from st_gchb.model._features import AppearanceMap, ContextRule, FixedMap
-from st_gchb.model._query import Rules
+from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today
+from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
+from st_gchb.model._query import Preprocessor
 from st_gchb.model._saving import (
     FORMAT,
     INDEX,
     INDEX_ARRAYS,
     INDEX_NUMBERS,
     JSON,
+    OLDEST_FORMAT,
     ORIGIN,
-    PLAIN_FORMAT,
     REFERENCE,
     TENSORS,
     SavedModel,
 )
 from st_gchb.model._schema import check_numbers, check_record, read_table
-from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp import FeatureSpec, GraphSpec
 from st_gchb.pp.expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank, ReferenceTable, SearchIndex
 
@@ -66,13 +67,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')}, which is newer. Update st-gchb."
         )
-    if written < PLAIN_FORMAT:
+    if written < OLDEST_FORMAT:
         raise ModelFileError(
             f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
-            f"{PLAIN_FORMAT} and newer. Train the model again."
+            f"{OLDEST_FORMAT} and newer. Train the model again."
         )
     if written_digest != digest(settings):
         raise ModelFileError(f"{folder / JSON} is not as it was written: it is damaged. Copy the model again.")
+    if written < RENAMED_IN:
+        settings = record_of_today(settings)
     check_record(settings, folder / JSON)
     for name in settings["sha256"]:
         if name not in (TENSORS, REFERENCE, ORIGIN, INDEX):
@@ -104,8 +107,8 @@ def read_model(folder: Path) -> SavedModel:
     """Read a model folder; errors as :func:`read_settings`."""
     stored = read_settings(folder)
     try:
-        network, reference = load_file(folder / TENSORS), load_file(folder / REFERENCE)
-        index = load_file(folder / INDEX) if "index" in stored else None
+        network, reference = arrays_of_today(load_file(folder / TENSORS)), load_file(folder / REFERENCE)
+        index = arrays_of_today(load_file(folder / INDEX)) if "index" in stored else None
         origin = pd.read_parquet(folder / ORIGIN)
     except (SafetensorError, *ARRAY_ERRORS) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
@@ -145,7 +148,7 @@ def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
     return Calibration(**numbers | limits)
 
 
-def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
+def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocessor:
     expression = ExpressionRule(
         genes=pd.Index(stored["genes"]),
         log_normalized=stored["log_normalized"],
@@ -153,15 +156,15 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Rules:
         matrix=network["expression.matrix"],
         variance=network["expression.variance"],
     )
-    return Rules(
+    return Preprocessor(
         expression=expression,
-        features=None if stored["features"] is None else FeatureRule.from_uns(stored["features"]),
+        features=None if stored["features"] is None else FeatureSpec.from_uns(stored["features"]),
         features_key=stored["features_key"],
         n_features=stored["n_features"],
-        graph=GraphRule(**stored["graph"]),
-        context=ContextRule(stored["context_rings"], network.get("context.center")),
-        linear=FixedMap(network["linear.offset"], network["linear.matrix"]),
-        appearance=AppearanceMap(*(network[f"appearance.{name}"] for name in AppearanceMap.__dataclass_fields__)),
+        graph=GraphSpec(**stored["graph"]),
+        context=NeighborhoodAggregator(stored["context_rings"], network.get("context.center")),
+        linear=LinearProjection(network["linear.offset"], network["linear.matrix"]),
+        appearance=FeatureSpace(*(network[f"appearance.{name}"] for name in FeatureSpace.__dataclass_fields__)),
         slice_key=stored["slice_key"],
     )
 
@@ -180,8 +183,6 @@ def _bank(
     arrays = {key: reference[key] for key in ("keys", "image_keys", "linear", "appearance")}
     parts: dict[str, Any] = {}
     if index is not None:
-        # So the array was called in the first models that had an index.
-        index = {"centers" if name == "centres" else name: values for name, values in index.items()}
         missing = [name for name in INDEX_ARRAYS if name not in index]
         if missing:
             raise ModelFileError(f"{folder / INDEX} has no array {missing[0]!r}. Copy the model again.")

@@ -18,11 +18,11 @@ from st_gchb._compat import parse_device_args
 from st_gchb._errors import InputError, ModelFileError, NotTrainedError, STGCHBError
 from st_gchb._signals import held_back
 from st_gchb.model._confidence import Calibration
-from st_gchb.model._features import FixedMap
+from st_gchb.model._features import LinearProjection
 from st_gchb.model._fit import Fitted, network_settings
 from st_gchb.model._loading import read_model, read_registry
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._query import Rules, check_training_data
+from st_gchb.model._query import Preprocessor, check_training_data
 from st_gchb.model._saving import SavedModel, write_model
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
@@ -36,7 +36,7 @@ class PersistenceMixin(BaseModelClass):
     preset: str
     seed: int
     settings: ModelSettings
-    rules_: Rules | None
+    rules_: Preprocessor | None
     bank_: ReferenceBank | None
     calibration_: Calibration | None
     model_id_: str | None
@@ -162,10 +162,12 @@ class PersistenceMixin(BaseModelClass):
         """Take over everything that was read from a folder."""
         self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
         self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
-        image_map = FixedMap(*(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix")))
+        image_map = LinearProjection(
+            *(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix"))
+        )
         rule = saved.rules.features
         with torch.random.fork_rng():
-            stage = None if rule is None or rule.tail is None else stage_without_weights(rule)
+            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule)
             sizes = network_settings(saved.rules, image_map, self.settings)
             self.module = STGCHBModule(sizes, self.settings.loss, stage)
         self.module.load_state_dict(saved.state)

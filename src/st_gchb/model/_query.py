@@ -18,16 +18,16 @@ from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
 from st_gchb.io import libraries_of
-from st_gchb.model._features import AppearanceMap, ContextRule, FixedMap
+from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
-from st_gchb.pp import FeatureRule, GraphRule, embed_by_rule, resolve, spatial_graph
+from st_gchb.pp import FeatureSpec, GraphSpec, embed_patches_like, resolve, spatial_graph
 from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression
 from st_gchb.pp.graph import check_reach
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
     MEMORY_MB,
-    Damaged,
     FeatureRows,
+    OnDamage,
     check_made,
     feature_keys,
     has_features,
@@ -41,12 +41,12 @@ def is_whole(adata: AnnData, key: str) -> np.ndarray:
     """Which spots are not among those that :func:`~st_gchb.pp.embed_patches` left out, ``(n_spots,)``."""
     stored = adata.uns.get(key)
     # What is no mapping is refused where the features' rule is read.
-    told = stored.get("left_out", ()) if isinstance(stored, Mapping) else ()
+    told = stored.get("excluded", ()) if isinstance(stored, Mapping) else ()
     names = np.atleast_1d(told).astype(str)
     return np.asarray(~adata.obs_names.isin(names))
 
 
-def leave_out(light: AnnData, source: AnnData, key: str, damaged: str) -> tuple[AnnData, AnnData, np.ndarray]:
+def leave_out(light: AnnData, source: AnnData, key: str, on_damage: str) -> tuple[AnnData, AnnData, np.ndarray]:
     """Drop these spots from a query, so that the others' neighbors are spots that exist.
 
     Parameters
@@ -55,7 +55,7 @@ def leave_out(light: AnnData, source: AnnData, key: str, damaged: str) -> tuple[
         The query's light copy, and the object that it is of; the same rows.
     key
         Key of the features.
-    damaged
+    on_damage
         ``"raise"`` where every spot has to be there.
 
     Returns
@@ -72,10 +72,10 @@ def leave_out(light: AnnData, source: AnnData, key: str, damaged: str) -> tuple[
     names = light.obs_names[~keep].to_numpy(dtype=str)
     if keep.all():
         return light, source, names
-    if damaged == "raise" or not keep.any():
+    if on_damage == "raise" or not keep.any():
         raise DamageError(
             f"{len(names)} of {len(keep)} spots have no features, since their pixels cannot be decoded (first: "
-            f"{names[:3].tolist()}). Drop them: query = query[~query.obs_names.isin(query.uns[{key!r}]['left_out'])]."
+            f"{names[:3].tolist()}). Drop them: query = query[~query.obs_names.isin(query.uns[{key!r}]['excluded'])]."
             "copy(); or fetch the image again."
         )
     return light[keep].copy(), source[keep], names
@@ -86,7 +86,7 @@ _NOT_OF_THE_KIND = 1e6
 
 
 @dataclass(frozen=True)
-class Rules:
+class Preprocessor:
     """Everything that was fitted or fixed before training, and that a query goes through.
 
     Parameters
@@ -112,13 +112,13 @@ class Rules:
     """
 
     expression: ExpressionRule
-    features: FeatureRule | None
+    features: FeatureSpec | None
     features_key: str
     n_features: int
-    graph: GraphRule
-    context: ContextRule
-    linear: FixedMap
-    appearance: AppearanceMap
+    graph: GraphSpec
+    context: NeighborhoodAggregator
+    linear: LinearProjection
+    appearance: FeatureSpace
     slice_key: str | None
 
 
@@ -140,7 +140,7 @@ class Query:
         Slice of each spot, ``(n_query,)``.
     link
         For SpatialData the columns by which rows are matched to shapes, ``region_key`` and ``instance_key``.
-    left_out
+    excluded
         Names of the spots that are not in it, since their pixels cannot be decoded.
     """
 
@@ -150,12 +150,12 @@ class Query:
     adjacency: sparse.csr_matrix
     slices: np.ndarray
     link: dict[str, str]
-    left_out: np.ndarray
+    excluded: np.ndarray
 
 
 def prepare_query(
     data: AnnData | SpatialData,
-    rules: Rules,
+    rules: Preprocessor,
     *,
     slice_key: str | None = None,
     image: Any = None,
@@ -165,7 +165,7 @@ def prepare_query(
     table: str | None = None,
     shapes: str | None = None,
     memory_mb: float = MEMORY_MB,
-    damaged: Damaged = "raise",
+    on_damage: OnDamage = "raise",
 ) -> Query:
     """Find image and spots, make features and graph by the stored rules. The caller's object is not changed.
 
@@ -174,7 +174,7 @@ def prepare_query(
     QueryError
         If the object holds no spot, or its features are not the model's.
     DamageError
-        If pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or of all.
+        If pixels of some spots cannot be decoded, and ``on_damage`` is ``"raise"``; or of all.
     """
     check_object(data, spatialdata=True, error=QueryError)
     resolved = resolve(data, table=table, image=image, shapes=shapes, thumbnails=isinstance(data, SpatialData))
@@ -191,7 +191,7 @@ def prepare_query(
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: centers})
     if Keys.SPATIAL in source.uns:
         light.uns[Keys.SPATIAL] = _images_of(source, key)
-    trained = rules.features is not None and rules.features.tail is not None
+    trained = rules.features is not None and rules.features.feature_maps
     if has_features(source, rules.features_key, maps=trained):
         check_unmasked(source, rules.features_key)
         _check_query_features(source[is_whole(source, rules.features_key)], rules)
@@ -208,7 +208,7 @@ def prepare_query(
         )
     else:
         check_reach(resolved.slices(slice_key=key, image_key=image_key, um_per_px=um_per_px), rules.graph)
-        embed_by_rule(
+        embed_patches_like(
             light,
             rules.features,
             weights=weights,
@@ -218,15 +218,15 @@ def prepare_query(
             um_per_px=um_per_px,
             key_added=rules.features_key,
             memory_mb=memory_mb,
-            damaged=damaged,
+            on_damage=on_damage,
         )
-    light, source, left_out = leave_out(light, source, rules.features_key, damaged)
+    light, source, excluded = leave_out(light, source, rules.features_key, on_damage)
     spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=um_per_px, features_key=rules.features_key)
     features = with_maps(light, rules.features_key) if trained else light.obsm[rules.features_key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
     graph = light.obsp[Keys.CONNECTIVITIES].tocsr()
-    return Query(light, source, features, graph, sections_of(light, key).names.astype(str), known, left_out)
+    return Query(light, source, features, graph, sections_of(light, key).names.astype(str), known, excluded)
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +297,7 @@ def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None)
     return frame
 
 
-def check_training_data(adata: AnnData, rules: Rules, bank: ReferenceBank, slice_key: str | None) -> None:
+def check_training_data(adata: AnnData, rules: Preprocessor, bank: ReferenceBank, slice_key: str | None) -> None:
     """Refuse to go on training on other data than those that a saved model was trained on.
 
     Raises
@@ -332,7 +332,7 @@ def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
     return {name: library for name, library in libraries.items() if name in own} or libraries
 
 
-def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> None:
+def _check_query_features(adata: AnnData, rules: Preprocessor, name: str = "query") -> None:
     key = rules.features_key
     own = f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
     remedy = own if name == "query" else "Make it the same way again."
@@ -348,8 +348,8 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
     if key not in adata.uns:
         logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
         return
-    found = FeatureRule.from_uns(adata.uns[key])
-    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "views", "stain_norm", "stain_target", "precision")
+    found = FeatureSpec.from_uns(adata.uns[key])
+    same = ("encoder", "weights_sha256", "patch_um", "patch_px", "n_views", "stain_norm", "stain_target", "precision")
     differ = [one for one in same if getattr(found, one) != getattr(rules.features, one)]
     if differ:
         pairs = ", ".join(
@@ -358,7 +358,7 @@ def _check_query_features(adata: AnnData, rules: Rules, name: str = "query") -> 
         raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {pairs}. {remedy}")
 
 
-def _check_near(adata: AnnData, rules: Rules, name: str, remedy: str) -> None:
+def _check_near(adata: AnnData, rules: Preprocessor, name: str, remedy: str) -> None:
     """Refuse features that cannot be of the reference's kind, be the tissue what it may."""
     key, look = rules.features_key, rules.appearance
     far, most = 0, 0.0

@@ -22,14 +22,11 @@ from st_gchb._artifacts import digest, encode, make_readable, sha256_of
 from st_gchb._errors import InputError, StoreError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._module import STGCHBModule
-from st_gchb.model._query import Rules
+from st_gchb.model._query import Preprocessor
 from st_gchb.retrieval import ReferenceBank
 
-FORMAT = 3
-"""Newest format that is read and written."""
-PLAIN_FORMAT = 2
-"""Written where patches are neither normalized in stain nor encoded in half precision: programs that know nothing of
-that read it."""
+FORMAT, OLDEST_FORMAT = 4, 2
+"""The format that is written, and the oldest that is read."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -68,7 +65,7 @@ class SavedModel:
     settings: dict[str, Any]
     registry: dict[str, Any]
     state: dict[str, torch.Tensor]
-    rules: Rules
+    rules: Preprocessor
     bank: ReferenceBank
     calibration: Calibration | None
     history: dict[str, pd.DataFrame]
@@ -167,7 +164,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": PLAIN_FORMAT if rules.features is None or rules.features.is_plain else FORMAT,
+        "format": FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,

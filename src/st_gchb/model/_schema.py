@@ -16,7 +16,7 @@ from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import InputError, MissingKeyError, ModelFileError
 from st_gchb.model._settings import ModelSettings, Preset
 from st_gchb.model._validation import Registered
-from st_gchb.pp import FeatureRule, GraphRule
+from st_gchb.pp import FeatureSpec, GraphSpec
 
 FIELDS: dict[str, Any] = {
     "version": str,
@@ -83,11 +83,11 @@ def check_record(record: dict[str, Any], place: Path) -> None:
         for name, kind in FIELDS.items():
             check_value(record[name], kind, name)
         check_keywords(record["settings"], ModelSettings, "settings")
-        check_keywords(record["graph"], GraphRule, "graph")
-        GraphRule(**record["graph"])
+        check_keywords(record["graph"], GraphSpec, "graph")
+        GraphSpec(**record["graph"])
         if record["features"] is not None:
-            check_keywords(record["features"], FeatureRule, "features")
-            FeatureRule.from_uns(record["features"])
+            check_keywords(record["features"], FeatureSpec, "features")
+            FeatureSpec.from_uns(record["features"])
         for name, values in record["history"].items():
             # Losses of a training that ran away are NaN, which JSON holds.
             if not {type(value) for value in values} <= {int, float, type(None)}:

@@ -28,7 +28,7 @@ from st_gchb.retrieval import Weighting
 from st_gchb.train import Sampler
 
 Preset = Literal["default", "paper", "bleep"]
-ImageTail = Literal["none", "last_stage"]
+Finetune = Literal["none", "last_stage"]
 
 
 @checked
@@ -48,16 +48,17 @@ class ModelSettings:
         Rings of neighbors whose mean patch features stand beside the spot's own.
     center_slices
         Take the mean patch features of a slice away from its spots, in the reference and in a query.
-    n_image_tail
+    n_image_adapter
         Width of a trainable linear layer on the trunk's features, 0 for none.
-    image_tail, image_tail_lr
-        ``"last_stage"``: the trunk's last stage is trained too, on maps that ``pp.embed_patches(tail="last_stage")``
-        has kept, with a learning rate that is this share of the others'; ``"none"``: the whole trunk is frozen.
+    finetune, finetune_lr_factor
+        ``"last_stage"``: the trunk's last stage is trained too, on the feature maps that
+        ``pp.embed_patches(save_feature_maps=True)`` has kept, with a learning rate that is this share of the others';
+        ``"none"``: the whole trunk is frozen.
     image_graph, expression_graph
         Graph encoder of each branch: ``"sage"``, ``"gcn"``, ``"gcn_sum"`` or ``"none"``.
     n_hidden, n_embedding, dropout
         Width of the hidden representation Z, of the joint embedding, and dropout in the projection heads.
-    literal
+    paper_equations
         Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalization).
     temperature, soft_targets
         Of the alignment.
@@ -74,10 +75,10 @@ class ModelSettings:
         Share of each slice's spots kept for early stopping, and epochs without improvement that are waited for.
     k, weighting, query_temperature
         Of the retrieval.
-    linear_weight, linear_full_at
+    ridge_weight, ridge_full_at
         Largest share of the linear read-out in a prediction, and the correlation on held-out reference slices from
         which on a gene gets it; below, the share falls to 0 with the correlation. 0 gives all genes the same share.
-    linear_components, linear_penalty
+    ridge_components, ridge_penalty
         Principal components of the context features that the read-out sees, and ridge penalty as a share of their
         variance.
     """
@@ -88,15 +89,15 @@ class ModelSettings:
     image_whitening: Share = 0.5
     context_rings: Rings = 2
     center_slices: bool = True
-    n_image_tail: WidthFromZero = 0
-    image_tail: ImageTail = "none"
-    image_tail_lr: Rate = 0.01
+    n_image_adapter: WidthFromZero = 0
+    finetune: Finetune = "none"
+    finetune_lr_factor: Rate = 0.01
     image_graph: GraphKind = "none"
     expression_graph: GraphKind = "none"
     n_hidden: Width = 256
     n_embedding: Width = 128
     dropout: Share = 0.4
-    literal: bool = False
+    paper_equations: bool = False
     temperature: Temperature = 0.2
     soft_targets: bool = True
     dgi_image: Weight = 0.0
@@ -116,10 +117,10 @@ class ModelSettings:
     k: Count = 400
     weighting: Weighting = "softmax"
     query_temperature: Temperature = 0.2
-    linear_weight: Share = 0.4
-    linear_full_at: Share = 0.3
-    linear_components: Count = 256
-    linear_penalty: Weight = 0.012
+    ridge_weight: Share = 0.4
+    ridge_full_at: Share = 0.3
+    ridge_components: Count = 256
+    ridge_penalty: Weight = 0.012
 
     @property
     def loss(self) -> LossSettings:
@@ -137,10 +138,10 @@ PRESETS: dict[str, ModelSettings] = {
         image_whitening=1.0,
         context_rings=0,
         center_slices=False,
-        n_image_tail=1000,
+        n_image_adapter=1000,
         image_graph="gcn",
         expression_graph="gcn",
-        literal=True,
+        paper_equations=True,
         temperature=1.0,
         dgi_image=1.0,
         dgi_expression=1.0,
@@ -155,7 +156,7 @@ PRESETS: dict[str, ModelSettings] = {
         validation_share=0.0,
         k=50,
         weighting="mean",
-        linear_weight=0.0,
+        ridge_weight=0.0,
     ),
     # No graph, DGI, bottleneck and linear read-out; BLEEP's plain mean of 50; inputs with which it did best on her2st.
     "bleep": ModelSettings(
@@ -166,7 +167,7 @@ PRESETS: dict[str, ModelSettings] = {
         bottleneck=0.0,
         k=50,
         weighting="mean",
-        linear_weight=0.0,
+        ridge_weight=0.0,
     ),
 }
 
@@ -193,9 +194,9 @@ def _check(settings: ModelSettings) -> None:
             "deep graph infomax alone, which has no weight. Pass pretrain_epochs=0, or dgi_image=1.0 and "
             "dgi_expression=1.0."
         )
-    if settings.image_tail != "none" and (settings.context_rings or settings.center_slices):
+    if settings.finetune != "none" and (settings.context_rings or settings.center_slices):
         raise InputError(
-            f"image_tail={settings.image_tail!r} with context_rings={settings.context_rings} and center_slices="
+            f"finetune={settings.finetune!r} with context_rings={settings.context_rings} and center_slices="
             f"{settings.center_slices}: a step would need the maps of all spots around its own, and of whole slices. "
             "Pass context_rings=0 and center_slices=False, or take preset='paper' or 'bleep', where they are so."
         )

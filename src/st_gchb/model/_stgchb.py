@@ -21,7 +21,7 @@ from st_gchb.model._fit import Fitted, build_module, fit
 from st_gchb.model._inference import Predictor, check_delivery, deliver, embed, predict, seen_context
 from st_gchb.model._learning import TrainingMixin
 from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._query import Rules, panel_expression, prepare_query
+from st_gchb.model._query import Preprocessor, panel_expression, prepare_query
 from st_gchb.model._registration import RegistrationMixin
 from st_gchb.model._settings import ModelSettings, Preset, check_k, settings_for
 from st_gchb.pp.patches import MEMORY_MB, FeatureRows
@@ -85,7 +85,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         super().__init__(adata, registry)
         self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)
-        self.rules_: Rules | None = None
+        self.rules_: Preprocessor | None = None
         self.bank_: ReferenceBank | None = None
         self.calibration_: Calibration | None = None
         self.model_id_: str | None = None
@@ -167,7 +167,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         AnnData, one row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
         ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``, ``obs["st_gchb_confidence"]``,
         ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance in ``uns["st_gchb"]``. Spots whose
-        pixels cannot be decoded have no row: their names are in ``uns["st_gchb"]["left_out"]``, and a warning says
+        pixels cannot be decoded have no row: their names are in ``uns["st_gchb"]["excluded"]``, and a warning says
         where they are.
 
         Raises
@@ -187,7 +187,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         check_search(len(bank), 1 if k is None else k, weighting or self.settings.weighting, search)
         prepared = prepare_query(
             query,
-            cast("Rules", self.rules_),
+            cast("Preprocessor", self.rules_),
             slice_key=slice_key,
             image=image,
             image_key=image_key,
@@ -196,13 +196,15 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             table=table,
             shapes=shapes,
             memory_mb=memory_mb,
-            damaged="nan",
+            on_damage="nan",
         )
-        predictor = Predictor(self.module, cast("Rules", self.rules_), bank, self.calibration_, self.settings, search)
+        predictor = Predictor(
+            self.module, cast("Preprocessor", self.rules_), bank, self.calibration_, self.settings, search
+        )
         result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
         result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
-        if len(prepared.left_out):
-            result.uns[Keys.UNS]["left_out"] = prepared.left_out
+        if len(prepared.excluded):
+            result.uns[Keys.UNS]["excluded"] = prepared.excluded
         if isinstance(query, SpatialData):
             deliver(query, result, prepared.link, key_added, write=write)
         return result
@@ -240,7 +242,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         bank = self._trained_bank("get_latent_representation")
         if adata is None:
             return np.array(bank.keys if modality == "expression" else bank.image_keys)
-        rules = cast("Rules", self.rules_)
+        rules = cast("Preprocessor", self.rules_)
         query = prepare_query(
             adata,
             rules,

@@ -215,7 +215,7 @@ def _fit(
 ) -> bool:
     """Train until the end; whether the device's memory was too small for it."""
     plan_arguments: dict[str, Any] = {"optimizer": "AdamW", "lr": s.lr, "weight_decay": s.weight_decay, "eps": 1e-8}
-    plan_arguments["stage_lr"] = s.image_tail_lr
+    plan_arguments["stage_lr"] = s.finetune_lr_factor
     plan = STGCHBTrainingPlan(model.module, **(plan_arguments | options.plan_kwargs))
     given = dict(options.trainer_kwargs)
     callbacks = [*given.pop("callbacks", []), StayFinite(), Pretraining(s.pretrain_epochs), progress]
@@ -226,8 +226,8 @@ def _fit(
     given["strategy"] = strategy_for(given.get("strategy", "auto"), options.devices)
     if given["strategy"] not in ("auto", "single_device") and model.module.network.stage is not None:
         raise DeviceError(
-            f"devices={options.devices!r} with image_tail={s.image_tail!r}: every device would pass all maps of a step "
-            "through the trunk's last stage. Pass devices=1, or image_tail='none'."
+            f"devices={options.devices!r} with finetune={s.finetune!r}: every device would pass all maps of a step "
+            "through the trunk's last stage. Pass devices=1, or finetune='none'."
         )
     given.setdefault("logger", history_logger())
     given.setdefault("enable_progress_bar", package_settings.progress_bars)
@@ -307,7 +307,7 @@ def _halved(
     if largest // 2 < 2:
         raise DeviceError(
             f"The device's memory is too small even for a step of {largest} spots. Use a larger device, "
-            "accelerator='cpu', or a smaller network (n_hidden, n_image_tail)."
+            "accelerator='cpu', or a smaller network (n_hidden, n_image_adapter)."
         )
     logger.warning(
         "The device ran out of memory in epoch %d with steps of %d spots: training goes on from that epoch's start "

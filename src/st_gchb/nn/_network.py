@@ -45,11 +45,11 @@ class NetworkSettings:
 class LossSettings:
     """Weights and forms of the loss terms; a weight of 0 leaves the term out.
 
-    ``literal`` takes equations 1 to 7 as printed: sums over nodes in DGI with the read-out h = sum Z_i, nHSIC of
-    equation 4, and the alignment of equations 6 and 7.
+    ``paper_equations`` takes equations 1 to 7 as printed: sums over nodes in DGI with the read-out h = sum Z_i, nHSIC
+    of equation 4, and the alignment of equations 6 and 7.
     """
 
-    literal: bool = False
+    paper_equations: bool = False
     temperature: Temperature = 0.2
     soft_targets: bool = True
     dgi_image: Weight = 0.0
@@ -121,7 +121,7 @@ class Branch(nn.Module):
         own_degree = None if degree is None else degree[part.nodes]
         return self.infomax.encoder(inputs[part.nodes], part.edge_index, own_degree)[: part.n_own]
 
-    def dgi(self, out: BranchOutput, batch: GraphBatch, *, literal: bool) -> Tensor:
+    def dgi(self, out: BranchOutput, batch: GraphBatch, *, paper_equations: bool) -> Tensor:
         """Equation 1, one summary per slice, over the nodes whose neighborhood is complete."""
         corrupted = permute_rows(out.shuffled, batch.members)
         if batch.part is None:
@@ -130,12 +130,12 @@ class Branch(nn.Module):
             negative = gathered(self._own_hidden(corrupted, batch.degree, batch.part), batch.part)
         losses = []
         for nodes in batch.inner_members:
-            summary = sum_readout(out.hidden[nodes]) if literal else mean_readout(out.hidden[nodes])
+            summary = sum_readout(out.hidden[nodes]) if paper_equations else mean_readout(out.hidden[nodes])
             losses.append(
                 dgi_loss(
                     self.infomax.discriminate(out.hidden[nodes], summary, sigmoid=False),
                     self.infomax.discriminate(negative[nodes], summary, sigmoid=False),
-                    "sum" if literal else "mean",
+                    "sum" if paper_equations else "mean",
                 )
             )
         return torch.stack(losses).mean()
@@ -202,11 +202,13 @@ class STGCHBNetwork(nn.Module):
         terms = {}
         if settings.dgi_image:
             image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
-            terms["dgi_image"] = settings.dgi_image * self.image.dgi(image, batch, literal=settings.literal)
+            terms["dgi_image"] = settings.dgi_image * self.image.dgi(
+                image, batch, paper_equations=settings.paper_equations
+            )
         if settings.dgi_expression:
             expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
             terms["dgi_expression"] = settings.dgi_expression * self.expression.dgi(
-                expression, batch, literal=settings.literal
+                expression, batch, paper_equations=settings.paper_equations
             )
         return terms
 
@@ -223,7 +225,7 @@ class STGCHBNetwork(nn.Module):
         image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
         expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
         t_l, g_f = expression.embedding[batch.rows], image.embedding[batch.rows]
-        if settings.literal:
+        if settings.paper_equations:
             terms = {"alignment": literal_alignment_loss(t_l, g_f, settings.temperature)}
         else:
             terms = {"alignment": alignment_loss(t_l, g_f, settings.temperature, soft_targets=settings.soft_targets)}
@@ -232,7 +234,7 @@ class STGCHBNetwork(nn.Module):
             ("expression", self.expression, expression, settings.dgi_expression),
         ):
             if weight:
-                terms[f"dgi_{name}"] = weight * branch.dgi(out, batch, literal=settings.literal)
+                terms[f"dgi_{name}"] = weight * branch.dgi(out, batch, paper_equations=settings.paper_equations)
             if settings.bottleneck:
                 terms[f"bottleneck_{name}"] = settings.bottleneck * bottleneck_loss(
                     out.inputs[batch.rows],

@@ -1,7 +1,7 @@
 """Figures from predictions and tables; each returns its axes, none calls ``plt.show``."""
 
 from st_gchb.pl._diagnostics import history, reliability
-from st_gchb.pl._figure import save, see_through
+from st_gchb.pl._figure import save, transparent_cmap
 from st_gchb.pl._overview import slide_overview
 from st_gchb.pl._scores import gene_ranking, metric_bars, variants
 from st_gchb.pl._spatial import confidence, measured_vs_predicted
@@ -14,7 +14,7 @@ __all__ = [
     "metric_bars",
     "reliability",
     "save",
-    "see_through",
+    "transparent_cmap",
     "slide_overview",
     "variants",
 ]

@@ -65,12 +65,12 @@ class SeeThrough(ListedColormap):
 
 
 @checked
-def see_through(cmap: str | Colormap = "viridis") -> Colormap:
+def transparent_cmap(cmap: str | Colormap = "viridis") -> Colormap:
     """Color map for a raster that is drawn over the H&E: nothing is drawn where there is no tissue.
 
     spatialdata-plot sets one opacity for a whole map, so that places without a prediction, which are 0, would tint the
-    slide. Set this map on the picture that it has drawn: ``ax.images[-1].set_cmap(see_through())``. As an argument,
-    ``cmap=see_through()``, spatialdata-plot after 0.4.0 takes it apart and draws all of it opaque.
+    slide. Set this map on the picture that it has drawn: ``ax.images[-1].set_cmap(transparent_cmap())``. As
+    an argument, ``cmap=transparent_cmap()``, spatialdata-plot after 0.4.0 takes it apart and draws all of it opaque.
 
     Parameters
     ----------

@@ -2,11 +2,11 @@ from ._stain_normalization import Stain as Stain, fit_stain as fit_stain
 from .encoders import Encoder as Encoder, get_encoder as get_encoder
 from .export import rasterize as rasterize, to_spatialdata as to_spatialdata
 from .expression import ExpressionRule as ExpressionRule
-from .graph import GraphRule as GraphRule, spatial_graph as spatial_graph
+from .graph import GraphSpec as GraphSpec, spatial_graph as spatial_graph
 from .patches import (
-    FeatureRule as FeatureRule,
-    embed_by_rule as embed_by_rule,
+    FeatureSpec as FeatureSpec,
     embed_patches as embed_patches,
+    embed_patches_like as embed_patches_like,
     read_patches as read_patches,
 )
 from .spots import (

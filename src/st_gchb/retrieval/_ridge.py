@@ -32,7 +32,7 @@ class FittedReadout:
 
 
 @dataclass(frozen=True)
-class LinearReadout:
+class RidgeHead:
     """Ridge regression, kept as its inputs so that any table of the reference can be its target.
 
     Parameters

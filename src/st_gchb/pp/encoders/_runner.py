@@ -101,7 +101,7 @@ class Engine:
     ----------
     encoder
         The frozen trunk.
-    views
+    n_views
         1, 4 (rotations) or 8 (and mirrored): features are the mean over them.
     pace
         Where, in which precision, how many at once.
@@ -110,8 +110,8 @@ class Engine:
         that is not wanted.
     """
 
-    def __init__(self, encoder: Encoder, views: int, pace: Pace, tap: Tap | None = None) -> None:
-        self.encoder, self.views, self.pace, self.tap = encoder, views, pace, tap
+    def __init__(self, encoder: Encoder, n_views: int, pace: Pace, tap: Tap | None = None) -> None:
+        self.encoder, self.n_views, self.pace, self.tap = encoder, n_views, pace, tap
         self._at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
 
     @property
@@ -188,7 +188,7 @@ class Engine:
     def _answer(self, patches: Tensor) -> list[Tensor]:
         """Features, the mean over the views, and what is tapped of each view."""
         with nullcontext() if self.tap is None else self.tap(self.encoder.module, self._ready.module) as seen:
-            features = torch.stack([self._encode(view) for view in views_of(patches, self.views)]).mean(0)
+            features = torch.stack([self._encode(view) for view in views_of(patches, self.n_views)]).mean(0)
         return [features] if seen is None else [features, torch.stack(seen, dim=1)]
 
     def _sent(self, patches: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class Engine:
         return torch.autocast(self.pace.device.type, getattr(torch, self.pace.precision))
 
 
-def views_of(patches: Tensor, views: int) -> list[Tensor]:
+def views_of(patches: Tensor, n_views: int) -> list[Tensor]:
     """A batch of patches as it is, rotated, and mirrored: as many of these eight as asked for."""
-    rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(views, 4))]
-    return rotated + [view.flip(3) for view in rotated] if views == 8 else rotated
+    rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(n_views, 4))]
+    return rotated + [view.flip(3) for view in rotated] if n_views == 8 else rotated

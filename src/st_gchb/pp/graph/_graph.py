@@ -34,7 +34,7 @@ Neighbors = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=
 
 @checked
 @dataclass(frozen=True)
-class GraphRule:
+class GraphSpec:
     """How spots become neighbors; the same rule serves training slices and queries.
 
     Parameters
@@ -68,12 +68,12 @@ class GraphRule:
 def spatial_graph(
     adata: AnnData,
     *,
-    rule: GraphRule | None = None,
+    rule: GraphSpec | None = None,
     slice_key: str | None = None,
     um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
     key_added: str = "spatial",
     features_key: str = Keys.FEATURES,
-) -> GraphRule:
+) -> GraphSpec:
     """Build the spot graph of each slice, without an edge between slices.
 
     Writes ``obsp["spatial_connectivities"]`` (0 or 1, symmetric, no self-loops, ``(n_spots, n_spots)``),
@@ -126,7 +126,7 @@ def spatial_graph(
     check_lone_slice(adata, sections, coordinates)
     sections.check_at_least(2, "a graph needs")
     members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)
-    rule = _fill(rule or GraphRule(), coordinates, members, scale)
+    rule = _fill(rule or GraphSpec(), coordinates, members, scale)
     n = adata.n_obs
     pieces = []
     for name, rows in members.items():
@@ -151,7 +151,7 @@ def spatial_graph(
     return rule
 
 
-def check_reach(slices: list[Slice], rule: GraphRule) -> None:
+def check_reach(slices: list[Slice], rule: GraphSpec) -> None:
     """Refuse slices whose spots lie too far apart for a rule, before anything is made of their images.
 
     Raises
@@ -170,8 +170,8 @@ def check_reach(slices: list[Slice], rule: GraphRule) -> None:
 
 
 def _fill(
-    rule: GraphRule, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
-) -> GraphRule:
+    rule: GraphSpec, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
+) -> GraphSpec:
     """Complete a rule from the slices that it is made on."""
     known = all(value is not None for value in scale.values())
     in_radius = rule.mode == "radius"
@@ -208,19 +208,19 @@ def _fill(
     return replace(rule, radius=radius, unit=unit, pitch=finest if rule.pitch is None else rule.pitch)
 
 
-def _px(rule: GraphRule, um_per_px: float | None) -> float:
+def _px(rule: GraphSpec, um_per_px: float | None) -> float:
     """Size of the rule's unit, px."""
     return 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
 
 
-def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
+def _too_far(name: str, spacing: float, rule: GraphSpec) -> str:
     return (
         f"No spot of slice {name!r} has a neighbor within {rule.radius or 0:.4g} {rule.unit}: they lie {spacing:.4g} "
         f"{rule.unit} apart. Are the coordinates in full-resolution px, and the size of a pixel right? A query's "
         f"positions may lie as far apart as the reference's spots, {rule.pitch or 0:.4g} {rule.unit}, or nearer. "
         + advise(
             Fix("spacing_um", why="with no more than that"),
-            Fix("rule", "GraphRule(radius=...)", "for a graph of your own"),
+            Fix("rule", "GraphSpec(radius=...)", "for a graph of your own"),
             otherwise="Lay positions with st_gchb.pp.tile_tissue(spacing_um=...), or build a reference's graph first "
             "with st_gchb.pp.spatial_graph(rule=...).",
         )
@@ -228,7 +228,7 @@ def _too_far(name: str, spacing: float, rule: GraphRule) -> str:
 
 
 def _slice_distances(
-    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphRule, um_per_px: float | None
+    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphSpec, um_per_px: float | None
 ) -> sparse.csr_matrix:
     """Symmetric distances between neighbors in one slice, px, CSR without a diagonal."""
     px = _px(rule, um_per_px)

@@ -13,7 +13,7 @@ from scipy import sparse
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError, MissingKeyError, StaleError
 from st_gchb._matrices import matrix_of
-from st_gchb.pp.graph._graph import GraphRule, spatial_graph
+from st_gchb.pp.graph._graph import GraphSpec, spatial_graph
 from st_gchb.pp.graph._sublattice import spacing_of
 from st_gchb.pp.patches import pixel_sizes
 from st_gchb.pp.spots import sections_of, spot_centers
@@ -77,7 +77,7 @@ def rule_of(
     slice_key: str | None,
     um_per_px: float | dict[str, float] | None = None,
     features_key: str | None = None,
-) -> GraphRule:
+) -> GraphSpec:
     """The rule behind a graph that is already there.
 
     A graph from :func:`spatial_graph` has its rule in ``uns``. For one from elsewhere, a radius is taken that gives the
@@ -92,7 +92,7 @@ def rule_of(
     prefix = connectivities_key.removesuffix("_connectivities")
     params = _params(adata, prefix)
     if "mode" in params:
-        return GraphRule(**{key: params[key] for key in GraphRule.__dataclass_fields__ if key in params})
+        return GraphSpec(**{key: params[key] for key in GraphSpec.__dataclass_fields__ if key in params})
     own = graph_of(adata, connectivities_key)
     graph = own.tocoo()
     centers = spot_centers(adata)
@@ -111,7 +111,7 @@ def rule_of(
         longest = float((np.linalg.norm(centers[graph.row] - centers[graph.col], axis=1) * per_spot[graph.row]).max())
         # The very graph is looked for: no slice is taken apart.
         pitch = min(spacing_of(centers[rows]) * per_spot[rows[0]] for rows in members.values())
-        wide = GraphRule("radius", 1.5 * longest, unit, pitch=pitch)
+        wide = GraphSpec("radius", 1.5 * longest, unit, pitch=pitch)
         spatial_graph(probe, rule=wide, slice_key=sections.key, um_per_px=sizes)
         pairs = probe.obsp[Keys.DISTANCES].tocoo()
         apart = np.asarray(own[pairs.row, pairs.col]).ravel() == 0

@@ -19,10 +19,10 @@ from st_gchb._settings import settings
 from st_gchb.pp._stain_normalization import Restain, Stain, StainMethod, jitter_factors, stain_of
 from st_gchb.pp.encoders import Encoder, Engine, Pace, Precision, Views, choose_device, get_encoder
 from st_gchb.pp.patches._cache import cache_folder
-from st_gchb.pp.patches._embed_slices import Damaged, embed_slices
+from st_gchb.pp.patches._embed_slices import OnDamage, embed_slices
 from st_gchb.pp.patches._feature_maps import FILES_KEY
-from st_gchb.pp.patches._feature_spec import FeatureRule, is_stain_key, stain_key
-from st_gchb.pp.patches._last_stage import Tail, check_tail, tapped
+from st_gchb.pp.patches._feature_spec import FeatureSpec, is_stain_key, stain_key
+from st_gchb.pp.patches._last_stage import check_feature_maps, tapped
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import MEMORY_MB
 from st_gchb.pp.spots import Slice, resolve, side_px
@@ -39,11 +39,11 @@ def embed_patches(
     weights: str | Path | None = "default",
     patch_um: Micrometers = DEFAULT_PATCH_UM,
     patch_px: PatchSize | None = None,
-    views: Views = 4,
+    n_views: Views = 4,
     stain_norm: StainMethod | Stain | None = None,
     stain_augment: Versions = 0,
     stain_seed: Seed | None = None,
-    tail: Tail | None = None,
+    save_feature_maps: bool = False,
     image: Any = None,
     image_key: str | None = None,
     slice_key: str | None = None,
@@ -58,7 +58,7 @@ def embed_patches(
     key_added: str = Keys.FEATURES,
     cache: bool = True,
     cache_dir: str | Path | None = None,
-    damaged: Damaged = "raise",
+    on_damage: OnDamage = "raise",
     copy: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> AnnData | None:
@@ -75,7 +75,7 @@ def embed_patches(
     patch_px
         Side of a patch in px of the full-resolution image, instead of ``patch_um``; the size of a pixel is then not
         needed.
-    views
+    n_views
         4: mean over the patch's rotations; 8: and over its mirrored rotations; 1: the patch as it is, in a quarter of
         the time.
     stain_norm
@@ -87,11 +87,11 @@ def embed_patches(
         been used. Training draws from these versions; each takes as long as the features themselves.
     stain_seed
         Seed of these versions; by default ``st_gchb.settings.seed``.
-    tail
-        ``"last_stage"``: also keep the maps before the trunk's last stage, in files of the cache folder, so that
-        ``STGCHB(image_tail="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
+    save_feature_maps
+        Also keep the maps before the trunk's last stage, in files of the cache folder, so that
+        ``STGCHB(finetune="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
         densenet, efficientnet and mobilenet_v2; 38 kB (mobilenet_v2) to 401 kB (resnet50) a spot and view, so pass
-        ``views=1`` where there are many.
+        ``n_views=1`` where there are many.
     image, image_key, slice_key, um_per_px
         As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
         region), and ``um_per_px`` is the size of its finest scale's pixels.
@@ -115,9 +115,9 @@ def embed_patches(
         Whether and where features are kept by content: the same image, positions, encoder and weights are not computed
         twice. The folder is by default ``st_gchb.settings.cache_dir``. Pixels that are in no file, as those of a
         SpatialData, are decoded once more for that.
-    damaged
+    on_damage
         What becomes of spots whose pixels cannot be decoded. ``"raise"``: an error, and nothing is written. ``"nan"``:
-        their features are NaN and their names are in ``uns[key_added]["left_out"]``, with a warning.
+        their features are NaN and their names are in ``uns[key_added]["excluded"]``, with a warning.
     copy
         Return a copy with the features instead of writing them to ``data``. A SpatialData gives an AnnData.
 
@@ -163,32 +163,32 @@ def embed_patches(
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
-    if tail is not None:
-        check_tail(tail, trunk, cache=cache, stain_augment=stain_augment, compiled=compiled)
+    if save_feature_maps:
+        check_feature_maps(trunk, cache=cache, stain_augment=stain_augment, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
     pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
-    engine = Engine(trunk, views, pace, None if tail is None else tapped)
+    engine = Engine(trunk, n_views, pace, tapped if save_feature_maps else None)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
     made = {}
     for version in range(stain_augment + 1):
         restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
         name = stain_key(key_added, version) if version else key_added
-        made[name], left_out, files = embed_slices(slices, sides, engine, folder, damaged, restains)
+        made[name], excluded, files = embed_slices(slices, sides, engine, folder, on_damage, restains)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
-    rule = FeatureRule(
+    rule = FeatureSpec(
         trunk.name,
         trunk.weights,
         trunk.weights_sha256,
         **size,
-        views=views,
+        n_views=n_views,
         n_features=trunk.n_features,
         stain_norm=None if stain is None else stain.method,
         stain_target=None if stain is None else stain.numbers,
         stain_augment=stain_augment or None,
         precision=None if precision == "float32" else precision,
-        tail=tail,
+        feature_maps=save_feature_maps,
     )
     target = resolved.target(copy=copy)
     for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
@@ -199,8 +199,8 @@ def embed_patches(
     target.uns[key_added] = _provenance(rule, slices)
     if files:
         target.uns[key_added][FILES_KEY] = np.array([str(file.resolve()) for file in files])
-    if len(left_out):
-        target.uns[key_added]["left_out"] = target.obs_names[left_out].to_numpy(dtype=str)
+    if len(excluded):
+        target.uns[key_added]["excluded"] = target.obs_names[excluded].to_numpy(dtype=str)
     return target if copy else None
 
 
@@ -211,7 +211,7 @@ def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain
     return Restain(stain, jitter_factors(name, version, seed) if version else None)
 
 
-def _provenance(rule: FeatureRule, slices: list[Slice]) -> dict[str, Any]:
+def _provenance(rule: FeatureSpec, slices: list[Slice]) -> dict[str, Any]:
     known = [slide.um_per_px * slide.scale if slide.um_per_px is not None else math.nan for slide in slices]
     return {
         **rule.to_dict(),

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from st_gchb._arguments import checked
 from st_gchb.pp.encoders import Encoder
 from st_gchb.pp.patches._embed_patches import embed_patches
-from st_gchb.pp.patches._feature_spec import FeatureRule, encoder_of_rule
+from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
 @checked(keywords=lambda: embed_patches)
-def embed_by_rule(
+def embed_patches_like(
     data: AnnData | SpatialData,
-    rule: FeatureRule,
+    rule: FeatureSpec,
     *,
     encoder: nn.Module | Encoder | None = None,
     weights: str | Path | None = None,
@@ -43,7 +43,7 @@ def embed_by_rule(
     transform
         As in :func:`get_encoder`.
     options
-        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``damaged``.
+        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``on_damage``.
 
     Returns
     -------
@@ -70,14 +70,14 @@ def embed_by_rule(
     >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
     True
     """
-    trunk = encoder_of_rule(rule, encoder=encoder, weights=weights, transform=transform)
+    trunk = encoder_of_spec(rule, encoder=encoder, weights=weights, transform=transform)
     size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
     return embed_patches(
         data,
         encoder=trunk,
-        views=rule.views,
+        n_views=rule.n_views,
         stain_norm=rule.stain,
-        tail=rule.tail,
+        save_feature_maps=rule.feature_maps,
         precision=rule.precision or "float32",
         **size,
         **options,

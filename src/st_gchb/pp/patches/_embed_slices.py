@@ -19,10 +19,10 @@ from st_gchb.pp.encoders import Batch, Engine
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
 from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
 from st_gchb.pp.patches._last_stage import shape_of_maps
-from st_gchb.pp.patches._reader import Damage, Rows, choose_level, read_ahead, whole_patches
+from st_gchb.pp.patches._reader import Damage, Rows, choose_level, prefetch, whole_patches
 from st_gchb.pp.spots import Slice
 
-Damaged = Literal["raise", "nan"]
+OnDamage = Literal["raise", "nan"]
 
 _BLURRED = 4
 """Patches enlarged more than this are called blurred."""
@@ -85,7 +85,7 @@ def embed_slices(
     sides: list[float],
     engine: Engine,
     folder: Path | None,
-    damaged: Damaged,
+    on_damage: OnDamage,
     restains: Sequence[Restain | None] | None = None,
 ) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
     """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
@@ -97,13 +97,13 @@ def embed_slices(
     CacheError
         The maps cannot be written to ``folder``.
     DamageError
-        Pixels of some spots cannot be decoded, and ``damaged`` is ``"raise"``; or those of all spots.
+        Pixels of some spots cannot be decoded, and ``on_damage`` is ``"raise"``; or those of all spots.
     EncoderError
         The encoder gives NaN or infinite features.
     """
     features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
     jobs, files = [], []
-    shape = None if engine.tap is None else (engine.views, *shape_of_maps(engine.encoder))
+    shape = None if engine.tap is None else (engine.n_views, *shape_of_maps(engine.encoder))
     try:
         for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
             key = None if folder is None else _cache_key(slide, side, engine, restain)
@@ -111,7 +111,7 @@ def embed_slices(
             found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
             path = None
             if folder is not None and shape is not None:
-                path = maps_path(folder, key or _key(slide, side, engine, restain, damaged=slide.image.name))
+                path = maps_path(folder, key or _key(slide, side, engine, restain, on_damage=slide.image.name))
                 files.append(path)
             if found is not None:
                 logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
@@ -124,7 +124,7 @@ def embed_slices(
             damage = Damage(slide.name, slide.image.name, len(slide.rows))
             jobs.append(_Job(slide, side, restain, key, empty, damage, path=path, known=found))
         if jobs:
-            _encode(jobs, engine, folder, damaged)
+            _encode(jobs, engine, folder, on_damage)
     finally:
         for slide in slices:
             slide.image.release()
@@ -134,13 +134,13 @@ def embed_slices(
         if job.damage.rows:
             logger.warning("Left out: %s.", job.damage.describe())
             rows.append(job.slide.rows[np.sort(job.damage.rows)])
-    left_out = np.concatenate(rows)
-    if len(left_out) == len(features):
+    excluded = np.concatenate(rows)
+    if len(excluded) == len(features):
         raise DamageError(f"no spot is left: {jobs[-1].damage.describe()}. Fetch or export the image again.")
-    return features, left_out, files
+    return features, excluded, files
 
 
-def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Damaged) -> None:
+def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, on_damage: OnDamage) -> None:
     """Fill in the features of all jobs, and keep those of each slice that is whole."""
     n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
     what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
@@ -162,14 +162,14 @@ def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, damaged: Dama
         for job in jobs:
             stack.push(job.opened)
         # While the last patches of a slice are encoded, the next slice is opened.
-        with closing(read_ahead(_batches(jobs, engine, damaged))) as ahead:
+        with closing(prefetch(_batches(jobs, engine, on_damage))) as ahead:
             engine.run(track(ahead, what, n_batches), take)
         for job in jobs:
             # Those of which some spots cannot be decoded.
             job.finish()
 
 
-def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Batch[tuple[_Job, Rows]]]:
+def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[Batch[tuple[_Job, Rows]]]:
     """Patches of one slice after the other; no more than one image is held."""
     pace = engine.pace
     for job in jobs:
@@ -179,11 +179,11 @@ def _batches(jobs: list[_Job], engine: Engine, damaged: Damaged) -> Iterator[Bat
                 job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
             ):
                 # Where damage is an error there will be no features: the rest is read to say what is damaged.
-                if not (job.damage.rows and damaged == "raise"):
+                if not (job.damage.rows and on_damage == "raise"):
                     yield (job, rows), patches, recolors
         finally:
             job.slide.image.release()
-        if damaged == "raise":
+        if on_damage == "raise":
             job.damage.check()
 
 
@@ -223,5 +223,5 @@ def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **i
     """Key by what the image is known by."""
     # Features of unchanged colors keep the keys that they always had.
     colors = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
-    made = {"side": side, "encoder": engine.identity, "views": engine.views}
+    made = {"side": side, "encoder": engine.identity, "views": engine.n_views}
     return content_key(centers=slide.centers_px, **made, **colors, **image)

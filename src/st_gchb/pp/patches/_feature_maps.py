@@ -72,7 +72,8 @@ class MapsWriter:
         if not np.isfinite(maps).all():
             raise EncoderError(
                 f"The maps before the encoder's last stage hold NaN, or values beyond {_LARGEST:g}, the largest that "
-                "float16 knows: they cannot be kept. Use another encoder, or features alone (without tail=)."
+                "float16 knows: they cannot be kept. Use another encoder, or features alone (leave save_feature_maps= "
+                "out)."
             )
         start = len(self._header) + 16 * len(self._sums)
         with self._room:
@@ -113,7 +114,7 @@ class _Room:
                 f"The feature maps of one slice need {self.n_bytes / 1e9:.3g} GB in {self.folder}, which could not be "
                 f"written ({error}). Nothing is left there of them. Set ST_GCHB_CACHE to a "
                 "folder with that much room for each slice, or take an encoder with smaller maps. "
-                + advise(Fix("cache_dir", why="with another folder"), Fix("tail", "None"))
+                + advise(Fix("cache_dir", why="with another folder"), Fix("save_feature_maps", "False"))
             ) from error
 
 
@@ -265,7 +266,7 @@ def find_maps(stored: Mapping[str, Any], ids: Ids, key: str) -> PatchMaps:
     MissingFileError
         A file is no longer there, or cut short.
     """
-    again = "Run st_gchb.pp.embed_patches(..., tail='last_stage') again; features are found in the cache."
+    again = "Run st_gchb.pp.embed_patches(..., save_feature_maps=True) again; features are found in the cache."
     if FILES_KEY not in stored:
         raise MissingKeyError(f"uns[{key!r}] names no feature maps of the trunk's last stage. {again}")
     sources, found = [], []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from anndata import AnnData
@@ -19,10 +19,13 @@ from st_gchb.io import one_number
 from st_gchb.pp._stain_normalization import Stain, StainMethod
 from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder
 
+EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
+"""Names of parts in objects that were stored earlier, and their names today."""
+
 
 @checked
 @dataclass(frozen=True)
-class FeatureRule:
+class FeatureSpec:
     """How features were made, so that a query's are made the same way.
 
     Parameters
@@ -35,7 +38,7 @@ class FeatureRule:
         Hash of the trunk's tensors.
     patch_um, patch_px
         Side of a patch in µm, or in px of the full-resolution image; one of them.
-    views
+    n_views
         Rotations (4) and mirrored rotations (8) over which features are averaged.
     n_features
         Features per patch.
@@ -45,8 +48,8 @@ class FeatureRule:
         Further versions of the training spots in other stains; a query has none.
     precision
         Half precision in which the encoder computed; None for float32.
-    tail
-        ``"last_stage"`` where the maps before the trunk's last stage were kept too; None where features are all.
+    feature_maps
+        Whether the maps before the trunk's last stage were kept too.
     """
 
     encoder: str
@@ -54,31 +57,26 @@ class FeatureRule:
     weights_sha256: str
     patch_um: Micrometers | None
     patch_px: PatchSize | None
-    views: Views
+    n_views: Views
     n_features: Count
     stain_norm: StainMethod | None = None
     stain_target: tuple[float, ...] | None = None
     stain_augment: Versions | None = None
     precision: Precision | None = None
-    tail: Literal["last_stage"] | None = None
+    feature_maps: bool = False
 
     @property
     def stain(self) -> Stain | None:
         """The stain to which slides are normalized."""
         return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether patches are encoded as they are, in float32."""
-        return self.stain_norm is None and self.precision is None
-
     def to_dict(self) -> dict[str, Any]:
         """Strings, numbers and lists of numbers, as ``uns`` and JSON take them; absent values are left out."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in plain.items() if value is not None}
+        return {key: value for key, value in plain.items() if value is not None and value is not False}
 
     @classmethod
-    def from_uns(cls, stored: Mapping[str, Any]) -> FeatureRule:
+    def from_uns(cls, stored: Mapping[str, Any]) -> FeatureSpec:
         """Read the rule from ``uns["X_patch"]`` or from :meth:`to_dict`.
 
         Raises
@@ -90,9 +88,9 @@ class FeatureRule:
 
         Examples
         --------
-        >>> from st_gchb.pp import FeatureRule
-        >>> rule = FeatureRule("texture", "default", "e3b0", 150.0, None, 1, 107)
-        >>> FeatureRule.from_uns(rule.to_dict()) == rule
+        >>> from st_gchb.pp import FeatureSpec
+        >>> rule = FeatureSpec("texture", "default", "e3b0", 150.0, None, 1, 107)
+        >>> FeatureSpec.from_uns(rule.to_dict()) == rule
         True
         """
         if not isinstance(stored, Mapping):
@@ -100,7 +98,8 @@ class FeatureRule:
                 f"the stored rule of the features is a {type(stored).__name__}; expected the dict that "
                 "pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
-        needed = ("encoder", "weights", "weights_sha256", "views", "n_features")
+        stored = {EARLIER_NAMES.get(key, key): value for key, value in stored.items()}
+        needed = ("encoder", "weights", "weights_sha256", "n_views", "n_features")
         missing = [key for key in needed if key not in stored]
         if missing or ("patch_um" in stored) == ("patch_px" in stored):
             raise MissingKeyError(
@@ -116,13 +115,13 @@ class FeatureRule:
             weights_sha256=str(stored["weights_sha256"]),
             patch_um=sizes["patch_um"],
             patch_px=sizes["patch_px"],
-            views=cast("Views", _count(stored, "views")),
+            n_views=cast("Views", _count(stored, "n_views")),
             n_features=_count(stored, "n_features"),
             stain_norm=stain,
             stain_target=None if stain is None else _numbers(stored.get("stain_target", ())),
             stain_augment=_count(stored, "stain_augment") if "stain_augment" in stored else None,
             precision=precision,
-            tail="last_stage" if "tail" in stored else None,
+            feature_maps="feature_maps" in stored,
         )
 
 
@@ -207,14 +206,14 @@ def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = N
     return versions
 
 
-def encoder_of_rule(
-    rule: FeatureRule,
+def encoder_of_spec(
+    rule: FeatureSpec,
     *,
     encoder: nn.Module | Encoder | None = None,
     weights: str | Path | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Encoder:
-    """Get the encoder that a rule speaks of, and see that its weights are the same; errors as :func:`embed_by_rule`."""
+    """Get the encoder of a specification and check its weights; errors as :func:`embed_patches_like`."""
     if encoder is None and rule.encoder.startswith("module:"):
         raise EncoderError(
             f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored. "

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,7 @@ from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MobileNetV2, Re
 
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp.encoders import Encoder, bare_trunk
-from st_gchb.pp.patches._feature_spec import FeatureRule, encoder_of_rule
-
-Tail = Literal["last_stage"]
+from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
 
 _FIRST: dict[type[nn.Module], str] = {
     ResNet: "layer4.0.conv1",
@@ -30,38 +27,36 @@ norm). Families are left out whose stages are not one after the other, or whose 
 """
 
 
-def check_tail(tail: object, encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
-    """Refuse a tail that is unknown, has no place to go, or of an encoder that has no last stage to be trained.
+def check_feature_maps(encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
+    """Validate that feature maps can be kept: they need a place, and an encoder whose last stage can be trained.
 
     Raises
     ------
     InputError
-        The tail is unknown, there is no cache, there are versions in other stains, or the encoder is to be compiled.
+        There is no cache, there are versions in other stains, or the encoder is to be compiled.
     EncoderError
         The encoder cannot be cut, with those that can.
     """
-    if tail != "last_stage":
-        raise InputError(f"tail={tail!r} is unknown; expected 'last_stage', or None for features alone.")
     if not cache:
         raise InputError(
-            "tail= with cache=False: feature maps lie in the cache folder. Leave cache= out; cache_dir= names another "
-            "folder."
+            "save_feature_maps=True with cache=False: feature maps lie in the cache folder. Leave cache= out; "
+            "cache_dir= names another folder."
         )
     if stain_augment:
         raise InputError(
-            f"tail={tail!r} with stain_augment={stain_augment}: maps are kept of the patches' own stain alone. Pass "
-            "stain_augment=0, or leave tail= out."
+            f"save_feature_maps=True with stain_augment={stain_augment}: maps are kept of the patches' own stain "
+            "alone. Pass stain_augment=0, or leave save_feature_maps= out."
         )
     if compiled:
         raise InputError(
-            f"tail={tail!r} with compiled=True: what goes into the last stage cannot be seen in a compiled encoder. "
-            "Pass compiled=False, or leave tail= out."
+            "save_feature_maps=True with compiled=True: what goes into the last stage cannot be seen in a compiled "
+            "encoder. Pass compiled=False, or leave save_feature_maps= out."
         )
     if encoder.transform is not None or _path_of(encoder.module) is None:
         raise EncoderError(
             f"encoder {encoder.name!r} has no last stage that can be trained by itself; expected a torchvision model "
             "of the families resnet, resnext, wide_resnet (layer4), convnext, densenet, efficientnet or mobilenet_v2. "
-            "Name one of these, or leave tail= out: its features can be used as they are."
+            "Name one of these, or leave save_feature_maps= out: its features can be used as they are."
         )
 
 
@@ -117,12 +112,12 @@ def last_stage(trunk: nn.Module) -> nn.Module:
     return stage
 
 
-def stage_of_rule(rule: FeatureRule, weights: str | Path | None = None) -> nn.Module:
-    """The pretrained last stage of the encoder that a rule speaks of; errors as :func:`encoder_of_rule`."""
-    return last_stage(encoder_of_rule(rule, weights=weights).module)
+def stage_of_spec(rule: FeatureSpec, weights: str | Path | None = None) -> nn.Module:
+    """The pretrained last stage of the encoder that a rule speaks of; errors as :func:`encoder_of_spec`."""
+    return last_stage(encoder_of_spec(rule, weights=weights).module)
 
 
-def stage_without_weights(rule: FeatureRule) -> nn.Module:
+def stage_without_weights(rule: FeatureSpec) -> nn.Module:
     """Its architecture alone, whose numbers are still to come."""
     return last_stage(bare_trunk(rule.encoder))
 

@@ -20,7 +20,7 @@ from anndata import AnnData
 from st_gchb._errors import StaleError
 from st_gchb._logging import logger
 from st_gchb.io import TOLERANCE, Library, Size, caller_size, factor_size, positive, settle
-from st_gchb.pp.patches._feature_spec import FeatureRule
+from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.spots import Sections, Slice, spot_centers
 
 _SAME_PX = 0.5
@@ -42,7 +42,7 @@ def made_key(key: str) -> str:
     return f"{key}_made"
 
 
-def made_at(slices: list[Slice], rule: FeatureRule) -> npt.NDArray[np.float64]:
+def made_at(slices: list[Slice], rule: FeatureSpec) -> npt.NDArray[np.float64]:
     """Where features are being made, ``(n_spots, 5)``; see :func:`made_key`."""
     table = np.empty((sum(len(slide.rows) for slide in slices), _COLUMNS))
     for slide in slices:
@@ -267,9 +267,11 @@ def _array_id(image: npt.NDArray[Any]) -> int:
     return _number(repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(some).tobytes())
 
 
-def _rule_id(rule: FeatureRule) -> int:
+def _rule_id(rule: FeatureSpec) -> int:
     # Where the weights lie, further versions and maps change nothing of the features.
-    kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "stain_augment", "tail")}
+    kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "stain_augment", "feature_maps")}
+    # Under the word by which it was hashed in the objects that users have.
+    kept["views"] = kept.pop("n_views")
     return _number(json.dumps(kept, sort_keys=True).encode())
 
 

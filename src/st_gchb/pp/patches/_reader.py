@@ -29,7 +29,7 @@ AHEAD = 2
 _END = object()
 
 
-def read_ahead(items: Iterator[T]) -> Generator[T]:
+def prefetch(items: Iterator[T]) -> Generator[T]:
     """Give the same items in the same order, made by one thread in the background, a few ahead.
 
     What the iterator raises is raised where its next item would have come. When the caller stops, by an error or by
@@ -37,8 +37,8 @@ def read_ahead(items: Iterator[T]) -> Generator[T]:
 
     Examples
     --------
-    >>> from st_gchb.pp.patches._reader import read_ahead
-    >>> list(read_ahead(iter("abcd")))
+    >>> from st_gchb.pp.patches._reader import prefetch
+    >>> list(prefetch(iter("abcd")))
     ['a', 'b', 'c', 'd']
     """
     # Errors name the function that the user called: the background knows it too.
@@ -118,7 +118,7 @@ class Damage:
         if self.rows:
             raise DamageError(
                 f"{self.describe()}. Fetch the image again; or leave these spots out: "
-                "pp.embed_patches(..., damaged='nan') gives them NaN and names them in uns['X_patch']['left_out']."
+                "pp.embed_patches(..., on_damage='nan') gives them NaN and names them in uns['X_patch']['excluded']."
             )
 
 
