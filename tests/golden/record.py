@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, help="folder with data/her2st and weights/: also record real tissue")
     arguments = parser.parse_args()
     os.environ.setdefault("MPLBACKEND", "agg")
-    with scenes.one_thread():
+    # An empty cache: features that another thread count has made differ in their last bits.
+    with tempfile.TemporaryDirectory() as cache, st_gchb.settings.override(cache_dir=cache), scenes.one_thread():
         if arguments.stores:
             record_inputs()
             record_stores()

@@ -20,6 +20,8 @@ _SETTINGS = {
     "linear_components": "ridge_components",
     "linear_penalty": "ridge_penalty",
 }
+EARLIEST_SETTINGS = {today: earlier for earlier, today in _SETTINGS.items()}
+"""Names of settings today, and those in the first formats."""
 _ARRAYS = {"calibration.centre": "calibration.center", "centres": "centers"}
 
 

@@ -26,6 +26,7 @@ from st_gchb._errors import ArgumentError, CheckpointError, DeviceError, Diverge
 from st_gchb._logging import logger, others_quiet
 from st_gchb._settings import settings as package_settings
 from st_gchb._signals import Stopped, held_back
+from st_gchb.model._earlier_formats import EARLIEST_SETTINGS
 from st_gchb.model._fit import Fitted
 from st_gchb.model._settings import ModelSettings
 from st_gchb.pp.patches import cache_folder
@@ -68,7 +69,8 @@ def training_identity(
     """
     rows = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:_ROWS])
     graph = fitted.adjacency
-    plain = {key: value for key, value in asdict(settings).items() if key != "max_epochs"}
+    # Under the names of the first checkpoints, which are found by them.
+    plain = {EARLIEST_SETTINGS.get(k, k): value for k, value in asdict(settings).items() if k != "max_epochs"}
     trainer = {key: arguments["trainer_kwargs"][key] for key in _TRAINER if key in arguments["trainer_kwargs"]}
     plan = {key: getattr(value, "__qualname__", repr(value)) for key, value in arguments["plan_kwargs"].items()}
     return {
