@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
 from anndata import AnnData
+from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass
 from spatialdata import SpatialData
 
-from st_gchb._arguments import Count, Limits, Megabytes, PixelSize, Seed, checked
+from st_gchb._arguments import Count, Epochs, Limits, Megabytes, Pair, PixelSize, Seed, check_keywords, checked
+from st_gchb._compat import parse_device_args
 from st_gchb._constants import Keys
-from st_gchb._errors import NotTrainedError, QueryError
+from st_gchb._errors import InputError, ModelFileError, NotTrainedError, QueryError, STGCHBError
+from st_gchb._logging import logger
 from st_gchb._settings import settings as package_settings
+from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.model._confidence import Calibration
-from st_gchb.model._features import context_of
-from st_gchb.model._fit import Fitted, build_module, fit
+from st_gchb.model._crossfit import cross_fit, embed_reference
+from st_gchb.model._features import LinearProjection, context_of
+from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, network_settings, training_data
 from st_gchb.model._inference import Predictor, check_delivery, deliver, embed, predict, seen_context
-from st_gchb.model._learning import TrainingMixin
-from st_gchb.model._persistence import PersistenceMixin
-from st_gchb.model._query import Preprocessor, panel_expression, prepare_query
-from st_gchb.model._registration import RegistrationMixin
+from st_gchb.model._loading import read_model, read_registry
+from st_gchb.model._module import STGCHBModule
+from st_gchb.model._query import Preprocessor, check_training_data, panel_expression, prepare_query
+from st_gchb.model._registration import check_transfer, register, table_set_up, transfer_arguments
+from st_gchb.model._saving import SavedModel, new_model_id, write_model
 from st_gchb.model._settings import ModelSettings, Preset, check_k, settings_for
-from st_gchb.pp.patches import MEMORY_MB, FeatureRows
-from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search
+from st_gchb.model._training import (
+    Devices,
+    TrainingOptions,
+    as_before_on_error,
+    checkpoint_folder,
+    plan_arguments,
+    run_training,
+    trainers,
+    training_identity,
+)
+from st_gchb.model._validation import (
+    Registered,
+    check_training_table,
+    complete_spatialdata,
+    complete_table,
+    guess_patient_key,
+    kept_on_error,
+)
+from st_gchb.pp.patches import MEMORY_MB, FeatureRows, stage_without_weights
+from st_gchb.pp.spots import check_object, sections_of
+from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search, index_for
+from st_gchb.train import CheckpointFolder, NoCheckpoints
 
 QueryData = Annotated[
     AnnData | SpatialData,
@@ -33,7 +65,7 @@ QueryData = Annotated[
 ]
 
 
-class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
+class STGCHB(BaseModelClass):
     """Joint embedding of image patches and expression, from which expression is predicted for slides with H&E alone.
 
     Graph contrastive learning in each modality, HSIC bottleneck, cross-modal alignment, retrieval from the reference.
@@ -69,6 +101,123 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
     True
     """
 
+    @classmethod
+    @checked(keywords=lambda: transfer_arguments)
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        slice_key: str | None = None,
+        patient_key: str | None = None,
+        log_normalized: bool = False,
+        features_key: str = Keys.FEATURES,
+        connectivities_key: str = Keys.CONNECTIVITIES,
+        **kwargs: Any,
+    ) -> None:
+        """Register an AnnData whose slices have both H&E and expression.
+
+        Patch features and spot graph are made with the defaults of :func:`~st_gchb.pp.embed_patches` and
+        :func:`~st_gchb.pp.spatial_graph` where they are absent, and never a second time.
+
+        Parameters
+        ----------
+        adata
+            Spots of one or more slices, with ``obsm["spatial"]`` in full-resolution px.
+        layer
+            Layer with the expression; by default ``X``.
+        slice_key
+            Column of ``obs`` that tells the slices apart; by default ``"slice"`` where there is such a column.
+        patient_key
+            Column of ``obs`` with the patient; by default ``"patient"`` where there is such a column.
+        log_normalized
+            The expression is log1p of counts per 10^4 instead of raw counts.
+        features_key
+            Key in ``obsm`` of the patch features.
+        connectivities_key
+            Key in ``obsp`` of the spot graph.
+        kwargs
+            Passed to :meth:`scvi.data.AnnDataManager.register_fields`, such as ``source_registry``.
+
+        Raises
+        ------
+        InputError, MissingKeyError, MissingFileError
+            Or a subclass; the AnnData is then left as it was.
+
+        Examples
+        --------
+        >>> import st_gchb
+        >>> from st_gchb.model import STGCHB
+        >>> ref = st_gchb.datasets.synthetic_tissue(1, n_rows=9, n_cols=9, n_genes=40)
+        >>> st_gchb.pp.embed_patches(ref, encoder="texture", cache=False)
+        >>> STGCHB.setup_anndata(ref)
+        """
+        check_object(adata)
+        if adata.is_view:
+            raise InputError(
+                "The AnnData is a view of another one. Call adata = adata.copy() first, and set up the copy."
+            )
+        slice_key = sections_of(adata, slice_key).key
+        patient_key = guess_patient_key(adata, patient_key)
+        where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
+        check_training_table(adata, where)
+        check_transfer(kwargs)
+        with kept_on_error(adata):
+            complete_table(adata, where)
+            register(cls, adata, where, kwargs)
+
+    @classmethod
+    @checked(keywords=lambda: STGCHB.setup_anndata)
+    def setup_spatialdata(
+        cls,
+        sdata: SpatialData,
+        *,
+        table: str | None = None,
+        image: str | Mapping[str, str] | None = None,
+        shapes: str | None = None,
+        um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
+        encoder: Any = "resnet50",
+        weights: str | Path | None = "default",
+        features_key: str = Keys.FEATURES,
+        **setup: Any,
+    ) -> None:
+        """Register the table of a SpatialData whose spots have both H&E and expression.
+
+        Positions are the centers of the table's shapes in px of the image, through their coordinate transformations;
+        positions, features and graph are written to the table.
+
+        Parameters
+        ----------
+        sdata
+            Object with an image, spots and a table that annotates them.
+        table, image, shapes
+            Names of the elements, where there are several.
+        um_per_px
+            Size of a pixel of the image's finest scale, µm.
+        encoder, weights
+            As :func:`~st_gchb.pp.embed_patches` takes them, where the table has no features yet.
+        features_key, setup
+            As :meth:`setup_anndata` takes them.
+
+        Raises
+        ------
+        InputError, MissingKeyError, MissingFileError
+            Or a subclass.
+        """
+        options = {key: value for key, value in setup.items() if key not in Registered.__dataclass_fields__}
+        check_transfer(options)
+        with ExitStack() as tables:
+            for one in sdata.tables.values():
+                tables.enter_context(kept_on_error(one))
+            target, where = complete_spatialdata(
+                sdata,
+                {"table": table, "image": image, "shapes": shapes},
+                {"encoder": encoder, "weights": weights, "um_per_px": um_per_px, "key_added": features_key},
+                setup,
+            )
+            # Its own positions may be in other px than those of the image: it was checked with the image's.
+            register(cls, target, where, options)
+
     @checked(keywords=lambda: ModelSettings)
     def __init__(
         self,
@@ -81,7 +230,7 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
         **settings: Any,
     ) -> None:
         if adata is not None:
-            adata = self._set_up(adata)
+            adata = table_set_up(type(self), adata)
         super().__init__(adata, registry)
         self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)
@@ -100,12 +249,108 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             self._describe()
         self.init_params_ = self._get_init_params(locals())
 
-    def _trained_bank(self, what: str) -> ReferenceBank:
-        if not self.is_trained_ or self.bank_ is None:
-            raise NotTrainedError(
-                f"{what} needs a trained model. Call model.train() first, or STGCHB.load a trained one."
-            )
-        return self.bank_
+    @property
+    def _where(self) -> Registered:
+        arguments = self.adata_manager.registry["setup_args"]
+        names = Registered.__dataclass_fields__
+        return Registered(**{name: arguments[name] for name in names})
+
+    @checked(keywords=trainers)
+    def train(
+        self,
+        max_epochs: Epochs | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: Devices = "auto",
+        batch_size: Pair | None = None,
+        early_stopping: bool = True,
+        calibrate: bool = True,
+        block_size: Pair | None = None,
+        enable_checkpointing: bool = True,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the network, then embed the reference and calibrate confidence on it.
+
+        Where it ends early, by an error, Ctrl-C or a signal that ends the process, the model is as before the call, and
+        a checkpoint of the last epoch is kept, from which the same call goes on with ``resume=True``.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of the joint loss at most; by default the preset's.
+        accelerator, devices
+            As in Lightning; ``"auto"`` takes a GPU where there is one.
+        batch_size
+            Spots contrasted in a step; by default the preset's.
+        early_stopping
+            Stop when the loss on the validation split of the training slices no longer falls, and keep the best
+            epoch's weights. Has no effect where ``validation_share`` is 0.
+        calibrate
+            Also train without each reference slice in turn (at most five times), to learn how confident a prediction
+            can be. Without it, predictions carry no confidence, outlier flag and expected correlation.
+        block_size
+            Spots beyond which a slice is cut into spatial blocks, where a step would else hold a whole slice; by
+            default 20,000, and with ``finetune`` as many as have feature maps of 1 GiB.
+        enable_checkpointing
+            Keep checkpoints; without them, a training that was interrupted begins anew.
+        checkpoint_dir
+            Folder of the checkpoints; by default one in the cache folder, named by data and settings. They are
+            removed when training has ended.
+        resume
+            Go on from the checkpoint that is there, with the same result as if nothing had come between.
+        plan_kwargs
+            Passed to the training plan, such as ``{"lr": 1e-4}``.
+        trainer_kwargs
+            Passed to :class:`scvi.train.Trainer`, such as ``enable_progress_bar=False``.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint to go on from is damaged, or of other data or settings.
+        ArgumentError
+            If an argument is unknown, or is not what it is expected to be.
+        DeviceError
+            If several devices cannot be used this way, or the memory is too small for the smallest step.
+        TerminatedError
+            If the process is told to end by SIGTERM or SIGHUP, and the caller handles neither. Ctrl-C is a
+            KeyboardInterrupt.
+        """
+        if self._adata is None:
+            raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
+        if resume and not enable_checkpointing:
+            raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
+        options = TrainingOptions(
+            max_epochs=max_epochs or self.settings.max_epochs,
+            batch_size=batch_size or self.settings.batch_size,
+            block_size=block_size or default_block_size(self._fitted),
+            early_stopping=early_stopping,
+            accelerator=accelerator,
+            devices=devices,
+            plan_kwargs=check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)"),
+            trainer_kwargs=trainer_kwargs,
+        )
+        fitted, where = self._fitted, self._where
+        checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
+        if enable_checkpointing:
+            identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
+            checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+        run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
+        advice = "The model is as before the call; resume=True goes on from its last checkpoint, where one was kept."
+        with ended_by_signal("Training", advice), as_before_on_error(self), checkpoints.kept_on_error():
+            run(self, training_data(fitted, self.adata), "network", options=options)
+            self.bank_ = embed_reference(self.module, fitted, self.adata, where)
+            self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
+            self.calibration_ = None
+            index_for(self.bank_, min(self.settings.k, len(self.bank_)))
+            logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
+            if calibrate:
+                logger.info("Calibration: training without each reference slice in turn.")
+                quiet = replace(options, trainer_kwargs=trainer_kwargs | {"enable_progress_bar": False})
+                once_more = partial(run, options=quiet)
+                self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     @checked(apart=("layer",))
     def predict(
@@ -262,3 +507,164 @@ class STGCHB(RegistrationMixin, TrainingMixin, PersistenceMixin):
             return embed(self.module, seen, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
         return embed(self.module, values, query.adjacency, "expression")
+
+    @checked(keywords=lambda: AnnData.write_h5ad)
+    def save(
+        self, dir_path: str | Path, overwrite: bool = False, save_anndata: bool = False, **anndata_write_kwargs: Any
+    ) -> None:
+        """Save the model: network, rules, reference bank and calibration, as safetensors, Parquet and JSON.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make.
+        overwrite
+            Replace a folder that is there.
+        save_anndata
+            Also write the training AnnData as ``adata.h5ad``; prediction does not need it.
+        anndata_write_kwargs
+            Passed to :meth:`anndata.AnnData.write_h5ad`.
+        """
+        bank = self._trained_bank("save")
+        saved = SavedModel(
+            preset=self.preset,
+            seed=self.seed,
+            settings=asdict(self.settings),
+            registry=self.registry_,
+            state=self.module.state_dict(),
+            rules=cast("Preprocessor", self.rules_),
+            bank=bank,
+            calibration=self.calibration_,
+            history=self.history_ or {},
+            model_id=self.model_id_ or "",
+        )
+        adata = self.adata if save_anndata else None
+        with held_back():
+            write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
+
+    @classmethod
+    @checked
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+    ) -> Self:
+        """Load a saved model; no training data are needed to predict. Nothing of the files is run as code.
+
+        Parameters
+        ----------
+        dir_path
+            Folder written by :meth:`save`.
+        adata
+            The training AnnData with its patch features, to go on training.
+        accelerator, device
+            Where to put the network.
+
+        Raises
+        ------
+        MissingFileError
+            If there is no such folder, or a file of it is gone.
+        ModelFileError
+            If a file is damaged, or was written by another kind of model.
+        InputError, MissingKeyError
+            If ``adata`` is not what the model was trained on; it is then left as it was.
+        """
+        saved = read_model(Path(dir_path))
+        arguments: dict[str, Any] = dict(preset=saved.preset, seed=saved.seed, **saved.settings)
+        if adata is None:
+            model = cls(registry=saved.registry, **arguments)
+        else:
+            setup = {name: saved.registry["setup_args"][name] for name in Registered.__dataclass_fields__}
+            check_training_data(adata, saved.rules, saved.bank, setup["slice_key"])
+            cls.setup_anndata(adata, **setup)
+            model = cls(adata, panel=list(saved.rules.expression.genes), **arguments)
+        try:
+            model._restore(saved)
+        except STGCHBError:
+            raise
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            # So torch calls weights that are absent or of another shape.
+            raise ModelFileError(
+                f"{dir_path}: the network's weights do not fit its settings ({error}). Copy the model again."
+            ) from error
+        _, _, chosen = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
+        model.to_device(chosen)
+        model.module.eval()
+        return model
+
+    @staticmethod
+    @checked
+    def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
+        """The registry saved with a model."""
+        return read_registry(Path(dir_path))
+
+    @staticmethod
+    @checked
+    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print the arguments of the setup call of a saved model."""
+        # scvi-tools uses it without importing it.
+        importlib.import_module("rich.pretty")
+        AnnDataManager.view_setup_method_args(STGCHB.load_registry(dir_path))
+
+    def _restore(self, saved: SavedModel) -> None:
+        """Take over everything that was read from a folder."""
+        self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
+        self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
+        image_map = LinearProjection(
+            *(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix"))
+        )
+        rule = saved.rules.features
+        with torch.random.fork_rng():
+            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule)
+            sizes = network_settings(saved.rules, image_map, self.settings)
+            self.module = STGCHBModule(sizes, self.settings.loss, stage)
+        self.module.load_state_dict(saved.state)
+        if self._adata is not None:
+            # Fitted anew, components may differ in the last digit or in sign from those that the network knows.
+            self._fitted = replace(self._fitted, rules=saved.rules, image_map=image_map)
+        self._describe()
+
+    def _trained_bank(self, what: str) -> ReferenceBank:
+        if not self.is_trained_ or self.bank_ is None:
+            raise NotTrainedError(
+                f"{what} needs a trained model. Call model.train() first, or STGCHB.load a trained one."
+            )
+        return self.bank_
+
+    def _describe(self) -> None:
+        """Fill in the line that ``repr`` shows."""
+        if self.rules_ is not None:
+            self._model_summary_string = (
+                f"STGCHB, preset {self.preset!r}: {len(self.rules_.expression.genes)} genes, "
+                f"{self.rules_.n_features} patch features, embedding of {self.settings.n_embedding}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle of a model holds: all but the trainer of a training that is over.
+
+        The trainer holds callbacks, loggers and the training data once more; no prediction and no further training
+        asks for it.
+
+        Raises
+        ------
+        InputError
+            The training data lie in a file that is open.
+        """
+        if self._adata is not None and self._adata.isbacked:
+            raise InputError(
+                f"The model's AnnData is backed by the open file {self._adata.filename}, which cannot be copied or "
+                "pickled. Set up adata.to_memory() instead; or write the trained model by model.save(folder) and read "
+                "it by STGCHB.load(folder)."
+            )
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # scvi-tools knows models by their id, and tables in the running session alone.
+        self.id = str(uuid4())
+        manager = self._adata_manager
+        if manager is not None:
+            self._register_manager_for_instance(manager)
+            self._setup_adata_manager_store.setdefault(manager.adata_uuid, manager)
