@@ -349,6 +349,23 @@ def test_layers_are_listed_by_their_names_alone():
     check(findings)
 
 
+def test_one_file_reads_and_writes_what_is_stored_of_a_slice():
+    """Layouts of other programs are brought into the usual one where they are read; all else asks ``io._library``."""
+    owners = {"_library.py", "_annotated.py", "_companions.py", "_constants.py"}
+    parts = {"Keys.IMAGES", "Keys.SCALEFACTORS", "Keys.METADATA"}
+    findings = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if path.name in owners:
+                break
+            is_entry = isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith(".uns")
+            if is_entry and ast.unparse(node.slice) in ("Keys.SPATIAL", "'spatial'"):
+                findings.append(f"{where(path, node.lineno)}: {ast.unparse(node)}")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in parts:
+                findings.append(f"{where(path, node.lineno)}: {ast.unparse(node)}")
+    check(findings)
+
+
 def test_no_module_imports_itself_by_a_detour():
     # The package itself imports rooms for the checker of types alone.
     graph = {

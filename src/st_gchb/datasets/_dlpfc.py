@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from st_gchb._logging import logger, track
 from st_gchb.datasets._fetch import DataFile, fetch
 from st_gchb.datasets._tables import join_slices
 from st_gchb.datasets.synthetic import LAYER_NAMES
+from st_gchb.io import Library, libraries_of, put_libraries
 from st_gchb.io.images import read_thumbnail
 
 _BUCKET = "https://spatial-dlpfc.s3.us-east-2.amazonaws.com"
@@ -143,7 +145,7 @@ def dlpfc(
         fetch([file for group in files.values() for file in group.values()], "dlpfc", path=path, cache_dir=cache_dir)
     )
     places = {name: {kind: next(found) for kind in group} for name, group in files.items()}
-    parts, libraries = [], {}
+    parts, libraries = [], []
     for name in track(names, "reading slices"):
         where = places[name]
         geometry = _read_geometry(name, where)
@@ -155,7 +157,7 @@ def dlpfc(
             ) from error
         counts.var_names_make_unique()
         parts.append(_with_counts(name, geometry, counts))
-        libraries[name] = _library(geometry.uns[Keys.SPATIAL][name], where)
+        libraries.append(_library(libraries_of(geometry)[name], where))
     return join_slices(parts, libraries)
 
 
@@ -233,7 +235,7 @@ def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
         index=pd.Index([f"{name}_{barcode}" for barcode in spots.index]),
     )
     adata = ad.AnnData(obs=obs, obsm={Keys.SPATIAL: spots[["pxl_col", "pxl_row"]].to_numpy(dtype=np.float64)})
-    adata.uns[Keys.SPATIAL] = {name: {Keys.SCALEFACTORS: {**factors, Keys.UM_PER_PX: um_per_px}, Keys.METADATA: {}}}
+    put_libraries(adata, [Library(name, factors={**factors, Keys.UM_PER_PX: um_per_px})])
     return adata
 
 
@@ -283,7 +285,7 @@ def _with_counts(name: str, geometry: ad.AnnData, counts: ad.AnnData) -> ad.AnnD
     return adata
 
 
-def _library(library: Mapping[str, Any], where: Mapping[str, Path]) -> dict[str, Any]:
+def _library(library: Library, where: Mapping[str, Path]) -> Library:
     hires, _ = read_thumbnail(where["hires"], 10**9)
     metadata = {Keys.SOURCE_IMAGE: str(where["full"])} if "full" in where else {}
-    return {**library, Keys.IMAGES: {"hires": hires}, Keys.METADATA: metadata}
+    return replace(library, images={"hires": hires}, metadata=metadata)

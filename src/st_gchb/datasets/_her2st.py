@@ -14,6 +14,7 @@ from st_gchb._errors import InputError
 from st_gchb._logging import track
 from st_gchb.datasets._fetch import DataFile, fetch, find_local, local_folder
 from st_gchb.datasets._tables import join_slices
+from st_gchb.io import Library
 from st_gchb.io.images import read_thumbnail
 from st_gchb.io.sections import read_legacy_spots
 
@@ -120,11 +121,11 @@ def her2st(
     names = _check_sections(sections, path)
     files = [file for name in names for file in section_files(name)]
     found = fetch(files, "her2st", path=path, cache_dir=cache_dir)
-    parts, libraries = [], {}
+    parts, libraries = [], []
     for i, name in enumerate(track(names, "reading sections")):
         counts, spots, image = found[3 * i : 3 * i + 3]
         parts.append(_read_section(name, counts, spots))
-        libraries[name] = _library(image, hires_side_px)
+        libraries.append(_library(name, image, hires_side_px))
     return join_slices(parts, libraries)
 
 
@@ -159,14 +160,11 @@ def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
     return adata
 
 
-def _library(image: Path, side_px: int) -> dict[str, dict[str, object]]:
+def _library(name: str, image: Path, side_px: int) -> Library:
     hires, scale = read_thumbnail(image, side_px)
-    return {
-        Keys.IMAGES: {"hires": hires},
-        Keys.SCALEFACTORS: {
-            "tissue_hires_scalef": scale,
-            Keys.SPOT_DIAMETER: _SPOT_DIAMETER_UM / _UM_PER_PX,
-            Keys.UM_PER_PX: _UM_PER_PX,
-        },
-        Keys.METADATA: {Keys.SOURCE_IMAGE: str(image.resolve())},
+    factors = {
+        "tissue_hires_scalef": scale,
+        Keys.SPOT_DIAMETER: _SPOT_DIAMETER_UM / _UM_PER_PX,
+        Keys.UM_PER_PX: _UM_PER_PX,
     }
+    return Library(name, {"hires": hires}, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})

@@ -16,6 +16,7 @@ from st_gchb._matrices import in_memory
 from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._methods import Task
 from st_gchb.evaluate._protocol import Plan, Protocol, present
+from st_gchb.io import hand_on_libraries
 from st_gchb.metrics import morans_agreement, per_gene, summary
 from st_gchb.pp import spatial_graph
 
@@ -80,8 +81,7 @@ class Prepared:
         result = AnnData(self.truth.copy(), obs=self.test.obs.copy(), var=pd.DataFrame(index=self.panel))
         result.layers[Keys.MEASURED], result.layers[Keys.LAYER] = self.truth, prediction.astype(np.float32)
         result.obsm[Keys.SPATIAL] = self.test.obsm[Keys.SPATIAL]
-        if Keys.SPATIAL in self.test.uns:
-            result.uns[Keys.SPATIAL] = self.test.uns[Keys.SPATIAL]
+        hand_on_libraries(self.test, result)
         return result
 
 

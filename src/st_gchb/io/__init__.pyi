@@ -1,5 +1,11 @@
 from ._annotation import Link as Link, annotated_rows as annotated_rows, link_of as link_of
-from ._library import Library as Library, column_of as column_of, libraries_of as libraries_of
+from ._library import (
+    Library as Library,
+    column_of as column_of,
+    hand_on_libraries as hand_on_libraries,
+    libraries_of as libraries_of,
+    put_libraries as put_libraries,
+)
 from ._pixel_size import (
     TOLERANCE as TOLERANCE,
     Size as Size,

@@ -1,8 +1,8 @@
-"""Read what ``uns["spatial"]`` says of each slice: images, scale factors, metadata, as scanpy and squidpy have them."""
+"""Read and write ``uns["spatial"]`` in the layout of scanpy and squidpy: each slice's images, scale factors, metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ class Library:
         value = self.factors.get(name)
         return None if value is None else positive(value, f"{self.where}['scalefactors'][{name!r}]")
 
+    def entry(self) -> dict[str, dict[str, Any]]:
+        """Give the entry of ``uns["spatial"]``, as scanpy and squidpy have it."""
+        parts = (self.images, self.factors, self.metadata)
+        return {name: dict(part) for name, part in zip(_PARTS, parts, strict=True)}
+
     @property
     def image_path(self) -> Path | None:
         """Path of the full-resolution image; None where none is stored.
@@ -79,6 +84,34 @@ class Library:
                 "full-resolution image as text. Set it, or delete the entry."
             )
         return Path(one)
+
+
+def put_libraries(adata: AnnData, libraries: Iterable[Library]) -> None:
+    """Write ``uns["spatial"]`` anew, one entry for each slice."""
+    adata.uns[Keys.SPATIAL] = {library.name: library.entry() for library in libraries}
+
+
+def hand_on_libraries(source: AnnData, target: AnnData, names: Collection[str] | None = None) -> None:
+    """Give an object the entries of ``uns["spatial"]`` of another one, which stay the same objects.
+
+    Parameters
+    ----------
+    source
+        Object with the entries; without any, nothing is done.
+    target
+        Object that gets them.
+    names
+        Slices whose entries are wanted, such as those that ``target`` holds. Where none of them has an entry, all are
+        handed on: the only slice may be called another way.
+    """
+    if Keys.SPATIAL not in source.uns:
+        return
+    stored = source.uns[Keys.SPATIAL]
+    if names is None:
+        target.uns[Keys.SPATIAL] = stored
+        return
+    entries = {name: stored.get(name) for name in libraries_of(source)}
+    target.uns[Keys.SPATIAL] = {name: entry for name, entry in entries.items() if name in names} or entries
 
 
 def libraries_of(adata: AnnData) -> dict[str, Library]:

@@ -20,7 +20,7 @@ from st_gchb import __version__
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
-from st_gchb.io import check_store, is_stored, link_of, write_elements
+from st_gchb.io import check_store, hand_on_libraries, is_stored, link_of, write_elements
 from st_gchb.model import _features as _context
 from st_gchb.model._confidence import Calibration, calibration_folds, signs_of
 from st_gchb.model._features import (
@@ -323,8 +323,7 @@ def predict(
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
     result.obsm[Keys.EMBEDDING] = found.embedding
-    if Keys.SPATIAL in query.adata.uns:
-        result.uns[Keys.SPATIAL] = query.adata.uns[Keys.SPATIAL]
+    hand_on_libraries(query.adata, result)
     if p.calibration is not None:
         result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.predictors, query.slices)
         result.obs[Keys.OUTLIER] = p.calibration.outlier(found.predictors, query.slices)

@@ -17,7 +17,7 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb.io import libraries_of
+from st_gchb.io import hand_on_libraries, libraries_of
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureSpec, GraphSpec, embed_patches_like, resolve, spatial_graph
@@ -189,8 +189,8 @@ def prepare_query(
     sections.check_at_least(2, "a graph needs")
     key = sections.key
     light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: centers})
-    if Keys.SPATIAL in source.uns:
-        light.uns[Keys.SPATIAL] = _images_of(source, key)
+    # A slice cut out of a larger object still carries the others' images.
+    hand_on_libraries(source, light, list(libraries_of(source)) if key is None else set(source.obs[key].astype(str)))
     trained = rules.features is not None and rules.features.feature_maps
     if has_features(source, rules.features_key, maps=trained):
         check_unmasked(source, rules.features_key)
@@ -321,15 +321,6 @@ def check_training_data(adata: AnnData, rules: Preprocessor, bank: ReferenceBank
             f"that were made {made}. Make them the same way first."
         )
     _check_query_features(adata, rules, "adata")
-
-
-def _images_of(source: AnnData, slice_key: str | None) -> dict[str, Any]:
-    """Images of the slices that the query holds: a slice cut out of a larger object still carries the others'."""
-    libraries = {name: source.uns[Keys.SPATIAL].get(name) for name in libraries_of(source)}
-    if slice_key is None:
-        return libraries
-    own = set(source.obs[slice_key].astype(str))
-    return {name: library for name, library in libraries.items() if name in own} or libraries
 
 
 def _check_query_features(adata: AnnData, rules: Preprocessor, name: str = "query") -> None:

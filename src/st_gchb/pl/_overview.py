@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from st_gchb._arguments import Share, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError
+from st_gchb.io import Library, put_libraries
 from st_gchb.pl._slice import Tissue, dot_points, draw_dots, draw_slide, new_axes, table_of, tissue_of
 from st_gchb.pp import Tissue as Found, find_tissue
 from st_gchb.pp.tissue import TissueMethod
@@ -115,8 +116,9 @@ def _alone(found: Found) -> AnnData:
         raise ImageError("this tissue has no picture: it is a mask from elsewhere. Pass the query, and it as tissue=.")
     corner = np.array([[0.0, 0.0]])
     factors = {"tissue_hires_scalef": 1 / found.downsample, Keys.UM_PER_PX: found.um_per_px / found.downsample}
-    library = {Keys.IMAGES: {"hires": found.thumbnail}, Keys.SCALEFACTORS: factors}
-    return AnnData(obsm={Keys.SPATIAL: corner}, uns={Keys.SPATIAL: {"slide": library}})
+    alone = AnnData(obsm={Keys.SPATIAL: corner})
+    put_libraries(alone, [Library("slide", {"hires": found.thumbnail}, factors)])
+    return alone
 
 
 def _tissue_to_draw(tissue: Found | str | None, shown: Tissue, settings: Any) -> Found | None:

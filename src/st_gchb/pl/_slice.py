@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
-from st_gchb.io import Library, libraries_of
+from st_gchb.io import Library, libraries_of, put_libraries
 from st_gchb.pp import resolve
 from st_gchb.pp.spots import spot_centers
 
@@ -76,12 +76,12 @@ class Tissue:
     @property
     def spot_px(self) -> float:
         """Diameter of a spot, image px."""
-        return float(self.spots.uns[Keys.SPATIAL][self.name][Keys.SCALEFACTORS][Keys.SPOT_DIAMETER]) * self.scale
+        return (libraries_of(self.spots)[self.name].factor(Keys.SPOT_DIAMETER) or 0.0) * self.scale
 
     @property
     def picture(self) -> np.ndarray | None:
         """The down-scaled image, ``(h, w, 3)``."""
-        images = self.spots.uns[Keys.SPATIAL][self.name][Keys.IMAGES]
+        images = libraries_of(self.spots)[self.name].images
         return None if self.image_key is None else np.asarray(images[self.image_key])
 
     def dot_px(self, size: float | None) -> float:
@@ -148,7 +148,7 @@ def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> T
     if image_key:
         factors[f"tissue_{image_key}_scalef"] = scale
     spots = AnnData(obs=pd.DataFrame(index=np.asarray(pred.obs_names)[rows]), obsm={Keys.SPATIAL: xy})
-    spots.uns[Keys.SPATIAL] = {name: {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}}
+    put_libraries(spots, [Library(name, images, factors)])
     return Tissue(name, rows, spots, image_key, scale, None if um is None else um / scale)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import anndata as ad
 import numpy as np
@@ -22,6 +22,7 @@ from st_gchb.datasets.synthetic._cells import place_cells
 from st_gchb.datasets.synthetic._geometry import geometries
 from st_gchb.datasets.synthetic._render import render
 from st_gchb.datasets.synthetic._simulate import Genes, draw_counts, draw_genes, look_under
+from st_gchb.io import Library
 
 _MARGIN_UM = 150.0
 _MIN_COVERED = 0.5
@@ -109,7 +110,7 @@ def synthetic_tissue(
     seed = settings.seed if seed is None else seed
     genes = draw_genes(n_genes, np.random.default_rng([seed, 1]))
     given = [] if geometry is None else geometries(geometry)
-    parts, libraries = [], {}
+    parts, libraries = [], []
     for i in track(range(len(given) or n_slices), "drawing sections"):
         name = f"S{i + 1}"
         if given:
@@ -126,7 +127,7 @@ def synthetic_tissue(
         part.obs.insert(0, Keys.SLICE, name)
         part.obs.insert(1, Keys.PATIENT, f"P{i // slices_per_patient + 1}")
         parts.append(part)
-        libraries[name] = _library(image, plan.um_per_px, plan.diameter_um)
+        libraries.append(_library(name, image, plan.um_per_px, plan.diameter_um))
     adata = join_slices(parts, libraries)
     adata.var = genes.frame()
     adata.uns["synthetic"] = {
@@ -187,13 +188,10 @@ def _slice(
     return adata, image
 
 
-def _library(image: NDArray[np.uint8], um_per_px: float, diameter_um: float) -> dict[str, Any]:
-    return {
-        Keys.IMAGES: {"hires": image},
-        Keys.SCALEFACTORS: {
-            "tissue_hires_scalef": 1.0,
-            Keys.SPOT_DIAMETER: diameter_um / um_per_px,
-            Keys.UM_PER_PX: um_per_px,
-        },
-        Keys.METADATA: {"simulated": True},
+def _library(name: str, image: NDArray[np.uint8], um_per_px: float, diameter_um: float) -> Library:
+    factors = {
+        "tissue_hires_scalef": 1.0,
+        Keys.SPOT_DIAMETER: diameter_um / um_per_px,
+        Keys.UM_PER_PX: um_per_px,
     }
+    return Library(name, {"hires": image}, factors, {"simulated": True})

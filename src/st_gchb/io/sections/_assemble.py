@@ -13,6 +13,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError, ScaleError
 from st_gchb._logging import logger
+from st_gchb.io._library import Library, put_libraries
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle
 from st_gchb.io.images import RGB, SlideImage, as_element
 from st_gchb.io.sections._spaceranger import picture_shape, read_picture
@@ -174,4 +175,4 @@ def _note(
     )
     known = {Keys.UM_PER_PX: size} if size is not None else {}
     metadata = {} if slide is None else {Keys.SOURCE_IMAGE: str(Path(slide.name).resolve())}
-    adata.uns[Keys.SPATIAL] = {region: {Keys.SCALEFACTORS: {**factors, **known}, Keys.METADATA: metadata}}
+    put_libraries(adata, [Library(region, factors={**factors, **known}, metadata=metadata)])

@@ -14,6 +14,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ScaleError
 from st_gchb._logging import logger
+from st_gchb.io._library import Library, put_libraries
 from st_gchb.io._pixel_size import Size, caller_size, settle
 from st_gchb.io._reading import reading
 from st_gchb.io.images import open_image, picture_of
@@ -79,13 +80,7 @@ def read_legacy(
     logger.info("%s: %.4g µm per px, of %s. %s", section, size, array.told, wrong)
     picture, scale = picture_of(slide, _PICTURE_PX)
     factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
-    adata.uns[Keys.SPATIAL] = {
-        section: {
-            Keys.IMAGES: {"hires": picture},
-            Keys.SCALEFACTORS: factors,
-            Keys.METADATA: {Keys.SOURCE_IMAGE: str(image.resolve())},
-        }
-    }
+    put_libraries(adata, [Library(section, {"hires": picture}, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})])
     return adata
 
 

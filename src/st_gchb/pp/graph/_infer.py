@@ -13,6 +13,7 @@ from scipy import sparse
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError, MissingKeyError, StaleError
 from st_gchb._matrices import matrix_of
+from st_gchb.io import hand_on_libraries
 from st_gchb.pp.graph._graph import GraphSpec, spatial_graph
 from st_gchb.pp.graph._sublattice import spacing_of
 from st_gchb.pp.patches import pixel_sizes
@@ -97,8 +98,7 @@ def rule_of(
     graph = own.tocoo()
     centers = spot_centers(adata)
     probe = AnnData(obs=adata.obs.copy(), obsm={Keys.SPATIAL: centers})
-    if Keys.SPATIAL in adata.uns:
-        probe.uns[Keys.SPATIAL] = adata.uns[Keys.SPATIAL]
+    hand_on_libraries(adata, probe)
     if graph.nnz:
         sections = sections_of(adata, slice_key)
         members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)

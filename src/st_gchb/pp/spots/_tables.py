@@ -16,7 +16,7 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb._matrices import in_memory
-from st_gchb.io import Library, SlideImage, annotated_rows, libraries_of, open_image, reading
+from st_gchb.io import Library, SlideImage, annotated_rows, libraries_of, open_image, put_libraries, reading
 from st_gchb.pp.spots._sections import check_object
 from st_gchb.pp.spots._slices import Slice, split_slices
 
@@ -144,7 +144,7 @@ def resolve(
     spots = find_spots(data, source, shapes)
     adata = _light_copy(source, spots)
     images: dict[str, SlideImage] = {}
-    libraries: dict[str, Any] = {}
+    libraries: list[Library] = []
     centers = np.full((len(spots), 2), np.nan)
     n_regions = spots[_REGION].nunique()
     for region in spots[_REGION].unique():
@@ -153,9 +153,9 @@ def resolve(
         images[region] = open_image(data.images[element], name=f"image element {element!r}")
         placed = place_spots(data, region, element, system, spots[_INSTANCE].iloc[rows])
         centers[rows] = placed.centers_px
-        libraries[region] = _library(images[region], placed, source, region, n_regions, thumbnails)
+        libraries.append(_library(images[region], placed, source, region, n_regions, thumbnails))
     adata.obsm[Keys.SPATIAL] = centers
-    adata.uns[Keys.SPATIAL] = libraries
+    put_libraries(adata, libraries)
     region_key, instance_key = _keys(source)
     return Resolved(adata, images, region_key, source, region_key, instance_key, from_spatialdata=True)
 
@@ -271,7 +271,7 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
 
 def _library(
     image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
-) -> dict[str, Any]:
+) -> Library:
     """Build what ``uns["spatial"]`` says of one region, in px of its image."""
     from st_gchb.pp.spots._spatialdata import bin_um
 
@@ -290,4 +290,4 @@ def _library(
     images: dict[str, Any] = {}
     if thumbnails:
         images["hires"], factors["tissue_hires_scalef"] = image.thumbnail()
-    return {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: {}}
+    return Library(region, images, factors)

@@ -13,7 +13,7 @@ from spatialdata.models import ShapesModel, TableModel
 from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb._logging import logger
-from st_gchb.io import Size, libraries_of, open_image, settle, visium_pitch
+from st_gchb.io import Library, Size, libraries_of, open_image, put_libraries, settle, visium_pitch
 from st_gchb.pp.spots import bin_um, find_image, finest_image, place_spots, transformations_of
 from st_gchb.pp.tissue._layout import lay_tiles
 from st_gchb.pp.tissue._roi import roi_of_shapes
@@ -69,7 +69,7 @@ def tile_spatialdata(
     table.obs.insert(0, "region", pd.Categorical([name] * table.n_obs))
     table.obs.insert(1, "instance_id", shapes.index.to_numpy())
     factors = {Keys.SPOT_DIAMETER: tiles.diameter_px, Keys.UM_PER_PX: tiles.um_per_px}
-    table.uns[Keys.SPATIAL] = {name: {Keys.SCALEFACTORS: factors}}
+    put_libraries(table, [Library(name, factors=factors)])
     parsed = TableModel.parse(table, region=name, region_key="region", instance_key="instance_id")
     for key, elements in ((name, sdata.shapes), (table_name, sdata.tables)):
         if key in elements:

@@ -14,7 +14,7 @@ from anndata import AnnData
 from st_gchb._arguments import Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
-from st_gchb.io import SlideImage, open_image
+from st_gchb.io import Library, SlideImage, open_image, put_libraries
 from st_gchb.pp.tissue._detection import Tissue, TissueMethod
 from st_gchb.pp.tissue._layout import GridKind, Tiles, lay_tiles
 
@@ -111,7 +111,7 @@ def tile_tissue(
         label = name or _name_of(source)
         query = tiles.table(label)
         query.obs.insert(0, Keys.SLICE, pd.Categorical([label] * len(tiles.grid)))
-        query.uns[Keys.SPATIAL] = {label: _library(tiles, slide, source)}
+        put_libraries(query, [_library(label, tiles, slide, source)])
     finally:
         if isinstance(source, str | os.PathLike):
             slide.release()
@@ -124,7 +124,7 @@ def _name_of(source: Any) -> str:
     return Path(source).name.split(".")[0] or "slide"
 
 
-def _library(tiles: Tiles, slide: SlideImage, source: Any) -> dict[str, Any]:
+def _library(name: str, tiles: Tiles, slide: SlideImage, source: Any) -> Library:
     """Build what ``uns["spatial"]`` says of the slide: where its pixels are, and a picture for figures."""
     picture, scale = tiles.tissue.thumbnail, 1.0 / tiles.tissue.downsample
     if picture is None:
@@ -140,4 +140,4 @@ def _library(tiles: Tiles, slide: SlideImage, source: Any) -> dict[str, Any]:
         images["fullres"] = source
     factors = {f"tissue_{key}_scalef": scale if key == "hires" else 1.0 for key in images}
     factors |= {Keys.SPOT_DIAMETER: tiles.diameter_px, Keys.UM_PER_PX: tiles.um_per_px}
-    return {Keys.IMAGES: images, Keys.SCALEFACTORS: factors, Keys.METADATA: metadata}
+    return Library(name, images, factors, metadata)
