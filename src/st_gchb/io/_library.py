@@ -1,4 +1,4 @@
-"""Read and write ``uns["spatial"]`` in the layout of scanpy and squidpy: each slice's images, scale factors, metadata."""
+"""Read and write ``uns["spatial"]`` as scanpy and squidpy lay it out: images, scale factors, metadata of each slice."""
 
 from __future__ import annotations
 
