@@ -124,7 +124,7 @@ constraints: $(VENV)/.test
 	  --upgrade --no-annotate --no-header --output-file constraints.txt
 
 clean:
-	rm -rf docs/_build docs/generated docs/tutorials dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/generated docs/getting-started/tutorials dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

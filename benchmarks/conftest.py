@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--scales", default="1 4 16 64", help="sizes, in slices of DLPFC (default: '1 4 16 64')")
     group.addoption("--device", default="cpu", help="where encoder, training and search run: cpu, cuda")
     group.addoption("--threads", type=int, default=1, help="torch's threads (default: 1)")
-    group.addoption("--docs", type=Path, help="folder for the tables, such as docs/speed")
+    group.addoption("--docs", type=Path, help="folder for the tables, such as docs/results/speed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

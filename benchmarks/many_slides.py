@@ -1,7 +1,7 @@
 """What 10,000 slides cost on CPUs: seconds of the parts of a slide, what dask adds, core hours computed from both.
 
     python benchmarks/many_slides.py                                    # prints the tables; two to five minutes
-    python benchmarks/many_slides.py --out many.json --docs docs/speed/many_slides.md
+    python benchmarks/many_slides.py --out many.json --docs docs/results/speed/many_slides.md
 
 A synthetic slide (that of large_slide.py, smaller) is predicted by a worker of a LocalCluster with one thread, once for
 each encoder, after a first slide that pays for imports and loading. Encoders have random weights, which cost what

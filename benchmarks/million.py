@@ -1,6 +1,6 @@
 """A million spots in training, their features on disk: peak memory, seconds of each stage.
 
-python benchmarks/million.py --docs docs/speed
+python benchmarks/million.py --docs docs/results/speed
 python benchmarks/million.py --spots 100000 --epochs 3
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="file for all figures, JSON")
-    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/speed")
+    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/results/speed")
     given = parser.parse_args()
     found = apart(one_size, given.spots, given.slices, given.epochs, given.network, given.device, given.threads)
     gib = {

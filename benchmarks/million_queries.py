@@ -1,6 +1,6 @@
 """10,000 queries against a million reference spots: exact search beside the bare product, and the index beside it.
 
-    python benchmarks/million_queries.py --docs docs/speed
+    python benchmarks/million_queries.py --docs docs/results/speed
     python benchmarks/million_queries.py --spots 200000 --queries 2000
 
 Embeddings have directions as uneven as those of a model trained on her2st (half of the variance in about five of 128),
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="file for all figures, JSON")
-    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/speed")
+    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/results/speed")
     given = parser.parse_args()
     cases = [(k, True, given.rounds) for k in given.neighbors] + [(given.neighbors[0], False, 1)]
     results = []

@@ -1,6 +1,6 @@
 """The whole of training of four her2st sections: the published schedule, a plain loop, and this package.
 
-    python benchmarks/published.py --data her2st --weights mobilenet_v2_imagenet.safetensors --docs docs/speed
+    python benchmarks/published.py --data her2st --weights mobilenet_v2_imagenet.safetensors --docs docs/results/speed
     python benchmarks/published.py --encoders resnet50            # synthetic sections, random weights: cost the same
 
 Ours is measured whole, from the image files to the trained model. Of the others every part is measured and multiplied
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="file for all figures, JSON")
-    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/speed")
+    parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/results/speed")
     given = parser.parse_args()
     for name in ("lightning.pytorch", "st_gchb"):
         logging.getLogger(name).setLevel(logging.ERROR)

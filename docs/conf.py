@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import urllib.request
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -28,13 +31,14 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
 ]
 templates_path = ["_templates"]
 # Tables are included by their pages.
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "study/*.md", "stain/*.md", "speed/*.md", "last_stage/*.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "results/*/*.md"]
 
 autosummary_generate = True
 autosummary_imported_members = False
@@ -62,20 +66,49 @@ suppress_warnings = [
     "mystnb.unknown_mime_type",
 ]
 
-# Links to other projects' pages need the network, and the site builds without one: ST_GCHB_DOCS_LINKS=1 turns them on.
-if os.environ.get("ST_GCHB_DOCS_LINKS"):
-    extensions.append("sphinx.ext.intersphinx")
-    intersphinx_mapping = {
-        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
-        "numpy": ("https://numpy.org/doc/stable/", None),
-        "pandas": ("https://pandas.pydata.org/docs/", None),
-        "python": ("https://docs.python.org/3", None),
-        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
-        "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
-        "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
-        "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
-        "torch": ("https://pytorch.org/docs/stable/", None),
-    }
+# Other projects' pages. Sphinx warns of an object inventory that it cannot fetch, and -W makes an error of that, so
+# inventories that do not answer are left out: names of theirs are then no links. ST_GCHB_DOCS_LINKS=0 asks for none
+# (no network, no wait); ST_GCHB_DOCS_LINKS=1 takes all, so that one that cannot be fetched fails the build.
+PROJECTS = {
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "python": "https://docs.python.org/3/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scvi": "https://docs.scvi-tools.org/en/stable/",
+    "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+    "squidpy": "https://squidpy.readthedocs.io/en/stable/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+}
+LINKS = os.environ.get("ST_GCHB_DOCS_LINKS", "auto")
+intersphinx_timeout = 30
+
+
+def answers(url: str) -> bool:
+    """Ask whether a project's object inventory can be fetched within three seconds."""
+    try:
+        with urllib.request.urlopen(f"{url}objects.inv", timeout=3) as response:
+            return response.read(16).startswith(b"# Sphinx")
+    except (OSError, HTTPException):
+        return False
+
+
+def choose_projects() -> dict[str, tuple[str, None]]:
+    """Give the projects whose names become links."""
+    if LINKS not in {"0", "1", "auto"}:
+        raise ValueError(f"ST_GCHB_DOCS_LINKS={LINKS!r}; expected 0 (no links), 1 (all), or auto (those that answer)")
+    chosen = {} if LINKS == "0" else dict(PROJECTS)
+    if LINKS == "auto":
+        with ThreadPoolExecutor() as pool:
+            found = dict(zip(PROJECTS, pool.map(answers, PROJECTS.values()), strict=True))
+        chosen = {name: url for name, url in PROJECTS.items() if found[name]}
+        if silent := [name for name in PROJECTS if not found[name]]:
+            print(f"no links to {', '.join(silent)}: the object inventories do not answer")
+    return {name: (url, None) for name, url in chosen.items()}
+
+
+intersphinx_mapping = choose_projects()
 
 html_theme = "sphinx_book_theme"
 html_title = "st-gchb"
@@ -92,10 +125,11 @@ html_show_sourcelink = False
 
 def copy_tutorials() -> None:
     """Bring the notebooks under the site's root, which is where Sphinx looks for pages."""
-    shutil.rmtree(HERE / "tutorials", ignore_errors=True)
-    (HERE / "tutorials").mkdir()
+    there = HERE / "getting-started" / "tutorials"
+    shutil.rmtree(there, ignore_errors=True)
+    there.mkdir()
     for notebook in sorted((HERE.parent / "tutorials").glob("*.ipynb")):
-        shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+        shutil.copy2(notebook, there / notebook.name)
 
 
 def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:

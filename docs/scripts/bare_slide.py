@@ -1,4 +1,4 @@
-"""Picture and figures of docs/bare_slides.md: a section as a bare JPEG, gridded and predicted from three others."""
+"""Draw and measure docs/user-guide/bare_slides.md: a section as a bare JPEG, gridded, predicted from three others."""
 
 from __future__ import annotations
 

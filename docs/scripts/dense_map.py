@@ -1,7 +1,7 @@
 """Picture of a dense map: a gene of her2st section C5, predicted every 50 µm from its H&E, over the H&E.
 
 Trains on the sections C2 to C4, lays positions on the bare image of C5, predicts them, and draws the result with
-spatialdata-plot beside what was measured. The picture of docs/results.md is made by this script.
+spatialdata-plot beside what was measured. The picture of docs/user-guide/predictions.md is made by this script.
 """
 
 from __future__ import annotations

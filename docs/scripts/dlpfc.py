@@ -1,7 +1,7 @@
 """The paper's experiment on human cortex (DLPFC): five Visium slices train, one is predicted from its H&E.
 
 Downloads the real slices, or grows simulated tissue on their true spots (--simulated); all that follows is the same.
-What it writes is explained in docs/dlpfc.md.
+What it writes is explained in docs/results/dlpfc.md.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def write(result, out: Path, title: str, caption: str) -> None:
     genes, (held_out,), method = result.settings["markers"], result.settings["folds"], result.settings["methods"][0]
     paths = st_gchb.evaluate.write_report(result, out, genes=genes or None)
     paths["table"].write_text(f"{caption}\n\n{paths['table'].read_text(encoding='utf-8')}", encoding="utf-8")
-    relation = "not comparable with the simulated table above" if result.settings["simulated"] else "see docs/dlpfc.md"
+    simulated = result.settings["simulated"]
+    relation = "not comparable with the simulated table above" if simulated else "see docs/results/dlpfc.md"
     text = f"{caption}\n\n{paper_table(result.scores)}\n\nPublished figures ({relation}):\n\n{PUBLISHED}\n"
     (out / "paper_table.md").write_text(text, encoding="utf-8")
     bars = st_gchb.pl.metric_bars(result.scores, ["MG"] * bool(genes) + ["HVG", "HEG", "AG"], highlight=method)

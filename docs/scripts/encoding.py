@@ -1,7 +1,7 @@
 """What folding, half precision and compilation are worth: time per patch, what changes in features and scores.
 
     python docs/scripts/encoding.py --data ../shared/data/her2st \
-        --weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/speed/encoding.md
+        --weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/results/speed/encoding.md
 
 Ways are timed in turn, so that other work on the machine meets all of them; medians.
 """

@@ -1,6 +1,6 @@
 """Does stain normalization or augmentation help? Sections of her2st, each left out once, in their own and other stains.
 
-Makes the tables of docs/stain.md. What was encoded is kept in the cache: a run that was stopped goes on.
+Makes the tables of docs/user-guide/stain.md. What was encoded is kept in the cache: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example:\n  python docs/scripts/stain.py --data ../shared/data/her2st "
-        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/stain/",
+        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/results/stain/",
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")

@@ -1,6 +1,7 @@
 """Does training the trunk's last stage pay? Sections of her2st, each left out once, by what is trained of the trunk.
 
-The answer is in docs/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped goes on.
+The answer is in docs/how-to/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
