@@ -1,4 +1,4 @@
-"""The method in pure torch: losses, layers and the network. Nothing here knows of AnnData."""
+"""Losses, layers and network of the method in plain PyTorch; nothing here depends on AnnData."""
 
 from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._last_stage import TrainedStage

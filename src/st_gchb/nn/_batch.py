@@ -1,4 +1,4 @@
-"""One training step as tensors."""
+"""The tensors of one training step."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from st_gchb.nn._parts import Part
 
 @dataclass
 class GraphBatch:
-    """One training step: spots, their neighbors, and which of them count.
+    """Tensors of one training step: spots, their neighbors, and the spots that enter each loss.
 
-    It is made in the host's memory. What a step needs to know as numbers, such as which nodes are of one slice, is
-    found there: read from a device, it would make the host wait in every step.
+    A batch is assembled in host memory. Numbers on which the control flow of a step depends, such as the nodes of
+    each slice, are computed there too: reading them from a GPU would make the host wait in every step.
 
     Parameters
     ----------
     image, expression
-        Inputs of the branches after the fixed maps, ``(n_nodes, n_inputs)``. Where the network has a stage of the
-        trunk, ``image`` holds what goes into that, ``(n_nodes, n_views, c, h, w)``.
+        Inputs of the two branches after the fixed input projections, ``(n_nodes, n_inputs)``. If the last stage of
+        the image encoder is trained, ``image`` holds the feature maps that enter it, ``(n_nodes, n_views, c, h, w)``.
     edge_index
-        Edges between nodes, both directions, ``(2, n_edges)``; none joins two slices.
+        Edges between nodes, in both directions, ``(2, n_edges)``; no edge joins two slices.
     groups
-        Slice of each node, ``(n_nodes,)``.
+        Slice number of each node, ``(n_nodes,)``.
     rows
-        Nodes that are aligned in this step, ``(n_rows,)``.
+        Nodes whose embeddings are aligned in this step, ``(n_rows,)``.
     inner
-        Nodes whose neighborhood is complete, ``(n_inner,)``: those that DGI sees.
+        Nodes whose neighborhood is complete, ``(n_inner,)``: those that enter the deep graph infomax loss.
     degree
-        Neighbors of each node in the whole graph, ``(n_nodes,)``; ``None`` where the nodes are the whole graph.
+        Number of neighbors of each node in the whole graph, ``(n_nodes,)``; ``None`` if the nodes are the whole graph.
     part
-        The share of one of several devices; ``None`` where one device does it all.
+        The nodes that this device encodes, if several devices share the step; ``None`` on a single device.
     members, inner_members
-        Rows of the nodes, and of the inner ones, of each slice; by default found from ``groups``.
+        Nodes and inner nodes of each slice, one tensor per slice; derived from ``groups`` by default.
     """
 
     image: Tensor
@@ -58,11 +58,11 @@ class GraphBatch:
             self.inner_members = tuple(self.inner[rows] for rows in members_of(self.groups[self.inner]))
 
     def to(self, device: torch.device | str) -> GraphBatch:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> GraphBatch:
-        """The same batch in memory from which a GPU can fetch it while the host goes on."""
+        """Copy the batch to page-locked memory, from which a GPU can fetch it asynchronously."""
         return self._each(lambda value: value.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> GraphBatch:

@@ -1,4 +1,4 @@
-"""The last stage of a trunk, trained on the maps that the rest of the trunk has made once."""
+"""The last stage of an image encoder, trained on feature maps that the earlier stages computed once."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _AT_ONCE = 64
-"""Maps that pass through the stage together: the activations of these alone are held, however large a step is."""
+"""Feature maps that pass through the stage together, which bounds its activations in memory at any size of a step."""
 
 
 class TrainedStage(nn.Module):
-    """Feature maps to features, with batch norm as it was: its statistics are those of the images it was trained on.
+    """Trainable map from feature maps to patch features, with frozen batch norm.
 
-    A step's few patches, which lie side by side, would make poor statistics; and infomax, which compares spots of one
-    slice, could be solved by them. The stage is therefore always in evaluation mode, and the scale and shift of batch
-    norm, which belong to the statistics, are not trained either.
+    Batch norm keeps the statistics of the images on which the encoder was pretrained. The few neighboring patches of
+    a step would give poor estimates, and infomax, which compares spots within a slice, could exploit them. The stage
+    is therefore always in evaluation mode, and the scale and shift of batch norm, which belong to the statistics, are
+    not trained either.
 
     Parameters
     ----------
     stage
-        Takes maps, ``(b, c, h, w)``, gives features, ``(b, n_features)``.
+        Module from feature maps, ``(b, c, h, w)``, to features, ``(b, n_features)``.
 
     Examples
     --------
@@ -37,7 +38,7 @@ class TrainedStage(nn.Module):
 
     def __init__(self, stage: nn.Module) -> None:
         super().__init__()
-        # Convolutions are a third faster in this order on a CPU, see the encoder.
+        # On a CPU, convolutions are a third faster in this memory format, which the image encoders use too.
         self.stage = stage.to(memory_format=torch.channels_last).requires_grad_(True)
         for layer in stage.modules():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -45,28 +46,30 @@ class TrainedStage(nn.Module):
         self.stage.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Switch mode; the stage itself stays in evaluation mode."""
+        """Set the mode of the module; the stage inside stays in evaluation mode."""
         super().train(mode)
         self.stage.eval()
         return self
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Features of spots, the mean over their views.
+        """Compute the features of spots, averaged over their views.
 
         Parameters
         ----------
         maps
-            ``(n, n_views, c, h, w)``, of any floating type.
+            Feature maps, ``(n, n_views, c, h, w)``, of any floating-point type.
 
         Returns
         -------
-        ``(n, n_features)``, float32.
+        Tensor
+            Features, ``(n, n_features)``, float32.
         """
         n_views = maps.shape[1]
         parts = maps.split(max(1, _AT_ONCE // n_views))
         if len(parts) < 2 or not torch.is_grad_enabled():
             return torch.cat([self._of_part(part) for part in parts])
-        # Activations are made again on the way back: those of a whole slice fit in no memory. Nothing is drawn there.
+        # Activations are recomputed in the backward pass, since those of a whole slice do not fit in memory. The stage
+        # draws no random numbers, so the state of the generator need not be kept.
         again = partial(checkpoint, self._of_part, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([again(part) for part in parts])
 

@@ -1,4 +1,4 @@
-"""Layers of a branch: fixed input map, graph encoder, projection head."""
+"""Layers of a branch (fixed input projection, graph encoder, projection head) and the shuffling of infomax."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ GraphKind = Literal["gcn", "gcn_sum", "sage", "none"]
 
 
 class AffineInput(nn.Module):
-    """Fixed map of raw features to principal components: ``(x - offset) @ matrix``.
+    """Fixed projection of raw features to principal components, ``(x - offset) @ matrix``: the paper's T_alpha.
 
-    The numbers are fitted outside, on training slices, and travel with the state dict as buffers.
+    The projection is fitted on the training slices, outside the network, and is stored in the state dict as buffers.
 
     Parameters
     ----------
     n_in
-        Width of the features.
+        Number of features.
     n_out
-        Number of components; ``None`` keeps the features and only scales each by its entry of ``matrix``.
+        Number of components; ``None`` keeps the features and scales each by its entry of ``matrix``.
     """
 
     offset: Tensor
@@ -37,24 +37,24 @@ class AffineInput(nn.Module):
         self.register_buffer("matrix", torch.zeros(n_in) if n_out is None else torch.zeros(n_in, n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Components, ``(n, n_out)``."""
+        """Compute the components, ``(n, n_out)``, of raw features, ``(n, n_in)``."""
         centered = x - self.offset
         return centered * self.matrix if self.matrix.ndim == 1 else centered @ self.matrix
 
 
 class GraphEncoder(nn.Module):
-    """Encoder F of the paper: node representations Z = F(T, A).
+    """Encoder F of the paper: node representations Z = F(T_alpha, A), the inputs of equation 1.
 
     Parameters
     ----------
     n_in, n_hidden
         Width of the input and of Z.
     kind
-        ``"sage"``: own features and the mean of the neighbors' through separate weights, which keeps the spot's own
-        signal; ``"gcn"``: D^-1/2 (A + I) D^-1/2, which smooths; ``"gcn_sum"``: the published code's unnormalized sum
-        over the spot and its neighbors; ``"none"``: no graph.
+        ``"sage"``: separate weights for a spot's own features and for the mean of its neighbors' features, which
+        keeps the spot's own signal; ``"gcn"``: propagation by D^-1/2 (A + I) D^-1/2, which smooths; ``"gcn_sum"``: the
+        published code's unnormalized sum over the spot and its neighbors; ``"none"``: no graph.
     n_tail
-        Width of a trainable linear layer before the graph, 0 for none.
+        Width of the adapter, a trainable linear layer before the graph convolution; 0 for none.
     """
 
     def __init__(self, n_in: int, n_hidden: int, kind: GraphKind, n_tail: int = 0) -> None:
@@ -66,7 +66,7 @@ class GraphEncoder(nn.Module):
         if kind == "sage":
             self.conv = SAGEConv(n_in, n_hidden, aggr="mean")
         elif kind == "gcn":
-            # The weights of the edges are made in forward, from degrees that a cut-out of a graph cannot count itself.
+            # Edge weights are computed in forward, since a subgraph does not hold the degrees of the whole graph.
             self.conv = GCNConv(n_in, n_hidden, normalize=False)
         else:
             self.conv = nn.Linear(n_in, n_hidden)
@@ -75,30 +75,36 @@ class GraphEncoder(nn.Module):
 
     @property
     def n_hops(self) -> int:
-        """Hops of the graph that a node's representation depends on, where the degrees of the whole graph are known."""
+        """Number of hops over which a node's representation depends on the graph, given the degrees of all of it."""
         return 0 if self.kind == "none" else 1
 
     def forward(self, x: Tensor, edge_index: Tensor, degree: Tensor | None = None) -> Tensor:
-        """Node representations.
+        """Compute node representations.
 
         Parameters
         ----------
         x
             Inputs, ``(n, n_in)``.
         edge_index
-            Edges, ``(2, n_edges)``, both directions listed, no self-loops.
+            Edges in both directions, without self-loops, ``(2, n_edges)``.
         degree
-            Number of neighbors of each node in the whole graph, ``(n,)``. Where ``edge_index`` is all of the graph
-            it can be counted; a node at the rim of a cut-out lacks neighbors that ``"gcn"`` divides by.
+            Number of neighbors of each node in the whole graph, ``(n,)``. It is counted by default, which is right
+            only if ``edge_index`` is the whole graph: a node at the border of a subgraph lacks some of the neighbors
+            by whose number ``"gcn"`` divides.
 
         Returns
         -------
-        ``(n, n_hidden)``.
+        Tensor
+            Z, ``(n, n_hidden)``.
         """
         return self.spread(self.tail(x), edge_index, degree)
 
     def spread(self, x: Tensor, edge_index: Tensor, degree: Tensor | None = None) -> Tensor:
-        """Node representations from what comes out of the tail, which is row by row and the costliest layer."""
+        """Compute node representations from the output of ``tail``.
+
+        The tail acts on each row alone and is the most expensive layer, so that infomax shuffles its output instead of
+        its input, and it runs once per step.
+        """
         if self.kind == "none":
             return self.activation(self.conv(x))
         if self.kind == "gcn_sum":
@@ -109,7 +115,7 @@ class GraphEncoder(nn.Module):
 
 
 def gcn_edges(edge_index: Tensor, n: int, degree: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Edges and weights of D^-1/2 (A + I) D^-1/2: the edges given, then one self-loop a node.
+    """Compute edges and weights of D^-1/2 (A + I) D^-1/2: the given edges, then one self-loop per node.
 
     Parameters
     ----------
@@ -118,9 +124,14 @@ def gcn_edges(edge_index: Tensor, n: int, degree: Tensor | None, dtype: torch.dt
     n
         Number of nodes.
     degree
-        As :meth:`GraphEncoder.forward` takes it.
+        Number of neighbors in the whole graph, see :meth:`GraphEncoder.forward`.
     dtype
-        Of the weights.
+        Data type of the weights.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Edges, ``(2, n_edges + n)``, and their weights, ``(n_edges + n,)``.
     """
     source, target = edge_index
     if degree is None:
@@ -133,14 +144,16 @@ def gcn_edges(edge_index: Tensor, n: int, degree: Tensor | None, dtype: torch.dt
 
 
 class ProjectionHead(nn.Module):
-    """Linear, then a GELU residual block with dropout and layer norm, as in BLEEP and the paper's code.
+    """Projection of Z to the joint embedding (T_l and G_f of equations 5 to 7).
+
+    A linear layer, then a GELU residual block with dropout and layer norm, as in BLEEP and the paper's code.
 
     Parameters
     ----------
     n_in, n_out
         Width of Z and of the joint embedding.
     dropout
-        Share of the residual's units that are dropped in training.
+        Share of the units of the residual block that are dropped in training.
     """
 
     def __init__(self, n_in: int, n_out: int, dropout: float) -> None:
@@ -150,37 +163,51 @@ class ProjectionHead(nn.Module):
         self.norm = nn.LayerNorm(n_out)
 
     def forward(self, z: Tensor, part: Part | None = None) -> Tensor:
-        """Joint embedding before L2 normalization, ``(n, n_out)``; of one device's own nodes where there is a part."""
+        """Compute the joint embedding before L2 normalization, ``(n, n_out)``.
+
+        With ``part``, ``z`` holds this device's own nodes only.
+        """
         projected = self.project(z)
         if part is None:
             return self.norm(projected + self.block(projected))
         activation, linear, dropout = self.block
         residual = linear(activation(projected))
-        # The mask of the whole step is drawn on every device, so that it is the one that a single device would draw.
+        # Every device draws the dropout mask of the whole step, so that it equals the mask that one device would draw.
         mask = dropout(residual.new_ones(part.n_nodes, residual.shape[1]))
         return self.norm(projected + residual * mask[part.own])
 
 
 def members_of(groups: Tensor) -> tuple[Tensor, ...]:
-    """Rows of each slice, in the order of the slices' numbers; to be called where the numbers can be read at no cost.
+    """Find the rows of each slice, in the order of the slice numbers.
 
     Parameters
     ----------
     groups
-        Slice of each node, ``(n,)``, integers, in the host's memory.
+        Slice number of each node, ``(n,)``. It should lie in host memory: reading it from a GPU makes the host wait.
+
+    Returns
+    -------
+    tuple[Tensor, ...]
+        Rows of each slice.
     """
     return tuple(torch.nonzero(groups == group).squeeze(1) for group in groups.unique())
 
 
 def permute_rows(x: Tensor, members: Sequence[Tensor]) -> Tensor:
-    """Corruption of deep graph infomax: rows shuffled, each within its own slice.
+    """Shuffle rows within each slice: the corruption of deep graph infomax, which makes Z' of equation 1.
 
     Parameters
     ----------
     x
         Node features, ``(n, width)``.
     members
-        Rows of each slice, as :func:`members_of` finds them. Found here, they would make the host wait for the device.
+        Rows of each slice, from :func:`members_of`. They are passed in, since finding them here would make the host
+        wait for the device.
+
+    Returns
+    -------
+    Tensor
+        The shuffled features, ``(n, width)``.
     """
     order = torch.empty(len(x), dtype=torch.long, device=x.device)
     for rows in members:

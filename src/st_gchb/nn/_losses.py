@@ -1,4 +1,4 @@
-"""Equations 1 to 7 of the paper as pure functions, and the package's own readings beside the literal ones."""
+"""Losses of the paper, equations 1 to 7, as pure functions: the printed forms and the package's own variants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Dependence = Callable[[Tensor, Tensor], Tensor]
 
 
 def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean"] = "mean") -> Tensor:
-    r"""Deep graph infomax loss, equation 1.
+    r"""Compute the deep graph infomax loss, equation 1.
 
     .. math:: L_{DGI} = -\sum_{i=1}^n [\log D(Z_i, h) + \log(1 - D(Z'_i, h))]
 
@@ -24,7 +24,12 @@ def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean
     negative
         Logits for the corrupted nodes, ``(n,)``.
     reduction
-        ``"sum"`` is equation 1; ``"mean"`` divides it by n, which makes its weight independent of a slice's size.
+        ``"sum"`` is equation 1; ``"mean"`` divides it by n, so that its weight does not depend on the slice's size.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
 
     Examples
     --------
@@ -32,19 +37,22 @@ def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean
     >>> dgi_loss(torch.zeros(4), torch.zeros(4)).item()  # a discriminator that knows nothing: 2 log 2
     1.3862943649291992
     """
-    # softplus(-x) = -log sigmoid(x): stays finite where the sum read-out saturates the sigmoid.
+    # softplus(-x) = -log sigmoid(x), which stays finite where the sum readout saturates the sigmoid.
     terms = F.softplus(-positive) + F.softplus(negative)
     return terms.sum() if reduction == "sum" else terms.mean()
 
 
 def squared_distances(x: Tensor) -> Tensor:
-    """Squared Euclidean distances between the rows of ``x``, ``(n, n)``."""
+    """Compute squared Euclidean distances between the rows of ``x``, ``(n, n)``."""
     square = (x * x).sum(1)
     return (square[:, None] + square[None, :] - 2.0 * (x @ x.T)).clamp_min(0.0)
 
 
 def median_bandwidth(x: Tensor) -> Tensor:
-    """Median heuristic: square root of the median squared distance between different rows, no gradient."""
+    """Compute the kernel bandwidth by the median heuristic, without gradient.
+
+    It is the square root of the median squared distance between different rows of ``x``, ``(n, width)``.
+    """
     with torch.no_grad():
         distances = squared_distances(x)
         upper = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
@@ -52,9 +60,11 @@ def median_bandwidth(x: Tensor) -> Tensor:
 
 
 def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
-    r"""Gaussian kernel matrix :math:`K_{ij} = \exp(-\|x_i - x_j\|^2 / \sigma^2)`, ``(n, n)``.
+    r"""Compute the Gaussian kernel matrix of equation 3, ``(n, n)``.
 
-    The paper says "Gaussian kernel" and no more; the exponent is the published code's (no factor 2).
+    .. math:: K_{ij} = \exp(-\|x_i - x_j\|^2 / \sigma^2)
+
+    The paper does not specify the exponent; this one, without the factor 2, is that of the published code.
 
     Examples
     --------
@@ -66,7 +76,7 @@ def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
 
 
 def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    r"""Hilbert-Schmidt independence criterion, equation 3.
+    r"""Compute the Hilbert-Schmidt independence criterion, equation 3.
 
     .. math:: HSIC(A, B) = \frac{1}{(n-1)^2} Tr(K_A J K_B J), \quad J = I_n - \mathbf{1}/n
 
@@ -74,29 +84,42 @@ def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
     ----------
     kernel_a, kernel_b
         Kernel matrices, ``(n, n)``, n at least 2.
+
+    Returns
+    -------
+    Tensor
+        HSIC, a scalar.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than 2 spots.
     """
     n = len(kernel_a)
     if n < 2:
         raise ValueError(f"HSIC needs at least 2 spots, found {n}: merge the last mini-batch with the one before.")
     centered = kernel_a - kernel_a.mean(0, keepdim=True)
     centered = centered - centered.mean(1, keepdim=True)
-    # Tr(K_A J K_B J) = sum of the elements of (J K_A J) * K_B, both being symmetric.
+    # Tr(K_A J K_B J) is the sum of the elements of (J K_A J) * K_B, since both matrices are symmetric.
     return (centered * kernel_b).sum() / (n - 1) ** 2
 
 
 def nhsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    r"""Normalized HSIC to the letter of equation 4.
+    r"""Compute normalized HSIC, equation 4 as printed.
 
     .. math:: nHSIC(A, B) = \frac{HSIC(A, B)}{\sqrt{(1 + HSIC(A, A))(1 + HSIC(B, B))}}
 
-    HSIC is of the order of 0.01 to 0.1, so the denominator is close to 1: see :func:`cka`.
+    HSIC is of the order of 0.01 to 0.1, so the denominator is close to 1 and normalizes little; :func:`cka` does.
     """
     own = (1.0 + hsic(kernel_a, kernel_a)) * (1.0 + hsic(kernel_b, kernel_b))
     return hsic(kernel_a, kernel_b) / own.sqrt()
 
 
 def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
-    r"""HSIC normalized so that CKA(A, A) = 1: :math:`HSIC(A, B) / \sqrt{HSIC(A, A) HSIC(B, B)}`."""
+    r"""Compute centered kernel alignment: the HSIC of equation 3, normalized so that CKA(A, A) = 1.
+
+    .. math:: CKA(A, B) = \frac{HSIC(A, B)}{\sqrt{HSIC(A, A) HSIC(B, B)}}
+    """
     own = hsic(kernel_a, kernel_a) * hsic(kernel_b, kernel_b)
     return hsic(kernel_a, kernel_b) / own.clamp_min(1e-12).sqrt()
 
@@ -104,30 +127,38 @@ def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
 def bottleneck_loss(
     inputs: Tensor, hidden: Tensor, output: Tensor, *, beta: float, dependence: Dependence, sigma: float | None
 ) -> Tensor:
-    r"""HSIC bottleneck of one branch, equation 5 with the signs as printed.
+    r"""Compute the HSIC bottleneck of one branch, equation 5 with the signs as printed.
 
     .. math:: nHSIC(T_\alpha; T_\rho) - \beta \, nHSIC(T_l; T_\rho)
 
-    The first term compresses (input against hidden), the second keeps (output against hidden). The sentence under
-    the equation names the pairs the other way round; the printed signs are what the published code minimizes.
+    The first term compresses: it lowers the dependence of the hidden representation on the input. The second term
+    preserves its dependence on the output. The sentence under the equation in the paper names the two pairs the other
+    way round; the published code minimizes the printed signs.
 
     Parameters
     ----------
     inputs, hidden, output
         :math:`T_\alpha`, :math:`T_\rho` and :math:`T_l` of the branch, each ``(n, width)``.
     beta
-        Weight of what is kept.
+        Weight of the second term.
     dependence
         :func:`nhsic` (equation 4) or :func:`cka`.
     sigma
         Bandwidth of the kernel; ``None`` takes :func:`median_bandwidth` of each representation.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
     """
     kernels = [gaussian_kernel(x, median_bandwidth(x) if sigma is None else sigma) for x in (inputs, hidden, output)]
     return dependence(kernels[0], kernels[1]) - beta * dependence(kernels[2], kernels[1])
 
 
 def literal_alignment_loss(expression: Tensor, image: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Alignment to the letter of equations 6 and 7: no L2 normalization, temperature on the targets alone.
+    r"""Compute the alignment loss of equations 6 and 7 as printed.
+
+    The embeddings are not L2-normalized, and the temperature applies to the targets alone.
 
     .. math::
         target = softmax((sim_{img} + sim_{spt}) / 2 \cdot T), \quad
@@ -136,9 +167,14 @@ def literal_alignment_loss(expression: Tensor, image: Tensor, temperature: float
     Parameters
     ----------
     expression, image
-        :math:`T_l` and :math:`G_f`, ``(n, d)``.
+        Embeddings of the same spots, :math:`T_l` and :math:`G_f`, ``(n, d)``.
     temperature
         The paper's :math:`\mathcal{T}`.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
     """
     cross = expression @ image.T
     target = torch.softmax((image @ image.T + expression @ expression.T) / 2.0 * temperature, dim=1)
@@ -148,20 +184,25 @@ def literal_alignment_loss(expression: Tensor, image: Tensor, temperature: float
 
 
 def alignment_loss(expression: Tensor, image: Tensor, temperature: float, *, soft_targets: bool = True) -> Tensor:
-    """Cross-modal alignment on the unit sphere, with one temperature for logits and targets.
+    """Compute the alignment loss on the unit sphere, with one temperature for logits and targets.
 
-    Differs from :func:`literal_alignment_loss` in three ways: cosine similarities, so that the soft targets are not
-    one-hot; the similarity matrix of the targets is symmetric, so both directions have targets that sum to 1; no
-    gradient flows through the targets.
+    This variant of equations 6 and 7 differs from :func:`literal_alignment_loss` in three ways. Similarities are
+    cosines, so that the soft targets are not one-hot. Both directions use the same targets, which are normalized over
+    each row and thus sum to 1. No gradient flows through the targets.
 
     Parameters
     ----------
     expression, image
         Embeddings of the same spots, ``(n, d)``.
     temperature
-        Divides the similarities.
+        Divisor of the similarities.
     soft_targets
-        ``False`` takes each spot's own pair as the only target.
+        ``False`` takes each spot's own pair as its only target.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""The two branches and their joint loss. Runs where only torch, torch-geometric and pydantic are installed."""
+"""Settings, branches and joint loss of the network.
+
+Only torch, torch-geometric and pydantic are needed.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,23 @@ from st_gchb.nn._parts import Part, gathered
 @checked
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Sizes and kinds of the network's parts.
+    """Sizes and kinds of the layers of the network.
 
-    ``n_image_inputs`` and ``n_expression_inputs`` are the numbers of components after the fixed input maps (``None``
-    keeps the features as they are); ``n_tail`` is the width of a trainable linear layer in front of the image branch's
-    graph encoder (0: none), the paper's "last layer" of the trunk.
+    Parameters
+    ----------
+    n_features, n_genes
+        Number of patch features and of genes.
+    n_image_inputs, n_expression_inputs
+        Number of components after the fixed input projections; ``None`` keeps the features as they are.
+    n_tail
+        Width of the image adapter, a trainable linear layer before the graph encoder of the image branch, which stands
+        for the trainable last layer of the paper's ResNet50; 0 for none.
+    n_hidden, n_embedding
+        Width of the hidden representation Z and of the joint embedding.
+    image_graph, expression_graph
+        Kind of each branch's graph encoder, see :class:`GraphEncoder`.
+    dropout
+        Dropout of the projection heads.
     """
 
     n_features: Count
@@ -45,8 +60,25 @@ class NetworkSettings:
 class LossSettings:
     """Weights and forms of the loss terms; a weight of 0 leaves the term out.
 
-    ``paper_equations`` takes equations 1 to 7 as printed: sums over nodes in DGI with the read-out h = sum Z_i, nHSIC
-    of equation 4, and the alignment of equations 6 and 7.
+    Parameters
+    ----------
+    paper_equations
+        Take equations 1, 6 and 7 as printed: deep graph infomax sums over nodes and reads the slice out as
+        h = sum Z_i, and the alignment is :func:`literal_alignment_loss`.
+    temperature
+        Temperature of the alignment.
+    soft_targets
+        Align to soft targets rather than to each spot's own pair alone; without ``paper_equations``.
+    dgi_image, dgi_expression
+        Weight of deep graph infomax in each branch, equation 1.
+    bottleneck
+        Weight of the HSIC bottleneck, equation 5.
+    beta
+        Weight of the second term of equation 5.
+    dependence
+        Measure of dependence in equation 5: ``"nhsic"`` is equation 4, ``"cka"`` normalizes to CKA(A, A) = 1.
+    sigma
+        Bandwidth of the Gaussian kernel; ``None`` takes the median heuristic.
     """
 
     paper_equations: bool = False
@@ -62,10 +94,19 @@ class LossSettings:
 
 @dataclass
 class BranchOutput:
-    """Representations of one branch: fixed input, hidden Z, embedding before L2 normalization.
+    """Representations of one branch.
 
-    ``shuffled`` is what infomax shuffles: the output of the tail, which works row by row, so that of shuffled rows it
-    makes its own output, shuffled; where devices share the nodes, the inputs.
+    Parameters
+    ----------
+    inputs
+        Output of the fixed input projection, ``(n, n_inputs)``.
+    hidden
+        Hidden representation Z, ``(n, n_hidden)``.
+    embedding
+        Embedding before L2 normalization, ``(n, n_embedding)``.
+    shuffled
+        Features whose rows infomax shuffles. This is the output of the tail: it acts on each row alone, so shuffling
+        its output is the same as shuffling its input. If several devices share the nodes, it is the inputs.
     """
 
     inputs: Tensor
@@ -75,18 +116,18 @@ class BranchOutput:
 
 
 class Branch(nn.Module):
-    """Fixed input map, graph encoder with its infomax discriminator, projection head.
+    """Branch of one modality: fixed input projection, graph encoder with infomax discriminator, projection head.
 
     Parameters
     ----------
     n_raw, n_inputs
-        Width of the raw features and of the fixed map's components.
+        Number of raw features and of components after the fixed input projection.
     kind
         Kind of graph encoder, see :class:`GraphEncoder`.
     settings
         Sizes that both branches share.
     n_tail
-        Width of the trainable layer before the graph encoder, 0 for none.
+        Width of the adapter before the graph encoder, 0 for none.
     """
 
     def __init__(
@@ -105,9 +146,23 @@ class Branch(nn.Module):
     def forward(
         self, inputs: Tensor, edge_index: Tensor, degree: Tensor | None = None, part: Part | None = None
     ) -> BranchOutput:
-        """Representations of all nodes; ``inputs`` come out of the fixed map.
+        """Compute the representations of all nodes.
 
-        With ``part``, the nodes are shared between devices, and nodes that are no device's own get zeros.
+        Parameters
+        ----------
+        inputs
+            Output of the fixed input projection, ``(n, n_inputs)``.
+        edge_index
+            Edges in both directions, ``(2, n_edges)``.
+        degree
+            Number of neighbors of each node in the whole graph, see :meth:`GraphEncoder.forward`.
+        part
+            Nodes that this device encodes, if several devices share the step. Nodes that no device owns get zeros.
+
+        Returns
+        -------
+        BranchOutput
+            Representations of all nodes of the step.
         """
         if part is None:
             tail = self.infomax.encoder.tail(inputs)
@@ -117,12 +172,12 @@ class Branch(nn.Module):
         return BranchOutput(inputs, gathered(hidden, part), gathered(self.head(hidden, part), part), inputs)
 
     def _own_hidden(self, inputs: Tensor, degree: Tensor | None, part: Part) -> Tensor:
-        """Z of this device's own nodes."""
+        """Compute Z of this device's own nodes."""
         own_degree = None if degree is None else degree[part.nodes]
         return self.infomax.encoder(inputs[part.nodes], part.edge_index, own_degree)[: part.n_own]
 
     def dgi(self, out: BranchOutput, batch: GraphBatch, *, paper_equations: bool) -> Tensor:
-        """Equation 1, one summary per slice, over the nodes whose neighborhood is complete."""
+        """Compute equation 1 over the nodes whose neighborhood is complete, with one summary h per slice."""
         corrupted = permute_rows(out.shuffled, batch.members)
         if batch.part is None:
             negative = self.infomax.encoder.spread(corrupted, batch.edge_index, batch.degree)
@@ -142,25 +197,25 @@ class Branch(nn.Module):
 
 
 def mean_readout(z: Tensor, *_: Tensor) -> Tensor:
-    """Summary of the original DGI, sigmoid(mean Z_i), ``(n_hidden,)``."""
+    """Compute the summary of the original deep graph infomax, sigmoid(mean Z_i), ``(n_hidden,)``."""
     return torch.sigmoid(z.mean(0))
 
 
 def sum_readout(z: Tensor, *_: Tensor) -> Tensor:
-    """Summary of the paper, h = sum Z_i, ``(n_hidden,)``."""
+    """Compute the summary of equation 1 in the paper, h = sum Z_i, ``(n_hidden,)``."""
     return z.sum(0)
 
 
 class STGCHBNetwork(nn.Module):
-    """The whole network: an image branch and an expression branch that meet in one embedding.
+    """Network of an image branch and an expression branch that share one joint embedding.
 
     Parameters
     ----------
     settings
-        Sizes and kinds of its parts.
+        Sizes and kinds of the layers.
     stage
-        Last stage of the trunk, from feature maps ``(b, c, h, w)`` to features ``(b, n_features)``, which is then
-        trained too, in front of the image branch. None where the features are fixed.
+        Last stage of the image encoder, from feature maps ``(b, c, h, w)`` to features ``(b, n_features)``, to be
+        trained before the image branch; ``None`` if the features are fixed.
 
     Examples
     --------
@@ -182,23 +237,39 @@ class STGCHBNetwork(nn.Module):
 
     @property
     def n_hops(self) -> int:
-        """Hops of the graph that an embedding depends on."""
+        """Number of hops over which an embedding depends on the graph."""
         return max(branch.infomax.encoder.n_hops for branch in (self.image, self.expression))
 
     def embed_image(self, features: Tensor, edge_index: Tensor) -> Tensor:
-        """L2-normalized joint embedding of patches, ``(n, n_embedding)``, from raw features (after the stage)."""
+        """Embed patches: L2-normalized, ``(n, n_embedding)``, from raw features, ``(n, n_features)``."""
         return F.normalize(self.image(self.image.fixed(features), edge_index).embedding, dim=1)
 
     def embed_expression(self, expression: Tensor, edge_index: Tensor) -> Tensor:
-        """L2-normalized joint embedding of log-normalized panel expression, ``(n, n_embedding)``."""
+        """Embed expression: L2-normalized, ``(n, n_embedding)``, from log-normalized values, ``(n, n_genes)``."""
         return F.normalize(self.expression(self.expression.fixed(expression), edge_index).embedding, dim=1)
 
     def image_inputs(self, values: Tensor) -> Tensor:
-        """Inputs of the image branch, ``(n, n_inputs)``, from what a step holds: these, or maps for the stage."""
+        """Compute the inputs of the image branch, ``(n, n_inputs)``, from the ``image`` of a batch.
+
+        A batch holds these inputs already, or the feature maps that enter the trained stage.
+        """
         return values if self.stage is None else self.image.fixed(self.stage(values))
 
     def pretraining_loss(self, batch: GraphBatch, settings: LossSettings) -> dict[str, Tensor]:
-        """Deep graph infomax of both branches alone, as in the paper's first stage."""
+        """Compute the deep graph infomax losses alone (equation 1), as in the paper's first stage of training.
+
+        Parameters
+        ----------
+        batch
+            Spots of one step.
+        settings
+            Weights and forms of the loss terms.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            Weighted terms by name; the loss is their sum.
+        """
         terms = {}
         if settings.dgi_image:
             image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
@@ -213,14 +284,19 @@ class STGCHBNetwork(nn.Module):
         return terms
 
     def loss(self, batch: GraphBatch, settings: LossSettings) -> dict[str, Tensor]:
-        """Terms of the joint loss, each already weighted; the loss is their sum.
+        """Compute the terms of the joint loss: alignment, deep graph infomax and HSIC bottleneck.
 
         Parameters
         ----------
         batch
             Spots of one step; at least 2 rows.
         settings
-            Which terms, in which form.
+            Weights and forms of the loss terms.
+
+        Returns
+        -------
+        dict[str, Tensor]
+            Weighted terms by name; the loss is their sum.
         """
         image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
         expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)

@@ -1,4 +1,4 @@
-"""One device's share of a step: its nodes with their halo, and the way back to the whole."""
+"""Training on several devices: the nodes that one device encodes, and the exchange of their representations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Part:
     Parameters
     ----------
     nodes
-        Rows of the step's nodes: the device's own first, then their halo, ``(n_own + n_halo,)``.
+        Nodes of the step, ``(n_own + n_halo,)``: the device's own, then their halo, the neighbors that they need.
     edge_index
-        Edges between them, by their place in ``nodes``, ``(2, n_edges)``.
+        Edges between them, as positions in ``nodes``, ``(2, n_edges)``.
     n_own
-        How many are the device's own; those of all devices together are the nodes that count in the step.
+        Number of the device's own nodes. Together, the devices own all nodes that enter a loss.
     n_nodes
-        Nodes of the whole step.
+        Number of nodes of the whole step.
     n_devices
-        Devices that share the step.
+        Number of devices that share the step.
     """
 
     nodes: Tensor
@@ -35,12 +35,12 @@ class Part:
 
     @property
     def own(self) -> Tensor:
-        """Rows of the device's own nodes, ``(n_own,)``."""
+        """The device's own nodes, ``(n_own,)``."""
         return self.nodes[: self.n_own]
 
 
 class _Gathered(torch.autograd.Function):
-    """Own rows of all devices put together; every device gets the whole."""
+    """All-gather of the devices' own rows, with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, part: Part) -> Tensor:
@@ -52,20 +52,25 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Every device computes the same loss from the whole, and gradients of parameters are averaged over devices:
-        # the factor takes that division back for rows that only one device has encoded.
+        # Every device computes the same loss from all rows, and gradients of parameters are averaged over devices. A
+        # row is encoded on one device alone, so the factor undoes the division by the number of devices.
         return gradients[0][ctx.part.own] * ctx.part.n_devices, None
 
 
 def gathered(own: Tensor, part: Part) -> Tensor:
-    """Representations of all nodes of a step, ``(n_nodes, width)``, from those that each device has computed.
+    """Gather the representations of all nodes of a step from the devices that computed them.
 
     Parameters
     ----------
     own
-        Representations of the device's own nodes, ``(n_own, width)``. Nodes that are no device's own get zeros.
+        Representations of the device's own nodes, ``(n_own, width)``.
     part
-        The device's share.
+        Nodes that this device encodes.
+
+    Returns
+    -------
+    Tensor
+        Representations of all nodes, ``(n_nodes, width)``; zeros for nodes that no device owns.
     """
     whole: Tensor = _Gathered.apply(own, part)
     return whole
