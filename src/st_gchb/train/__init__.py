@@ -1,4 +1,4 @@
-"""Training: mini-batches of spots with their graph, the Lightning plan, and checkpoints to go on from."""
+"""Training: mini-batches of spots with their graph, the Lightning training plan, and checkpoints for resuming."""
 
 from st_gchb.train._checkpoints import CheckpointFolder, NoCheckpoints, Progress, history_frames, history_points, key_of
 from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, Rows as Rows, Sampler as Sampler, TrainingData

@@ -1,4 +1,4 @@
-"""Mini-batches: spots drawn over all training slices, each with the neighbors that its embedding depends on."""
+"""Training data as tensors, its validation split, and mini-batches of spots with the neighbors that they depend on."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from st_gchb.train._subgraph import edges_between, share_of, spatial_blocks, wit
 Sampler = Literal["spots", "slices"]
 
 BLOCK_SIZE = 20_000
-"""Spots beyond which a slice is cut into blocks: what one step with the paper's preset holds on a 16 GB GPU."""
+"""Number of spots above which a slice is cut into blocks: one step of the paper's preset fits on a 16 GB GPU."""
 
 
 class Rows(Protocol):
-    """A tensor, or what is indexed like one and makes rows when they are asked for."""
+    """A tensor, or an object that is indexed like one and computes or reads its rows on demand."""
 
     @property
     def shape(self) -> Any:
-        """``(n_rows, width)``, or of maps ``(n_rows, n_views, c, h, w)``."""
+        """``(n_rows, width)``, or ``(n_rows, n_views, c, h, w)`` for feature maps."""
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Some rows, in the order asked for."""
+        """Return the rows ``index``, in this order."""
 
 
 @dataclass
 class TrainingData:
-    """The training slices as tensors, after the fixed input maps.
+    """Training slices as tensors, after the fixed input projections.
 
     Parameters
     ----------
     image, expression
-        Inputs of the two branches, ``(n_spots, n_inputs)``; those of the image branch may lie on disk. Where the
-        trunk's last stage is trained, ``image`` gives its maps.
+        Inputs of the two branches, ``(n_spots, n_inputs)``. Those of the image branch may stay on disk; if the last
+        stage of the image encoder is trained, they are the feature maps that enter it.
     adjacency
-        Spot graph, symmetric, no self-loops, ``(n_spots, n_spots)``.
+        Spot graph, symmetric, without self-loops, ``(n_spots, n_spots)``.
     groups
-        Slice of each spot, ``(n_spots,)``, integers.
+        Slice number of each spot, ``(n_spots,)``.
     coordinates
         Spot centers, px, ``(n_spots, 2)``.
     stained
-        The image branch's inputs in other stains, ``(n_versions, n_spots, n_inputs)``, or None.
+        Inputs of the image branch from stain-augmented patches, ``(n_versions, n_spots, n_inputs)``, or ``None``.
     """
 
     image: Rows
@@ -71,20 +71,34 @@ class TrainingData:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Place of each spot in an order in which neighbors lie close, ``(n_spots,)``."""
+        """Rank of each spot in an order that keeps neighbors close together, ``(n_spots,)``."""
         place = np.empty(len(self), dtype=np.int64)
         blocks = [rows[block] for rows in self.slices() for block in spatial_blocks(self.coordinates[rows], 64)]
         place[np.concatenate(blocks)] = np.arange(len(self))
         return place
 
     def slices(self) -> list[np.ndarray]:
-        """Rows of each slice, in the order of their numbers."""
+        """List the rows of each slice, in the order of the slice numbers."""
         return [np.flatnonzero(self.groups == group) for group in np.unique(self.groups)]
 
     def batch(self, rows: np.ndarray, n_hops: int, rng: np.random.Generator | None = None) -> GraphBatch:
-        """The spots of one step with their neighbors: the embeddings of ``rows`` are those of the whole graph.
+        """Make the batch of one step: some spots, and the neighbors on which their embeddings depend.
 
-        With ``rng``, each spot is seen in a stain that is drawn, its own among them.
+        The neighbors make the embeddings of ``rows`` equal to those computed on the whole graph.
+
+        Parameters
+        ----------
+        rows
+            Spots of the step, ``(n_rows,)``.
+        n_hops
+            Number of hops over which an embedding depends on the graph.
+        rng
+            Generator that draws a stain for each spot, from its own and those of ``stained``. ``None`` takes its own.
+
+        Returns
+        -------
+        GraphBatch
+            Spots ``rows`` first, then their neighbors.
         """
         nodes = with_halo(self.adjacency, rows, n_hops)
         positions = torch.arange(len(rows))
@@ -108,9 +122,23 @@ class TrainingData:
 
 
 def split_spots(data: TrainingData, validation_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Split each slice's spots into training spots and one compact patch of validation spots.
+    """Split the spots of each slice into training spots and one compact region of validation spots.
 
-    A compact patch shares few neighbors with the training spots, which single random spots would.
+    A compact region shares few neighbors with the training spots, whereas spots drawn at random would share many.
+
+    Parameters
+    ----------
+    data
+        The training slices.
+    validation_share
+        Share of each slice's spots to validate on. Slices in which this is less than two spots have none.
+    rng
+        Generator that draws the center of each region.
+
+    Returns
+    -------
+    tuple[numpy.ndarray, numpy.ndarray]
+        Rows of the training spots and of the validation spots, ascending.
     """
     validation = []
     if validation_share > 0:
@@ -119,7 +147,7 @@ def split_spots(data: TrainingData, validation_share: float, rng: np.random.Gene
             n_validation = int(round(validation_share * len(rows)))
             if n_validation >= 2:
                 center = data.coordinates[rng.choice(rows)]
-                # Rounded: on an array many spots are equally far, and the last digit must not choose among them.
+                # Rounded, since many spots of an array are equally far away and rounding errors must not order them.
                 distance = np.linalg.norm(data.coordinates[rows] - center, axis=1).round(3)
                 validation.append(rows[np.argsort(distance, kind="stable")[:n_validation]])
     chosen = np.sort(np.concatenate(validation)) if validation else np.empty(0, dtype=np.int64)
@@ -127,14 +155,14 @@ def split_spots(data: TrainingData, validation_share: float, rng: np.random.Gene
 
 
 Step = tuple[np.ndarray, np.ndarray | None]
-"""Spots that are aligned, and the spots around them that count too (``None``: no others)."""
+"""Spots to align, and the slice or block whose spots all enter infomax (``None``: the spots to align alone)."""
 
 
 class _Steps(IterableDataset):
-    """The steps of an epoch.
+    """Iterable over the batches of an epoch.
 
-    Which steps an epoch has depends on its number alone, so that training can go on with any epoch, and a loader that
-    begins an epoch twice sees the same. Without a trainer, each pass is the next epoch.
+    The batches of an epoch depend on its number and the seed alone, so that training can resume at any epoch and a
+    loader that starts an epoch twice yields the same batches. Without a trainer, each pass is the next epoch.
     """
 
     def __init__(self, module: GraphDataModule, rows: np.ndarray, shuffle: bool) -> None:
@@ -147,7 +175,7 @@ class _Steps(IterableDataset):
         module, trainer = self.module, self.module.trainer
         epoch = self.epoch if trainer is None or not self.shuffle else trainer.current_epoch
         self.epoch = epoch + 1
-        # Stains have numbers of their own: the order of the spots is the same with and without them.
+        # Stains are drawn from their own generator, so that the order of the spots does not depend on them.
         stains = np.random.default_rng([module.seed, 1, epoch]) if self.shuffle else None
         for chosen, inner in self._of_epoch(epoch):
             batch = module.data.batch(chosen if inner is None else inner, module.n_hops, stains)
@@ -156,7 +184,10 @@ class _Steps(IterableDataset):
             yield module.shared(batch, chosen if inner is None else inner)
 
     def _of_epoch(self, epoch: int) -> list[Step]:
-        """Steps of an epoch: the orders of those before it are drawn too, since each draws from where one stopped."""
+        """Draw the steps of an epoch.
+
+        All epochs share one generator, so the earlier epochs are drawn first, unless they have been already.
+        """
         if not self.shuffle:
             return list(self._plan(np.random.default_rng(self.module.seed)))
         drawn, steps = self._drawn
@@ -175,7 +206,8 @@ class _Steps(IterableDataset):
         if self.module.sampler == "spots":
             yield from ((part, None) for part in _parts(self.rows, self.module.batch_size, rng, self.shuffle))
             return
-        # Slices are permuted by their numbers, as before there were blocks: the draw depends on how many there are.
+        # Only slices that are cut draw an order of blocks, so that without large slices the draws are the same as if
+        # there were no blocks.
         for slice_number in rng.permutation(len(self.module.blocks)):
             blocks = self.module.blocks[slice_number]
             for number in rng.permutation(len(blocks)) if len(blocks) > 1 else range(1):
@@ -185,36 +217,39 @@ class _Steps(IterableDataset):
 
 
 def _parts(rows: np.ndarray, size: int, rng: np.random.Generator, shuffle: bool) -> list[np.ndarray]:
-    """Cut spots into parts of about ``size``: a rest too small to contrast is spread over the other parts."""
+    """Split spots into parts of about ``size`` spots, in random order if ``shuffle``.
+
+    A remainder that would leave too few spots to contrast is spread over the other parts. A single spot gives no part.
+    """
     order = rng.permutation(rows) if shuffle else rows
     n_parts = min(round(len(order) / size), len(order) // 2)
     return [part for part in np.array_split(order, max(1, n_parts)) if len(part) >= 2]
 
 
 class GraphDataModule(LightningDataModule):
-    """Steps for Lightning.
+    """Lightning data module that yields the batches of the training and validation spots.
 
     Parameters
     ----------
     data
         The training slices.
     n_hops
-        Hops that an embedding depends on.
+        Number of hops over which an embedding depends on the graph.
     batch_size
-        Spots that are contrasted with each other in a step.
+        Number of spots that are contrasted with each other in a step.
     sampler
         ``"spots"``: spots drawn over all slices, with their neighbors; ``"slices"``: spots of one slice, with the
-        whole slice's graph, as the paper does.
+        graph of the whole slice, as in the paper.
     validation_share
-        Share of each slice's spots kept for early stopping.
+        Share of each slice's spots that is held out for early stopping.
     seed
         Seed of the split and of the order of the spots.
     pretrain_epochs
-        First epochs, in which a step is a whole slice and infomax is the only loss.
+        Number of first epochs in which a step is a whole slice and infomax is the only loss.
     block_size
-        Spots beyond which a slice is cut into spatial blocks, each of which then stands where a slice stands above.
-        A block comes with its halo, so its own spots are represented as in the whole slice; infomax compares them
-        with the mean of their block.
+        Number of spots above which a slice is cut into spatial blocks. Each block is then treated as a slice. It comes
+        with its halo, so that its spots have the representations that they have in the whole slice; infomax compares
+        them with the summary of their block.
     """
 
     def __init__(
@@ -237,7 +272,7 @@ class GraphDataModule(LightningDataModule):
         self.blocks = self._cut(block_size) if sampler == "slices" or pretrain_epochs else []
 
     def _cut(self, size: int) -> list[list[np.ndarray]]:
-        """Rows of the blocks of each slice."""
+        """Cut each slice into blocks of at most ``size`` spots; returns the rows of the blocks of each slice."""
         slices = self.data.slices()
         blocks = [[rows[block] for block in spatial_blocks(self.data.coordinates[rows], size)] for rows in slices]
         large = [len(own) for own in blocks if len(own) > 1]
@@ -250,7 +285,20 @@ class GraphDataModule(LightningDataModule):
         return blocks
 
     def shared(self, batch: GraphBatch, inner: np.ndarray) -> GraphBatch:
-        """The step with this device's share of it, where several devices train; else the step as it is."""
+        """Assign this device its share of a batch, if several devices train.
+
+        Parameters
+        ----------
+        batch
+            The batch of one step; its ``part`` is set in place.
+        inner
+            Rows of ``data`` that are the inner nodes of the batch.
+
+        Returns
+        -------
+        GraphBatch
+            The same batch.
+        """
         n_devices = 1 if self.trainer is None else self.trainer.world_size
         if n_devices > 1 and self.trainer is not None:
             near = np.argsort(self.data.order[inner], kind="stable")
@@ -259,11 +307,11 @@ class GraphDataModule(LightningDataModule):
         return batch
 
     def train_dataloader(self) -> DataLoader:
-        """Steps over the training spots, in a new order each epoch."""
+        """Return a loader over the training spots, in a new order each epoch."""
         return self._loader(self.train_idx, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Steps over the validation spots, always the same; none without a validation split."""
+        """Return a loader over the validation spots, in a fixed order; an empty list without a validation split."""
         if self.n_val == 0:
             return []
         return self._loader(self.val_idx, shuffle=False)

@@ -1,4 +1,4 @@
-"""What Lightning does in a step, and which epoch's weights are kept."""
+"""Lightning training plan and callbacks: infomax pretraining, early stopping, best weights, finite loss."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from st_gchb.nn import GraphBatch
 
 
 class STGCHBTrainingPlan(TrainingPlan):
-    """scvi-tools' training plan without the terms of a variational autoencoder.
+    """Training plan of scvi-tools without the terms of a variational autoencoder.
 
-    Logs ``train_loss``, ``validation_loss`` and each term as ``{term}_train`` and ``{term}_validation``.
+    It logs ``train_loss``, ``validation_loss`` and each term as ``{term}_train`` and ``{term}_validation``.
 
     Parameters
     ----------
     module
-        The network.
+        The scvi module with the network.
     stage_lr
-        Learning rate of the trunk's last stage, where it is trained, as a share of the others': it starts from
-        weights that are good already.
+        Factor on the learning rate for the last stage of the image encoder, if it is trained. Below 1, the pretrained
+        weights from which the stage starts change slowly.
     options
-        Of scvi-tools' plan.
+        Further options of :class:`scvi.train.TrainingPlan`.
     """
 
     def __init__(self, module: Any, *, stage_lr: float = 1.0, **options: Any) -> None:
@@ -36,7 +36,7 @@ class STGCHBTrainingPlan(TrainingPlan):
         self.stage_lr = stage_lr
 
     def get_optimizer_creator(self) -> Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]:
-        """Make the optimizer as scvi-tools does, with the stage's parameters apart where there is a stage."""
+        """Create the optimizer as scvi-tools does, with the parameters of a trained stage in a group of their own."""
         create = super().get_optimizer_creator()
         stage = getattr(self.module.network, "stage", None)
         if stage is None:
@@ -51,41 +51,41 @@ class STGCHBTrainingPlan(TrainingPlan):
         return in_groups
 
     def training_step(self, batch: GraphBatch, batch_idx: int) -> torch.Tensor:
-        """Loss of a step, logged as the epoch's mean over spots."""
+        """Compute the loss of a training batch and log its mean over the spots of the epoch."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: GraphBatch, batch_idx: int) -> None:
-        """The same on validation spots."""
+        """Log the loss of a validation batch, as :meth:`training_step` does."""
         self._step(batch, "validation")
 
     def _step(self, batch: GraphBatch, mode: str) -> torch.Tensor:
         _, _, output = self.forward(batch)
-        # Said here, the batch size is not guessed (and warned about) by Lightning: nodes are not what is averaged over.
+        # Without an explicit batch size, Lightning would guess it from the nodes, halo included, and warn.
         self.log(f"{mode}_loss", output.loss, prog_bar=mode == "train", **self._options(output))
         self.compute_and_log_metrics(output, {}, mode)
         return output.loss
 
     def compute_and_log_metrics(self, loss_output: LossOutput, metrics: dict[str, Any], mode: str) -> None:
-        """Log the terms of the loss, once an epoch."""
+        """Log the terms of the loss once per epoch."""
         for name, value in loss_output.extra_metrics.items():
             self.log(f"{name}_{mode}", value, **self._options(loss_output))
 
     def _options(self, output: LossOutput) -> dict[str, Any]:
-        # Tensors are handed over as they are: they stay on the device until the epoch's mean is asked for.
+        # The logged values stay tensors, so that the device is synchronized once per epoch and not in every step.
         several = self.trainer.world_size > 1
         return {"on_step": False, "on_epoch": True, "batch_size": output.n_obs_minibatch, "sync_dist": several}
 
 
 class StayFinite(Callback):
-    """Ends a training whose loss is no finite number: nothing is learned from there on."""
+    """Callback that stops the training when the loss is NaN or infinite, from which it cannot recover."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the epoch's mean.
+        """Check the mean loss of the epoch.
 
         Raises
         ------
         DivergenceError
-            If it is NaN or infinite.
+            The loss is NaN or infinite.
         """
         value = trainer.callback_metrics.get("train_loss")
         if value is not None and not torch.isfinite(torch.as_tensor(value)).all():
@@ -97,52 +97,52 @@ class StayFinite(Callback):
 
 
 class Pretraining(Callback):
-    """Leaves every term but deep graph infomax out of the loss for the first epochs, the paper's first stage.
+    """Callback that trains on deep graph infomax alone (equation 1) in the first epochs, the paper's first stage.
 
     Parameters
     ----------
     n_epochs
-        How many epochs.
+        Number of these epochs.
     """
 
     def __init__(self, n_epochs: int) -> None:
         self.n_epochs = n_epochs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Switch between the two losses."""
+        """Select the loss of the epoch: infomax alone, or the joint loss."""
         _module(pl_module).pretraining = trainer.current_epoch < self.n_epochs
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module in the joint stage."""
+        """Reset the module to the joint loss."""
         _module(pl_module).pretraining = False
 
 
 class StopEarly(EarlyStopping):
-    """Lightning's early stopping on the validation loss, from the end of the infomax stage on.
+    """Early stopping on the validation loss that ignores the epochs of infomax pretraining.
 
     Parameters
     ----------
     patience
-        Epochs without improvement that are waited for.
+        Number of epochs without improvement after which training stops.
     """
 
     def __init__(self, patience: int) -> None:
-        # Lightning would otherwise count at the end of the training epoch, past the condition below.
+        # By default Lightning checks at the end of the training epoch, where on_validation_end below is not asked.
         super().__init__("validation_loss", patience=patience, mode="min", check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count this epoch, unless it belongs to the infomax stage."""
+        """Check for improvement, unless the epoch belongs to infomax pretraining."""
         if not _module(pl_module).pretraining:
             super().on_validation_end(trainer, pl_module)
 
 
 class KeepBest(Callback):
-    """Keeps the weights of the epoch with the lowest validation loss in memory and puts them back at the end.
+    """Callback that keeps the weights of the epoch with the lowest validation loss and restores them at the end.
 
     Parameters
     ----------
     monitor
-        Logged value, lower is better.
+        Name of the logged value; lower is better.
     """
 
     def __init__(self, monitor: str = "validation_loss") -> None:
@@ -152,7 +152,7 @@ class KeepBest(Callback):
         self._state: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the weights if the validation loss is the lowest so far."""
+        """Copy the weights if the validation loss is the lowest so far."""
         if trainer.sanity_checking or _module(pl_module).pretraining:
             return
         value = trainer.callback_metrics.get(self.monitor)
@@ -161,19 +161,19 @@ class KeepBest(Callback):
             self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of it."""
+        """Return the state that a checkpoint stores: the lowest loss, its epoch and the weights."""
         return {"best": self.best, "epoch": self.epoch, "state": dict(self._state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.best, self.epoch, self._state = state_dict["best"], state_dict["epoch"], dict(state_dict["state"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         if self._state:
             _module(pl_module).load_state_dict(self._state)
 
 
 def _module(plan: LightningModule) -> Any:
-    """The plan's scvi module; Lightning only knows that it is some torch module."""
+    """Return the scvi module of a plan; Lightning types it as any torch module."""
     return plan.module

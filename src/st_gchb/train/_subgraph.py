@@ -1,4 +1,4 @@
-"""Cut-outs of the spot graph: the halo of some spots, the edges between them, and blocks of a large slice."""
+"""Subgraphs of the spot graph: spots with their halo, edges between spots, blocks of a slice, shares of a device."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from st_gchb.nn import Part
 
 
 def with_halo(adjacency: sparse.csr_matrix, rows: np.ndarray, n_hops: int) -> np.ndarray:
-    """Spots and all that lie within some hops of them, ``(n_nodes,)``: ``rows`` first, then the halo hop by hop.
+    """Extend spots by their halo, the neighbors within some hops.
 
     Parameters
     ----------
     adjacency
         Spot graph, ``(n_spots, n_spots)``.
     rows
-        Spots whose representation is wanted.
+        Spots to represent, ``(n_rows,)``.
     n_hops
-        Hops that it depends on.
+        Number of hops over which their representation depends on the graph.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``rows``, then the halo hop by hop, ``(n_nodes,)``.
 
     Examples
     --------
@@ -37,10 +42,22 @@ def with_halo(adjacency: sparse.csr_matrix, rows: np.ndarray, n_hops: int) -> np
 
 
 def edges_between(adjacency: sparse.csr_matrix, nodes: np.ndarray) -> np.ndarray:
-    """Edges of the graph with both ends among ``nodes``, by their place there, ``(2, n_edges)``.
+    """Find the edges of the graph with both ends among ``nodes``.
 
-    The cost is that of the nodes and their edges. Columns of a sparse matrix are cut out at the cost of all columns,
-    which in every step would make an epoch quadratic in the number of spots.
+    The cost grows with the nodes and their edges alone. Indexing the columns of a sparse matrix instead costs time
+    proportional to all columns, which in every step would make an epoch quadratic in the number of spots.
+
+    Parameters
+    ----------
+    adjacency
+        Spot graph, ``(n_spots, n_spots)``.
+    nodes
+        Rows of the spots, ``(n_nodes,)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Edges as positions in ``nodes``, ``(2, n_edges)``.
     """
     nodes = np.asarray(nodes, dtype=np.int64)
     first = adjacency.indptr[nodes].astype(np.int64)
@@ -56,18 +73,19 @@ def edges_between(adjacency: sparse.csr_matrix, nodes: np.ndarray) -> np.ndarray
 
 
 def spatial_blocks(coordinates: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut spots into compact blocks of nearly the same number, by halving along the longer side.
+    """Cut spots into compact blocks of nearly equal size, by recursive bisection along the longer side.
 
     Parameters
     ----------
     coordinates
         Spot centers, ``(n_spots, 2)``.
     size
-        Spots of a block at most.
+        Largest number of spots in a block.
 
     Returns
     -------
-    Rows of each block, ascending; one block where there are no more spots than ``size``.
+    list[numpy.ndarray]
+        Rows of each block, ascending; a single block if there are at most ``size`` spots.
     """
     blocks: list[np.ndarray] = []
     waiting = [(np.arange(len(coordinates)), max(1, -(-len(coordinates) // size)))]
@@ -80,27 +98,32 @@ def spatial_blocks(coordinates: np.ndarray, size: int) -> list[np.ndarray]:
         side = own[:, int(np.argmax(np.ptp(own, axis=0)))]
         half = n_blocks // 2
         cut = -(-len(rows) * half // n_blocks)
-        # Spots of an array share coordinates: among equals the row decides, not the sorting.
+        # Spots of an array share coordinates; ties are broken by row, so that the blocks are reproducible.
         order = rows[np.lexsort((rows, side.round(3)))]
         waiting += [(order[cut:], n_blocks - half), (order[:cut], half)]
     return blocks
 
 
 def share_of(edge_index: np.ndarray, n_nodes: int, inner: np.ndarray, n_hops: int, device: int, n_devices: int) -> Part:
-    """What one of several devices encodes of a step: an even share of the inner nodes, and their halo.
+    """Assign one of several devices an even share of the inner nodes of a step, with their halo.
 
     Parameters
     ----------
     edge_index
         Edges of the step, ``(2, n_edges)``.
     n_nodes
-        Its nodes.
+        Number of nodes of the step.
     inner
-        Nodes that count, in an order in which neighbors lie close.
+        Inner nodes, in an order that keeps neighbors close together, so that the halos are small.
     n_hops
-        Hops that a representation depends on.
+        Number of hops over which a representation depends on the graph.
     device, n_devices
-        Which device of how many.
+        Rank of the device and number of devices.
+
+    Returns
+    -------
+    Part
+        The nodes that the device encodes.
     """
     own = np.array_split(inner, n_devices)[device]
     graph = sparse.csr_matrix((np.ones(edge_index.shape[1], np.float32), edge_index), shape=(n_nodes, n_nodes))
