@@ -1,4 +1,4 @@
-"""Reference bank and query: which reference spots a prediction is made of, and with which weights."""
+"""Reference bank and its search: the reference spots behind a prediction, and their weights."""
 
 from st_gchb.retrieval._bank import ReferenceBank, ReferenceTable as ReferenceTable
 from st_gchb.retrieval._choice import index_for

@@ -1,4 +1,4 @@
-"""The reference bank: everything of the training slices that a prediction needs."""
+"""The reference bank, which holds all that a prediction needs of the training slices, and its tables."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from st_gchb.retrieval._ridge import FittedReadout
 
 @dataclass
 class ReferenceTable:
-    """One table of the reference: a layer or an ``obsm`` entry.
+    """One table of the reference that can be predicted: a layer or an ``obsm`` entry.
 
     Parameters
     ----------
     values
-        ``(n_reference, n_columns)``, sparse.
+        Values, ``(n_reference, n_columns)``, sparse.
     columns
         Names of the columns.
-    readout, held_out
-        The linear read-out that was fitted to it, and how well it predicts each column where it was not fitted,
-        ``(n_columns,)``; None before they are needed.
+    readout
+        Ridge head fitted to the table; ``None`` until it is needed.
+    held_out
+        Correlation of the ridge head with each column on held-out slices of the reference, ``(n_columns,)``; ``None``
+        until it is needed.
     """
 
     values: sparse.csr_matrix
@@ -39,18 +41,18 @@ class ReferenceTable:
 
     @cached_property
     def mean_squares(self) -> np.ndarray:
-        """Mean over the columns of each spot's squared values, ``(n_reference,)``."""
+        """Mean of each spot's squared values over the columns, ``(n_reference,)``."""
         squares = np.square(self.values.data, dtype=np.float64)
         sums = np.add.reduceat(np.append(squares, 0.0), np.minimum(self.values.indptr[:-1], len(squares)))
-        # Of a row without values, reduceat gives the first value of the next.
+        # For a row without stored values, reduceat returns the first value of the next row.
         return np.where(np.diff(self.values.indptr) > 0, sums, 0.0) / max(self.values.shape[1], 1)
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Least and largest value of each column, ``(n_columns,)`` each; what is not stored is 0."""
+        """Minimum and maximum of each column, ``(n_columns,)`` each; values that are not stored count as 0."""
         n_rows, n_columns = self.values.shape
         low, high = np.full(n_columns, np.inf, np.float32), np.full(n_columns, -np.inf, np.float32)
-        # Not by scipy's own minimum, which makes a second copy of the table.
+        # scipy's own minimum and maximum would copy the table.
         np.minimum.at(low, self.values.indices, self.values.data)
         np.maximum.at(high, self.values.indices, self.values.data)
         gaps = np.bincount(self.values.indices, minlength=n_columns) < n_rows
@@ -68,16 +70,16 @@ class ReferenceBank:
     image_keys
         Joint embedding of each reference spot's patch, ``(n_reference, d)``.
     linear
-        Inputs of the linear read-out, ``(n_reference, n_inputs)``.
+        Inputs of the ridge head, ``(n_reference, n_inputs)``.
     appearance
-        Coordinates of the patch features, ``(n_reference, n_coordinates)``, in which a query is compared with the
-        reference's range.
+        Projected patch features, ``(n_reference, n_coordinates)``, in which a query is compared with the reference to
+        find outliers.
     origin
-        One row per reference spot: name, slice, patient where known, x and y in full-resolution px.
+        One row per reference spot: name, slice, patient if known, x and y in full-resolution px.
     tables
-        What can be predicted, by name; ``"panel"`` is always there.
+        Tables that can be predicted, by name; ``"panel"`` is always among them.
     index
-        Search index of the keys, where there is one.
+        Search index of the keys, if one was built.
     """
 
     keys: np.ndarray
@@ -97,12 +99,12 @@ class ReferenceBank:
         return self.origin["slice"].astype(str).to_numpy()
 
     def table(self, name: str | None) -> ReferenceTable:
-        """A table by name; ``None`` is the panel.
+        """Return a table by name; ``None`` is the panel.
 
         Raises
         ------
         MissingKeyError
-            If the reference has no such table.
+            The reference has no such table.
         """
         key = "panel" if name is None else name
         if key not in self.tables:
@@ -114,6 +116,6 @@ class ReferenceBank:
 
     @staticmethod
     def table_from(values: Any, columns: Sequence[str] | pd.Index) -> ReferenceTable:
-        """A table from a layer or an ``obsm`` entry."""
+        """Make a table from a layer or an ``obsm`` entry, ``(n_reference, n_columns)``."""
         matrix = sparse.csr_matrix(matrix_of(values, "the table"), dtype=np.float32)
         return ReferenceTable(matrix, pd.Index(columns).astype(str))

@@ -1,4 +1,4 @@
-"""Whether a reference is searched exactly or by its index."""
+"""The choice between exact search and the approximate index of a reference."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from st_gchb.retrieval._faiss import SearchIndex, has_faiss
 from st_gchb.retrieval._search import Search
 
 INDEX_FROM = 1_000_000
-"""Reference spots from which on the index is used without being asked for."""
+"""Number of reference spots from which ``search="auto"`` uses the index."""
 LEAST_RECALL = 0.95
-"""An index that finds a smaller share of the nearest spots is not used without being asked for."""
+"""Recall below which ``search="auto"`` does not use an index."""
 
 
 @checked
 def index_for(bank: ReferenceBank, k: Count, search: Search = "auto") -> SearchIndex | None:
-    """The index of a bank's keys that a search is to use; made at the first call, and then kept by the bank.
+    """Return the search index to use for a reference bank, or ``None`` for exact search.
+
+    The index is built at the first call that needs it and is stored in the bank.
 
     Parameters
     ----------
     bank
         The reference.
     k
-        Neighbors that are looked for: an index that was tuned for fewer is tuned anew.
+        Number of neighbors to search for. An index that was tuned for fewer is tuned again.
     search
-        ``"exact"``: none. ``"index"``: one. ``"auto"``: one from a million reference spots on, where FAISS is installed
-        and the index finds 95 % of what an exact search finds.
+        ``"exact"`` uses no index, ``"index"`` always uses one. ``"auto"`` uses one from a million reference spots on
+        if FAISS is installed and the index finds 95 % of the neighbors that an exact search finds.
+
+    Returns
+    -------
+    SearchIndex or None
+        The index, tuned for at least ``k`` neighbors, or ``None`` for exact search.
 
     Raises
     ------
     MissingExtraError
-        If an index is asked for and FAISS is not installed.
+        An index is requested and FAISS is not installed.
     """
     if search == "exact" or (search == "auto" and len(bank) < INDEX_FROM):
         return None

@@ -1,4 +1,4 @@
-"""The most similar keys of each query, exactly, in pieces of bounded size."""
+"""Exact search for the most similar keys of each query, in blocks of bounded memory."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ import torch
 from st_gchb._errors import InputError
 
 _QUERIES, _KEYS = 1024, 2**15
-"""Queries and keys whose similarities are held at once: 128 MiB of float32."""
+"""Queries and keys per block of similarities: 128 MiB of float32."""
 _GROUP = 64
-"""Columns that are looked at one by one where their maximum is high."""
+"""Columns per group; the columns of a group are inspected only if their maximum is high enough."""
 
 
 def nearest(
     query: np.ndarray, keys: np.ndarray, k: int, device: torch.device | str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the keys that are most similar to each query, and their similarities.
+    """Find the keys that are most similar to each query, and their similarities.
 
-    The product is taken of blocks that are large both ways, which is what makes it fast. Of each block, what is better
-    than the worst of the best ``k`` so far is kept.
+    Similarities are computed in blocks that are large in both directions, which makes the matrix product fast. Of each
+    block, only the values above the k-th best so far are merged into the result.
 
     Parameters
     ----------
     query, keys
         L2-normalized embeddings, ``(n_query, d)`` and ``(n_reference, d)``.
     k
-        At most ``n_reference``.
+        Number of keys per query, at most ``n_reference``.
     device
-        Where similarities are computed.
+        Torch device on which similarities are computed.
 
     Returns
     -------
-    Rows, most similar first, and similarities, each ``(n_query, k)``.
+    tuple[numpy.ndarray, numpy.ndarray]
+        Rows of the keys, most similar first, and their similarities, each ``(n_query, k)``.
+
+    Raises
+    ------
+    InputError
+        ``keys`` is no matrix of numbers, or ``device`` cannot be used.
     """
     try:
         bank = torch.as_tensor(keys, dtype=torch.float32, device=device)
@@ -57,16 +63,16 @@ def nearest(
 
 
 def _best(block: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best ``k`` of each row, and their columns."""
+    """Select the ``k`` largest values of each row and their columns."""
     top = block.topk(min(k, block.shape[1]), dim=1)
     return top.values, top.indices
 
 
 def _better(block: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All of each row that is above its floor, and their columns; -inf where a row has fewer than others.
+    """Select the values of each row above its floor and their columns, padded with -inf to the longest row.
 
-    A selection over all values would take longer than the product when ``k`` is in the hundreds. The maximum of each
-    group of columns says where to look, which is in few places as soon as the floor is high.
+    With ``k`` in the hundreds, a top-k selection over all values would take longer than the matrix product. The maximum
+    of each group of columns shows which groups to inspect, and these are few once the floor is high.
     """
     n_rows, width = block.shape
     if width % _GROUP:
@@ -77,7 +83,7 @@ def _better(block: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, tor
     hit, place = torch.nonzero(near > floor[row, None], as_tuple=True)
     row = row[hit]
     count = torch.bincount(row, minlength=n_rows)
-    # Hits come row by row: their number within the row is what is left after those of the rows before.
+    # Hits are ordered by row, so subtracting the number of hits in earlier rows gives each hit's index in its own row.
     turn = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
     values = torch.full((n_rows, int(count.max())), -torch.inf, device=block.device)
     columns = torch.zeros(values.shape, dtype=torch.int64, device=block.device)

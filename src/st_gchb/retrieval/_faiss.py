@@ -1,4 +1,4 @@
-"""An approximate search index for references of a million spots and more, by FAISS, with its recall measured."""
+"""Approximate search with FAISS for references of a million spots and more; the recall of the index is measured."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from st_gchb._logging import logger
 from st_gchb.retrieval._exact import nearest
 
 TARGET_RECALL = 0.965
-"""Of the spots that an exact search finds, the share that the index is tuned to find."""
+"""Share of the exact neighbors that the index is tuned to find."""
 _CANDIDATES = 2
-"""Spots whose similarity is computed exactly, for each one that is asked for."""
+"""Candidates per requested neighbor whose similarity is computed exactly."""
 _SAMPLE = 400
-"""Queries on which the index is tuned, and as many on which its recall is measured."""
+"""Number of queries on which the index is tuned; its recall is measured on as many others."""
 _TRAINING_SPOTS = 50
-"""Keys by list on which the lists' centers are found."""
+"""Keys per list from which the centers of the lists are computed."""
 _ROWS = 64
-"""Queries whose candidates are looked up at once."""
+"""Queries whose candidates are ranked at a time."""
 _BITS = 4
 
 
 def has_faiss() -> bool:
-    """Whether FAISS is installed."""
+    """Return True if FAISS is installed."""
     return importlib.util.find_spec("faiss") is not None
 
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """Keys in lists around centers, each with a short code; a query looks into the nearest lists.
+    """Inverted file index with product quantization (FAISS's IVFPQ), and its measured recall.
 
-    An inverted file with product quantization: 4 bits for each coordinate of the difference between a key and the
-    center of its list. Twice as many spots as are asked for are found by their codes, and ranked by their exact
-    similarity. All of it are plain arrays, from which FAISS's index is put together.
+    Keys are stored in lists around centers, with 4 bits for each coordinate of the difference between a key and the
+    center of its list. A query is compared with the codes in its nearest lists. Twice as many candidates as requested
+    are found in this way and ranked by their exact similarity. The index is stored as plain arrays, from which FAISS's
+    own index is rebuilt.
 
     Parameters
     ----------
     keys
         L2-normalized embeddings, ``(n_reference, d)``.
     centers
-        Of the lists, ``(n_lists, d)``.
+        Centers of the lists, ``(n_lists, d)``.
     codebook
-        Values that the codes stand for, ``(d, 16)``.
+        Values for which the codes stand, ``(d, 16)``.
     codes
-        List and code of each key, as FAISS writes them, ``(n_reference, n_bytes)`` uint8.
+        List and code of each key in FAISS's format, ``(n_reference, n_bytes)``, uint8.
     n_probe
-        Lists that a query looks into.
+        Number of lists that are searched for a query.
     k
-        Number of neighbors for which ``n_probe`` was chosen.
+        Number of neighbors for which ``n_probe`` was tuned.
     recall
-        Share of the ``k`` nearest spots that are found, measured on queries that had no part in the choice.
+        Share of the ``k`` nearest spots that the index finds, measured on queries that were not used for tuning.
     """
 
     keys: np.ndarray
@@ -70,18 +71,23 @@ class SearchIndex:
 
     @classmethod
     def build(cls, keys: np.ndarray, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
-        """Put keys into lists, and choose how many lists a query must look into.
+        """Build the index of some keys, and tune the number of lists that are searched for a query.
 
         Parameters
         ----------
         keys
             L2-normalized embeddings, ``(n_reference, d)``.
         queries
-            Embeddings of the kind that will be looked for, ``(n, d)``; those of the reference's own patches.
+            Embeddings like those of future queries, ``(n, d)``: the embeddings of the reference's own patches.
         k
             Number of neighbors.
         seed
-            Seed of what is drawn.
+            Seed of the clustering and of the sampled keys and queries.
+
+        Returns
+        -------
+        SearchIndex
+            The tuned index.
 
         Raises
         ------
@@ -117,7 +123,7 @@ class SearchIndex:
         return made.tuned(queries, k, seed)
 
     def tuned(self, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
-        """The index with as many lists probed as ``k`` neighbors need; see :meth:`build`."""
+        """Return the index with ``n_probe`` tuned for ``k`` neighbors; parameters as in :meth:`build`."""
         rng = np.random.default_rng(seed)
         drawn = queries[np.sort(rng.permutation(len(queries))[: 2 * _SAMPLE])]
         exact = nearest(drawn, self.keys, k)[0]
@@ -136,18 +142,19 @@ class SearchIndex:
         return made
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spots that are nearly the most similar ones.
+        """Find the approximately most similar keys of each query.
 
         Parameters
         ----------
         query
             L2-normalized embeddings, ``(n_query, d)``.
         k
-            Number of spots.
+            Number of keys per query.
 
         Returns
         -------
-        Rows of the keys, most similar first, and their exact similarities, each ``(n_query, k)``.
+        tuple[numpy.ndarray, numpy.ndarray]
+            Rows of the keys, most similar first, and their exact similarities, each ``(n_query, k)``.
         """
         query = np.ascontiguousarray(query, dtype=np.float32)
         faiss = _faiss()
@@ -162,7 +169,7 @@ class SearchIndex:
                 for first in range(0, len(part), _ROWS):
                     rows = slice(start + first, start + first + _ROWS)
                     ids[rows], similarity[rows] = _ranked(query[rows], keys, found[first : first + _ROWS], k)
-        # The lists of a query in an empty corner may hold too few.
+        # The lists of a query in a sparse region may hold fewer than k keys: such a query is searched exactly.
         few = np.flatnonzero(np.isneginf(similarity).any(1))
         if len(few):
             ids[few], similarity[few] = nearest(query[few], self.keys, k)
@@ -170,23 +177,23 @@ class SearchIndex:
 
     @cached_property
     def _index(self) -> Any:
-        """FAISS's index, put together from the arrays."""
+        """The index of FAISS, rebuilt from the arrays."""
         faiss = _faiss()
         plain = _empty(faiss, self.centers)
         faiss.copy_array_to_vector(self.codebook.ravel(), plain.pq.centroids)
         plain.is_trained = True
         plain.add_sa_codes(self.codes, np.arange(len(self.keys)))
-        # In this layout codes of 32 keys are compared in one instruction.
+        # The fast-scan layout compares the codes of 32 keys with one instruction.
         return faiss.IndexIVFPQFastScan(plain)
 
 
 def overlap(found: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the rows' exact neighbors that were found."""
+    """Compute the share of exact neighbors that were found, averaged over the rows, both ``(n_query, k)``."""
     return float(np.mean([np.isin(want, have).mean() for have, want in zip(found, exact, strict=True)]))
 
 
 def _ranked(query: np.ndarray, keys: torch.Tensor, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best k of some candidates by exact similarity; -1 stands for a candidate that is none."""
+    """Rank candidates by exact similarity and return the best ``k``; -1 marks a missing candidate."""
     candidates = torch.from_numpy(found)
     near = keys[candidates.clamp_min(0)]
     similarity = torch.bmm(near, torch.from_numpy(query)[:, :, None])[..., 0]
@@ -196,7 +203,7 @@ def _ranked(query: np.ndarray, keys: torch.Tensor, found: np.ndarray, k: int) ->
 
 
 def _steps(n_lists: int) -> list[int]:
-    """Numbers of lists that are tried, each a fifth more than the one before."""
+    """List the numbers of lists to try, each a fifth larger than the one before."""
     steps = [1]
     while steps[-1] < n_lists:
         steps.append(min(n_lists, max(steps[-1] + 1, steps[-1] * 6 // 5)))
@@ -204,7 +211,7 @@ def _steps(n_lists: int) -> list[int]:
 
 
 def _empty(faiss: Any, centers: np.ndarray) -> Any:
-    """An index with lists and nothing in them."""
+    """Make a FAISS index with lists around ``centers`` that holds no keys."""
     n_lists, width = centers.shape
     quantizer = faiss.IndexFlatIP(width)
     quantizer.add(centers)
@@ -212,12 +219,12 @@ def _empty(faiss: Any, centers: np.ndarray) -> Any:
 
 
 def require_faiss() -> None:
-    """Refuse to go on without FAISS.
+    """Check that FAISS is installed.
 
     Raises
     ------
     MissingExtraError
-        If it is not installed.
+        FAISS is not installed.
     """
     if not has_faiss():
         raise MissingExtraError(
@@ -235,7 +242,7 @@ def _faiss() -> Any:
 
 @contextmanager
 def _threads(faiss: Any) -> Iterator[None]:
-    """FAISS on as many threads as torch has been given."""
+    """Run FAISS on as many threads as torch uses."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:

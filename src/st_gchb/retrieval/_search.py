@@ -1,4 +1,4 @@
-"""The nearest reference spots, and the weights of their average."""
+"""Algorithm 1 of the paper: the most similar reference spots of a query, and the weighted mean of their values."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from st_gchb.retrieval._exact import nearest
 from st_gchb.retrieval._faiss import SearchIndex, require_faiss
 
 _REFERENCE_ROWS = 2**17
-"""Reference spots whose values are taken out of a table at once."""
+"""Reference spots whose values are read from a table at a time."""
 _VALUES = 2**25
-"""Values of a table that are dense at once: 128 MiB of float32."""
+"""Values of a table that are dense in memory at a time: 128 MiB of float32."""
 
 
 @checked
 def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray:
-    """Algorithm 1's average, ``(n_query, n_columns)``.
+    """Average the values of the retrieved reference spots, the last step of Algorithm 1 of the paper.
 
-    Only the rows that some queries refer to are looked at, some columns at a time: memory does not grow with the
+    Only the rows to which the queries refer are read, some columns at a time, so that memory does not grow with the
     reference.
 
     Parameters
     ----------
     neighbors
-        The reference spots behind each query spot, and their weights.
+        Reference spots retrieved for each query spot, with their weights.
     values
         A table of the reference, ``(n_reference, n_columns)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Weighted means, ``(n_query, n_columns)``, float32.
 
     Examples
     --------
@@ -67,16 +72,16 @@ Search = Literal["auto", "exact", "index"]
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The reference spots behind each query spot.
+    """Reference spots retrieved for each query spot.
 
     Parameters
     ----------
     ids
-        Rows of the bank, most similar first, ``(n_query, k)``.
+        Rows of the reference bank, most similar first, ``(n_query, k)``.
     similarity
         Cosine similarity of the embeddings, ``(n_query, k)``.
     weights
-        Share of each reference spot in the retrieved average; each row sums to 1.
+        Weight of each reference spot in the retrieved mean, ``(n_query, k)``; each row sums to 1.
     """
 
     ids: np.ndarray
@@ -84,7 +89,7 @@ class Neighbors:
     weights: np.ndarray
 
     def matrix(self, n_reference: int) -> sparse.csr_matrix:
-        """Weights as a sparse matrix, ``(n_query, n_reference)``: prediction = matrix @ expression."""
+        """Return the weights as a sparse matrix, ``(n_query, n_reference)``, so that prediction = matrix @ values."""
         n_query, k = self.ids.shape
         indptr = np.arange(0, n_query * k + 1, k)
         return sparse.csr_matrix((self.weights.ravel(), self.ids.ravel(), indptr), shape=(n_query, n_reference))
@@ -92,14 +97,23 @@ class Neighbors:
 
 @checked
 def check_search(n_reference: int, k: Count, weighting: Weighting, search: Search = "auto") -> None:
-    """Refuse a search that cannot be made.
+    """Check that a search is possible.
+
+    Parameters
+    ----------
+    n_reference
+        Number of reference spots.
+    k, weighting
+        As in :func:`find_neighbors`.
+    search
+        Search method, as in :func:`index_for`.
 
     Raises
     ------
     InputError
-        If there are fewer reference spots than ``k``, or the weighting or the way to search is unknown.
+        There are fewer reference spots than ``k``, or the weighting or the search method is unknown.
     MissingExtraError
-        If the index is asked for, and FAISS is not installed.
+        The index is requested and FAISS is not installed.
     """
     if not 1 <= k <= n_reference:
         raise InputError(f"k={k}, but the reference has {n_reference} spots. Pass a k between 1 and {n_reference}.")
@@ -119,7 +133,7 @@ def find_neighbors(
     index: SearchIndex | None = None,
     device: torch.device | str = "cpu",
 ) -> Neighbors:
-    """Find the k most similar reference spots, Algorithm 1 of the paper, in pieces of bounded size.
+    """Find the k most similar reference spots of each query spot, Algorithm 1 of the paper.
 
     Parameters
     ----------
@@ -128,20 +142,25 @@ def find_neighbors(
     k
         Number of reference spots per query spot.
     weighting
-        ``"mean"``: the paper's plain average; ``"softmax"``: weights exp(similarity / temperature), normalized.
+        ``"mean"``: the plain mean of the paper; ``"softmax"``: weights exp(similarity / temperature), normalized.
     temperature
-        For ``"softmax"``.
+        Temperature of the softmax.
     allowed
         Mask of the keys that may be found, ``(n_reference,)``; by default all.
     index
-        Index of the keys, to look nearly all of them up instead of comparing all; not with ``allowed``.
+        Index of the keys for approximate search; it is not used together with ``allowed``.
     device
-        Where similarities are computed, without an index.
+        Torch device on which an exact search computes similarities.
+
+    Returns
+    -------
+    Neighbors
+        Rows of ``keys``, their similarities and weights, each ``(n_query, k)``.
 
     Raises
     ------
     InputError
-        If there are fewer keys than ``k``, or the weighting is unknown.
+        There are fewer keys than ``k``, or the weighting is unknown.
 
     Examples
     --------
