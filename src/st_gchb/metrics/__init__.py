@@ -1,4 +1,4 @@
-"""Measures of a prediction against the measured expression: pure functions on arrays and frames."""
+"""Metrics that compare predicted with measured expression, as pure functions of arrays and data frames."""
 
 from st_gchb.metrics._genes import pearson, per_gene
 from st_gchb.metrics._spatial import morans_agreement, morans_i

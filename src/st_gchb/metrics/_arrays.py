@@ -1,4 +1,4 @@
-"""Checks that all measures share: two dense matrices of the same spots and genes, finite, named."""
+"""Validation and array operations that all metrics share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import sparse
 from st_gchb._errors import InputError
 
 Matrix: TypeAlias = Any
-"""``(n_spots, n_genes)``: numpy array, scipy sparse matrix or array, or data frame with genes as columns."""
+"""Expression, ``(n_spots, n_genes)``: numpy array, scipy sparse matrix or array, or data frame of genes."""
 
 
 def _is_sparse(values: Matrix) -> bool:
@@ -21,16 +21,25 @@ def _is_sparse(values: Matrix) -> bool:
 
 
 def check_matrix(values: Matrix, name: str) -> Matrix:
-    """Refuse what is no finite ``(n_spots, n_genes)`` matrix of numbers.
+    """Validate that ``values`` is a matrix of finite numbers, ``(n_spots, n_genes)``.
+
+    Parameters
+    ----------
+    values
+        The matrix.
+    name
+        Name of the argument in error messages.
 
     Returns
     -------
-    The same values as a numpy array, or as a CSC matrix where they were sparse, which slices well by gene.
+    numpy.ndarray or scipy.sparse.csc_matrix
+        The same values; sparse input becomes CSC, from which columns (genes) can be sliced efficiently.
 
     Raises
     ------
     InputError
-        Not two-dimensional, not numeric, fewer than two spots, no gene, or values that are NaN or infinite.
+        The matrix is not two-dimensional or not numeric, has fewer than two spots or no gene, or holds NaN or infinite
+        values.
     """
     try:
         matrix: Any = values.tocsc() if _is_sparse(values) else np.asarray(values)
@@ -53,7 +62,18 @@ def check_matrix(values: Matrix, name: str) -> Matrix:
 
 
 def check_pair(truth: Matrix, prediction: Matrix) -> tuple[Matrix, Matrix]:
-    """Check both matrices and that they are of the same spots and genes."""
+    """Validate both matrices, and that they hold the same spots and genes.
+
+    Returns
+    -------
+    tuple
+        Both matrices as :func:`check_matrix` returns them.
+
+    Raises
+    ------
+    InputError
+        One of them is no matrix of finite numbers, or they differ in spots or genes.
+    """
     if isinstance(truth, pd.DataFrame) and isinstance(prediction, pd.DataFrame):
         for axis, what in ((0, "rows (spots)"), (1, "columns (genes)")):
             if not truth.axes[axis].equals(prediction.axes[axis]):
@@ -71,7 +91,13 @@ def check_pair(truth: Matrix, prediction: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def check_genes(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None) -> pd.Index:
-    """Names of the genes: those given, else the columns of a frame."""
+    """Return the names of the genes: ``genes`` if given, else the columns of a data frame.
+
+    Raises
+    ------
+    InputError
+        The genes have no names, the number of names differs from that of columns, or a name occurs more than once.
+    """
     frames = [m for m in (truth, prediction) if isinstance(m, pd.DataFrame)]
     if genes is None and not frames:
         raise InputError("genes were not named: pass genes=, such as adata.var_names, or data frames")
@@ -86,7 +112,7 @@ def check_genes(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None) 
 
 
 def dense_block(matrix: Matrix, start: int, stop: int) -> NDArray[np.float64]:
-    """Columns ``start`` to ``stop`` as a dense float64 array, ``(n_spots, stop - start)``."""
+    """Return columns ``start`` to ``stop`` as a dense float64 array, ``(n_spots, stop - start)``."""
     block = matrix[:, start:stop]
     if _is_sparse(matrix):
         block = block.toarray()
@@ -94,10 +120,10 @@ def dense_block(matrix: Matrix, start: int, stop: int) -> NDArray[np.float64]:
 
 
 def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Say which columns hold one value, ``(n_genes,)``.
+    """Find the columns that hold a single value, ``(n_genes,)``.
 
-    A spread under one millionth of the largest value is rounding of float32 (the same mean computed twice), and a
-    correlation with it would be noise.
+    A range below one millionth of the largest absolute value is taken for a rounding error of float32 (such as the
+    same mean computed twice); a correlation with it would be noise.
     """
     low, high = values.min(axis=0), values.max(axis=0)
     return np.asarray(high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high)))
@@ -106,7 +132,7 @@ def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 def correlate_columns(
     a: NDArray[np.float64], b: NDArray[np.float64], constant: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Pearson correlation of each column of ``a`` with the same column of ``b``; 0 where ``constant``."""
+    """Compute the Pearson correlation of the columns of ``a`` and ``b``, ``(n_genes,)``; 0 where ``constant``."""
     a = a - a.mean(axis=0)
     b = b - b.mean(axis=0)
     norm = np.sqrt(np.einsum("sg,sg->g", a, a) * np.einsum("sg,sg->g", b, b))

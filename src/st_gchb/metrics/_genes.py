@@ -1,4 +1,4 @@
-"""One row of measures a gene."""
+"""Metrics per gene: correlation and error over the spots of one slice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from st_gchb._arguments import checked
 from st_gchb.metrics._arrays import Matrix, check_genes, check_pair, correlate_columns, dense_block, is_constant
 
-# Columns at a time: keeps the dense float64 copies of a whole transcriptome small.
+# Columns are processed in blocks, which keeps the dense float64 copies of a whole transcriptome small.
 _BLOCK = 1024
 
 
@@ -20,7 +20,7 @@ _BLOCK = 1024
 def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = None) -> pd.DataFrame:
     """Compare measured and predicted expression gene by gene, over the spots of one held-out slice.
 
-    A gene that is constant in truth or prediction has no correlation: it counts as 0 and is marked, it is never
+    A gene that is constant in truth or prediction has no correlation. It counts as 0 and is flagged; no gene is
     dropped.
 
     Parameters
@@ -30,18 +30,19 @@ def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = No
     prediction
         Predicted log-normalized expression of the same spots and genes, ``(n_spots, n_genes)``.
     genes
-        Names of the genes, ``(n_genes,)``; may be left out when one of the two is a data frame.
+        Names of the genes, ``(n_genes,)``; by default the columns of a data frame among the two.
 
     Returns
     -------
-    Data frame with index ``gene`` and the columns ``pearson``, ``spearman`` (ties averaged), ``rmse``,
-    ``mean_truth``, ``var_truth`` (both over spots, in log-normalized units) and ``constant`` (bool).
+    pandas.DataFrame
+        One row per gene, with index ``gene`` and the columns ``pearson``, ``spearman`` (ties averaged), ``rmse``,
+        ``mean_truth``, ``var_truth`` (both over spots, in log-normalized units) and ``constant`` (bool).
 
     Raises
     ------
     InputError
-        The shapes differ, values are NaN or infinite, there are fewer than two spots, or genes are not named once
-        each.
+        The shapes differ, values are NaN or infinite, there are fewer than two spots, or the names of the genes are
+        missing or not unique.
 
     Examples
     --------
@@ -62,7 +63,7 @@ def per_gene(truth: Matrix, prediction: Matrix, genes: Sequence[str] | None = No
 
 @checked
 def pearson(truth: Matrix, prediction: Matrix) -> NDArray[np.float64]:
-    """Pearson correlation of each gene over spots, as in :func:`per_gene`.
+    """Compute the Pearson correlation of each gene over spots, as in :func:`per_gene`.
 
     Parameters
     ----------
@@ -71,7 +72,8 @@ def pearson(truth: Matrix, prediction: Matrix) -> NDArray[np.float64]:
 
     Returns
     -------
-    ``(n_genes,)``; 0 for a gene that is constant in truth or prediction.
+    numpy.ndarray
+        Correlations, ``(n_genes,)``; 0 for a gene that is constant in truth or prediction.
 
     Raises
     ------

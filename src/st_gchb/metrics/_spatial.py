@@ -1,4 +1,4 @@
-"""Spatial pattern of genes: Moran's I, and whether a prediction keeps it."""
+"""Spatial metrics: Moran's I of each gene, and its agreement between measured and predicted expression."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BLOCK = 1024
 
 @checked
 def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
-    r"""Moran's I of each gene over the spot graph.
+    r"""Compute Moran's I of each gene over the spot graph.
 
     .. math:: I_g = \frac{n}{\sum_{ij} A_{ij}} \frac{\sum_{ij} A_{ij} z_{ig} z_{jg}}{\sum_i z_{ig}^2},
         \qquad z_{ig} = x_{ig} - \mu_g
 
-    with the gene's mean µ, for all genes at once as a sparse product. It is 1 for a gene that
-    changes slowly over the tissue and near 0 for one without pattern.
+    where µ is the mean of the gene. I is close to 1 for a gene that varies slowly over the tissue and close to 0 for
+    one without spatial pattern. All genes are computed by one sparse product.
 
     Parameters
     ----------
@@ -31,18 +31,19 @@ def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
         Expression, ``(n_spots, n_genes)``: array, sparse matrix or data frame.
     adjacency
         Weights of the spot graph, ``(n_spots, n_spots)``, such as ``adata.obsp["spatial_connectivities"]``. Self-loops
-        do not count.
+        are ignored.
 
     Returns
     -------
-    ``(n_genes,)``. A constant gene has no pattern and counts as 0.
+    numpy.ndarray
+        Moran's I, ``(n_genes,)``; 0 for a constant gene.
 
     Raises
     ------
     InputError
-        ``values`` is no finite matrix.
+        ``values`` is no matrix of finite numbers.
     GraphError
-        The graph is of other spots, has no edge, or has weights that are negative or not finite.
+        The graph has another number of spots, no edge, or weights that are negative or not finite.
 
     Examples
     --------
@@ -63,7 +64,7 @@ def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
 
 @checked
 def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[str, float]:
-    """Compare the spatial pattern of measured and predicted genes by their Moran's I.
+    """Compare the spatial patterns of measured and predicted expression by Moran's I.
 
     Parameters
     ----------
@@ -74,15 +75,16 @@ def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[
 
     Returns
     -------
-    Dictionary with ``correlation``, Pearson's over the genes of the two values of I (0 where all genes have the same
-    one), and ``mean_abs_difference``, the mean over the genes of their absolute difference.
+    dict[str, float]
+        ``correlation``, the Pearson correlation over genes between measured and predicted Moran's I (0 if either is
+        the same for all genes), and ``mean_abs_difference``, the mean over genes of their absolute difference.
 
     Raises
     ------
     InputError
         The two are not finite matrices of the same shape.
     GraphError
-        The graph is of other spots or cannot be used.
+        The graph has another number of spots, no edge, or weights that are negative or not finite.
 
     Examples
     --------

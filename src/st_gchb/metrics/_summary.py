@@ -1,4 +1,4 @@
-"""The per-gene table in one row: the protocol that all tables of the project use."""
+"""Summary of the per-gene table in one row, the evaluation protocol behind all result tables."""
 
 from __future__ import annotations
 
@@ -25,45 +25,48 @@ def summary(
     n_top: Count = 50,
     threshold: float = 0.3,
 ) -> dict[str, float]:
-    """Summarize a per-gene table.
+    """Summarize a per-gene table in one row of metrics.
 
     Parameters
     ----------
     frame
-        What :func:`per_gene` returns.
+        Table that :func:`per_gene` returns.
     train_mean, train_var
         Mean and variance of each gene on the training slices, ``(n_genes,)`` in the order of ``frame``, or a series
-        by gene name. Each adds its measure.
+        by gene name. They add ``HEG_train`` and ``HVG_train``.
     markers
-        Marker genes; adds ``MG``.
+        Marker genes; they add ``MG``.
     n_top
-        Genes in HVG and HEG; a panel with fewer counts whole.
+        Number of genes in HVG and HEG; a smaller panel is taken whole.
     threshold
         Correlation above which a gene is counted.
 
     Returns
     -------
-    Dictionary of numbers, which JSON takes; the keys are explained in the notes.
+    dict[str, float]
+        Metrics by name, see the notes; all values can be written to JSON.
 
     Raises
     ------
     MissingKeyError
-        A column is absent, or a marker or training statistic is not in the panel.
+        A column is absent, a marker is not in the panel, or a training statistic lacks a gene of the panel.
     InputError
-        The table is empty, holds NaN, or ``n_top`` is no positive number.
+        The table is empty or holds NaN, or ``n_top`` is not positive.
 
     Notes
     -----
-    All over genes, and of Pearson's correlation unless named otherwise:
+    The first four items are means of the genes' Pearson correlation:
 
-    - ``AG`` mean over the panel;
-    - ``HVG``, ``HEG`` mean over the ``n_top`` genes of largest variance, mean **in the held-out truth** (the paper's
-      definition);
-    - ``HVG_train``, ``HEG_train`` the same, ranked on the training slices;
-    - ``MG`` mean over ``markers``;
-    - ``n>0.3`` number of genes above ``threshold``, ``n_constant`` number of genes that count as 0 because truth or
-      prediction is constant, ``n_genes`` size of the panel;
-    - ``RMSE`` mean of the genes' root mean squared errors, ``Spearman`` mean of their rank correlations.
+    - ``AG``: over all genes of the panel;
+    - ``HVG``, ``HEG``: over the ``n_top`` genes with the largest variance or the largest mean **in the held-out truth**
+      (the paper's definition);
+    - ``HVG_train``, ``HEG_train``: the same, with genes ranked on the training slices;
+    - ``MG``: over ``markers``;
+    - ``n>0.3``: number of genes with a Pearson correlation above ``threshold``, whose value is in the name;
+    - ``n_constant``: number of genes that count as 0 because truth or prediction is constant;
+    - ``n_genes``: size of the panel;
+    - ``RMSE``: mean of the genes' root mean squared errors;
+    - ``Spearman``: mean of the genes' rank correlations.
 
     Examples
     --------
@@ -78,7 +81,7 @@ def summary(
     pearson = frame["pearson"]
 
     def top(rank_by: pd.Series) -> float:
-        # A stable sort: equal genes are taken in the panel's order, the same in every run.
+        # The sort is stable, so that ties are taken in the order of the panel and every run gives the same genes.
         best = rank_by.sort_values(ascending=False, kind="stable").index[:n_top]
         return float(pearson[best].mean())
 
@@ -118,7 +121,7 @@ def _check_frame(frame: pd.DataFrame) -> None:
 
 
 def _by_gene(values: Any, genes: pd.Index, name: str) -> pd.Series:
-    """Statistic in the panel's order; a series is matched by name, anything else by position."""
+    """Return a statistic in the order of the panel; a series is matched by name, other values by position."""
     if isinstance(values, pd.Series):
         absent = genes.difference(values.index, sort=False)
         if len(absent):
@@ -154,7 +157,7 @@ def _check_markers(markers: Sequence[str], genes: pd.Index) -> list[str]:
     if absent:
         hints = []
         for marker in absent[:10]:
-            # Gene symbols differ in case between species and tools, so names are compared without it.
+            # The case of gene symbols differs between species and tools, so names are compared in upper case.
             upper = {str(gene).upper(): str(gene) for gene in genes}
             close = difflib.get_close_matches(str(marker).upper(), list(upper), n=3)
             hints.append(f"{marker!r}" + (f" (close: {', '.join(upper[c] for c in close)})" if close else ""))
