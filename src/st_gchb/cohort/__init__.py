@@ -1,8 +1,8 @@
-"""Thousands of slides: prediction and patch features, in this process or on a dask cluster."""
+"""Prediction and patch features for thousands of slides, in one process or on a dask cluster."""
 
 import lazy_loader
 
-# The stub says where each name is, also those that other rooms ask for; users see these.
+# The stub lists where each name is defined, including names for other modules; ``__all__`` lists those for users.
 __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = ["embed_slides", "predict_slides"]
 

@@ -1,4 +1,4 @@
-"""Patch features of many slides, for training or for later."""
+"""Prediction and patch features for many slides: the public functions, their checks and their report."""
 
 from __future__ import annotations
 
@@ -56,12 +56,22 @@ def check_reading(
     memory_mb: float,
     client: Any,
 ) -> Reading:
-    """Check what all slides are read with.
+    """Validate the options with which all slides are read and encoded.
+
+    Parameters
+    ----------
+    grid, tissue, min_tissue, weights, device, memory_mb, client
+        As in :func:`predict_slides`.
+
+    Returns
+    -------
+    Reading
+        The options, with an absolute path of the weights.
 
     Raises
     ------
     InputError
-        This machine has no such device.
+        The slides are computed here and this machine has no such device, or ``client`` is no running client of dask.
     """
     from st_gchb.pp.encoders import choose_device
 
@@ -70,18 +80,36 @@ def check_reading(
     else:
         check_client(client)
     path = None if weights is None else str(weights)
-    # Workers have working directories of their own.
+    # Workers may have another working directory, so the path must be absolute.
     path = str(Path(path).absolute()) if path is not None and path != "default" else path
     return Reading(Grid(grid, tissue, float(min_tissue)), path, device, float(memory_mb))
 
 
 def check_slides(slides: Slides, um_per_px: float | None, spacing_um: float | None) -> list[Slide]:
-    """The slides of a call; errors as :func:`~st_gchb.cohort._manifest.slides_of`."""
+    """Read and validate the slides of a call; errors as in :func:`~st_gchb.cohort._manifest.slides_of`."""
     return slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
 
 
 def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
-    """Do all slides and report on them.
+    """Process all slides and write the report.
+
+    Parameters
+    ----------
+    slides
+        The slides.
+    step
+        Computation to apply to each slide.
+    out
+        Folder of the results.
+    client
+        Client of a dask cluster; ``None`` computes in this process.
+    threads
+        Number of threads per slide.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per slide, in their order, see :func:`predict_slides`.
 
     Raises
     ------
@@ -111,7 +139,13 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
 
 
 def _begin(folder: Path, job: Job, n_slides: int) -> None:
-    """Make the folders and note what is begun; shows whether they can be written to."""
+    """Create the folders and record the call, which also tests that they can be written to.
+
+    Raises
+    ------
+    StoreError
+        The folder cannot be written to.
+    """
     said = {"call": job.call, "version": __version__, "slides": n_slides, "settings": job.step.settings}
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -156,58 +190,58 @@ def predict_slides(
     memory_mb: Megabytes = MEMORY_MB,
     threads: Count | None = None,
 ) -> pd.DataFrame:
-    """Predict expression for many slides, each into a file of its own; what was done is not done again.
+    """Predict expression for many slides, one result file per slide, and skip slides that are finished.
 
-    A slide that cannot be used is a row of the report, and the others go on. A call that was stopped goes on where it
-    was when it is made again: a result is kept where slide, settings, model and version are the same.
+    A slide that fails is a row of the report and does not stop the others. A call that was interrupted resumes when it
+    is repeated: a result is kept if slide, settings, model and version are the same.
 
     Parameters
     ----------
     model
-        Folder that :meth:`STGCHB.save <st_gchb.model.STGCHB.save>` wrote. It is loaded once in each process.
+        Folder that :meth:`STGCHB.save <st_gchb.model.STGCHB.save>` wrote. It is loaded once per process.
     slides
-        Paths of image files, SpatialData stores, AnnData files or Space Ranger folders; or a table (DataFrame, or path
-        of a ``.csv`` or ``.tsv`` file) with the column ``path`` and, where they are needed, ``name``, ``image``,
-        ``um_per_px`` and ``spacing_um``. Paths in a file are relative to its folder. A result is called by the slide's
-        name, by default that of its file.
+        Paths of image files, SpatialData stores, AnnData files or Space Ranger folders; or a table (data frame, or path
+        of a ``.csv`` or ``.tsv`` file) with the column ``path`` and, if needed, ``name``, ``image``, ``um_per_px`` and
+        ``spacing_um``. Paths in a file are relative to its folder. Results are named after the slides, whose names are
+        by default those of their files.
     out
-        Folder of the results, which all workers have to see: ``NAME.h5ad``, ``receipts/NAME.json``, ``report.csv``.
+        Folder of the results, visible to all workers: ``NAME.h5ad``, ``receipts/NAME.json``, ``report.csv``.
     client
-        dask's client of the cluster; None does the slides in this process, one after another.
+        Client of a dask cluster; ``None`` processes the slides in this process, one after another.
     um_per_px
-        Size of a full-resolution pixel, µm, for slides whose row does not say it.
+        Size of a full-resolution pixel, µm, for slides whose row of the table does not give it.
     spacing_um
-        Distance of the positions that are laid on a slide, µm, for slides whose row does not say it. None takes the
-        slide's own spots where it has any, else 100.
+        Distance between grid positions on a slide, µm, for slides whose row of the table does not give it. ``None``
+        takes the slide's own spots if it has any, else a grid of 100 µm.
     grid, tissue, min_tissue
-        As :func:`~st_gchb.pp.tile_tissue` takes them.
+        As in :func:`~st_gchb.pp.tile_tissue`.
     layer, k, weighting
-        As :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>` takes them.
+        As in :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>`.
     weights
-        Path of the encoder's weights, where it has moved since training.
+        Path of the encoder's weights, if they have moved since training.
     device
-        Where encoder and network run: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
+        Device of encoder and network: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
     memory_mb
-        Bound of the decoded pixels that a worker holds, MB.
+        Limit on the decoded pixels that a worker holds in memory, MB.
     threads
-        Threads for a slide; by default as many as the worker has, or as this process uses. A worker does one slide at
-        a time.
+        Number of threads per slide; by default as many as the worker has, or as this process uses. A worker processes
+        one slide at a time.
 
     Returns
     -------
     pandas.DataFrame
         One row per slide, in their order: ``name``, ``path``, ``status`` (``"done"``, ``"kept"`` from an earlier call,
-        ``"failed"``), ``n_spots``, ``seconds``, ``worker`` (host and process), ``attempts`` (more than one where a
-        worker died), ``output``, ``message`` (the error, or what was warned of).
+        ``"failed"``), ``n_spots``, ``seconds``, ``worker`` (host and process), ``attempts`` (more than one if a worker
+        died), ``output``, ``message`` (the error, or the warnings).
 
     Raises
     ------
     MissingFileError, ModelFileError
         There is no such model or table, or the model is damaged.
     InputError
-        No slide, two of one name, a name that is no name of a file, or an option that is out of range.
+        There is no slide, two slides have the same name, a name cannot be that of a file, or an option is out of range.
     ClusterError
-        A worker has another version or does not see model and results; or the cluster was lost.
+        A worker has another version of the package or does not see model and results, or the cluster was lost.
     StoreError
         The folder of the results cannot be written to.
 
@@ -236,18 +270,31 @@ def predict_slides(
 
 
 def _checked(step: Predict, slides: list[Slide]) -> Predict:
-    """See that the model can be asked this, and that its encoder is to be had."""
+    """Validate the options against the model, and check that its encoder can be built if a slide may need it.
+
+    Returns
+    -------
+    Predict
+        The step with the identity of the model and, if they are a file, the path of the encoder's weights.
+
+    Raises
+    ------
+    InputError
+        The folder holds no trained model, or it cannot answer the request.
+    EncoderError, WeightsUnavailableError
+        The encoder is unknown, or its weights are not available.
+    """
     from st_gchb.model import STGCHB
     from st_gchb.retrieval import check_search
 
-    # The machine that sends slides need not have what the workers have.
+    # The machine that sends the slides need not have the accelerator of the workers.
     model = STGCHB.load(step.folder, accelerator="cpu")
     if model.bank_ is None or model.rules_ is None:
         raise InputError(f"{step.folder} holds no trained model.")
     model.bank_.table(step.layer)
     check_search(len(model.bank_), 1 if step.k is None else step.k, step.weighting or model.settings.weighting)
     rule = model.rules_.features
-    # A module of the caller's has no name to find it by: slides have to bring their features.
+    # An encoder that was passed as a module cannot be rebuilt by name: the slides must hold their features already.
     if rule is not None and not rule.encoder.startswith("module:") and not all(map(_may_be_embedded, slides)):
         if step.reading.weights is None and rule.weights not in ("default", "none"):
             step = replace(step, reading=replace(step.reading, weights=str(Path(rule.weights).absolute())))
@@ -284,38 +331,38 @@ def embed_slides(
     memory_mb: Megabytes = MEMORY_MB,
     threads: Count | None = None,
 ) -> pd.DataFrame:
-    """Make the patch features of many slides, each slide into a file of its own; what was done is not done again.
+    """Compute patch features for many slides, one result file per slide, and skip slides that are finished.
 
-    A file holds an AnnData with what the slide has (counts, where it has any), ``obsm["spatial"]``, ``obsm["X_patch"]``
-    and how the features were made. It is a slide for :func:`predict_slides` and a part of a reference for training, and
-    neither reads the image again. Spots whose pixels cannot be decoded have NaN, and ``uns["X_patch"]["excluded"]``
-    names them.
+    A file holds an AnnData with the slide's own data (such as counts), ``obsm["spatial"]``, ``obsm["X_patch"]`` and the
+    specification of the features. It can be passed as a slide to :func:`predict_slides` or used in a reference for
+    training; neither reads the image again. Spots whose pixels cannot be decoded have NaN features and are listed in
+    ``uns["X_patch"]["excluded"]``.
 
     Parameters
     ----------
     slides, out, client, um_per_px, spacing_um, grid, tissue, min_tissue, device, memory_mb, threads
-        As :func:`predict_slides` takes them.
+        As in :func:`predict_slides`.
     encoder
-        Name of an encoder, as :func:`~st_gchb.pp.get_encoder` takes it. It is built once in each process.
+        Name of an encoder, see :func:`~st_gchb.pp.get_encoder`. It is built once per process.
     weights
-        ``"default"`` (each machine downloads them once), None for random ones, or the path of a file that all workers
-        see.
+        ``"default"`` (each machine downloads them once), ``None`` for random weights, or the path of a file that all
+        workers see.
     patch_um, n_views, precision
-        As :func:`~st_gchb.pp.embed_patches` takes them.
+        As in :func:`~st_gchb.pp.embed_patches`.
     stain_norm
-        Stain to which all slides are moved, as :func:`~st_gchb.pp.fit_stain` gives it.
+        Stain to which all slides are normalized, from :func:`~st_gchb.pp.fit_stain`.
 
     Returns
     -------
     pandas.DataFrame
-        As :func:`predict_slides`.
+        One row per slide, as in :func:`predict_slides`.
 
     Raises
     ------
     EncoderError, WeightsUnavailableError
-        The encoder is unknown, or its weights are not to be had.
+        The encoder is unknown, or its weights are not available.
     InputError, MissingFileError, ClusterError, StoreError
-        As :func:`predict_slides`.
+        As in :func:`predict_slides`.
 
     Examples
     --------

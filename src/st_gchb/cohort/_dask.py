@@ -1,4 +1,4 @@
-"""Slides to workers: in this process one after another, or through dask."""
+"""Distribution of slides: one after another in this process, or to the workers of a dask cluster."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     pass
 
 SECONDS = 30.0
-"""Time between two looks. A worker that dask starts again is back before the second."""
+"""Interval between two checks for workers. A worker that dask restarts is back before the second check."""
 
 
 @contextmanager
 def watched(client: Client) -> Iterator[None]:
-    """Log it when a cluster has been without a worker for two looks, and again when there is one."""
+    """Warn when the dask cluster has had no workers at two checks in a row, and log when it has some again."""
     over = threading.Event()
     thread = threading.Thread(target=_watch, args=(client, over, SECONDS), name="st_gchb watch", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        # Without waiting for it: it may be asking a cluster that does not answer.
+        # The thread is not joined, since it may be waiting for a cluster that does not answer.
         over.set()
 
 
@@ -47,7 +47,8 @@ def _watch(client: Client, over: threading.Event, seconds: float) -> None:
         try:
             n_workers = len(client.nthreads())
         except (OSError, RuntimeError, AttributeError):
-            # The connection is lost, or closed: a closed client has no scheduler to ask. The slides say why they end.
+            # The connection is lost or the client is closed, in which case it has no scheduler (AttributeError). The
+            # slides report the error.
             return
         looks_without = 0 if n_workers else looks_without + 1
         if looks_without == 2:
@@ -64,11 +65,31 @@ def _watch(client: Client, over: threading.Event, seconds: float) -> None:
 
 
 _PATIENCE = 3
-"""Times that a slide which dask gave up without having begun it is sent again."""
+"""Number of times that a slide is sent again after dask gave it up before it was started."""
 
 
 def send(slides: list[Slide], job: Job, client: Client | None) -> Generator[Receipt, None, None]:
-    """Do all slides; receipts come as slides are finished, those that failed say why."""
+    """Process all slides, and yield a receipt for each as it finishes or fails.
+
+    Parameters
+    ----------
+    slides
+        The slides.
+    job
+        The job to run on each slide.
+    client
+        Client of a dask cluster; ``None`` computes in this process.
+
+    Yields
+    ------
+    Receipt
+        The result of a slide, or the error with which it failed.
+
+    Raises
+    ------
+    ClusterError
+        The cluster was lost, or a worker is unfit for all slides.
+    """
     if client is None:
         yield from _here(slides, job)
     else:
@@ -77,12 +98,12 @@ def send(slides: list[Slide], job: Job, client: Client | None) -> Generator[Rece
 
 
 def check_client(client: Any) -> None:
-    """Refuse what is no client of dask that can be waited for.
+    """Validate that ``client`` is a running, synchronous client of dask.
 
     Raises
     ------
     InputError
-        With what it is.
+        It is another object, asynchronous, or not running.
     """
     from distributed import Client
 
@@ -95,12 +116,12 @@ def check_client(client: Any) -> None:
 
 
 def check_workers(client: Client, job: Job) -> None:
-    """See that the workers that are there have this package and see the files.
+    """Check that the present workers have this version of the package and see all files of the job.
 
     Raises
     ------
     ClusterError
-        With the worker.
+        A worker cannot import the package, has another version, or does not see a file.
     """
     try:
         found = client.run(look_around, job.needs)
@@ -115,19 +136,25 @@ def check_workers(client: Client, job: Job) -> None:
 
 
 def failed(slide: Slide, error: BaseException, attempts: int = 1) -> Receipt:
-    """A row for a slide that was not done."""
+    """Make the receipt of a slide that failed."""
     text = " ".join(str(error).split())
     return Receipt(slide.name, slide.path, FAILED, message=f"{type(error).__name__}: {text}", attempts=attempts)
 
 
 def _end_if_unfit(error: BaseException | None) -> None:
-    """End the call where a worker that joined late is unfit, as :func:`check_workers` does at the door."""
+    """End the call if a worker that joined late is unfit, as :func:`check_workers` does for the first workers.
+
+    Raises
+    ------
+    ClusterError
+        ``error`` is an :class:`UnfitError`.
+    """
     if isinstance(error, UnfitError):
         raise ClusterError(f"{error} What is done is kept: stop that worker, and call again to go on.") from error
 
 
 def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
-    # A thread of its own, as on a worker: its futures hold whatever error a slide ends with.
+    # One thread, as on a worker: its futures hold any error with which a slide fails.
     pool = ThreadPoolExecutor(1, thread_name_prefix="st_gchb")
     try:
         open_slides = {pool.submit(do_slide, slide, job, job.threads): slide for slide in slides}
@@ -137,12 +164,12 @@ def _here(slides: list[Slide], job: Job) -> Generator[Receipt, None, None]:
             slide = open_slides.pop(future)
             yield future.result() if error is None else failed(slide, error)
     finally:
-        # A slide that is at work ends at its next step where a signal told the call to end; it is not waited for else.
+        # After a signal, the running slide ends at its next step, so it is waited for; otherwise it is not.
         pool.shutdown(wait=is_stopping(), cancel_futures=True)
 
 
 def _on_worker(slide: Slide, job: Job) -> Receipt:
-    """What dask runs."""
+    """Process one slide as a task of dask."""
     from distributed import get_worker
 
     with without_bars():
@@ -150,7 +177,7 @@ def _on_worker(slide: Slide, job: Job) -> Receipt:
 
 
 class _Sent:
-    """Slides that were sent to a cluster and are not back."""
+    """Slides that were sent to a cluster and have not come back."""
 
     def __init__(self, slides: list[Slide], job: Job, client: Client) -> None:
         self._slides, self._job, self._client = slides, job, client
@@ -166,7 +193,7 @@ class _Sent:
             for future in finished:
                 slide, _ = self._open[future.key]
                 receipt = self._receipt(slide, future)
-                # dask does the finished tasks of a dead worker again as long as somebody holds their futures.
+                # While their futures are held, dask recomputes the finished tasks of a worker that died.
                 del self._open[future.key]
                 future.release()
                 if receipt is None:
@@ -177,18 +204,26 @@ class _Sent:
             self._cancel()
 
     def _send(self, slides: list[Slide]) -> list[Future]:
-        """All at once: the scheduler hands them out as workers are free, and sees how many workers there is work for.
+        """Submit slides to the cluster.
 
-        The name of a task is unlike any text among its arguments, which dask would take for the task.
+        They are submitted all at once: the scheduler hands them to free workers, and an adaptive cluster scales with
+        the number of waiting tasks. Keys of tasks are tuples, which cannot equal a string among the arguments: dask
+        would replace such a string by the result of the task.
         """
         keys = [(f"{self._job.step.settings['what']}-{self._job.call}", next(self._numbers)) for _ in slides]
-        # A slide is no pure function: of the same arguments another file may be made tomorrow.
+        # The result depends on files that may change, so dask must not reuse it for the same arguments (pure=False).
         futures: list[Future] = self._client.map(_on_worker, slides, key=keys, pure=False, job=self._job)
         self._open |= {future.key: (slide, future) for slide, future in zip(slides, futures, strict=True)}
         return futures
 
     def _receipt(self, slide: Slide, future: Future) -> Receipt | None:
-        """What became of a slide; None where it is to be sent again."""
+        """Return the receipt of a slide that came back, or ``None`` if it is to be sent again.
+
+        Raises
+        ------
+        ClusterError
+            The cluster was lost, or a worker is unfit for all slides.
+        """
         from distributed import KilledWorker
 
         if future.status == "cancelled":
@@ -201,7 +236,7 @@ class _Sent:
                 receipt: Receipt = future.result()
                 return receipt
             except KilledWorker as late:
-                # The worker died with the receipt, and so did those that were to read it again.
+                # The worker died before its receipt was fetched, and so did the workers that dask tried next.
                 error = late
         _end_if_unfit(error)
         if not isinstance(error, KilledWorker):

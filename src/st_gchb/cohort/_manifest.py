@@ -1,4 +1,4 @@
-"""The slides of a call: a list of paths or a table, checked at the door."""
+"""The slides of a call: a list of paths or a table, read and validated before any slide is processed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from st_gchb._logging import logger
 COLUMNS = ("path", "name", "image", "um_per_px", "spacing_um")
 _NUMBERS = ("um_per_px", "spacing_um")
 _FORBIDDEN = frozenset('/\\:*?"<>|')
-"""What one file system or another does not take in a name."""
+"""Characters that some file system does not allow in a name."""
 _LONGEST = 200
-"""Bytes of a name: file systems take 255, and endings are put to it."""
+"""Maximum length of a name in bytes. File systems allow 255, and suffixes are appended."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Slide:
     Parameters
     ----------
     name
-        Name of its result, without an ending.
+        Name of the result, without suffix.
     path
-        Absolute path.
+        Absolute path of the slide.
     image
         Absolute path of its full-resolution image, or name of an image element.
     um_per_px, spacing_um
-        As :func:`~st_gchb.cohort._tasks.read_query` takes them.
+        As in :func:`~st_gchb.cohort._tasks.read_query`.
     """
 
     name: str
@@ -53,20 +53,25 @@ def slides_of(
     um_per_px: float | None = None,
     spacing_um: float | None = None,
 ) -> list[Slide]:
-    """Read and check the slides of a call.
+    """Read and validate the slides of a call.
 
     Parameters
     ----------
     slides
-        Paths; or a table (DataFrame, or path of a .csv or .tsv file) with the column ``path`` and, where they are
-        needed, ``name``, ``image``, ``um_per_px``, ``spacing_um``. Paths in a file are relative to its folder.
+        Paths; or a table (data frame, or path of a .csv or .tsv file) with the column ``path`` and, if needed,
+        ``name``, ``image``, ``um_per_px``, ``spacing_um``. Paths in a file are relative to its folder.
     um_per_px, spacing_um
-        For slides whose row says nothing.
+        Values for slides whose row does not give them, µm.
+
+    Returns
+    -------
+    list[Slide]
+        The slides, with absolute paths and names that differ.
 
     Raises
     ------
     MissingFileError, MissingKeyError, InputError
-        There is no such table, no slide in it, or a row that cannot be used.
+        The table does not exist, has no column ``path`` or no slide, or a row of it is invalid.
 
     Examples
     --------
@@ -143,7 +148,10 @@ def _number(value: Any, key: str, where: str) -> float:
 
 
 def _name_of(path: Path) -> str:
-    """Name by the file or folder: Space Ranger calls every folder ``outs``."""
+    """Return the default name of a slide, that of its file or folder.
+
+    Space Ranger names every folder ``outs``, so the name of its parent is taken.
+    """
     if path.name == "outs":
         path = path.parent
     if path.is_dir() and path.suffix.lower() != ".zarr":
@@ -165,7 +173,7 @@ def _check_name(name: str, where: str) -> None:
 def _check_different(slides: list[Slide]) -> None:
     seen: dict[str, Slide] = {}
     for slide in slides:
-        # Some file systems take A1 and a1 for one file, and two spellings of one letter as well.
+        # Some file systems ignore case, and some ignore how Unicode composes a letter.
         other = seen.setdefault(unicodedata.normalize("NFC", slide.name).casefold(), slide)
         if other is not slide:
             raise InputError(

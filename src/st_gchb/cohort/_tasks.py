@@ -1,4 +1,4 @@
-"""What is made of a slide: its features, or its predicted expression."""
+"""Computation per slide: read the query, compute patch features, predict expression."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     pass
 
 SPACING_UM = 100.0
-"""Distance of positions on a slide that has no spots, where none was asked for."""
+"""Default distance between grid positions on a slide without spots, µm."""
 
 _GRID = "grid"
-"""Name of the positions that are laid on a slide of a SpatialData."""
+"""Name of the grid positions that are added to a SpatialData."""
 
 
 def read_query(
@@ -41,27 +41,33 @@ def read_query(
     roi: Any = None,
     **grid: Any,
 ) -> tuple[AnnData | SpatialData, dict[str, Any]]:
-    """The query, and how :func:`~st_gchb.pp.resolve` and the model are to find positions and image in it.
+    """Read a query from a file or folder; a slide without spots gets a grid of positions on its tissue.
 
     Parameters
     ----------
     path
-        An image file, a SpatialData store, an AnnData file, a folder of Space Ranger or of legacy ST.
+        An image file, a SpatialData store, an AnnData file, or a folder of Space Ranger or legacy ST.
     name
-        Name of the slide, where positions are laid on an image file.
+        Name of the slide, for an image file.
     image
         Full-resolution image file of a folder or an AnnData, or name of an image element of a store.
     um_per_px
         Size of a full-resolution pixel, µm.
     spacing_um
-        Distance of positions, µm; None takes the slide's own spots where it has any, else 100.
+        Distance between grid positions, µm; ``None`` takes the slide's own spots if it has any, else a grid of 100 µm.
     roi, grid
-        As :func:`~st_gchb.pp.tile_tissue` takes them.
+        As in :func:`~st_gchb.pp.tile_tissue`.
+
+    Returns
+    -------
+    tuple
+        The query, and the keyword arguments with which :func:`~st_gchb.pp.resolve` and the model find positions and
+        image in it.
 
     Raises
     ------
     InputError, MissingFileError
-        It is not there, cannot be read, or an option does not fit it.
+        The path does not exist or cannot be read, or an option does not apply to it.
     """
     from st_gchb import pp
 
@@ -76,7 +82,7 @@ def read_query(
 
     from st_gchb import io
 
-    # A file is the full-resolution image, which Space Ranger keeps no copy of; else it is an element's name.
+    # An existing file is the full-resolution image, which Space Ranger does not copy; else it is an element's name.
     file = image if image is not None and os.path.isfile(image) else None
     section = io.read_section(path, image=file, um_per_px=um_per_px if file else None)
     where: dict[str, Any] = {"image": None if file else image, "um_per_px": um_per_px}
@@ -96,13 +102,28 @@ def read_query(
 T = TypeVar("T")
 
 _kept: dict[str, tuple[Any, Any]] = {}
-"""What this process loaded last: a model and an encoder are for many slides."""
+"""Cache of this process: the last model and the last encoder, which serve many slides, with their keys."""
 
 
 def keep(kind: str, key: Any, make: Callable[[], T]) -> T:
-    """What was made under a key in this process, or is made now; one of a kind is held."""
+    """Return the cached object of a kind if its key matches; otherwise make it and replace the cached one.
+
+    Parameters
+    ----------
+    kind
+        Kind of object; one of each kind is cached.
+    key
+        Key that identifies the object.
+    make
+        Function that makes the object.
+
+    Returns
+    -------
+    T
+        The object.
+    """
     if kind not in _kept or _kept[kind][0] != key:
-        # Two of them at once may be more than the memory holds.
+        # The old object is released first, since two of them may not fit in memory.
         _kept.pop(kind, None)
         _kept[kind] = key, make()
     found: T = _kept[kind][1]
@@ -110,37 +131,37 @@ def keep(kind: str, key: Any, make: Callable[[], T]) -> T:
 
 
 class Seconds(dict[str, float]):
-    """Time spent, by part."""
+    """Seconds spent in each part of the work on a slide."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Count the block to a part."""
+        """Add the duration of the ``with`` block to a part."""
         start = time.perf_counter()
         yield
         self[part] = round(self.get(part, 0.0) + time.perf_counter() - start, 3)
 
 
 class Step(Protocol):
-    """What is made of each slide of a call."""
+    """Computation to apply to each slide of a call."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that changes the result, as JSON takes it."""
+        """All settings that change the result, as values for JSON."""
         ...
 
     @property
     def needs(self) -> list[str]:
-        """Files and folders that every worker has to see."""
+        """Files and folders that every worker must see."""
         ...
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
-        """Make the result of one slide."""
+        """Compute the result of one slide, and record the seconds spent in each part."""
         ...
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How positions are laid on slides that have none, as :func:`~st_gchb.pp.tile_tissue` takes it."""
+    """Options of the grid on slides without spots, see :func:`~st_gchb.pp.tile_tissue`."""
 
     grid: str = "hex"
     tissue: str = "stain"
@@ -149,18 +170,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Reading:
-    """How slides are read and encoded; of the rest, ``grid`` alone changes the result.
+    """Options for reading and encoding slides, of which only ``grid`` changes the result.
 
     Parameters
     ----------
     grid
-        How positions are laid.
+        Options of the grid on slides without spots.
     weights
-        Path of the encoder's weights, where it has moved.
+        Path of the encoder's weights, if they have moved.
     device
-        As torch names it.
+        Name of the torch device.
     memory_mb
-        Bound of the decoded pixels that are held.
+        Limit on the decoded pixels in memory, MB.
     """
 
     grid: Grid
@@ -170,11 +191,22 @@ class Reading:
 
     @property
     def needs(self) -> list[str]:
-        """Files that every worker has to see."""
+        """Files that every worker must see."""
         return [] if self.weights in (None, "default") else [str(self.weights)]
 
     def resolve(self, slide: Slide) -> tuple[Resolved, float | None]:
-        """Spots and images of a slide, and the size of its pixels as far as the caller gave it."""
+        """Read a slide and resolve its spots and images.
+
+        Parameters
+        ----------
+        slide
+            The slide.
+
+        Returns
+        -------
+        tuple
+            The resolved slide, and the size of a full-resolution pixel, µm, if the caller gave it, else ``None``.
+        """
         from spatialdata import SpatialData
 
         from st_gchb.pp import resolve
@@ -187,9 +219,24 @@ class Reading:
     def encode(
         self, resolved: Resolved, rule: FeatureSpec, key: str, slice_key: str | None, size: Any, maps: str | None = None
     ) -> None:
-        """Write features to the spots; they are not cached, since the result is kept.
+        """Compute patch features and write them to the spots.
 
-        ``maps`` is a folder for the maps before the trunk's last stage, where the rule asks for them.
+        Features are not cached, since the result of the slide is stored.
+
+        Parameters
+        ----------
+        resolved
+            Spots and images of the slide; features are written to its AnnData.
+        rule
+            Specification of the features.
+        key
+            Key of ``obsm`` for the features.
+        slice_key
+            Column of ``obs`` with the slice of each spot.
+        size
+            Size of a full-resolution pixel, µm, or ``None``.
+        maps
+            Folder for the feature maps before the encoder's last stage, if the specification includes them.
         """
         from st_gchb.pp import embed_patches_like
 
@@ -209,7 +256,7 @@ class Reading:
         )
 
     def encoder(self, rule: FeatureSpec) -> Encoder:
-        """The encoder of a rule, built once in a process."""
+        """Return the encoder of a feature specification, built once per process."""
         from st_gchb.pp.patches import encoder_of_spec
 
         key = (rule.encoder, rule.weights_sha256, self.weights, self.device)
@@ -218,14 +265,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Embed:
-    """Features of the patches, in ``obsm["X_patch"]``."""
+    """Step that computes patch features, in ``obsm["X_patch"]``."""
 
     rule: FeatureSpec
     reading: Reading
 
     @property
     def settings(self) -> dict[str, Any]:
-        # Where the weights lie is of no account, what they are is in the hash.
+        # The path of the weights does not change the result; their hash identifies them.
         rule = {key: value for key, value in self.rule.to_dict().items() if key != "weights"}
         return {"what": "features", "rule": rule, "grid": vars(self.reading.grid)}
 
@@ -243,7 +290,7 @@ class Embed:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predicted expression, as :meth:`st_gchb.model.STGCHB.predict` gives it."""
+    """Step that predicts expression with :meth:`st_gchb.model.STGCHB.predict`."""
 
     folder: str
     model_id: str
@@ -262,12 +309,12 @@ class Predict:
         return [self.folder, *self.reading.needs]
 
     def model(self) -> STGCHB:
-        """The model, loaded once in a process.
+        """Return the model, loaded once per process.
 
         Raises
         ------
         ModelFileError
-            The folder holds another model by now.
+            The folder holds another model than at the start of the call.
         """
         from st_gchb.model import STGCHB
 
@@ -298,7 +345,7 @@ class Predict:
             key = sections_of(adata, key).key
             there = rules.features is None or has_features(adata, rules.features_key, maps=with_maps)
             if not there:
-                # Patches take minutes: what makes a graph impossible is told before.
+                # Encoding patches takes minutes, so a spot graph that cannot be built is reported before.
                 check_reach(resolved.slices(slice_key=key, um_per_px=size), rules.graph)
         with TemporaryDirectory(prefix="st_gchb_") if with_maps else nullcontext() as maps:
             if not there:

@@ -1,4 +1,4 @@
-"""One slide from its path to a result and a receipt, on whatever machine."""
+"""Processing of one slide on a worker: from its path to the result file and its receipt."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ from st_gchb.cohort._receipts import (
 from st_gchb.cohort._tasks import Seconds, Step
 
 DEATHS = 3
-"""Workers that may die on a slide before it is given up."""
+"""Number of workers that may die on a slide before it is given up."""
 
 OF_CALL = {"of_call": True}
-"""Marks what the log says of a call, not of a slide."""
+"""Extra of log records that concern the call and not a single slide."""
 
 _DOOR = {name: f"{name}=" for name in ("um_per_px", "spacing_um", "weights", "memory_mb")}
 _DOOR["image"] = "the column 'image' of the table of slides"
-"""What a slide's message names: a worker does not know by which function it was called."""
+"""Names of arguments as messages about a slide show them, since a worker does not know which function was called."""
 
 
 class UnfitError(ClusterError):
-    """A worker that can do no slide: it would fail all that are left as fast as it is given them."""
+    """A worker that cannot process any slide, and would fail all remaining slides as fast as it receives them."""
 
 
 _one_at_a_time = threading.Lock()
-"""A worker with several threads would hold several slides, and their patches, in memory at once."""
+"""Lock, since a worker with several threads would hold several slides and their patches in memory."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done with each slide of a call.
+    """Work to do on each slide of a call, sent to the workers.
 
     Parameters
     ----------
     step
-        What is made of a slide.
+        Computation to apply to a slide.
     out
         Absolute path of the folder of the results.
     call
-        Identity of the call.
+        Identifier of the call.
     threads
-        Threads for a slide; None leaves it to the worker.
+        Number of threads per slide; ``None`` leaves it to the worker.
     version
-        Version of this package in the process that called.
+        Version of this package in the calling process.
     """
 
     step: Step
@@ -77,25 +77,39 @@ class Job:
 
     @property
     def needs(self) -> list[str]:
-        """Files and folders that every worker has to see."""
+        """Files and folders that every worker must see."""
         return [str(Path(self.out) / FOLDER), *self.step.needs]
 
 
 def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
-    """Do one slide, or find that it was done.
+    """Process one slide, or return the receipt of an earlier result that is still valid.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    job
+        The job of the call.
+    threads
+        Number of threads; ``None`` leaves it unchanged.
+
+    Returns
+    -------
+    Receipt
+        Receipt of the result.
 
     Raises
     ------
     UnfitError
-        This process has another version of this package, or does not see what the job needs.
+        This process has another version of this package, or does not see the files of the job.
     ClusterError
-        The call was stopped, or too many died on this slide.
+        The call was stopped, or too many workers died on this slide.
     STGCHBError, OSError, ...
-        Whatever is wrong with the slide.
+        The slide cannot be processed.
     """
     out = Path(job.out)
     with _one_at_a_time:
-        # Workers also come in the middle of a call.
+        # Workers may join in the middle of a call, after the check of the first ones.
         check_fit(here(), look_around(job.needs), job)
         if is_stopped(out, job.call):
             raise ClusterError("the call was stopped before this slide was begun.")
@@ -110,17 +124,26 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
 
 
 def look_around(needs: list[str]) -> tuple[str, list[str]]:
-    """Version of this package in this process, and what of the paths it does not see."""
+    """Return the version of this package in this process, and those of the paths that do not exist here."""
     return __version__, [path for path in needs if not Path(path).exists()]
 
 
 def check_fit(worker: str, found: tuple[str, list[str]], job: Job) -> None:
-    """See that a worker, which has looked around, would give what the calling process would.
+    """Check that a worker gives the results of the calling process and sees the files of the job.
+
+    Parameters
+    ----------
+    worker
+        Name of the worker.
+    found
+        Its version and missing paths, from :func:`look_around`.
+    job
+        The job of the call.
 
     Raises
     ------
     UnfitError
-        With both versions, or the paths.
+        The worker has another version of this package, or does not see a file or folder.
     """
     version, missing = found
     if version != job.version:
@@ -133,7 +156,7 @@ def check_fit(worker: str, found: tuple[str, list[str]], job: Job) -> None:
 
 
 def died(times: int) -> str:
-    """Say what became of a slide that no worker survives."""
+    """Return the message for a slide on which every worker died."""
     return (
         f"the worker died each of {times} times that it was at this slide: most likely there was not enough memory "
         "(see the worker's log). Give workers more, or lower memory_mb, and call again: what is done is kept."
@@ -149,7 +172,7 @@ def _made_of(slide: Slide, step: Step) -> dict[str, Any]:
 
 def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: list[str]) -> Receipt:
     out, seconds = Path(job.out), Seconds()
-    # Of other settings, or of the slide as it was: none of it may be taken for what is asked now.
+    # An earlier result has other settings or another version of the slide, and must not be taken for the new one.
     discard(out, slide.name)
     with standing_at("st_gchb.cohort", **_DOOR):
         result = job.step.make(slide, seconds)
@@ -172,12 +195,12 @@ def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: 
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect what the package warns of: nobody reads the logs of a hundred workers."""
+    """Collect the warnings of the package for the receipt, since the logs of many workers are hardly read."""
     said: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # A worker may be a thread of the process that waits for it and tells how it goes.
+            # A worker may be a thread of the calling process, which logs the progress of the call.
             if not hasattr(record, "of_call"):
                 said.append(record.getMessage())
 
@@ -191,10 +214,10 @@ def _warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Let torch and the libraries under numpy use this many threads.
+    """Set the number of threads of torch and of the BLAS library of numpy; ``None`` changes nothing.
 
-    dask starts its workers with OMP_NUM_THREADS=1, whatever cores they have. Results are the same to the last bit where
-    the number of threads is.
+    dask starts its workers with OMP_NUM_THREADS=1, whatever their number of cores. Results are identical bit for bit
+    only with the same number of threads.
     """
     if number is None:
         yield
