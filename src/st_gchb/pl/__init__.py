@@ -1,4 +1,4 @@
-"""Figures from predictions and tables; each returns its axes, none calls ``plt.show``."""
+"""Plots of predictions and result tables; each function returns its axes, and none calls ``plt.show``."""
 
 from st_gchb.pl._diagnostics import history, reliability
 from st_gchb.pl._figure import save, transparent_cmap

@@ -1,4 +1,4 @@
-"""Whether confidence and expected correlation came true on held-out slices."""
+"""Diagnostic plots: training history, and reliability of confidence and expected correlation."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from matplotlib.ticker import MaxNLocator
 from st_gchb._arguments import checked
 from st_gchb._errors import InputError, MissingKeyError, NotTrainedError
 
-# scvi-tools' names of the total loss, and what a reader calls them.
+# Names of the total loss in scvi-tools, and their labels in the legend.
 _TOTAL = {"train_loss": "training", "validation_loss": "validation"}
 
 
 @checked
 def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
-    """Draw losses against epochs.
+    """Plot the losses of a training against its epochs.
 
     Parameters
     ----------
     model
-        A trained model with ``history``, or that dictionary: name of a loss to a data frame of one column, indexed by
-        epoch.
+        A trained model with the attribute ``history``, or that dictionary: name of a loss to a data frame with one
+        column, indexed by epoch.
     keys
-        Losses to draw; the total on training and validation where left out, with the epoch of the lowest validation
-        loss marked.
+        Losses to plot; by default the total loss on training and validation spots, with the epoch of the lowest
+        validation loss marked.
     ax
-        Axes to draw into; new ones where left out.
+        Axes to draw into; new ones by default.
 
     Returns
     -------
-    The axes.
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     NotTrainedError
-        There is no history yet.
+        The history is empty.
     MissingKeyError
         A key is not in the history.
 
@@ -66,7 +67,7 @@ def history(model: Any, keys: str | Sequence[str] | None = None, *, ax: Axes | N
         ax = plt.subplots(figsize=(4.5, 3.0), layout="constrained")[1]
     for key in chosen:
         values = _series(curves[key], key)
-        # A single epoch is a point: a line through it would be invisible.
+        # A single epoch is drawn as a marker, since a line with one point is invisible.
         ax.plot(values.index, values, label=_TOTAL.get(key, key), lw=1.6, marker="o" if len(values) < 2 else None)
     if keys is None and "validation_loss" in chosen:
         validation = _series(curves["validation_loss"], "validation_loss")
@@ -92,7 +93,7 @@ _BINS = 10
 
 @checked
 def reliability(spots: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
-    """Draw error against confidence, and real against expected correlation, on held-out slices.
+    """Plot error against confidence, and observed against expected correlation, on held-out slices.
 
     Parameters
     ----------
@@ -103,13 +104,14 @@ def reliability(spots: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
 
     Returns
     -------
-    Two axes: left, mean error of the spots in tenths of confidence, one line a slice; right, the genes, binned by
-    expected correlation: median and the middle half of the real ones.
+    numpy.ndarray
+        Two axes. Left, the mean error of spots in deciles of confidence, one line per slice. Right, the genes in
+        deciles of expected correlation, with the median and interquartile range of the observed correlation.
 
     Raises
     ------
     MissingKeyError
-        A column is not in a table.
+        A table lacks a column.
     InputError
         A table is empty.
 
@@ -142,7 +144,7 @@ def reliability(spots: pd.DataFrame, genes: pd.DataFrame) -> np.ndarray:
 def _draw_spots(ax: Axes, spots: pd.DataFrame) -> None:
     colors = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, spots["fold"].nunique()))
     for color, (fold, rows) in zip(colors, spots.groupby("fold", sort=False), strict=True):
-        # By rank: a slice that is hard as a whole still has its most and least confident spots.
+        # Deciles are computed within a slice, so that a slice with low confidence throughout fills all of them too.
         tenth = (rows["confidence"].rank(method="first", pct=True) * _BINS).clip(upper=_BINS - 1e-9).astype(int)
         means = rows.groupby(tenth)[["confidence", "rmse"]].mean()
         ax.plot(means["confidence"], means["rmse"], "o-", ms=4, lw=1.2, color=color, label=str(fold))

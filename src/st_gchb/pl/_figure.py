@@ -1,4 +1,4 @@
-"""Colors for maps that are drawn over a slide."""
+"""Saving of figures, and a color map for rasters that are drawn over a slide."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ from st_gchb._errors import ArgumentError, InputError
 
 @checked
 def save(axes: Any, path: str | Path, *, dpi: Dpi = 150) -> None:
-    """Write the figure of some axes to a file, whole or not at all, and close it.
+    """Save the figure of some axes to a file and close it.
+
+    The file is written completely or not at all.
 
     Parameters
     ----------
     axes
         Axes, or an array of them, as every function of :mod:`st_gchb.pl` returns.
     path
-        File; its ending says the format.
+        Path of the file; its suffix sets the format.
     dpi
-        Resolution of pixel formats.
+        Resolution of raster formats, dots per inch.
 
     Raises
     ------
     ArgumentError
-        The file's ending says no format that matplotlib writes.
+        The suffix is no format that matplotlib can write.
     StoreError
-        No file can be written there.
+        The file cannot be written.
 
     Examples
     --------
@@ -55,10 +57,10 @@ _STEPS = 256
 
 
 class SeeThrough(ListedColormap):
-    """A color map that shows nothing at, and below, the lower end of its scale."""
+    """Color map that is transparent at and below the lower end of its scale."""
 
     def __call__(self, X: Any, alpha: Any = None, bytes: bool = False) -> Any:
-        """Colors of values, ``(..., 4)``; the scale's lower end is 0."""
+        """Map values to RGBA colors, ``(..., 4)``; the lower end of the scale is 0."""
         rgba = np.array(super().__call__(X, alpha, bytes))
         rgba[np.ma.filled(np.ma.asarray(X) <= 0, True), 3] = 0
         return rgba if np.ndim(X) else tuple(rgba)
@@ -66,21 +68,22 @@ class SeeThrough(ListedColormap):
 
 @checked
 def transparent_cmap(cmap: str | Colormap = "viridis") -> Colormap:
-    """Color map for a raster that is drawn over the H&E: nothing is drawn where there is no tissue.
+    """Make a color map for a raster over the H&E that is transparent where there is no prediction.
 
-    spatialdata-plot sets one opacity for a whole map, so that places without a prediction, which are 0, would tint the
-    slide. Set this map on the picture that it has drawn: ``ax.images[-1].set_cmap(transparent_cmap())``. As
-    an argument, ``cmap=transparent_cmap()``, spatialdata-plot after 0.4.0 takes it apart and draws all of it opaque.
+    spatialdata-plot applies one opacity to a whole raster, so that pixels without a prediction, which are 0, would tint
+    the slide. Set this color map on the image after spatialdata-plot has drawn it:
+    ``ax.images[-1].set_cmap(transparent_cmap())``. Passed as ``cmap=transparent_cmap()``, it has no effect with
+    versions of spatialdata-plot after 0.4.0, which rebuild the color map with opaque colors.
 
     Parameters
     ----------
     cmap
-        Name of a matplotlib color map, or one.
+        A matplotlib color map or its name.
 
     Returns
     -------
     matplotlib.colors.Colormap
-        The same colors; what is at or below the lower end of the norm (0 by default) is see-through.
+        The same colors, transparent at and below the lower end of the norm (0 by default).
 
     Raises
     ------
@@ -90,7 +93,7 @@ def transparent_cmap(cmap: str | Colormap = "viridis") -> Colormap:
     Examples
     --------
     >>> import st_gchb
-    >>> float(st_gchb.pl.see_through("magma")(0.0)[3])
+    >>> float(st_gchb.pl.transparent_cmap("magma")(0.0)[3])
     0.0
     """
     if isinstance(cmap, str) and cmap not in colormaps:

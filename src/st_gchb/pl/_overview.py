@@ -1,4 +1,4 @@
-"""A whole slide at a glance: where tissue was found, and where expression is to be predicted."""
+"""Overview of a whole slide: the outline of the tissue and the positions at which expression is predicted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from st_gchb.pp.tissue import TissueMethod
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-# Neither pink nor purple, so that they show on H&E.
+# Colors that contrast with the pink and purple of H&E.
 _MASK_COLOR, _GRID_COLOR, _ROI_COLOR = "#00a844", "#ffe100", "#111111"
 _RING_PT = 8.0
-"""Positions are drawn as circles in their true size, unless they are smaller than this, in points: then as dots."""
+"""Diameter, in points, below which positions are drawn as dots and not as circles of their true size."""
 
 
 @checked
@@ -38,41 +38,43 @@ def slide_overview(
     image_alpha: Share = 0.9,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a slide with the outline of its tissue and the positions that lie on it.
+    """Plot a slide with the outline of its tissue and the positions on it.
 
-    Only the small picture in ``uns["spatial"]`` is drawn, so slides may be of any size.
+    Only the downscaled image in ``uns["spatial"]`` is drawn, so slides may be of any size.
 
     Parameters
     ----------
     data
-        What :func:`~st_gchb.pp.tile_tissue` returns, any AnnData with an image in ``uns["spatial"]``, a SpatialData,
-        or the tissue alone, as :func:`~st_gchb.pp.find_tissue` returns it.
+        Result of :func:`~st_gchb.pp.tile_tissue`, any AnnData with an image in ``uns["spatial"]``, a SpatialData, or
+        the tissue alone, from :func:`~st_gchb.pp.find_tissue`.
     tissue
-        Tissue to outline, or how to find it (``"stain"``, ``"squidpy"``); by default found on the picture in the way
-        that :func:`~st_gchb.pp.tile_tissue` found it. Where that was given a mask, pass it here too.
+        Tissue to outline, or the method to detect it (``"stain"``, ``"squidpy"``). By default it is detected on the
+        downscaled image by the method that :func:`~st_gchb.pp.tile_tissue` used. If that was given a mask, pass the
+        mask here too.
     table
-        For a SpatialData: the table of positions, where there are several.
+        Table of the positions, for a SpatialData with several tables.
     slice
-        The slice to draw; may be left out when there is one.
+        Slice to plot; needed only if there are several.
     slice_key
-        Column of ``obs`` with the slice of each position; ``"slice"`` where it is there.
+        Column of ``obs`` with the slice of each position; by default ``"slice"`` if present.
     image_alpha
         Opacity of the H&E, 0 to 1.
     ax
-        Axes to draw into; new ones where left out.
+        Axes to draw into; new ones by default.
 
     Returns
     -------
-    The axes.
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     ImageError
-        There is no picture to draw.
+        There is no image to draw.
     SliceError
-        There are several slices and none was named.
+        There are several slices and none was named, or the one named does not exist.
     InputError, MissingKeyError
-        ``tissue`` is unknown, or the table is not to be found.
+        ``tissue`` is unknown, or the table does not exist.
 
     Examples
     --------
@@ -111,7 +113,13 @@ def slide_overview(
 
 
 def _alone(found: Found) -> AnnData:
-    """Tissue without positions, as something that can be drawn."""
+    """Wrap tissue without positions in an AnnData with its image.
+
+    Raises
+    ------
+    ImageError
+        The tissue is a mask without an image.
+    """
     if found.thumbnail is None:
         raise ImageError("this tissue has no picture: it is a mask from elsewhere. Pass the query, and it as tissue=.")
     corner = np.array([[0.0, 0.0]])
@@ -122,7 +130,13 @@ def _alone(found: Found) -> AnnData:
 
 
 def _tissue_to_draw(tissue: Found | str | None, shown: Tissue, settings: Any) -> Found | None:
-    """The tissue that was given, else found on the picture; None where its size or the way it was found is unknown."""
+    """Return the given tissue, or detect it on the downscaled image.
+
+    Returns
+    -------
+    st_gchb.pp.Tissue or None
+        The tissue; ``None`` if the size of a pixel or the method of detection is unknown.
+    """
     if isinstance(tissue, Found):
         return tissue
     method: Any = tissue or settings.get("tissue", "stain")
@@ -136,7 +150,7 @@ def _outline(ax: Axes, found: Found, shown: Tissue) -> Line2D:
     height, width = found.mask.shape
     step = found.downsample * shown.scale
     x, y = (np.arange(-1, n + 1) * step + step / 2 for n in (width, height))
-    # A rim of glass closes the outline where tissue is cut by the slide's edge.
+    # A border of background closes the outline where the edge of the slide cuts the tissue.
     ax.contour(x, y, np.pad(found.mask, 1).astype(float), levels=[0.5], colors=_MASK_COLOR, linewidths=1.2)
     area = found.mask.sum() * (found.um_per_px / 1000) ** 2
     return Line2D([], [], color=_MASK_COLOR, label=f"tissue, {area:.3g} mm², {found.share:.0%} of the slide")

@@ -1,4 +1,4 @@
-"""Variants of a model against one of them, with the spread over seeds."""
+"""Plots of result tables: metrics of several methods, ranking of genes, and variants of a model."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ def metric_bars(
     highlight: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw measures of several methods: bars at the mean over rows, a dot a row.
+    """Plot metrics of several methods: a bar at the mean over runs, and a dot for each run.
 
     Parameters
     ----------
     frame
-        One row a run (held-out slice, seed): the method's name and its measures, such as rows of
+        One row per run (held-out slice, seed): the name of the method and its metrics, such as rows of
         :func:`st_gchb.metrics.summary`.
     metrics
-        Columns to draw, one group of bars each.
+        Columns to plot, one group of bars each.
     method
-        Column with the method's name; methods are drawn in the order in which they come.
+        Column with the name of the method; methods are drawn in order of first occurrence.
     highlight
-        Method to draw in color, the others in gray; the last one where left out.
+        Method to draw in color, the others in gray; by default the last one.
     ax
-        Axes to draw into; new ones where left out.
+        Axes to draw into; new ones by default.
 
     Returns
     -------
-    The axes.
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     MissingKeyError
-        A column is not in the table.
+        The table lacks a column.
     InputError
-        The table is empty, or ``highlight`` is no method of it.
+        The table is empty, no metric was named, or ``highlight`` is not a method of the table.
 
     Examples
     --------
@@ -107,33 +108,34 @@ def gene_ranking(
     threshold: float = 0.3,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw genes by their correlation; the best ones are listed, markers are named on the curve.
+    """Plot genes ranked by their correlation; the best genes are listed, and markers are labeled on the curve.
 
     Parameters
     ----------
     frame
-        What :func:`st_gchb.metrics.per_gene` returns: one row a gene.
+        Table that :func:`st_gchb.metrics.per_gene` returns, one row per gene.
     column
-        Measure to rank by.
+        Metric to rank by.
     n_label
         Number of best genes to list beside the curve.
     markers
-        Genes to name on the curve, wherever they stand.
+        Genes to label on the curve, whatever their rank.
     threshold
         Correlation at which a line is drawn and above which genes are counted.
     ax
-        Axes to draw into; new ones where left out.
+        Axes to draw into; new ones by default.
 
     Returns
     -------
-    The axes.
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     MissingKeyError
-        The measure or a marker is not in the table.
+        The metric or a marker is not in the table.
     InputError
-        A gene has more than one row, or there is none.
+        The table is empty, or a gene has more than one row.
 
     Examples
     --------
@@ -172,7 +174,7 @@ def gene_ranking(
 
 def _mark_threshold(ax: Axes, threshold: float, n_above: int, n_genes: int) -> None:
     ax.axhline(threshold, color="0.4", lw=0.8, ls="--", zorder=0)
-    # The curve goes down through the line: before that there is room below the line, after it above.
+    # The curve falls through the line: left of the crossing there is room below the line, right of it above.
     below = n_above > n_genes / 2
     ax.annotate(
         f"{n_above:,} of {n_genes:,} genes above {threshold:g}",
@@ -188,7 +190,7 @@ def _mark_threshold(ax: Axes, threshold: float, n_above: int, n_genes: int) -> N
 
 
 def _list_best(ax: Axes, best: pd.Series) -> None:
-    """List genes right of the axes, where no curve can run through their names."""
+    """List genes to the right of the axes, where the curve cannot overlap their names."""
     lines = [f"{value:.2f}  $\\it{{{_plain(gene)}}}$".replace("-", "−", 1) for gene, value in best.items()]
     if lines:
         text = "\n".join(["best genes", *lines])
@@ -196,12 +198,12 @@ def _list_best(ax: Axes, best: pd.Series) -> None:
 
 
 def _plain(gene: object) -> str:
-    """Gene name as matplotlib's mathematical text wants it."""
+    """Escape a gene name for matplotlib's mathtext."""
     return "".join(rf"\{c}" if c in r"_#%&${}" else "{-}" if c == "-" else c for c in str(gene))
 
 
 def _name_markers(ax: Axes, places: np.ndarray, ranked: pd.Series) -> None:
-    # The curve falls, so the place above and right of a point is free; every other name is lifted further.
+    # The curve falls, so there is room above and right of a point; every other label is raised to avoid overlap.
     for i, place in enumerate(places):
         at = (place + 1, ranked.iloc[place])
         ax.plot(*at, "o", ms=5, color=_MARKER_COLOR, mec="white", mew=0.6, zorder=3)
@@ -221,27 +223,28 @@ def _name_markers(ax: Axes, places: np.ndarray, ranked: pd.Series) -> None:
 def variants(
     frame: pd.DataFrame, metrics: Sequence[str] = ("AG", "HVG", "HEG"), *, reference: str | None = None
 ) -> np.ndarray:
-    """Draw each variant's measures as a row of dots, one dot a seed (mean over folds), a bar at their mean.
+    """Plot metrics of model variants: a dot per seed (mean over folds), and a bar at the mean over seeds.
 
     Parameters
     ----------
     frame
-        One row per run: ``variant``, ``seed``, ``fold`` and the measures.
+        One row per run: ``variant``, ``seed``, ``fold`` and the metrics.
     metrics
-        Columns to draw, one panel each.
+        Columns to plot, one panel each.
     reference
         Variant at whose mean a line is drawn; by default none.
 
     Returns
     -------
-    One axes per measure.
+    numpy.ndarray
+        Axes, one per metric, ``(n_metrics,)``.
 
     Raises
     ------
     MissingKeyError
-        A column is not in the table.
+        The table lacks a column.
     InputError
-        The table is empty, or ``reference`` is no variant of it.
+        The table is empty, no metric was named, or ``reference`` is not a variant of the table.
 
     Examples
     --------

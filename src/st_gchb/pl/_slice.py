@@ -1,4 +1,4 @@
-"""One slice drawn on its H&E: what all maps share."""
+"""Drawing of one slice on its H&E, shared by all spatial plots."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ if TYPE_CHECKING:
 
 
 def _in_um(value: float, unit: str) -> str:
-    """Label of the scale bar: µm alone, as everywhere else in the package, also where mm would be shorter."""
+    """Format the label of the scale bar in µm, as everywhere in the package, even where mm would be shorter."""
     return f"{value * 1000:,g} µm" if unit == "mm" else f"{value:g} {unit}"
 
 
 _SCALE_BAR = {"scale_formatter": _in_um, "font_properties": {"size": 8}, "pad": 0.3, "border_pad": 0.3}
-# On the H&E alone the bar has its place inside.
+# On the H&E alone, the scale bar is inside the axes.
 _INSIDE = _SCALE_BAR | {"location": "lower right", "box_alpha": 0.75}
-# Where spots are drawn it stands under the panel, for many sections fill their rectangle.
+# With spots, it is below the axes, since the tissue of many slices fills the axes.
 _UNDER = _SCALE_BAR | {"location": "upper right", "bbox_to_anchor": (1.0, 0.0), "frameon": False, "scale_loc": "left"}
 _WIDER = 1.5
-"""Dots are drawn this much wider than the spots, where the spots have that much room."""
+"""Default diameter of a drawn dot over that of the spot; smaller if dots would overlap."""
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """One slice, ready to be drawn: its rows, spots in image px, and image.
+    """One slice with all that is needed to draw it: its spots, its image and their scale.
 
     Parameters
     ----------
     name
-        The slice.
+        Name of the slice.
     rows
-        Its rows in the caller's object, ``(n_spots,)``.
+        Rows of its spots in the caller's object, ``(n_spots,)``.
     spots
-        Light object with the spots' positions and the image alone, so that nothing is written to the caller's.
+        AnnData with the spot centers and the image alone, so that the caller's object is not modified.
     image_key
-        Name of the down-scaled image, or None where there is none.
+        Name of the downscaled image, or ``None`` if there is none.
     scale
         Image px per full-resolution px.
     um_per_px
-        Size of an image px, µm; None where it is not known.
+        Size of an image px, µm; ``None`` if unknown.
     """
 
     name: str
@@ -80,12 +80,18 @@ class Tissue:
 
     @property
     def picture(self) -> np.ndarray | None:
-        """The down-scaled image, ``(h, w, 3)``."""
+        """The downscaled image, ``(h, w, 3)``; ``None`` if there is none."""
         images = libraries_of(self.spots)[self.name].images
         return None if self.image_key is None else np.asarray(images[self.image_key])
 
     def dot_px(self, size: float | None) -> float:
-        """Diameter of a drawn dot, image px: ``size`` spots; without it dots may touch and do not overlap."""
+        """Return the diameter of a drawn dot, image px.
+
+        Parameters
+        ----------
+        size
+            Diameter of the dot over that of the spot; ``None`` takes 1.5, or less if dots would overlap.
+        """
         if size is not None:
             return size * self.spot_px
         room = _spacing(self.centers_px) if len(self.rows) > 1 else np.inf
@@ -93,13 +99,13 @@ class Tissue:
 
     @property
     def aspect(self) -> float:
-        """Width of the drawn tissue over its height."""
+        """Ratio of width to height of the drawn region."""
         left, right, bottom, top = self.limits
         return (right - left) / (bottom - top)
 
     @property
     def limits(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top of the spots and a rim, image px (y grows downwards)."""
+        """Left, right, bottom and top of the spots with a margin, image px (y increases downwards)."""
         xy = self.centers_px
         rim = 1.5 * self.spot_px
         (left, top), (right, bottom) = xy.min(axis=0) - rim, xy.max(axis=0) + rim
@@ -107,12 +113,26 @@ class Tissue:
 
 
 def table_of(data: AnnData | SpatialData, table: str | None, slice_key: str | None) -> tuple[AnnData, str | None]:
-    """An AnnData with pictures, and its column of slices; of a SpatialData the prediction, unless a table is named.
+    """Return the AnnData to plot, with its images, and the column of its slices.
+
+    Parameters
+    ----------
+    data
+        A SpatialData, or an AnnData, which is returned as it is unless ``table`` is given.
+    table
+        Table of a SpatialData; by default the prediction, or the only table.
+    slice_key
+        Column of ``obs`` with the slice of each spot; by default that of the SpatialData.
+
+    Returns
+    -------
+    tuple[AnnData, str or None]
+        The AnnData and the column.
 
     Raises
     ------
     InputError, MissingKeyError
-        The table or its image is not to be found, or there are several.
+        The table or its image does not exist, or there are several.
     """
     if isinstance(data, AnnData) and table is None:
         return data, slice_key
@@ -123,12 +143,28 @@ def table_of(data: AnnData | SpatialData, table: str | None, slice_key: str | No
 
 
 def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> Tissue:
-    """Find the slice to draw, its spots, image and scale.
+    """Select the slice to draw, with its spots, image and scale.
+
+    Parameters
+    ----------
+    pred
+        AnnData with spot centers and images.
+    slice_name
+        Name of the slice; needed only if there are several.
+    slice_key
+        Column of ``obs`` with the slice of each spot; by default ``"slice"`` if present.
+
+    Returns
+    -------
+    Tissue
+        The slice.
 
     Raises
     ------
     SliceError
-        There are several slices and none was named, or the one named is not there.
+        There are several slices and none was named, or the one named does not exist.
+    MissingKeyError
+        ``slice_key`` is not a column of ``obs``.
     CoordinateError
         ``obsm["spatial"]`` is absent.
     """
@@ -153,12 +189,12 @@ def tissue_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> T
 
 
 def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar: bool = False) -> None:
-    """Draw the H&E alone, cut to the spots."""
+    """Draw the H&E alone, cropped to the spots."""
     _background(ax, tissue, image_alpha=image_alpha, scale_bar=scale_bar, under=False)
 
 
 def draw_slide(ax: Axes, tissue: Tissue, *, image_alpha: float) -> None:
-    """Draw the whole picture of the slide, with a scale bar in its corner."""
+    """Draw the whole image of the slide, with a scale bar inside."""
     _background(ax, tissue, image_alpha=image_alpha, scale_bar=True, under=False)
     if tissue.picture is not None:
         height, width = tissue.picture.shape[:2]
@@ -176,35 +212,36 @@ def draw_values(
     image_alpha: float,
     scale_bar: bool = False,
 ) -> None:
-    """Draw one value a spot, ``(n_spots,)``, over the faded H&E."""
+    """Draw one value per spot, ``(n_spots,)``, over the H&E at opacity ``image_alpha``."""
     _background(ax, tissue, image_alpha=image_alpha, scale_bar=scale_bar, under=True)
     draw_dots(ax, tissue.centers_px, tissue.dot_px(size), array=np.asarray(values, dtype=float), norm=norm, cmap=cmap)
 
 
 def draw_dots(ax: Axes, centers: np.ndarray, diameter: float, **style: Any) -> None:
-    """Circles in the tissue's own unit, so that they keep their size relative to it in every figure.
+    """Draw circles at ``centers``, ``(n, 2)``, with a diameter in data units (image px).
 
-    One collection of equal circles: 100,000 positions of a dense grid are drawn in about a second.
+    They therefore keep their size relative to the tissue in a figure of any size. They are one matplotlib collection,
+    which draws 100,000 positions of a dense grid in about a second.
     """
     units = {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
     ax.add_collection(EllipseCollection(diameter, diameter, 0.0, **{"linewidths": 0.0} | style | units))
 
 
 def dot_points(ax: Axes, diameter: float) -> float:
-    """Diameter of a circle as it will be seen, in points."""
+    """Convert the diameter of a circle from data units to points on the figure."""
     left, right = ax.get_xlim()
     extent = ax.get_window_extent()
     return float(diameter * abs(extent.width / (right - left)) * 72.0 / ax.figure.dpi)
 
 
 def new_axes(n_rows: int, n_columns: int, aspect: float, height: float = 3.0) -> np.ndarray:
-    """Axes in a grid, ``(n_rows, n_columns)``, each as wide as the tissue needs."""
+    """Create a grid of axes, ``(n_rows, n_columns)``, with ``height`` in inches and ``aspect`` as width over height."""
     size = (n_columns * height * aspect + 1.0, n_rows * height + 0.4)
     return plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")[1]
 
 
 def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str | Colormap, label: str, extend: str = "neither") -> None:
-    """One named color bar at the right of the axes that share it."""
+    """Add a labeled color bar to the right of the axes that share it."""
     shared = list(axs)
     mappable = plt.cm.ScalarMappable(norm=norm, cmap=cmap)
     bar = shared[0].figure.colorbar(mappable, ax=shared, extend=extend, shrink=0.85, aspect=18, pad=0.02)
@@ -214,14 +251,14 @@ def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str | Colormap, label:
 
 
 def _background(ax: Axes, tissue: Tissue, *, image_alpha: float, scale_bar: bool, under: bool) -> None:
-    """The H&E and its scale bar, inside or under the panel, by squidpy."""
+    """Draw the H&E with squidpy, with a scale bar inside or below the axes."""
     kwargs: dict[str, Any] = {}
     under = under and scale_bar and tissue.um_per_px is not None
     if scale_bar and tissue.um_per_px is not None:
         kwargs = {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um"}
         kwargs["scalebar_kwargs"] = _UNDER | {"bbox_transform": ax.transAxes} if under else _INSIDE
     sq.pl.spatial_scatter(
-        # The image belongs to the slice, not to its spots: one is enough.
+        # squidpy needs a spot to draw the image; one is enough, since the spots are drawn by draw_dots.
         tissue.spots[:1],
         library_id=tissue.name,
         img=tissue.image_key is not None,
@@ -230,7 +267,7 @@ def _background(ax: Axes, tissue: Tissue, *, image_alpha: float, scale_bar: bool
         scale_factor=tissue.scale,
         colorbar=False,
         title="",
-        # The layout keeps no room for a scale bar outside the axes; a blank label does.
+        # A blank axis label reserves the room for a scale bar below the axes, which the layout does not do.
         axis_label=[" " if under else "", ""],
         ax=ax,
         **kwargs,
@@ -259,7 +296,7 @@ def _rows_of(pred: AnnData, slice_name: str | None, slice_key: str | None) -> tu
 
 
 def _spacing(xy: np.ndarray) -> float:
-    """Distance from a spot to the next one in the median, px."""
+    """Compute the median distance from a spot to its nearest neighbor, px; 1 for a single spot."""
     if len(xy) < 2:
         return 1.0
     nearest = np.asarray(cKDTree(xy).query(xy, k=[2])[0])

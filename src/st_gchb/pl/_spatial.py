@@ -1,4 +1,4 @@
-"""How far a prediction can be trusted, spot by spot, on the tissue."""
+"""Spatial plots on the H&E: measured and predicted expression of genes, and confidence of spots."""
 
 from __future__ import annotations
 
@@ -53,50 +53,50 @@ def measured_vs_predicted(
     image_alpha: Share = 0.45,
     axs: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw genes on the H&E: the tissue, the measured and the predicted expression, one row a gene.
+    """Plot measured and predicted expression of genes on the H&E, one row of axes per gene.
 
-    Measured and predicted share one color scale, from the 1st to the 99th percentile of both. Their Pearson
-    correlation over the spots of the slice stands in the title.
+    Both share one color scale, from the 1st to the 99th percentile of their values. Their Pearson correlation over the
+    spots of the slice is in the title.
 
     Parameters
     ----------
     pred
-        What ``model.predict`` returns: predicted log-normalized expression in ``layers[layer]``, ``(n_spots,
-        n_genes)``, spot centers in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``. Or the SpatialData that it was
-        written to.
+        Result of ``model.predict``: predicted log-normalized expression in ``layers[layer]``, ``(n_spots, n_genes)``,
+        spot centers in ``obsm["spatial"]``, the H&E in ``uns["spatial"]``; or the SpatialData to which it was written.
     genes
-        Genes to draw.
+        Genes to plot.
     table
-        For a SpatialData: the table to draw, by default ``"st_gchb"``.
+        Table to plot, for a SpatialData; by default ``"st_gchb"``.
     slice
-        The slice to draw; may be left out when there is one.
+        Slice to plot; needed only if there are several.
     slice_key
-        Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
+        Column of ``obs`` with the slice of each spot; by default ``"slice"`` if present.
     layer
         Layer with the prediction.
     measured_layer
-        Layer with the measured log-normalized expression; left out of the figure where it is absent.
+        Layer with the measured log-normalized expression; if it is absent, there is no such column of axes.
     show_tissue
-        Draw the H&E alone in a first column.
+        Show the H&E alone in the first column of axes.
     cmap
-        Name of a color map.
+        A color map or its name.
     size
-        Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
+        Diameter of the drawn spots over their true diameter; by default 1.5, or less if they would overlap.
     image_alpha
         Opacity of the H&E under the spots, 0 to 1.
     axs
-        Axes to draw into, ``(n_genes, n_columns)``; new ones where left out.
+        Axes to draw into, ``(n_genes, n_columns)``; new ones by default.
 
     Returns
     -------
-    Axes, ``(n_genes, n_columns)``, columns H&E, measured, predicted.
+    numpy.ndarray
+        Axes, ``(n_genes, n_columns)``, with the columns H&E, measured and predicted.
 
     Raises
     ------
     MissingKeyError
         A gene or the layer is not in ``pred``.
     SliceError
-        There are several slices and none was named.
+        There are several slices and none was named, or the one named does not exist.
     InputError
         ``axs`` has another shape, or no gene was named.
 
@@ -151,7 +151,7 @@ def _draw_gene(
     low, high = np.percentile(every, [1, 99])
     norm = Normalize(low, high if high > low else low + 1.0)
     for ax, (title, shown) in zip(row, values.items(), strict=True):
-        # Where the H&E has a column of its own, it carries the scale bar.
+        # If the H&E has a column of its own, the scale bar is there.
         scale_bar = ax is row[0] and not beside_tissue
         draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=scale_bar)
         ax.set_title(title, fontsize=10)
@@ -186,7 +186,7 @@ def _check(pred: AnnData, genes: list[str], layer: str) -> None:
 
 _OUTLIER_COLOR = "#d62728"
 _RINGED_PT = 5.0
-"""Dots smaller than this, in points, have no room for a ring."""
+"""Diameter, in points, below which a dot is too small for a ring."""
 
 
 @checked
@@ -201,38 +201,39 @@ def confidence(
     image_alpha: Share = 0.45,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the confidence of each spot on the H&E; rings, or red dots, mark spots unlike any of the reference.
+    """Plot the confidence of each spot on the H&E; rings, or red dots, mark spots unlike the reference.
 
     Parameters
     ----------
     pred
-        What ``model.predict`` returns, with ``obs["st_gchb_confidence"]`` (0 to 1) and, for the rings,
-        ``obs["st_gchb_outlier"]``. Or the SpatialData that it was written to.
+        Result of ``model.predict``, with ``obs["st_gchb_confidence"]`` (0 to 1) and, for the marks,
+        ``obs["st_gchb_outlier"]``; or the SpatialData to which it was written.
     table
-        For a SpatialData: the table to draw, by default ``"st_gchb"``.
+        Table to plot, for a SpatialData; by default ``"st_gchb"``.
     slice
-        The slice to draw; may be left out when there is one.
+        Slice to plot; needed only if there are several.
     slice_key
-        Column of ``obs`` with the slice of each spot; ``"slice"`` where it is there.
+        Column of ``obs`` with the slice of each spot; by default ``"slice"`` if present.
     cmap
-        Name of a color map.
+        A color map or its name.
     size
-        Diameter of the drawn spots over that of the true ones; by default 1.5, or less where dots would overlap.
+        Diameter of the drawn spots over their true diameter; by default 1.5, or less if they would overlap.
     image_alpha
         Opacity of the H&E under the spots, 0 to 1.
     ax
-        Axes to draw into; new ones where left out.
+        Axes to draw into; new ones by default.
 
     Returns
     -------
-    The axes.
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     MissingKeyError
         ``pred`` has no confidence.
     SliceError
-        There are several slices and none was named.
+        There are several slices and none was named, or the one named does not exist.
 
     Examples
     --------
@@ -270,7 +271,7 @@ def confidence(
 
 
 def _mark(ax: Axes, tissue: Tissue, outlier: np.ndarray, size: float | None) -> None:
-    """Ring the outliers; where dots are too small for rings, draw them in the rings' color."""
+    """Mark outliers by rings, or by the color of their dots if these are too small for rings."""
     if not outlier.any():
         return
     centers, diameter = tissue.centers_px[outlier], tissue.dot_px(size)
@@ -278,7 +279,7 @@ def _mark(ax: Axes, tissue: Tissue, outlier: np.ndarray, size: float | None) -> 
     if dot_points(ax, diameter) < _RINGED_PT:
         draw_dots(ax, centers, diameter, facecolors=_OUTLIER_COLOR)
     else:
-        # Inside the dot, whose edge may touch its neighbor's.
+        # The ring is drawn inside the dot, whose edge may touch its neighbor's.
         draw_dots(ax, centers, 0.9 * diameter, facecolors="none", edgecolors=_OUTLIER_COLOR, linewidths=1.5)
         style["mfc"] = "none"
     text = f"unlike the reference: {outlier.sum():,} of {len(outlier):,}"
@@ -292,7 +293,7 @@ def _below(ax: Axes, handles: list[Any], color: str) -> None:
 
 
 def _whole_slide(pred: AnnData, name: str, outlier: np.ndarray) -> bool:
-    """Whether the slide was flagged as a whole: rings around every spot would say no more than a line of text."""
+    """Return True if the slide was flagged as a whole, so that one line of text replaces a ring around every spot."""
     stored = pred.uns.get(Keys.UNS, {}).get(Keys.STAIN)
     if stored is None or not outlier.all():
         return False
