@@ -127,7 +127,7 @@ class StopEarly(EarlyStopping):
     """
 
     def __init__(self, patience: int) -> None:
-        # By default Lightning checks at the end of the training epoch, where on_validation_end below is not asked.
+        # Lightning would otherwise check at the end of the training epoch, in a hook that does not skip pretraining.
         super().__init__("validation_loss", patience=patience, mode="min", check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
