@@ -1,8 +1,8 @@
-"""Slide images as one small interface, sections from disk, and elements that are written whole or not at all."""
+"""Read slide images and sections of any common format, and write elements atomically into a SpatialData store."""
 
 import lazy_loader
 
-# The stub says where each name is, also those that other rooms ask for; users see these.
+# The stub maps every name to its module, including those for other subpackages; __all__ lists the public ones.
 __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = ["SlideImage", "open_image", "read_section", "write_elements"]
 

@@ -1,4 +1,4 @@
-"""Which elements of a SpatialData the rows of a table annotate, as the table says it of itself."""
+"""Read and validate the link from a SpatialData table to the elements that its rows annotate."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PARSE = "Parse the table with TableModel.parse(table, region=..., region_key=..
 
 @dataclass(frozen=True)
 class Link:
-    """What a table says of itself.
+    """The link from a table to the elements that it annotates, as stored in ``uns["spatialdata_attrs"]``.
 
     Parameters
     ----------
     regions
-        Elements that it annotates.
+        Names of the annotated elements.
     region_key, instance_key
-        Columns of ``obs`` with the element of each row, and with the row's id in that element.
+        Columns of ``obs`` that hold the element of each row, and the row's id in that element.
     """
 
     regions: tuple[str, ...]
@@ -34,14 +34,24 @@ class Link:
 
 
 def link_of(table: AnnData) -> Link | None:
-    """What a table annotates; None where it annotates nothing.
+    """Read the elements that a table annotates.
+
+    Parameters
+    ----------
+    table
+        A table of a SpatialData; it is not changed.
+
+    Returns
+    -------
+    Link or None
+        The link; None for a table that annotates nothing.
 
     Raises
     ------
     InputError
-        ``uns["spatialdata_attrs"]`` is not laid out as SpatialData writes it.
+        ``uns["spatialdata_attrs"]`` does not have SpatialData's layout.
     MissingKeyError
-        ``obs`` lacks a column that it names.
+        ``obs`` lacks one of the columns that the link names, or has it twice.
     """
     stored = table.uns.get(_ATTRIBUTES)
     if stored is None:
@@ -66,16 +76,24 @@ def link_of(table: AnnData) -> Link | None:
 
 
 def annotated_rows(obs: pd.DataFrame, region_key: str, instance_key: str) -> pd.DataFrame:
-    """Region and id of every row, in the forms in which SpatialData stores them: text, and whole numbers or text.
+    """Read the region and the id of every row, in the types in which SpatialData stores them.
+
+    Parameters
+    ----------
+    obs
+        Annotations of the rows.
+    region_key, instance_key
+        Columns of ``obs`` with the element of each row, and with the row's id in that element.
 
     Returns
     -------
-    Frame with columns ``"region"`` and ``"instance_id"``; index: names of the rows.
+    pandas.DataFrame
+        Columns ``"region"`` (text) and ``"instance_id"`` (integers or text), indexed by the names of the rows.
 
     Raises
     ------
     InputError
-        A region or an id is empty, ids are no whole numbers or text, or one occurs twice in a region.
+        A region or an id is missing, an id is neither an integer nor text, or an id occurs twice in a region.
     """
     regions, ids = obs[region_key], _whole(obs[instance_key], instance_key)
     gaps = int(regions.isna().sum())
@@ -96,7 +114,7 @@ def annotated_rows(obs: pd.DataFrame, region_key: str, instance_key: str) -> pd.
 
 
 def _whole(column: pd.Series, key: str) -> np.ndarray:
-    """Ids as int64, or as text."""
+    """Convert ids to int64, or keep them as text."""
     if column.isna().any():
         raise InputError(
             f"obs[{key!r}] is empty for {int(column.isna().sum())} of {len(column)} rows; expected an id for each. "

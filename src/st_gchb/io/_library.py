@@ -1,4 +1,4 @@
-"""Read and write ``uns["spatial"]`` as scanpy and squidpy lay it out: images, scale factors, metadata of each slice."""
+"""Read and write ``uns["spatial"]`` in scanpy's and squidpy's layout: images, scale factors, metadata of each slice."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _EXPECTED = (
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """What an AnnData says of one slice.
+    """The entry of one slice in ``uns["spatial"]``.
 
     Parameters
     ----------
     name
         Key in ``uns["spatial"]``, as text.
     images
-        Pictures by name, such as ``"hires"``.
+        Images by name, such as ``"hires"``.
     factors
-        Scale factors as they are stored; :meth:`factor` reads them.
+        Scale factors as stored; :meth:`factor` converts them to numbers.
     metadata
-        All else that is known, such as the path of the full-resolution image.
+        Further metadata, such as the path of the full-resolution image.
     """
 
     name: str
@@ -45,33 +45,33 @@ class Library:
 
     @property
     def where(self) -> str:
-        """Where it is stored, for messages."""
+        """Location of the entry, for messages."""
         return f"uns['spatial'][{self.name!r}]"
 
     def factor(self, name: str) -> float | None:
-        """Read a scale factor; None where there is none.
+        """Read a scale factor; None if there is none.
 
         Raises
         ------
         ScaleError
-            It is no positive number.
+            The factor is not a positive number.
         """
         value = self.factors.get(name)
         return None if value is None else positive(value, f"{self.where}['scalefactors'][{name!r}]")
 
     def entry(self) -> dict[str, dict[str, Any]]:
-        """Give the entry of ``uns["spatial"]``, as scanpy and squidpy have it."""
+        """Convert to an entry of ``uns["spatial"]``, in scanpy's and squidpy's layout."""
         parts = (self.images, self.factors, self.metadata)
         return {name: dict(part) for name, part in zip(_PARTS, parts, strict=True)}
 
     @property
     def image_path(self) -> Path | None:
-        """Path of the full-resolution image; None where none is stored.
+        """Path of the full-resolution image; None if none is stored.
 
         Raises
         ------
         InputError
-            What is stored is no path.
+            The stored value is not a path.
         """
         value = self.metadata.get(Keys.SOURCE_IMAGE)
         one = value.ravel()[0] if isinstance(value, np.ndarray) and value.size == 1 else value
@@ -87,22 +87,22 @@ class Library:
 
 
 def put_libraries(adata: AnnData, libraries: Iterable[Library]) -> None:
-    """Write ``uns["spatial"]`` anew, one entry for each slice."""
+    """Replace ``uns["spatial"]`` by one entry per slice."""
     adata.uns[Keys.SPATIAL] = {library.name: library.entry() for library in libraries}
 
 
 def hand_on_libraries(source: AnnData, target: AnnData, names: Collection[str] | None = None) -> None:
-    """Give an object the entries of ``uns["spatial"]`` of another one, which stay the same objects.
+    """Copy entries of ``uns["spatial"]`` from one object to another, by reference.
 
     Parameters
     ----------
     source
-        Object with the entries; without any, nothing is done.
+        Object with the entries; without any, nothing is copied.
     target
-        Object that gets them.
+        Object that receives the entries.
     names
-        Slices whose entries are wanted, such as those that ``target`` holds. Where none of them has an entry, all are
-        handed on: the only slice may be called another way.
+        Slices to copy, such as those of ``target``; all by default. If none of them has an entry, all entries are
+        copied, since a single slice may have another name in ``obs`` than in ``uns["spatial"]``.
     """
     if Keys.SPATIAL not in source.uns:
         return
@@ -115,10 +115,10 @@ def hand_on_libraries(source: AnnData, target: AnnData, names: Collection[str] |
 
 
 def libraries_of(adata: AnnData) -> dict[str, Library]:
-    """Read and validate what an AnnData says of its slices, by name.
+    """Read and validate the entries of ``uns["spatial"]``.
 
-    Every function that asks for images, scale factors or the names of libraries asks here. Entries that are plain
-    values are no slices and are passed over, such as CELLxGENE's ``is_single``.
+    This is the only reader of ``uns["spatial"]``: functions that need images, scale factors or library names call it.
+    Entries that hold a single value, such as CELLxGENE's ``is_single``, describe no slice and are skipped.
 
     Parameters
     ----------
@@ -128,12 +128,12 @@ def libraries_of(adata: AnnData) -> dict[str, Library]:
     Returns
     -------
     dict
-        In the order of ``uns["spatial"]``; empty where there is none.
+        Libraries by name, in the order of ``uns["spatial"]``; empty if the object has none.
 
     Raises
     ------
     InputError
-        ``uns["spatial"]``, or an entry of it, is laid out another way.
+        ``uns["spatial"]``, or an entry of it, has another layout.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def libraries_of(adata: AnnData) -> dict[str, Library]:
 
 
 def column_of(adata: AnnData, key: str, argument: str, error: type[STGCHBError] = InputError) -> pd.Series:
-    """Read a column of ``obs`` of which there is one.
+    """Read a column of ``obs`` that must exist exactly once.
 
     Parameters
     ----------
@@ -175,14 +175,19 @@ def column_of(adata: AnnData, key: str, argument: str, error: type[STGCHBError] 
     key
         Name of the column.
     argument
-        What the caller names it by, for the message.
+        Argument by which the caller was given the name, for the message.
     error
-        Type of the error.
+        Type of the error to raise.
+
+    Returns
+    -------
+    pandas.Series
+        The column.
 
     Raises
     ------
     InputError
-        There is no such column, or it is there twice; of the type that was asked for.
+        The column is missing or occurs twice; or the type given as ``error``.
 
     Examples
     --------
@@ -214,7 +219,7 @@ def _read(name: str, entry: Any) -> Library:
         if isinstance(value, Mapping):
             parts[part] = {str(key): held for key, held in value.items()}
         elif value is None or part == Keys.METADATA:
-            # Metadata of another type, such as a line of text, holds nothing that is looked for.
+            # Metadata of another type, such as a string, hold no image path.
             parts[part] = {}
         else:
             raise InputError(f"{where}[{part!r}] is a {type(value).__name__}; expected a dict. Set it or delete it.")
@@ -222,6 +227,6 @@ def _read(name: str, entry: Any) -> Library:
 
 
 def _is_plain(entry: Any) -> bool:
-    """Whether an entry is a single value, which describes no slice."""
+    """Check if an entry is a single value, which describes no slice."""
     scalar = entry is None or isinstance(entry, bool | int | float | str | bytes | np.generic)
     return scalar or (isinstance(entry, np.ndarray) and entry.ndim == 0)

@@ -1,4 +1,4 @@
-"""The size of a pixel: who says it, who is believed, and what is told where two disagree."""
+"""Read the pixel size from every source that states it, and reconcile sources that disagree."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _UM_PER_UNIT = {
 
 
 def um_per_unit(unit: object) -> float | None:
-    r"""Length of a unit, µm; None for what is no unit of length.
+    r"""Convert a unit of length to µm; None if it is not a known unit of length.
 
-    The micro sign (U+00B5) and the Greek mu (U+03BC) look alike, and files hold either.
+    The micro sign (U+00B5) and the Greek mu (U+03BC) look alike, and both occur in files.
 
     Examples
     --------
@@ -43,36 +43,36 @@ def um_per_unit(unit: object) -> float | None:
     """
     if isinstance(unit, bytes):
         unit = unit.decode("utf-8", errors="replace")
-    # NFKC makes the micro sign a Greek mu, and one letter of the signs for µm, mm and so on.
+    # NFKC maps the micro sign to the Greek mu, and units of a single character (U+339B is µm) to letters.
     name = unicodedata.normalize("NFKC", str(unit)).strip().lower().replace("\N{GREEK SMALL LETTER MU}", "u")
     return _UM_PER_UNIT.get(name, _UM_PER_UNIT.get(name.removesuffix("s")))
 
 
 TOLERANCE = 1.05
-"""Two sources that differ by no more than this factor say the same."""
+"""Two sources that differ by no more than this factor agree."""
 SQUARE_TOLERANCE = 1.01
-"""Width and height of a pixel that differ by more than this factor are told."""
+"""A pixel whose width and height differ by more than this factor is reported as not square."""
 _WIDEST_SPOT_UM = 70.0
-"""Space Ranger's ``spot_diameter_fullres`` is of spots of 55, 65 or, in its first versions, 70 µm."""
+"""Space Ranger's ``spot_diameter_fullres`` refers to spots of 55 or 65 µm, and in early versions of 70 µm."""
 _RANGE_UM = (0.02, 20.0)
-"""Resolutions beyond this are a printer's (72 dpi is 353 µm), not a microscope's."""
+"""Pixel sizes outside this range come from print resolutions (72 dpi is 353 µm), not from a microscope."""
 _PITCH_PER_DIAMETER = (1.35, 1.9)
-"""Visium's spots are 100 µm apart and 55 to 70 µm wide, by whichever version."""
+"""Range of pitch over diameter of Visium spots, which are 100 µm apart and, by version, 55 to 70 µm wide."""
 _N_SPOTS = 5000
 
 
 @dataclass(frozen=True)
 class Size:
-    """What one source says of the size of a pixel.
+    """The pixel size according to one source.
 
     Parameters
     ----------
     um_per_px
-        Size, µm.
+        Pixel size, µm.
     source
         The source, for messages.
     slack
-        Factor by which the truth may be larger: above 1 for a guess.
+        Factor by which the true size may exceed ``um_per_px``; above 1 for an estimate.
     """
 
     um_per_px: float
@@ -80,33 +80,33 @@ class Size:
     slack: float = 1.0
 
     def agrees_with(self, other: Size) -> bool:
-        """Whether ``other``, which is believed, may be true as far as this source can tell."""
+        """Check if the preferred size ``other`` is compatible with this source."""
         return 1 / TOLERANCE <= other.um_per_px / self.um_per_px <= self.slack * TOLERANCE
 
 
 _SIZES = (1e-3, 1e4)
-"""Sizes of a pixel that an image of tissue can have, µm; as for um_per_px= of all functions."""
+"""Valid pixel sizes of a tissue image, µm; the same range as for ``um_per_px=`` of all functions."""
 
 
 def settle(sizes: Sequence[Size | None], name: str) -> float | None:
-    """Believe the first source that says anything, and tell of each that disagrees with it.
+    """Take the pixel size from the first source that states one, and warn of every source that disagrees with it.
 
     Parameters
     ----------
     sizes
-        Sources, best first; None for one that says nothing.
+        Sizes by decreasing priority; None for a source that states none.
     name
-        What messages call the image.
+        Name of the image in messages.
 
     Returns
     -------
     float or None
-        Size of a pixel, µm; None where no source knows it.
+        Pixel size, µm; None if no source states it.
 
     Raises
     ------
     ScaleError
-        The size is that of no image.
+        The size is outside the range of tissue images.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def settle(sizes: Sequence[Size | None], name: str) -> float | None:
 
 
 def square_size(x: float | None, y: float | None, source: str, name: str) -> Size | None:
-    """One size for the width and height of a pixel; None where neither is a microscope's."""
+    """Combine the width and height of a pixel into one size; None if neither is in a microscope's range."""
     low, high = _RANGE_UM
     sides = [side for side in (x, y) if side is not None and low <= side <= high]
     if len(sides) == 2 and not 1 / SQUARE_TOLERANCE <= sides[0] / sides[1] <= SQUARE_TOLERANCE:
@@ -157,12 +157,19 @@ def square_size(x: float | None, y: float | None, source: str, name: str) -> Siz
 
 
 def positive(value: Any, what: str) -> float:
-    """Give a size as a number, in whichever form it was stored.
+    """Convert a stored value to a positive number.
+
+    Parameters
+    ----------
+    value
+        The value, in any form that :func:`one_number` reads.
+    what
+        Name of the value in messages.
 
     Raises
     ------
     ScaleError
-        It is no positive number.
+        The value is not a positive number.
     """
     number = one_number(value)
     if number is None or not (math.isfinite(number) and number > 0):
@@ -171,10 +178,10 @@ def positive(value: Any, what: str) -> float:
 
 
 def one_number(value: Any) -> float | None:
-    """Read one number in the forms in which it is stored; None for anything else.
+    """Convert a stored value to one number; None for anything else.
 
-    R has no single numbers: what comes from there, and by some writers of Zarr, is an array or a list of length one.
-    Tables and JSON made by hand hold text.
+    R has no scalars, so files written from R (and by some Zarr writers) hold arrays or lists of length one. Tables and
+    JSON files edited by hand hold text.
 
     Examples
     --------
@@ -202,17 +209,17 @@ def one_number(value: Any) -> float | None:
 
 
 def caller_size(um_per_px: float | None) -> Size | None:
-    """What the caller says."""
+    """Wrap the pixel size that the caller passed."""
     return None if um_per_px is None else Size(um_per_px, "um_per_px= of the caller")
 
 
 def factor_size(factors: Mapping[str, Any], where: str) -> Size | None:
-    """What scale factors say, as Space Ranger writes them for Visium HD and this package for all.
+    """Read the pixel size from scale factors: Space Ranger stores it for Visium HD, this package for every slice.
 
     Raises
     ------
     ScaleError
-        They hold something that is no positive number.
+        The stored value is not a positive number.
     """
     value = factors.get(Keys.UM_PER_PX)
     return (
@@ -221,28 +228,33 @@ def factor_size(factors: Mapping[str, Any], where: str) -> Size | None:
 
 
 def spot_sizes(factors: Mapping[str, Any], centers_px: npt.NDArray[np.float64], where: str) -> list[Size | None]:
-    """What Visium's spots say: by their distance, which is exact, and by their diameter, which is a guess.
+    """Estimate the pixel size from Visium spots: exactly from their pitch, approximately from their diameter.
 
     Parameters
     ----------
     factors
         Scale factors with the spot diameter in full-resolution px.
     centers_px
-        ``(n_spots, 2)`` in full-resolution px.
+        Spot centers, ``(n_spots, 2)``, in full-resolution px.
     where
-        What messages call ``factors``.
+        Name of ``factors`` in messages.
+
+    Returns
+    -------
+    list of Size or None
+        Estimates by decreasing priority; None for a pitch that is not Visium's.
 
     Raises
     ------
     ScaleError
-        The diameter is no positive number.
+        The diameter is not a positive number.
     """
     if factors.get(Keys.SPOT_DIAMETER) is None:
         return []
     diameter = positive(factors[Keys.SPOT_DIAMETER], f"{where}[{Keys.SPOT_DIAMETER!r}]")
     pitch = visium_pitch(centers_px, diameter)
     by_pitch = None if pitch is None else Size(VISIUM_PITCH_UM / pitch, f"spots {pitch:.4g} px apart, Visium's 100 µm")
-    # Where the size is stored, the spots need not be Visium's: tiles, bins and legacy spots have other diameters.
+    # With a stored pixel size the spots may be tiles, bins or legacy spots, whose diameters are not Visium's.
     if factors.get(Keys.UM_PER_PX) is not None:
         return [by_pitch]
     slack = _WIDEST_SPOT_UM / VISIUM_SPOT_DIAMETER_UM
@@ -251,7 +263,7 @@ def spot_sizes(factors: Mapping[str, Any], centers_px: npt.NDArray[np.float64], 
 
 
 def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> float | None:
-    """Distance of neighboring spots, px, where they lie as on a Visium slide; else None.
+    """Measure the distance between neighboring spots, px; None if they are not arranged as on a Visium slide.
 
     Examples
     --------
@@ -270,22 +282,22 @@ def visium_pitch(centers_px: npt.NDArray[np.float64], diameter_px: float) -> flo
 
 
 def hexagonal_pitch(centers: npt.NDArray[np.float64]) -> float | None:
-    """Distance of neighboring spots, in the unit of the positions, where each has six as far away; else None."""
+    """Measure the distance between neighboring spots, in units of ``centers``; None if the array is not hexagonal."""
     if len(centers) < 7:
         return None
-    # A part of a large slide's spots will do, among all their neighbors.
+    # A subset of the spots of a large slide suffices; their neighbors are sought among all spots.
     tree = cKDTree(centers)
     distances = np.asarray(tree.query(centers[:: -(-len(centers) // _N_SPOTS)], k=7)[0])[:, 1:]
     nearest = float(np.median(distances[:, 0]))
     around = distances[(distances < 1.2 * nearest).sum(axis=1) == 6]
-    # At most half of the spots of a small section lie at its rim, and have fewer than six neighbors.
+    # Spots at the rim have fewer than six neighbors; even in a small section at most half of the spots are at the rim.
     if nearest <= 0 or len(around) < 0.1 * len(distances):
         return None
     return float(np.median(around))
 
 
 def number_in(text: str | None) -> float | None:
-    """Read a number out of metadata; None where there is none."""
+    """Parse a finite number from a metadata string; None if there is none."""
     try:
         value = float(text) if text is not None else math.nan
     except ValueError:

@@ -1,4 +1,4 @@
-"""One door for what goes wrong while a file is read: whatever the library underneath raises becomes a typed error."""
+"""Convert exceptions that third-party readers raise on damaged files into typed errors of this package."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from st_gchb._compat import read_errors
 from st_gchb._errors import InputError, STGCHBError
 
 DAMAGED = "It is damaged or incomplete: fetch or export it again."
-"""Advice on a file that came from elsewhere."""
+"""Advice for a file that another program wrote."""
 _LONGEST = 300
-"""Characters of another library's message that are passed on."""
+"""Number of characters of another library's message that are quoted."""
 
 
 @contextmanager
 def reading(
     path: str | Path, what: str, advice: str = "Fetch or write it again.", error: type[STGCHBError] = InputError
 ) -> Iterator[None]:
-    """Turn what a library raises on a damaged file into an error that names the file and what to do.
+    """Convert exceptions raised while a file is read into an error that names the file and the remedy.
 
     Parameters
     ----------
     path
         The file or folder.
     what
-        What it was read as, such as ``"the table of spots"``.
+        The content that was read, such as ``"the table of spots"``.
     advice
-        What to do, one sentence.
+        Remedy, one sentence.
     error
-        Type of the error.
+        Type of the error to raise.
 
     Raises
     ------
     InputError
-        Or the type that was asked for. Errors of this package pass through as they are.
+        The file cannot be read; or the type given as ``error``. Errors of this package are re-raised unchanged.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def reading(
         yield
     except STGCHBError:
         raise
-    # The tuple is put together when it is needed: it takes the libraries' own types.
+    # read_errors() imports the libraries' exception types, so it is called only when something was raised.
     except read_errors() as found:
         said = " ".join(str(found).split())
         short = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."

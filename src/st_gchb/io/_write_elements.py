@@ -1,4 +1,8 @@
-"""Elements of a SpatialData that go into its Zarr store whole or not at all."""
+"""Write elements of a SpatialData into its Zarr store atomically.
+
+Elements are written into a hidden, locked work folder inside the store and renamed into place when all are complete, so
+that a failed or killed write leaves the store unchanged.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +37,17 @@ if sys.platform != "win32":
 _PREFIX = ".st_gchb-"
 _LOCK, _ASIDE = "lock", "aside"
 _STRAGGLERS_S = (0.05, 0.2, 1.0)
-"""Where one write fails, zarr's others may still be under way. What they leave at last, the next write removes."""
+"""Waiting times between attempts to remove a work folder, s: when one write fails, zarr's other threads may still be
+writing. Files that remain after the last attempt are removed by the next write."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2."""
+"""Constants of Linux's ``renameat2``."""
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
-"""What kernels and file systems answer that cannot exchange two names."""
+"""Error codes of kernels and file systems that cannot exchange two names."""
 
 
 @contextmanager
 def work_folder(store: Path) -> Iterator[Path]:
-    """Give a new hidden folder inside ``store``, removed at the end; locked, so that others see it is in use."""
+    """Create a hidden work folder in ``store``, locked so that other processes leave it alone; remove it at exit."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=store))
     try:
         with open(folder / _LOCK, "w") as lock:
@@ -57,12 +62,12 @@ def work_folder(store: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(store: Path) -> list[str]:
-    """Remove work folders of processes that were killed, putting back what they had moved aside.
+    """Remove work folders of killed processes, and restore elements that they had moved aside.
 
     Returns
     -------
     list of str
-        Names of the folders that were removed.
+        Names of the removed folders.
     """
     removed = []
     for folder in sorted(store.glob(f"{_PREFIX}*")):
@@ -77,7 +82,7 @@ def clear_leftovers(store: Path) -> list[str]:
 
 
 def exchange(part: Path, place: Path, folder: Path) -> None:
-    """Exchange two folders: at once where the system can, else by way of the work folder."""
+    """Exchange two folders: in one step if the system supports it, else by moving one into the work folder first."""
     if _exchanged_at_once(part, place):
         return
     aside = folder / _ASIDE / place.parent.name / place.name
@@ -92,7 +97,7 @@ def exchange(part: Path, place: Path, folder: Path) -> None:
 
 
 def _exchanged_at_once(first: Path, second: Path) -> bool:
-    """Exchange two names in one step, of which a kill can leave no half; False where the system cannot."""
+    """Exchange two names atomically; return False if the system cannot."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -107,15 +112,15 @@ def _exchanged_at_once(first: Path, second: Path) -> bool:
 
 
 def _take(lock: IO[str]) -> None:
-    """Lock a file until it is closed, or its process ends. Windows keeps open files from being removed anyway."""
+    """Lock a file until it is closed or its process ends; on Windows, open files cannot be removed anyway."""
     if sys.platform != "win32":
-        # Some network file systems know no locks.
+        # Some network file systems do not support locks.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _in_use(lock: Path) -> bool:
-    """Whether the process that made a work folder is still at it."""
+    """Check if the process that created a work folder still uses it."""
     if not lock.exists():
         return False
     if sys.platform == "win32":
@@ -129,7 +134,7 @@ def _in_use(lock: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # no locks here
+        except OSError:  # the file system does not support locks
             return False
     return False
 
@@ -142,30 +147,31 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 @checked
 def write_elements(sdata: SpatialData, names: str | Sequence[str], *, overwrite: bool = False) -> None:
-    """Write elements into the Zarr store that a SpatialData is backed by, whole or not at all.
+    """Write elements atomically into the Zarr store that backs a SpatialData.
 
-    As ``sdata.write_element``, but safe: the elements are written into a hidden folder of the store, chunk by chunk,
-    and renamed into place when all are complete. Where that fails, or the process is killed, the store is as it was.
+    Unlike ``sdata.write_element``, a failed or killed write leaves the store unchanged: the elements are written chunk
+    by chunk into a hidden folder of the store and renamed into place when all are complete.
 
     Parameters
     ----------
     sdata
-        Object that holds the elements, and that was read from, or written to, a folder on disk.
+        Object that holds the elements and is backed by a folder on disk.
     names
-        Images, shapes and tables to write. All are put into place, or none.
+        Images, shapes and tables to write. Either all are written, or none.
     overwrite
-        Replace elements of these names. A table that this package predicted is always replaced.
+        Replace existing elements of these names. A table predicted by this package is always replaced.
 
     Raises
     ------
     StoreError
-        The store is read-only, its disk is full, or the like. The elements are still in ``sdata``.
+        Writing failed, for example because the store is read-only or the disk is full. The elements are still in
+        ``sdata``.
     InputError, MissingKeyError, MissingFileError
-        ``sdata`` has no store on disk, lacks an element, or the store has another one of that name.
+        ``sdata`` has no store on disk or lacks an element, or the store already has another element of that name.
 
     Notes
     -----
-    What a killed process left behind is removed at the next write.
+    Files that a killed process left behind are removed by the next write.
 
     Examples
     --------
@@ -190,7 +196,7 @@ def write_elements(sdata: SpatialData, names: str | Sequence[str], *, overwrite:
         raise
     except OSError as error:
         raise StoreError(_what_failed(kinds, earlier, store, error)) from error
-    # What a store holds already is read when its metadata are gathered, and may be damaged.
+    # Consolidating the metadata reads existing elements, which may be damaged.
     except read_errors() as error:
         raise InputError(
             f"{store}: nothing was written: what the store holds cannot be read ({type(error).__name__}: {error}). "
@@ -200,26 +206,26 @@ def write_elements(sdata: SpatialData, names: str | Sequence[str], *, overwrite:
 
 
 def check_store(sdata: SpatialData, kinds: dict[str, str], *, overwrite: bool = False) -> Path:
-    """See that a store can be written to, and that names are free in it.
+    """Check that a store is writable and that element names are available in it.
 
     Parameters
     ----------
     sdata
-        Object that should be backed by a folder.
+        Object that must be backed by a folder.
     kinds
-        Kind of each element (``"tables"``) by its name.
+        Kind of each element, such as ``"tables"``, by its name.
     overwrite
-        Let elements of the same kind be replaced.
+        Allow elements of the same kind to be replaced.
 
     Returns
     -------
     pathlib.Path
-        The store's folder.
+        Folder of the store.
 
     Raises
     ------
     InputError, MissingFileError, StoreError
-        As :func:`write_elements` raises them.
+        The same conditions as in :func:`write_elements`.
     """
     if sdata.path is None:
         raise InputError("the SpatialData is not backed by a store. Write it first, sdata.write('sample.zarr').")
@@ -244,7 +250,7 @@ def check_store(sdata: SpatialData, kinds: dict[str, str], *, overwrite: bool = 
 
 
 def is_stored(sdata: SpatialData, name: str) -> bool:
-    """Whether the object's store on disk has an element of that name."""
+    """Check if the store of an object has an element of that name."""
     return sdata.path is not None and any((Path(sdata.path) / kind / name).exists() for kind in _KINDS)
 
 
@@ -259,7 +265,7 @@ def _kind_of(sdata: SpatialData, name: str) -> str:
 
 
 def _is_own(store: Path, kind: str, name: str) -> bool:
-    """Whether a stored table is an earlier result of this package."""
+    """Check if a stored table is an earlier prediction of this package."""
     return kind == "tables" and (store / kind / name / "uns" / Keys.UNS).exists()
 
 
@@ -282,7 +288,7 @@ def _write(sdata: SpatialData, kinds: dict[str, str], store: Path) -> None:
                 else:
                     _move(part, place, undo)
         if consolidated:
-            # zarr renames the new metadata into place, so readers see the old or the new.
+            # zarr renames the new metadata into place, so a reader sees either the old or the new metadata.
             sdata.write_consolidated_metadata()
         undo.pop_all()
 
@@ -293,7 +299,7 @@ def _move(part: Path, place: Path, undo: ExitStack) -> None:
 
 
 def _write_alone(elements: dict[str, Any], path: Path, store: Path) -> None:
-    """Write elements into a store of their own, of the format of ``store``."""
+    """Write elements into a new store, in the same format as ``store``."""
     from spatialdata import SpatialData
 
     with warnings.catch_warnings(), others_quiet():
