@@ -1,4 +1,4 @@
-"""Slide images as one small interface, whatever file or object holds them."""
+"""Read slide images of any file format or array type through one interface, :class:`SlideImage`."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""How the pixels of a level are cut: chunks that are decoded as one, and pieces of several that are read as one."""
+"""Partition a level into chunks, which are decoded as a unit, and pieces of several chunks, which are read at once."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import numpy as np
 import numpy.typing as npt
 
 Edges = npt.NDArray[np.int64]
-"""Where pieces of an axis begin, and last where the last one ends, px: ``(n + 1,)``."""
+"""Starts of the ``n`` pieces of an axis, followed by the end of the last one, px: ``(n + 1,)``."""
 Box = tuple[int, int, int, int]
 """First and last row and column of a window, ends excluded: ``(y0, y1, x0, x1)``."""
 
 _FREE_PX = 512
-"""What is not cut into chunks is treated as if it were, in pieces of this side."""
+"""Side of the virtual chunks of a level that is not stored in chunks, px."""
 PIECE_PX = 1024
-"""Small chunks are read several at once, up to a square of this side: each read has its price."""
+"""Side of the square up to which small chunks are read together, px, since every read has a fixed overhead."""
 
 
 def chunk_edges(chunks: Any, shape: tuple[int, int]) -> tuple[Edges, Edges]:
-    """Edges of the chunks along rows and columns.
+    """Compute the edges of the chunks along rows and columns.
 
     Parameters
     ----------
     chunks
-        Height and width of all chunks, or (as in dask) the heights of all and the widths of all; further entries do
-        not count. None where a window costs nothing beside itself.
+        Height and width of all chunks, or (as in dask) the height of each row and the width of each column of chunks;
+        further entries are ignored. None if the level is not stored in chunks, so that any window is read at no extra
+        cost.
     shape
-        Height and width of the level.
+        Height and width of the level, px.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Edges along rows and along columns, px.
 
     Examples
     --------
@@ -47,7 +53,7 @@ def chunk_edges(chunks: Any, shape: tuple[int, int]) -> tuple[Edges, Edges]:
 
 
 def grouped(edges: Edges, limit: int) -> Edges:
-    """Join neighbors as long as they are no longer than ``limit`` together.
+    """Join neighboring intervals as long as their total length does not exceed ``limit``.
 
     Examples
     --------
@@ -64,7 +70,7 @@ def grouped(edges: Edges, limit: int) -> Edges:
 
 
 def divided(edges: Edges, limit: int) -> Edges:
-    """Cut what is longer than ``limit`` into equal parts that are not.
+    """Divide intervals longer than ``limit`` into equal parts that are not.
 
     Examples
     --------
@@ -78,9 +84,9 @@ def divided(edges: Edges, limit: int) -> Edges:
 
 
 def piece_edges(chunks: tuple[Edges, Edges]) -> tuple[Edges, Edges]:
-    """Edges of pieces of whole chunks, each about as large as a square of :data:`PIECE_PX`, or one chunk.
+    """Group chunks into pieces of about the area of a square of side :data:`PIECE_PX`, or of a single larger chunk.
 
-    A file in strips decodes whole rows, whatever is asked for: its pieces are as wide as the slide, and low.
+    A file stored in strips always decodes whole rows, so its pieces are as wide as the slide and correspondingly low.
     """
     columns = grouped(chunks[1], PIECE_PX)
     widest = int(np.diff(columns).max())
@@ -88,12 +94,12 @@ def piece_edges(chunks: tuple[Edges, Edges]) -> tuple[Edges, Edges]:
 
 
 def boxes_between(rows: Edges, columns: Edges) -> list[Box]:
-    """Windows between the edges, row after row."""
+    """List the windows between the edges, row by row."""
     return [(y0, y1, x0, x1) for y0, y1 in pairwise(rows.tolist()) for x0, x1 in pairwise(columns.tolist())]
 
 
 def within_box(edges: Edges, start: int, end: int) -> Edges:
-    """Edges of those pieces of an axis that ``start`` to ``end`` touches."""
+    """Select the edges of the pieces that overlap the range from ``start`` to ``end``."""
     first = int(np.searchsorted(edges, start, side="right")) - 1
     last = int(np.searchsorted(edges, end, side="left"))
     return edges[first : last + 1]

@@ -1,4 +1,4 @@
-"""A slide image as an image element of SpatialData, without decoding it."""
+"""Convert between slide images and SpatialData image elements or other lazy arrays, without decoding them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
     pass
 
 _HOLD_BYTES = 2**28
-"""A lazy level up to this size is computed once and kept until released; a larger one is read window by window."""
+"""Size up to which a lazy level is computed once and kept until released, bytes; a larger one is read by windows."""
 _CHANNELS = ("c", "channel", "channels", "band", "bands", "rgb", "s")
-"""Names of the dimension of colors: SpatialData's, squidpy's, rioxarray's, tifffile's."""
+"""Names of the channel dimension in SpatialData, squidpy, rioxarray and tifffile."""
 
 
 class LazyLevel:
-    """A dask or zarr array ``(h, w, 3)``, computed once where it is small, window by window where it is large."""
+    """A dask or zarr array ``(h, w, 3)``, computed once if it is small, and window by window if it is large.
+
+    Parameters
+    ----------
+    array
+        The lazy array.
+    name
+        Name of the image in messages.
+    """
 
     def __init__(self, array: Any, name: str) -> None:
         self._array, self._name = array, name
@@ -37,7 +45,7 @@ class LazyLevel:
 
     @property
     def whole_bytes(self) -> int:
-        """Bytes of decoded pixels that the first window brings and that are kept."""
+        """Size of the decoded pixels that the first read keeps in memory, bytes."""
         return math.prod(self.shape) if self._hold else 0
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
@@ -45,7 +53,7 @@ class LazyLevel:
             try:
                 self._pixels = self._compute((slice(None), slice(None)))
             except DamageError:
-                # The rest can be had window by window.
+                # Undamaged windows can still be read one by one.
                 self._hold = False
         return self._compute(window) if self._pixels is None else self._pixels[window]
 
@@ -62,21 +70,21 @@ class LazyLevel:
             raise damage_or_failure(error, self._name) from error
 
     def read_in_parts(self) -> None:
-        """Keep nothing from now on."""
+        """Read window by window from now on, and keep no pixels."""
         self._hold, self._pixels = False, None
 
     def release(self) -> None:
-        """Give the computed pixels back."""
+        """Free the computed pixels."""
         self._pixels = None
 
 
 def open_element(element: xarray.DataArray | xarray.DataTree, name: str) -> SlideImage:
-    """Open an image element of SpatialData: one scale, or all scales of a pyramid.
+    """Open an image element of SpatialData: a single scale, or all scales of a pyramid.
 
     Raises
     ------
     ImageError
-        The element is no 8-bit RGB image.
+        The element is not an 8-bit RGB image.
     """
     if isinstance(element, xarray.DataArray):
         arrays = [element]
@@ -92,7 +100,13 @@ def open_element(element: xarray.DataArray | xarray.DataTree, name: str) -> Slid
 
 
 def open_lazy(array: Any, name: str) -> SlideImage:
-    """Open a dask or zarr array, or a dataset of h5py, of shape ``(h, w, 3)``."""
+    """Open a dask or zarr array, or an h5py dataset, of shape ``(h, w, 3)``.
+
+    Raises
+    ------
+    ImageError
+        The array is not an 8-bit RGB image, or its shape is unknown.
+    """
     if not all(isinstance(side, int | np.integer) for side in array.shape):
         raise ImageError(
             f"{name}: found an array of unknown shape {tuple(array.shape)}; {EXPECTED}. Pass "
@@ -104,7 +118,13 @@ def open_lazy(array: Any, name: str) -> SlideImage:
 
 
 def open_tensor(tensor: Any, name: str) -> SlideImage:
-    """Take the pixels of a torch tensor ``(h, w, 3)``, from whatever device."""
+    """Copy the pixels of a torch tensor ``(h, w, 3)`` from any device.
+
+    Raises
+    ------
+    ImageError
+        The tensor is not an 8-bit RGB image.
+    """
     check_layout(tuple(tensor.shape), name, channels_last="image.permute(1, 2, 0)")
     with reading(name, "the tensor", "Pass image.cpu().numpy(), 8-bit RGB of shape (height, width, 3).", ImageError):
         array = tensor.detach().cpu().numpy()
@@ -145,7 +165,7 @@ _CHUNK_PX = 2048
 
 
 class _Level:
-    """One level of a slide in the form that dask takes arrays in."""
+    """Array interface to one level of a slide, for ``dask.array.from_array``."""
 
     dtype = np.dtype(np.uint8)
     ndim = 3
@@ -160,19 +180,19 @@ class _Level:
 
 
 def as_element(slide: SlideImage, transformations: dict[str, Any]) -> DataArray | DataTree:
-    """Make an image element whose pixels are read when they are needed.
+    """Create a lazy image element from a slide image.
 
     Parameters
     ----------
     slide
-        The image. Its own levels become the scales: none is computed.
+        The image. Its levels become the scales of the element; no scale is computed.
     transformations
-        By coordinate system.
+        Transformations by coordinate system.
 
     Returns
     -------
     xarray.DataArray or xarray.DataTree
-        One scale, or all; dimensions ``("c", "y", "x")``, uint8.
+        A single scale or a pyramid, with dimensions ``("c", "y", "x")``, uint8. Pixels are read on access.
     """
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import set_transformation
@@ -192,19 +212,19 @@ def _scale(slide: SlideImage, level: int, transformations: dict[str, Any]) -> Da
     from spatialdata.models import Image2DModel
 
     source = _Level(slide, level)
-    # One window at a time: a slide's file handle is not made for several threads.
+    # The lock makes dask read one window at a time, since the file handles of a slide are not thread-safe.
     pixels = dask.array.from_array(
         source,
         chunks=(_CHUNK_PX, _CHUNK_PX, 3),
         name=False,
         lock=True,
         asarray=False,
-        meta=np.empty((0, 0, 0), dtype=np.uint8),  # else dask reads a window to see what it gets
+        meta=np.empty((0, 0, 0), dtype=np.uint8),  # without meta, dask reads a window to infer the type
     )
     element = Image2DModel.parse(
         pixels, dims=("y", "x", "c"), c_coords=["r", "g", "b"], transformations=dict(transformations)
     )
-    # Centers of pixels in px of the finest scale, as in every pyramid of SpatialData.
+    # Coordinates are pixel centers in px of the finest scale, as in every SpatialData pyramid.
     coordinates = {
         axis: (np.arange(n) + 0.5) * (full / n)
         for axis, n, full in zip(("y", "x"), source.shape, slide.shape_px, strict=False)

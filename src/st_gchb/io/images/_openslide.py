@@ -1,4 +1,4 @@
-"""Formats of slide scanners that tifffile and Pillow do not read, through OpenSlide, region by region."""
+"""Read scanner formats that tifffile and Pillow do not support through OpenSlide, region by region."""
 
 from __future__ import annotations
 
@@ -24,13 +24,23 @@ _INCOMPLETE = (
 
 
 def vendor_of(path: Path) -> str | None:
-    """Name that OpenSlide has for the format of a file, such as ``"hamamatsu"``; None where it knows none."""
+    """Detect OpenSlide's name for the format of a file, such as ``"hamamatsu"``; None if OpenSlide does not know it."""
     vendor = openslide.OpenSlide.detect_format(str(path))
     return None if vendor is None else str(vendor)
 
 
 class OpenSlideLevel:
-    """One resolution of a slide; the file is opened at the first window."""
+    """One resolution of a slide; the file is opened at the first read.
+
+    Parameters
+    ----------
+    path
+        The file.
+    index
+        Index of the level, 0 the finest.
+    slide
+        The opened slide, from which the properties of the level are read.
+    """
 
     def __init__(self, path: Path, index: int, slide: openslide.OpenSlide) -> None:
         self.path, self.index = path, index
@@ -49,14 +59,14 @@ class OpenSlideLevel:
         )
         if bottom <= top or right <= left:
             return np.empty((max(bottom - top, 0), max(right - left, 0), 3), dtype=np.uint8)
-        # Places are told in px of the finest level, sizes in px of this one.
+        # OpenSlide takes the location in px of the finest level, and the size in px of this one.
         place = (round(left * self._downsample), round(top * self._downsample))
         try:
             if self._slide is None:
                 self._slide = openslide.OpenSlide(str(self.path))
             region = self._slide.read_region(place, self.index, (right - left, bottom - top))
         except read_errors() as error:
-            # After an error OpenSlide refuses every further window: the next one opens the file again.
+            # After an error OpenSlide refuses every further read, so the next read has to reopen the file.
             self.release()
             raise DamageError(
                 f"{self.path}: the pixels cannot be decoded ({error}). The file is damaged: fetch or export it again."
@@ -64,7 +74,7 @@ class OpenSlideLevel:
         return self._on_background(np.asarray(region))
 
     def _on_background(self, pixels: RGB) -> RGB:
-        """Where a scanner took no picture, a slide is transparent."""
+        """Blend pixels onto the background color: regions that were not scanned are transparent."""
         if (pixels[..., 3] == 255).all():
             return np.ascontiguousarray(pixels[..., :3])
         opacity = pixels[..., 3:].astype(np.float32) / 255
@@ -79,12 +89,12 @@ class OpenSlideLevel:
 
 
 def open_openslide(path: Path) -> SlideImage:
-    """Open a slide by its header.
+    """Open a slide by its header; no pixels are decoded.
 
     Raises
     ------
     ImageError
-        OpenSlide cannot open it.
+        OpenSlide cannot open the file.
     """
     with reading(path, "the slide", _INCOMPLETE, ImageError), openslide.OpenSlide(str(path)) as slide:
         levels = [OpenSlideLevel(path, index, slide) for index in range(slide.level_count)]
@@ -102,5 +112,5 @@ def open_openslide(path: Path) -> SlideImage:
 
 
 def _hash(path: Path, quickhash: str) -> str:
-    """Hash of the file, and of what OpenSlide hashes: some formats keep their pixels in a folder beside the file."""
+    """Hash the file together with OpenSlide's quickhash, since some formats keep pixels in a folder beside the file."""
     return hashlib.sha256(f"{sha256_of(path)} {quickhash}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Orientation tags: an image is read upright, as viewers show it, however its pixels are stored.
+"""Apply orientation tags, so that images are read upright.
 
-Spots are placed on what a viewer shows, so one rule holds for every format: the tag is obeyed, and a warning says so.
-Arrays carry no tag and are taken as they are.
+Spot coordinates usually refer to the image as viewers show it, which is upright. The tag is therefore applied for every
+file format, with a warning. Arrays have no tag and are used as they are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from st_gchb.io.images._chunks import Edges, chunk_edges
 from st_gchb.io.images._slide_image import RGB, SlideImage
 
 TAG = 274
-"""Of TIFF and of EXIF, which is kept as a TIFF inside JPEG, PNG and WebP."""
+"""Code of the orientation tag, in TIFF and in EXIF (which JPEG, PNG and WebP embed as a TIFF)."""
 UPRIGHT = 1
-# Stored pixels become upright ones by swapping rows with columns, then turning rows and columns around.
+# Steps that make stored pixels upright: swap rows and columns, then reverse the rows, then reverse the columns.
 _STEPS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -42,19 +42,19 @@ _WORDS = {
 
 
 def read_orientation(value: Any, name: str) -> int:
-    """Read an orientation tag and say what follows from it.
+    """Validate an orientation tag, and warn if the image is not stored upright.
 
     Parameters
     ----------
     value
-        Value of the tag; None where there is none.
+        Value of the tag; None if there is none.
     name
-        What messages call the image.
+        Name of the image in messages.
 
     Returns
     -------
     int
-        1 (stored upright) to 8.
+        Orientation from 1 (stored upright) to 8; 1 for an invalid tag, with a warning.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def read_orientation(value: Any, name: str) -> int:
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether the upright image is as high as the stored one is wide.
+    """Check if an orientation exchanges height and width.
 
     Examples
     --------
@@ -107,23 +107,23 @@ def turn(pixels: RGB, orientation: int) -> RGB:
 
 
 def upright(levels: Sequence[Any], orientation: int) -> list[Any]:
-    """Levels that show stored ones upright."""
+    """Wrap stored levels so that they are read upright."""
     return list(levels) if orientation == UPRIGHT else [TurnedLevel(level, orientation) for level in levels]
 
 
 def stored_levels(image: SlideImage) -> list[Any]:
-    """Levels of an image as they are stored."""
+    """Return the levels of an image as they are stored."""
     return [level.level if isinstance(level, TurnedLevel) else level for level in image.levels]
 
 
 def orientation_in(image: SlideImage) -> int:
-    """Orientation tag that an image's levels obey."""
+    """Return the orientation tag that is applied to the levels of an image."""
     level = image.levels[0]
     return level.orientation if isinstance(level, TurnedLevel) else UPRIGHT
 
 
 class TurnedLevel:
-    """A stored level, shown upright.
+    """A stored level that is read upright.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ class TurnedLevel:
 
     @property
     def whole_bytes(self) -> int:
-        """Bytes of decoded pixels that the first window brings and that are kept."""
+        """Size of the decoded pixels that the first read keeps in memory, bytes."""
         return int(getattr(self.level, "whole_bytes", 0))
 
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
@@ -166,7 +166,7 @@ class TurnedLevel:
         return np.ascontiguousarray(turn(self.level[rows, columns], self.orientation))
 
     def release(self) -> None:
-        """Close the file and give decoded pixels back."""
+        """Close the file and free decoded pixels."""
         self.level.release()
 
 

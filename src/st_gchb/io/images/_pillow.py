@@ -1,4 +1,4 @@
-"""Small pictures of image files, for figures."""
+"""Read JPEG, PNG and other plain image files, and Pillow images, and create thumbnails of them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from st_gchb.io.images._validation import EXPECTED, check_memory, hash_as_read
 
 _LOCK = RLock()
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "TGA")
-"""Formats of pictures. Others that Pillow knows are documents (EPS, WMF) or TIFF, which tifffile reads."""
+"""Supported formats. Other formats of Pillow are documents (EPS, WMF), or TIFF, which is read with tifffile."""
 _TEXT_BYTES = 2**28
-"""Color profiles and notes in a PNG may be this large; Pillow takes more than 1 MB for an attack."""
+"""Maximum size of color profiles and text in a PNG, bytes. Pillow's own limit of 1 MB guards against attacks."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture file with Pillow: slides are larger than what it takes for an attack.
+    """Open an image file with Pillow, without the size limits that slides would exceed.
 
     Raises
     ------
     ImageError
-        The file is no picture, or it is damaged, also where this shows when it is decoded within the block.
+        The file is not an image, or it is damaged, including damage found while it is decoded within the block.
     """
     with reading(path, "the file", DAMAGED, ImageError), _slides_allowed():
         try:
@@ -50,7 +50,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def _slides_allowed() -> Iterator[None]:
-    """Lift Pillow's limits on sizes while a file is opened or decoded; what is cut short stays an error."""
+    """Lift Pillow's size limits while a file is opened or decoded; truncated files remain errors."""
     wanted = [
         (Image, "MAX_IMAGE_PIXELS", None),
         (PngImagePlugin, "MAX_TEXT_CHUNK", _TEXT_BYTES),
@@ -69,7 +69,15 @@ def _slides_allowed() -> Iterator[None]:
 
 
 class PillowLevel:
-    """Pixels of an image file as they are stored, decoded at the first window and kept until they are released."""
+    """Pixels of an image file as they are stored, decoded at the first read and kept until released.
+
+    Parameters
+    ----------
+    path
+        The file.
+    height, width
+        Size of the image, px.
+    """
 
     chunks = None
 
@@ -92,17 +100,17 @@ class PillowLevel:
         return self._pixels[window]
 
     def release(self) -> None:
-        """Give the decoded pixels back."""
+        """Free the decoded pixels."""
         self._pixels = None
 
 
 def open_pillow(path: Path) -> SlideImage:
-    """Open a JPEG, PNG or other picture file by its header.
+    """Open a JPEG, PNG or other image file by its header; no pixels are decoded.
 
     Raises
     ------
     ImageError
-        The file is no image, or none in 8-bit RGB.
+        The file is not an 8-bit RGB image.
     """
     name = str(path)
     with opened(path) as image:
@@ -115,12 +123,12 @@ def open_pillow(path: Path) -> SlideImage:
 
 
 def open_picture(image: Image.Image, name: str) -> SlideImage:
-    """Take the pixels of a Pillow image, upright by its EXIF tag.
+    """Copy the pixels of a Pillow image, turned upright by its EXIF tag.
 
     Raises
     ------
     ImageError
-        It is no 8-bit RGB image, or its file is damaged.
+        The image is not 8-bit RGB, or its file is damaged.
     """
     _check_mode(image, name, "image")
     check_memory(3 * image.width * image.height, name)
@@ -136,14 +144,14 @@ def open_picture(image: Image.Image, name: str) -> SlideImage:
 
 
 def orientation_of(image: Image.Image, path: Path | None = None) -> Any:
-    """Value of the orientation tag, None where there is none.
+    """Read the value of the orientation tag; None if there is none.
 
     Parameters
     ----------
     image
-        An image that was opened, not decoded.
+        An opened image that is not yet decoded.
     path
-        Its file. A PNG may have the tag behind its pixels, and Pillow would decode them to find it.
+        Its file. In a PNG the tag may follow the pixels, and Pillow would decode them to find it.
     """
     if image.format != "PNG" or path is None:
         return image.getexif().get(TAG)
@@ -156,7 +164,7 @@ def orientation_of(image: Image.Image, path: Path | None = None) -> Any:
 
 
 def _exif_chunk(path: Path) -> bytes:
-    """EXIF of a PNG, wherever it lies; empty where there is none.
+    """Read the EXIF chunk of a PNG, at any position in the file; empty if there is none.
 
     Raises
     ------
@@ -184,7 +192,7 @@ def _check_mode(image: Image.Image, name: str, source: str) -> None:
     found = f"{name}: found an image of Pillow's mode {image.mode!r}; {EXPECTED}."
     tiles = getattr(image, "tile", None)
     raw_mode = str(tiles[0][3]) if tiles else ""
-    # Pillow cuts 16-bit RGB to its upper byte and says nothing: only the raw mode tells.
+    # Pillow silently reduces 16-bit RGB to its upper byte; only the raw mode reveals it.
     if "16" in raw_mode or image.mode.startswith(("I", "F")):
         raise ImageError(f"{found} It has more than 8 bits a channel: rescale it, e.g. skimage.util.img_as_ubyte.")
     if image.mode in ("L", "1", "LA", "La"):
@@ -194,29 +202,42 @@ def _check_mode(image: Image.Image, name: str, source: str) -> None:
 
 
 def picture_of(slide: SlideImage, side_px: int) -> tuple[NDArray[np.uint8], float]:
-    """Shrink an image of any kind; its size relative to the finest level comes second."""
+    """Create a thumbnail of a slide image, from the file itself if Pillow reads it.
+
+    Parameters
+    ----------
+    slide
+        The image.
+    side_px
+        Maximum length of the longer side, px.
+
+    Returns
+    -------
+    tuple
+        Pixels, ``(height, width, 3)`` uint8, and their size relative to the finest level.
+    """
     return _shrunk(slide, side_px) if isinstance(stored_levels(slide)[0], PillowLevel) else slide.thumbnail(side_px)
 
 
 def read_thumbnail(path: Path, side_px: int) -> tuple[NDArray[np.uint8], float]:
-    """Down-scaled copy of an image file.
+    """Read a down-scaled copy of an image file.
 
     Parameters
     ----------
     path
         JPEG or PNG, 8-bit RGB.
     side_px
-        Longer side of the copy, px; an image that is smaller is kept as it is.
+        Maximum length of the longer side, px; a smaller image keeps its size.
 
     Returns
     -------
     tuple
-        Pixels, ``(height, width, 3)``, and the copy's px per px of the file.
+        Pixels, ``(height, width, 3)`` uint8, and their size relative to the image in the file.
 
     Raises
     ------
     ImageError
-        The file is damaged, or no 8-bit RGB image.
+        The file is damaged, or is not an 8-bit RGB image.
     """
     return _shrunk(open_pillow(path), side_px)
 
@@ -226,7 +247,7 @@ def _shrunk(slide: SlideImage, side_px: int) -> tuple[NDArray[np.uint8], float]:
         width, height = image.size
         scale = min(1.0, side_px / max(width, height))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        # A JPEG is decoded at 1/2, 1/4 or 1/8, which is ten times faster than whole.
+        # draft() decodes a JPEG at 1/2, 1/4 or 1/8 of its size, which is about ten times faster than in full.
         image.draft("RGB", size)
         check_memory(3 * image.width * image.height, slide.name)
         reduction = max(1, round(width / image.width))

@@ -1,4 +1,4 @@
-"""A slide shrunk to a picture, piece by piece, and the hash of its pixels."""
+"""Compute the overview and the pixel hash of a slide image piece by piece, without holding the whole image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from st_gchb.io.images._chunks import Box, Edges, boxes_between
 
 _WHITE = 255
 _QUIET_S = 1.0
-"""Seconds before a progress bar is shown."""
+"""Delay before a progress bar appears, s."""
 
 
 class Image(Protocol):
-    """What is needed of a :class:`~st_gchb.io.SlideImage`, which is made of this module's functions."""
+    """The part of :class:`~st_gchb.io.SlideImage` that this module uses; importing the class would be circular."""
 
     name: str
     levels: Sequence[Any]
@@ -33,22 +33,29 @@ class Image(Protocol):
 
 
 def shrink(image: Image, max_px: int) -> tuple[npt.NDArray[np.uint8], float, npt.NDArray[np.bool_]]:
-    """Shrink the coarsest level that will do; no more than a piece of it is held.
+    """Down-scale the coarsest level of sufficient resolution, holding one piece of it in memory at a time.
+
+    Parameters
+    ----------
+    image
+        The image.
+    max_px
+        Maximum length of the longer side, px.
 
     Returns
     -------
     pixels
-        ``(h, w, 3)``, its longest side at most ``max_px``. What cannot be decoded is white.
+        Overview, ``(h, w, 3)`` uint8. Pixels that cannot be decoded are white.
     scale
         Size relative to the finest level, at most 1.
     damaged
-        ``(h, w)``, True where any pixel could not be decoded.
+        ``(h, w)`` bool, True for overview pixels that contain a pixel that could not be decoded.
     """
     fine_enough = [i for i in range(len(image.levels)) if max(image.level_shape(i)) >= min(max_px, max(image.shape_px))]
     level = fine_enough[-1]
     height, width = image.level_shape(level)
     step = max(-(-max(height, width) // max_px), 1)
-    # A sliver thinner than a step becomes one pixel thin.
+    # An image narrower than one step is reduced to a width of one pixel.
     steps = min(step, height), min(step, width)
     shape = height // steps[0], width // steps[1]
     sums = np.zeros((*shape, 3), dtype=np.uint32)
@@ -81,24 +88,24 @@ def _pieces(image: Image, level: int, what: str) -> Iterator[Box]:
 
 
 def _sum(values: npt.NDArray, start: int, step: int, axis: int) -> npt.NDArray[np.uint32]:
-    """Sums of an axis that begins at ``start``, cut at the multiples of ``step``."""
+    """Sum over blocks along an axis whose first index is ``start``; blocks end at multiples of ``step``."""
     cuts = np.arange(-(start % step), values.shape[axis], step)
     return np.asarray(np.add.reduceat(values, np.maximum(cuts, 0), axis=axis, dtype=np.uint32))
 
 
 def hash_pixels(image: Image, level: int) -> str:
-    """Hash the pixels of a level, the same however it is cut into chunks.
+    """Hash the pixels of a level, independently of how the level is divided into chunks.
 
     Raises
     ------
     DamageError
-        Pixels cannot be decoded.
+        Some pixels cannot be decoded.
     """
     digest = hashlib.sha256(repr(image.level_shape(level)).encode())
     rows: list = []
     for y0, y1, x0, x1 in _pieces(image, level, f"Hash of {image.name}"):
         if x0 == 0:
-            # Rows are hashed one by one, each as long as the slide is wide: no more than a piece has to be held.
+            # Every row of pixels has a hash of its own, so a row of pieces can be hashed piece by piece.
             _add(digest, rows)
             rows = [hashlib.sha256() for _ in range(y1 - y0)]
         pixels = np.ascontiguousarray(image.read(level, y0, y1, x0, x1))

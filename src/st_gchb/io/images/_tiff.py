@@ -1,4 +1,4 @@
-"""TIFF files: tiled, pyramidal, OME, SVS; read tile by tile where the file allows it."""
+"""Read TIFF files (tiled, pyramidal, OME, SVS), tile by tile if the file allows it, and the pixel size they state."""
 
 from __future__ import annotations
 
@@ -24,16 +24,21 @@ from st_gchb.io.images._validation import check_memory, damage_or_failure, hash_
 
 
 def tiff_size(file: tifffile.TiffFile, index: int, name: str, *, swapped: bool) -> float | None:
-    """Size of a pixel by what a TIFF file says of a series of pages: OME, Aperio, resolution tags.
+    """Read the pixel size of a series of pages from OME metadata, Aperio's description or the resolution tags.
 
     Parameters
     ----------
     file, index
         The file, and the index of the series that is read.
     name
-        What messages call the image.
+        Name of the image in messages.
     swapped
-        Whether the upright image is as high as the stored one is wide.
+        Whether the orientation tag exchanges height and width.
+
+    Returns
+    -------
+    float or None
+        Pixel size, µm; None if the file does not state it.
     """
     page = file.series[index].keyframe
     sides = [
@@ -52,7 +57,7 @@ def _from_ome(file: tifffile.TiffFile, index: int, name: str) -> tuple[float | N
         root = None
     nodes = root.iter() if root is not None else ()
     found = [node for node in nodes if node.tag.endswith("}Pixels") or node.tag == "Pixels"]
-    # Of several images that of the series, if there is one for each.
+    # With one OME image per series, take the one of this series; otherwise take the first.
     pixels = found[index if len(found) == len(file.series) else 0] if found else None
     if pixels is None:
         return None, None
@@ -95,16 +100,16 @@ def _from_tags(page: tifffile.TiffPage) -> tuple[float | None, float | None]:
 
 
 class TiffLevel:
-    """One resolution of a TIFF file, opened at the first window.
+    """One resolution of a TIFF file; the file is opened at the first read.
 
     Parameters
     ----------
     path
         The file.
     place
-        Index of the series of pages, and of the level in it.
+        Index of the series of pages, and index of the level in that series.
     pages
-        One page, or one for each channel.
+        A single page, or one page per channel.
     """
 
     def __init__(self, path: Path, place: tuple[int, int], pages: list[Page]) -> None:
@@ -113,13 +118,13 @@ class TiffLevel:
         height, width = int(page.imagelength), int(page.imagewidth)
         self.shape = (height, width, 3)
         self._segment = segment_px(page)
-        # Channels are planes of a page, or pages of their own, or lie together.
+        # Channels are stored as planes of one page, as separate pages, or interleaved.
         self._planes = 3 if page.planarconfig == 2 else 1
         self._fill = fill_of(pages[0])
         single = len(pages) == 1 and page.is_memmappable and page.is_contiguous
         self._offset = int(pages[0].dataoffsets[0]) if single else None
         self._whole = self._offset is None and self._segment[0] >= height and self._segment[1] >= width
-        # Bytes on disk that are pixels, and pixels that are decoded at once and kept, are not read in chunks.
+        # Neither memory-mapped pixels nor pixels that are decoded in full and kept are read in chunks.
         self.chunks = None if self._whole or self._offset is not None else self._segment
         self.whole_bytes = math.prod(self.shape) if self._whole else 0
         self.compression = int(page.compression)
@@ -134,7 +139,7 @@ class TiffLevel:
         self._compared = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: it opens the file for itself."""
+        """Return the state without file handles and pixels; another process opens the file itself."""
         own = {"_pixels", "_file", "_pages", "_lock", "_compared"}
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
@@ -159,14 +164,14 @@ class TiffLevel:
             told = isinstance(error, ImageError)
             found = error if isinstance(error, ImageError) else damage_or_failure(error, str(self.path))
             if self._whole and isinstance(found, DamageError):
-                # Of an image that is decoded whole nothing is left.
+                # Damage in an image that is decoded in full leaves no readable part.
                 raise ImageError(str(found)) from error
             if told:
                 raise
             raise found from error
 
     def _mapped(self, offset: int, y0: int, y1: int, x0: int, x1: int) -> RGB:
-        # Mapped for each window anew: pages that were once touched would else count as the process's memory.
+        # A new map for every window: pages that were touched in a kept map would count as memory of the process.
         height, width, _ = self.shape
         if self._planes == 3:
             planes = np.memmap(self.path, np.uint8, "r", offset, (3, height, width))
@@ -174,7 +179,7 @@ class TiffLevel:
         return np.array(np.memmap(self.path, np.uint8, "r", offset, self.shape)[y0:y1, x0:x1])
 
     def _decode(self, y0: int, y1: int, x0: int, x1: int) -> RGB:
-        """Decode the strips or tiles that a window touches."""
+        """Decode the strips or tiles that overlap a window."""
         pixels = np.empty((y1 - y0, x1 - x0, 3), dtype=np.uint8)
         if not pixels.size:
             return pixels
@@ -202,7 +207,7 @@ class TiffLevel:
         return pixels
 
     def _part(self, page: Page, index: int) -> Any:
-        """Pixels of a strip or tile, ``(h, w, channels)``; None where it was never written."""
+        """Decode a strip or tile to ``(h, w, channels)``; None if it was never written."""
         data = self._bytes(page, index)
         if data is None:
             return None
@@ -225,7 +230,7 @@ class TiffLevel:
         return data
 
     def _check_surplus(self, page: Page, data: bytes, size: int) -> None:
-        """See, once, that a strip or tile holds no more rows than the header says: tifffile drops them."""
+        """Check once that a strip or tile has no more rows than the header states: tifffile drops them silently."""
         if page.compression == 1 or page.compression in tifffile.TIFF.IMAGE_COMPRESSIONS:
             self._compared = True
             return
@@ -244,26 +249,26 @@ class TiffLevel:
                     series, level = self._place
                     pages: list[Page] = list(file.series[series].levels[level])
                     for page in pages:
-                        page.keyframe.decode  # noqa: B018 - made here, since making it is not safe in several threads
+                        page.keyframe.decode  # noqa: B018 - created here under the lock: it is not thread-safe
                 self._pages, self._file = pages, open(self.path, "rb")
         return self._pages
 
     def release(self) -> None:
-        """Close the file and give decoded pixels back."""
+        """Close the file and free decoded pixels."""
         if self._file is not None:
             self._file.close()
         self._close()
 
 
 def open_tiff(path: Path) -> SlideImage:
-    """Open a TIFF file by its headers.
+    """Open a TIFF file by its headers; no pixels are decoded.
 
-    The largest image in it is the slide; labels, pictures of the glass and thumbnails are not.
+    The largest image of the file is taken as the slide, apart from labels, macro images and thumbnails.
 
     Raises
     ------
     ImageError
-        The file is damaged or cut short, or holds no slide in 8-bit RGB.
+        The file is damaged or truncated, or contains no 8-bit RGB slide.
     """
     name = str(path)
     with opened(path) as file:

@@ -1,4 +1,4 @@
-"""Which pages of a TIFF file are the slide, and whether the file holds what their headers promise."""
+"""Select the pages of a TIFF file that are the slide, and check that the file holds all data their headers list."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from st_gchb.io._reading import DAMAGED, reading
 from st_gchb.io.images._validation import EXPECTED, check_dtype, check_layout
 
 Page = Any
-"""A page of tifffile: a ``TiffPage`` or, where many are alike, a ``TiffFrame``."""
+"""A page of tifffile: a ``TiffPage``, or a ``TiffFrame`` in a series of similar pages."""
 _BESIDE = re.compile(r"\s*((slide|whole)[ _-]?)?(label|macro|thumbnail|overview)([ _-]?image)?\s*", re.IGNORECASE)
 _BESIDE_OF_APERIO = re.compile(r"^Aperio[^\n]*\n\s*(label|macro)\b", re.IGNORECASE)
-"""Pictures of the glass beside the slide's own, by the names that scanners give them."""
+"""Names that scanners give to associated images (label, macro image, thumbnail)."""
 _SHAPE_TOLERANCE = 0.02
 _NODATA_TAG, _PAGE_NAME_TAG = 42113, 285
 _RGB, _YCBCR, _GRAY = 2, 6, 1
@@ -38,23 +38,23 @@ _PHOTOMETRIC = {
     9: "ICC L*a*b*",
 }
 _DECODED_TO_RGB = {6, 7, 33003, 33004, 33005, 33007, 34712, 34892, 50001}
-"""Compressions whose decoders give RGB, whatever color space is stored (JPEG, JPEG 2000, WebP)."""
+"""Compressions whose decoders return RGB for every stored color space (JPEG, JPEG 2000, WebP)."""
 _AT_MOST = 5
-"""Pages that a message lists."""
+"""Maximum number of pages listed in a message."""
 
 
 @contextmanager
 def opened(path: Path, *, quiet: bool = False) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF file to read its headers.
 
-    What tifffile logs becomes a warning of this package, what it raises an :class:`ImageError`.
+    Log messages of tifffile become one warning of this package, its exceptions an :class:`ImageError`.
 
     Parameters
     ----------
     path
         The file.
     quiet
-        Drop what tifffile logs, where it was told before.
+        Discard log messages of tifffile, for a file that was opened before.
     """
     with reading(path, "the TIFF file", DAMAGED, ImageError), _told(path, quiet), tifffile.TiffFile(path) as file:
         yield file
@@ -62,7 +62,7 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[tifffile.TiffFile]:
 
 @contextmanager
 def _told(path: Path, quiet: bool) -> Iterator[None]:
-    """Say what tifffile logs in this thread in the words of this package, once."""
+    """Collect what tifffile logs in this thread, and log it as a single warning of this package."""
     said: dict[str, None] = {}
     thread = threading.get_ident()
 
@@ -85,7 +85,7 @@ def _told(path: Path, quiet: bool) -> Iterator[None]:
 
 
 def main_series(file: tifffile.TiffFile, path: Path) -> tuple[int, tifffile.TiffPageSeries]:
-    """Choose the series of pages that is the slide: the largest that is no picture of its label or glass.
+    """Select the series of pages that is the slide: the largest one that is not an associated image.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def main_series(file: tifffile.TiffFile, path: Path) -> tuple[int, tifffile.Tiff
     Raises
     ------
     ImageError
-        Pages are lost, there is none, or the largest is no 8-bit RGB image.
+        The list of pages is broken or empty, or the largest series is not an 8-bit RGB image.
     """
     _check_chain(file, path)
     known = [(i, one) for i, one in enumerate(file.series) if _area(one)]
@@ -139,12 +139,17 @@ def main_series(file: tifffile.TiffFile, path: Path) -> tuple[int, tifffile.Tiff
 
 
 def levels_of(series: tifffile.TiffPageSeries, path: Path) -> list[tuple[int, list[Page]]]:
-    """Index and pages of every resolution of the slide, finest first, each checked against the size of the file.
+    """Collect the pages of every resolution of the slide, and check each page against the size of the file.
+
+    Returns
+    -------
+    list of tuple
+        Index of each level in the series, and its pages (one, or one per channel), finest level first.
 
     Raises
     ------
     ImageError
-        The file does not hold what a header promises.
+        The file lacks pages, strips or tiles that a header lists.
     """
     found: list[tuple[int, list[Page]]] = []
     for index, level in enumerate(series.levels):
@@ -169,13 +174,13 @@ def levels_of(series: tifffile.TiffPageSeries, path: Path) -> list[tuple[int, li
 
 
 def fill_of(page: Page) -> int:
-    """Color of tiles that were never written: what GDAL's tag says, else white, as OpenSlide shows them."""
+    """Return the gray value of tiles that were never written: GDAL's no-data value, else white, as in OpenSlide."""
     value = page.nodata if _NODATA_TAG in page.keyframe.tags else 255
     return int(value) if 0 <= value <= 255 else 255
 
 
 def _check_chain(file: tifffile.TiffFile, path: Path) -> None:
-    """See that the chain of pages ends where its last page says so: tifffile stops at a page that it cannot read."""
+    """Check that the linked list of pages is complete, as tifffile stops silently at a page that it cannot read."""
     place = file.pages.next_page_offset
     if place is None:
         return
@@ -224,7 +229,7 @@ def _is_rgb(series: tifffile.TiffPageSeries) -> bool:
 
 def _check_pixels(series: tifffile.TiffPageSeries, name: str) -> None:
     axes, shape = series.axes, tuple(series.shape)
-    # Planes that are stored one channel after another are put in order when they are read.
+    # Channels that are stored as separate planes are moved to the last axis when they are read.
     if axes in ("SYX", "CYX") and shape[0] in (3, 4):
         shape = (*shape[1:], shape[0])
     page = series.keyframe
@@ -246,15 +251,15 @@ def _check_pixels(series: tifffile.TiffPageSeries, name: str) -> None:
 
 
 def _is_smaller(page: Page, finest: Page) -> bool:
-    """Whether a page is as wide for its height as the finest one, up to rounding, and smaller."""
+    """Check if a page has the aspect ratio of the finest one, up to rounding, and is not larger."""
     rows, columns = page.imagelength / finest.imagelength, page.imagewidth / finest.imagewidth
-    # A small level may be a px off.
+    # Rounding can change a side of a small level by one px.
     slack = _SHAPE_TOLERANCE + 1.5 / min(page.imagelength, page.imagewidth)
     return max(rows, columns) <= 1 and abs(rows / columns - 1) <= slack
 
 
 def _check_page(page: Page, path: Path) -> None:
-    """See that the file holds every strip or tile that a page's size asks for."""
+    """Check that the file holds every strip or tile that the size of a page requires."""
     key = page.keyframe
     which = f"page {page.index}, {key.imagelength} x {key.imagewidth} px (h x w)"
     rows, columns = segment_px(key)
@@ -288,27 +293,27 @@ def _check_page(page: Page, path: Path) -> None:
 
 
 def segment_px(page: Page) -> tuple[int, int]:
-    """Height and width of a strip or tile."""
+    """Return the height and width of a strip or tile, px."""
     if page.is_tiled:
         return int(page.tilelength), int(page.tilewidth)
     return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
 
 
 def _stored_counts(page: Page) -> set[int]:
-    """Numbers of entries in the tags that list strips or tiles; tifffile drops what is too much."""
+    """Count the entries of the tags that list strips or tiles, as tifffile drops surplus entries."""
     tags = getattr(page, "tags", {})
     return {tags[code].count for code in (273, 279, 324, 325) if code in tags}
 
 
 def _check_bytes(page: Page, counts: npt.NDArray, which: str, path: Path) -> None:
-    """See that strips or tiles that are not compressed have the size that they must have."""
+    """Check that uncompressed strips or tiles have the size that their shape requires."""
     rows, columns = segment_px(page)
     in_row = columns * (page.samplesperpixel if page.planarconfig == 1 else 1)
     asked = np.full(len(counts), rows * in_row, dtype=np.int64)
     n_strips = math.ceil(page.imagelength / rows)
     if not page.is_tiled and page.imagelength % rows:
         asked[n_strips - 1 :: n_strips] = page.imagelength % rows * in_row
-    # Some writers fill the last strip up to the height of the others, or all to a multiple of four bytes.
+    # Some writers pad the last strip to the height of the others, or every strip to a multiple of four bytes.
     padded = (counts == rows * in_row) | (counts - asked < 4)
     wrong = (counts > 0) & ((counts < asked) | ~padded)
     if wrong.any():
@@ -320,9 +325,9 @@ def _check_bytes(page: Page, counts: npt.NDArray, which: str, path: Path) -> Non
 
 
 def _check_no_overlap(pages: list[Page], path: Path) -> None:
-    """See that strips and tiles share no bytes with a header, and none begins within another one.
+    """Check that strips and tiles overlap neither a header nor each other.
 
-    The same bytes may stand for several.
+    Several strips or tiles may refer to exactly the same bytes.
     """
     offsets = np.concatenate([np.atleast_1d(page.dataoffsets) for page in pages]).astype(np.int64)
     counts = np.concatenate([np.atleast_1d(page.databytecounts) for page in pages]).astype(np.int64)
@@ -337,7 +342,7 @@ def _check_no_overlap(pages: list[Page], path: Path) -> None:
 
 
 def _header_place(page: Page) -> tuple[int, int]:
-    """Offset and length of the list of a page's tags."""
+    """Return the offset and length of a page's list of tags, bytes."""
     start = int(page.offset)
     return start, max(int(tag.offset) for tag in page.tags) - start + 1
 

@@ -1,4 +1,4 @@
-"""What is no 8-bit RGB image is turned away here, with the one line that mends it."""
+"""Validate the layout, type and size of images, with errors that name the remedy, and hash image files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ def check_layout(shape: tuple[int, ...], name: str, channels_last: str = "np.mov
     Parameters
     ----------
     shape
-        Of the image.
+        Shape of the image.
     name
-        What messages call it.
+        Name of the image in messages.
     channels_last
-        Code that puts the channels of such an object last.
+        Code that moves the channels of such an object to the last axis, for the message.
+
+    Raises
+    ------
+    ImageError
+        The shape is different.
     """
     found = f"{name}: found an image of shape {tuple(shape)}; {EXPECTED}."
     if len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1):
@@ -59,12 +64,12 @@ def check_dtype(dtype: np.dtype, name: str) -> None:
 
 
 def as_rgb_array(array: npt.NDArray, name: str) -> npt.NDArray[np.uint8]:
-    """Check an array in memory; floats in 0 to 1, as matplotlib reads a PNG, become uint8.
+    """Validate an array in memory; floats from 0 to 1, as matplotlib reads a PNG, are converted to uint8.
 
     Raises
     ------
     ImageError
-        Another layout or type, with the line of code that mends it.
+        The layout or type is different; the message gives the code that converts the array.
 
     Examples
     --------
@@ -96,7 +101,7 @@ def as_rgb_array(array: npt.NDArray, name: str) -> npt.NDArray[np.uint8]:
 
 
 def damage_or_failure(error: Exception, name: str) -> ImageError:
-    """Say that pixels cannot be decoded (:class:`DamageError`), or that the system does not give their bytes."""
+    """Create a :class:`DamageError` for pixels that cannot be decoded, or an :class:`ImageError` for a failed read."""
     if isinstance(error, OSError) and error.errno is not None:
         return ImageError(f"{name}: the pixels cannot be read ({error}). Check the disk or the connection, try again.")
     return DamageError(
@@ -106,7 +111,7 @@ def damage_or_failure(error: Exception, name: str) -> ImageError:
 
 
 def check_memory(n_bytes: int, name: str) -> None:
-    """Raise :class:`ImageError` before an image that can only be decoded whole fills the memory."""
+    """Raise :class:`ImageError` if an image that can only be decoded in full does not fit into free memory."""
     free = free_bytes()
     if free is not None and n_bytes > free:
         raise ImageError(
@@ -117,9 +122,9 @@ def check_memory(n_bytes: int, name: str) -> None:
 
 
 def free_bytes() -> int | None:
-    """Memory that is free, bytes; None where the system does not say."""
+    """Measure the available memory, bytes; None if the system does not report it."""
     try:
-        # What the kernel could free counts, which sysconf does not know.
+        # MemAvailable includes memory that the kernel can reclaim, which sysconf does not report.
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         if found:
             return int(found.group(1)) * 1024
@@ -129,6 +134,6 @@ def free_bytes() -> int | None:
 
 
 def hash_as_read(path: Path, how: str) -> str:
-    """Hash of a file's bytes, and of how they are read where that is not as they are stored."""
+    """Hash a file's bytes, together with ``how`` they are read if that differs from how they are stored."""
     own = sha256_of(path)
     return hashlib.sha256(f"{own} {how}".encode()).hexdigest() if how else own
