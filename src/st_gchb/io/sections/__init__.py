@@ -1,4 +1,4 @@
-"""Sections from disk, in the layouts that people have."""
+"""Read sections from disk: Space Ranger (Visium, Visium HD), SpatialData, AnnData, legacy Spatial Transcriptomics."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A section that somebody stored as AnnData: by this package, scanpy, squidpy, CELLxGENE, HEST, DeepSpot, or from R."""
+"""Read sections stored as SpatialData or as AnnData, also those of scanpy, squidpy, CELLxGENE, HEST, DeepSpot and R."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
 
 
 def hdf5_kind(path: Path) -> str | None:
-    """``"anndata"``, ``"10x"``, or None for another HDF5 file.
+    """Identify the content of an HDF5 file: ``"anndata"``, ``"10x"``, or None.
 
     Raises
     ------
@@ -48,7 +48,13 @@ def hdf5_kind(path: Path) -> str | None:
 
 
 def zarr_kind(path: Path) -> str | None:
-    """``"spatialdata"`` or ``"anndata"`` for a folder that is such a Zarr store, else None."""
+    """Identify the content of a Zarr store: ``"spatialdata"``, ``"anndata"``, or None for other folders.
+
+    Raises
+    ------
+    InputError
+        The metadata of the store are damaged.
+    """
     files = [path / "zarr.json", path / ".zattrs"]
     if not any(file.is_file() for file in [*files, path / ".zgroup"]):
         return None
@@ -67,10 +73,19 @@ def zarr_kind(path: Path) -> str | None:
 def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> SpatialData:
     """Open a SpatialData store.
 
+    Parameters
+    ----------
+    path
+        The store.
+    name, image
+        Must be None, since the store has names and images of its own.
+    um_per_px
+        Pixel size to store in the tables, µm.
+
     Raises
     ------
     InputError
-        The store is damaged; or a name or an image was given, which it has itself.
+        The store is damaged; or ``name`` or ``image`` is given.
     """
     import spatialdata
 
@@ -101,7 +116,7 @@ def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
 
 
 def load_anndata(path: Path) -> AnnData:
-    """Read an AnnData file or store as it is.
+    """Read an AnnData file or store without changes.
 
     Raises
     ------
@@ -115,9 +130,9 @@ def load_anndata(path: Path) -> AnnData:
 
 
 def as_record(value: Any) -> dict[str, Any]:
-    """Read names and values in the forms in which programs store them; empty where there are none.
+    """Convert a dict-like record to a dict; empty for anything else.
 
-    What is a dict in Python is one row of a table in R.
+    Besides mappings, files contain data frames of one row (a dict or list in R), series and structured arrays.
 
     Examples
     --------
@@ -140,18 +155,23 @@ def as_record(value: Any) -> dict[str, Any]:
 
 
 def with_size(library: Mapping[str, Any], where: str, um_per_px: float | None, *others: Size | None) -> dict[str, Any]:
-    """Note the size of a pixel among the scale factors.
+    """Store the pixel size in the scale factors of a library.
 
     Parameters
     ----------
     library
         Entry of ``uns["spatial"]``; it is not changed.
     where
-        For messages.
+        Name of the library in messages.
     um_per_px
-        What the caller says, µm.
+        Pixel size according to the caller, µm, which takes precedence over the scale factors.
     others
-        What others say, after the scale factors; best first.
+        Pixel sizes according to further sources, by decreasing priority, after the scale factors.
+
+    Returns
+    -------
+    dict
+        Copy of the library with the pixel size, if any source states it.
     """
     factors = as_record(library.get(Keys.SCALEFACTORS))
     size = settle([caller_size(um_per_px), factor_size(factors, f"scalefactors of {where}"), *others], where)
@@ -166,8 +186,8 @@ _PLACES = (
     ("imagecol", "imagerow"),
     ("y_pixel", "x_pixel"),
 )
-"""Columns of ``obs`` with x, y in full-resolution px: Space Ranger's, the spot detector's, Seurat's, and DeepSpot's,
-which counts rows in ``x_pixel``."""
+"""Columns of ``obs`` with x, y in full-resolution px: of Space Ranger, the ST spot detector, Seurat and DeepSpot (whose
+``x_pixel`` is the row)."""
 _PICTURE = re.compile(r"(?:tissue_)?(fullres|hires|lowres)(?:_image)?(?:\.\w+)?")
 _HEST_PICTURE, _HEST_LIBRARY = "downscaled_fullres", "ST"
 _SYMBOLS = "feature_name"
@@ -176,19 +196,25 @@ _SYMBOLS = "feature_name"
 def read_annotated(
     path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, genome: str | None = None
 ) -> AnnData:
-    """Read an AnnData file or store, whoever wrote it, in the layout that this package takes.
+    """Read an AnnData file or store, and convert it to the layout that this package expects.
 
     Parameters
     ----------
     path
         An ``.h5ad`` file or a Zarr store.
     name, image, um_per_px, genome
-        As :func:`~st_gchb.io.read_section` takes them.
+        See :func:`~st_gchb.io.read_section`.
+
+    Returns
+    -------
+    AnnData
+        Genes of spots under tissue, with positions in ``obsm["spatial"]`` and one entry per slice in
+        ``uns["spatial"]`` as far as the file has them.
 
     Raises
     ------
     InputError
-        The file is damaged; or it holds several slices, and one name, image or size was given.
+        The file is damaged; or it holds several slices, and a single name, image or pixel size is given.
     """
     adata = load_anndata(path)
     libraries = _libraries(adata, path)
@@ -218,7 +244,7 @@ def read_annotated(
         library = with_size(library, str(path), um_per_px, stored, in_file)
     if picture is not None:
         library[Keys.METADATA] = {**as_record(library.get(Keys.METADATA)), Keys.SOURCE_IMAGE: str(picture.resolve())}
-    # HEST calls every sample "ST", which would make one of two that are joined.
+    # HEST names every sample "ST"; without new names, two concatenated samples would become one slice.
     is_hest = old == _HEST_LIBRARY and _HEST_PICTURE in as_record(library.get(Keys.IMAGES))
     label = name or (path.stem if is_hest else old)
     others = {key: held for key, held in as_record(adata.uns.get(Keys.SPATIAL)).items() if key not in libraries}
@@ -229,13 +255,13 @@ def read_annotated(
 
 
 def _libraries(adata: AnnData, path: Path) -> dict[str, dict[str, Any]]:
-    """Entries of ``uns["spatial"]`` that are slices, as dicts under the usual names; they are put back in this form.
+    """Normalize the entries of ``uns["spatial"]`` that describe slices, in place, and return them.
 
-    CELLxGENE has ``is_single`` beside them, R makes rows of tables of dicts.
+    Other entries, such as CELLxGENE's ``is_single``, are kept. Entries written from R are data frames and become dicts.
     """
     stored = adata.uns.get(Keys.SPATIAL)
     if stored is None and {Keys.IMAGES, Keys.SCALEFACTORS} <= set(adata.uns):
-        # As scanpy had them at first.
+        # Early versions of scanpy stored these directly in uns.
         stored = {path.stem: {part: adata.uns.pop(part) for part in (Keys.IMAGES, Keys.SCALEFACTORS)}}
     entries = as_record(stored)
     if {Keys.IMAGES, Keys.SCALEFACTORS} & set(entries):
@@ -262,7 +288,7 @@ def _library(entry: dict[str, Any]) -> dict[str, Any]:
     factors = as_record(entry.get(Keys.SCALEFACTORS))
     for key, value in factors.items():
         number = one_number(value)
-        # R and some writers of Zarr store one number as a list. What is none is refused where it is used.
+        # R and some Zarr writers store a scalar as a list. Other values are kept, and rejected when they are used.
         if number is not None:
             factors[key] = number
     if factors:
@@ -271,7 +297,7 @@ def _library(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_places(adata: AnnData, path: Path) -> None:
-    """Put positions where they belong, if they are elsewhere."""
+    """Copy positions from another key of ``obsm`` or from ``obs`` into ``obsm["spatial"]`` if it is missing."""
     if Keys.SPATIAL in adata.obsm:
         return
     other = next((key for key in adata.obsm if str(key).lower() in ("x_spatial", Keys.SPATIAL)), None)
@@ -288,11 +314,11 @@ def _find_places(adata: AnnData, path: Path) -> None:
 
 
 def _under_tissue(adata: AnnData, libraries: dict[str, dict[str, Any]], path: Path) -> AnnData:
-    """Spots under tissue, where the object also holds others, as CELLxGENE's do."""
+    """Drop spots that are not under tissue, which objects from CELLxGENE include."""
     if "in_tissue" not in adata.obs or any(
         _HEST_PICTURE in as_record(one.get(Keys.IMAGES)) for one in libraries.values()
     ):
-        # HEST's column is a left-over that says nothing of tissue.
+        # In HEST objects this column does not describe the tissue.
         return adata
     flags = pd.to_numeric(
         adata.obs["in_tissue"].astype(str).str.lower().replace({"true": "1", "false": "0"}), errors="coerce"

@@ -1,4 +1,4 @@
-"""Counts, positions and pictures of Space Ranger as one SpatialData, laid out as spatialdata-io does."""
+"""Assemble Space Ranger's counts, positions and images into one SpatialData, in spatialdata-io's layout."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _ID, _REGION = "spot_id", "region"
 _SCALES = (1e-4, 10.0)
-"""Sizes of down-scaled pictures relative to the full-resolution image; that of Space Ranger is 0.01 to 1."""
+"""Valid scale factors of down-scaled images; Space Ranger writes 0.01 to 1."""
 _SIZE_TOLERANCE = 0.02
-"""Sizes of the full-resolution image that two pictures say may differ by this share."""
+"""Relative difference allowed between the full-resolution sizes that two down-scaled images imply."""
 
 
 def assemble(
@@ -41,7 +41,7 @@ def assemble(
     slide: SlideImage | None,
     um_per_px: float | None,
 ) -> SpatialData:
-    """Make a SpatialData with the spots as shapes, their counts as a table, and all pictures.
+    """Create a SpatialData with the spots as shapes, their counts as a table, and all images.
 
     Parameters
     ----------
@@ -54,18 +54,27 @@ def assemble(
     factors
         Scale factors.
     pictures
-        Down-scaled pictures by kind, ``"hires"`` and ``"lowres"``.
+        Paths of the down-scaled images by kind, ``"hires"`` and ``"lowres"``.
     slide
-        Full-resolution image.
+        Full-resolution image, if available.
     um_per_px
-        What the caller says of its pixels, µm.
+        Pixel size of the full-resolution image according to the caller, µm.
+
+    Returns
+    -------
+    SpatialData
+        Images, shapes and the table of one section.
 
     Raises
     ------
     ImageError
-        A picture is damaged; or there is none.
+        An image is damaged, or there is none.
+    InputError
+        The scale factors of two images contradict each other.
     MissingKeyError
-        The factor of a picture is missing.
+        The scale factor of an image is missing.
+    ScaleError
+        A scale factor is not a valid number.
     """
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
@@ -104,10 +113,10 @@ def assemble(
 
 
 def _check_scales(pictures: dict[str, Path], scales: dict[str, float]) -> None:
-    """Refuse down-scaled pictures of which the scale factors make slides of different sizes."""
+    """Check that all down-scaled images imply the same size of the full-resolution image."""
     whole = {kind: np.array(picture_shape(path)) / scales[kind] for kind, path in pictures.items()}
     for (one, first), (other, second) in combinations(whole.items(), 2):
-        # Down-scaled pictures are rounded to whole px.
+        # The sides of down-scaled images are rounded to whole px.
         rounding = 1 / scales[one] + 1 / scales[other]
         if (np.abs(first - second) > _SIZE_TOLERANCE * np.maximum(first, second) + rounding).any():
             raise InputError(
@@ -168,7 +177,7 @@ def _note(
     um_per_px: float | None,
     label: str,
 ) -> None:
-    """Note in the table what is known of the pixels of the full-resolution image."""
+    """Store the scale factors, the pixel size and the path of the full-resolution image in the table."""
     in_file = None if slide is None or slide.um_per_px is None else Size(slide.um_per_px, "the image file")
     size = settle(
         [caller_size(um_per_px), factor_size(factors, "scalefactors_json.json"), in_file], f"section {label!r}"

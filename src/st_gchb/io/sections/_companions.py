@@ -1,4 +1,4 @@
-"""What lies beside an AnnData file: its full-resolution image and its metadata, as HEST and DeepSpot lay them."""
+"""Find the full-resolution image and the metadata next to an AnnData file, in the layouts of HEST and DeepSpot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RIM, _SIZE_TOLERANCE = 1.02, 0.02
 
 
 def anndata_files(path: Path) -> list[Path]:
-    """AnnData files of a folder, or of its folder ``h5ad`` or ``st``."""
+    """List the AnnData files of a folder, or else of its subfolder ``h5ad`` or ``st``."""
     for folder in (path, *[path / name for name in _TABLES]):
         found = sorted(file for file in folder.glob("*") if file.suffix.lower() == ".h5ad" and file.is_file())
         if found:
@@ -38,12 +38,26 @@ def anndata_files(path: Path) -> list[Path]:
 
 
 def choose_anndata(path: Path, files: list[Path], name: str | None) -> tuple[Path, str | None]:
-    """The file that is to be read, and the name that is left for its slice.
+    """Choose the AnnData file to read.
+
+    Parameters
+    ----------
+    path
+        Folder, for messages.
+    files
+        AnnData files in it.
+    name
+        Name of the section: of several files it selects one, of a single file it renames the slice.
+
+    Returns
+    -------
+    tuple
+        The file, and the new name for its slice (None if ``name`` selected the file).
 
     Raises
     ------
     InputError, MissingFileError
-        There are several, and none was named; or none of them has the name.
+        There are several files and ``name`` is not given; or no file has that name.
     """
     if len(files) == 1:
         return files[0], name
@@ -56,7 +70,25 @@ def choose_anndata(path: Path, files: list[Path], name: str | None) -> tuple[Pat
 
 
 def image_beside(path: Path, adata: AnnData, library: Mapping[str, Any]) -> Path | None:
-    """Full-resolution image of the file's name, where the object does not bring one and the spots lie on it."""
+    """Find the full-resolution image that belongs to an AnnData file.
+
+    An image next to the file is only used if the object does not refer to an existing image itself, and if the spots
+    lie on it.
+
+    Parameters
+    ----------
+    path
+        The AnnData file.
+    adata
+        Its content.
+    library
+        Entry of ``uns["spatial"]``.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The image; None if the object already refers to one, or none is found.
+    """
     metadata = library.get(Keys.METADATA)
     stored = metadata.get(Keys.SOURCE_IMAGE) if isinstance(metadata, Mapping) else None
     if isinstance(stored, str) and os.path.isfile(stored):
@@ -83,7 +115,7 @@ def _escaped(stem: str) -> str:
 
 
 def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
-    """Whether an image may be the one that positions are px of."""
+    """Check if the spot positions and the down-scaled images of an object are consistent with an image's size."""
     try:
         height, width = open_image(file).shape_px
     except ImageError:
@@ -98,13 +130,13 @@ def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
         scale = one_number(factors.get(f"tissue_{key}_scalef"))
         if scale and np.ndim(picture) == 3:
             expected = np.array(np.shape(picture)[:2]) / scale
-            # The down-scaled image is rounded to whole px.
+            # The sides of the down-scaled image are rounded to whole px.
             return bool((np.abs(expected - (height, width)) <= _SIZE_TOLERANCE * expected + 1 / scale).all())
     return True
 
 
 def _lie_on(adata: AnnData, shape_px: tuple[int, int]) -> bool:
-    """Whether all positions lie on an image."""
+    """Check if all positions lie on an image of shape ``(height, width)``, px."""
     try:
         centers = np.asarray(adata.obsm[Keys.SPATIAL], dtype=np.float64)[:, :2]
     except (KeyError, TypeError, ValueError, IndexError):
@@ -114,7 +146,7 @@ def _lie_on(adata: AnnData, shape_px: tuple[int, int]) -> bool:
 
 
 def size_beside(path: Path) -> Size | None:
-    """Size of a pixel by the sample's metadata, µm; None where there are none, or they do not say it."""
+    """Read the pixel size from the sample's JSON metadata; None if there are none, or they do not state it."""
     for folder in (*[path.parent.parent / name for name in _METADATA], path.parent):
         file = folder / f"{path.stem}.json"
         if not file.is_file():
@@ -128,7 +160,7 @@ def size_beside(path: Path) -> Size | None:
 
 
 def size_said(metadata: Mapping[str, Any], where: str) -> Size | None:
-    """Size of a pixel by a sample's metadata, µm; None where they do not say it."""
+    """Read the pixel size from a sample's metadata; None if they do not state it."""
     for key in _SIZES:
         number = one_number(metadata.get(key))
         if number is not None and np.isfinite(number) and number > 0:

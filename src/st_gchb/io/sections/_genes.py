@@ -1,4 +1,4 @@
-"""Keep the genes of a table that was read, of one genome if it is named, and tell what was left out."""
+"""Select the genes of a count table, optionally of one genome, and report features and values that are unsuitable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def tell_values(adata: AnnData, where: str) -> None:
-    """Warn where ``X`` holds no counts, and say where counts lie."""
+    """Warn if ``X`` holds no counts, and name the layer or ``raw`` that does."""
     said = "" if adata.X is None else why_no_counts(adata.X, "it")
     if not said:
         return
@@ -37,7 +37,7 @@ def tell_values(adata: AnnData, where: str) -> None:
 
 
 def others_told(var: pd.DataFrame) -> str:
-    """Say which features are no genes, by kind with number and examples; empty where all are."""
+    """Describe the features that are not genes, by type with number and examples; empty if all are genes."""
     kinds = feature_kinds(var)
     parts = []
     for kind in pd.unique(kinds[kinds != GENE]):
@@ -47,13 +47,13 @@ def others_told(var: pd.DataFrame) -> str:
 
 
 def genomes_of(var: pd.DataFrame) -> dict[str, int]:
-    """Genomes of the genes, and the number of genes of each, the largest first; empty where it is not known."""
+    """Count the genes of each genome, in decreasing order; empty if the genomes are not known."""
     names = pd.Series(genomes(var)[feature_kinds(var) == GENE])
     return {str(name): int(n) for name, n in names[names != ""].value_counts().items()}
 
 
 def genomes_told(adata: AnnData) -> str:
-    """Say how many genes and counts are of which genome; empty where there is one, or none is named."""
+    """Describe the number of genes and the share of counts of each genome; empty for fewer than two genomes."""
     found = genomes_of(adata.var)
     if len(found) < 2:
         return ""
@@ -71,28 +71,28 @@ def genomes_told(adata: AnnData) -> str:
 
 
 def keep_genes(adata: AnnData, where: str, genome: str | None) -> AnnData:
-    """Keep gene expression, of one genome if it is named, and tell what was left out.
+    """Keep the features that are genes, optionally of one genome, and report the dropped ones.
 
     Parameters
     ----------
     adata
-        Table of counts with ``var["feature_types"]`` and ``var["genome"]`` where they are known.
+        Table of counts, with ``var["feature_types"]`` and ``var["genome"]`` if known.
     where
-        What messages call it.
+        Name of the table in messages.
     genome
-        The genome to keep; None keeps all, with a warning where there are several.
+        Genome to keep; None keeps all, with a warning if there are several.
 
     Returns
     -------
     AnnData
-        The object itself where nothing is left out, else a copy.
+        The object itself if nothing is dropped, else a copy.
 
     Raises
     ------
     ExpressionError
         No feature is a gene.
     MissingKeyError
-        There is no such genome.
+        The table has no genes of that genome.
     """
     keep = feature_kinds(adata.var) == GENE
     others = others_told(adata.var)

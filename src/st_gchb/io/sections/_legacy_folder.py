@@ -1,4 +1,4 @@
-"""A folder of legacy Spatial Transcriptomics: a table of counts, a table of spots and an image of each section."""
+"""Read folders of legacy Spatial Transcriptomics: a table of counts, a table of spots and an image for each section."""
 
 from __future__ import annotations
 
@@ -29,36 +29,48 @@ _FEWEST_GENES, _LOOKED_AT = 5, 6
 _PICTURE_PX = 1500
 _COUNTS, _SPOTS = "counts", "spots"
 _CHOSEN = ("selected", "new_x")
-"""Columns of the table that the spot detector writes; tables of labels have others."""
+"""Columns that identify a table of the ST spot detector; tables of labels do not have them."""
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether a folder holds a table of spots or of counts."""
+    """Check if a folder holds a table of spots or of counts."""
     return any(_kind(file) is not None for file in _files(path, is_table))
 
 
 def holds_counts(path: Path) -> bool:
-    """Whether a folder holds a table of counts."""
+    """Check if a folder holds a table of counts."""
     return any(_kind(file) == _COUNTS for file in _files(path, is_table))
 
 
 def read_legacy(
     path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, allow_missing: bool = False
 ) -> AnnData:
-    """Read one section of the folder.
+    """Read one section of a folder.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    name, image, um_per_px, allow_missing
+        See :func:`~st_gchb.io.read_section`.
+
+    Returns
+    -------
+    AnnData
+        Counts in ``X``, positions in full-resolution px in ``obsm["spatial"]``, and the image in ``uns["spatial"]``.
 
     Raises
     ------
     MissingFileError
         A table or the image is missing.
     InputError
-        There are several sections, and none was named; or a table is damaged.
+        There are several sections and ``name`` is not given; or a table is damaged.
     ScaleError
-        The array cannot be told, and nothing else says the size of a pixel.
+        The spot array cannot be identified, and no other source states the pixel size.
     """
     kinds = {file: _kind(file) for file in _files(path, is_table)}
     tables = [file for file, kind in kinds.items() if kind == _COUNTS]
-    # Of one section, files may have any names; of several, each has to name its own.
+    # With one section, file names are arbitrary; with several, each file name must contain the name of its section.
     several = len(tables) > 1
     counts = _one_of(tables, path, name, "table of counts (spots x genes)", named=several)
     section = name or _stem(counts)
@@ -85,7 +97,7 @@ def read_legacy(
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file's name ends as an image's, in upper or lower case."""
+    """Check if a file has the extension of an image, in upper or lower case."""
     return path.name.lower().endswith(IMAGE_ENDINGS)
 
 
@@ -94,12 +106,12 @@ def _files(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def _kind(file: Path) -> str | None:
-    """What a table is by its first lines: ``"spots"``, ``"counts"``, or None."""
+    """Identify a table by its first lines: ``"spots"``, ``"counts"``, or None."""
     try:
         with reading(file, "the table"), open_text(file) as lines:
             header, *rows = itertools.islice(lines, _LOOKED_AT)
     except InputError:
-        # A table of counts that is damaged says so when it is read.
+        # A damaged table of counts is kept, so that reading it raises the error that names the damage.
         return _COUNTS if file.name.lower().endswith(".gz") else None
     layout = find_layout(header, rows[0] if rows else header)
     columns = layout.split(header)
@@ -115,7 +127,7 @@ def _kind(file: Path) -> str | None:
 
 
 def _spot_tables(kinds: dict[Path, str | None]) -> list[Path]:
-    """Tables of spots; where some are the spot detector's own, those alone."""
+    """Select the tables of spots, restricted to those of the ST spot detector if there are any."""
     tables = [file for file, kind in kinds.items() if kind == _SPOTS]
     own = []
     for file in tables:
@@ -127,7 +139,7 @@ def _spot_tables(kinds: dict[Path, str | None]) -> list[Path]:
 
 
 def _stem(file: Path) -> str:
-    """Name of the section in a file's name.
+    """Extract the name of the section from a file name.
 
     Examples
     --------
@@ -149,7 +161,23 @@ def _image_advice() -> str:
 def _one_of(
     files: list[Path], path: Path, name: str | None, what: str, advice: str = "", *, named: bool = False
 ) -> Path:
-    """The only file of a kind, or the one that the section's name is in; always that one where ``named``."""
+    """Select the only file of a kind, or the one whose name contains the section's name.
+
+    Parameters
+    ----------
+    files
+        Candidates.
+    path
+        Folder, for messages.
+    name
+        Name of the section.
+    what
+        Kind of file, for messages.
+    advice
+        Remedy appended to the messages.
+    named
+        Whether even a single file must contain the section's name.
+    """
     found = files
     if name is not None and (named or len(files) > 1):
         found = [file for file in files if _stem(file) == name] or [

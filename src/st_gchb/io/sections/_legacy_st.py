@@ -1,4 +1,4 @@
-"""Tables of legacy Spatial Transcriptomics: counts, and spots."""
+"""Read the tables of legacy Spatial Transcriptomics: counts and spots, and identify the array that the spots lie on."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from st_gchb.io.sections._losses import Loss, tell_losses
 from st_gchb.io.sections._text_table import find_layout, open_text, read_rows
 
 SQUARE_PITCH_UM, STAGGERED_PITCH_UM = 200.0, 141.0
-"""Distance of neighbors on the square array of 33 x 35 spots, and on the staggered one of about 2,000, µm."""
+"""Distance between neighbors on the square array of 33 x 35 spots, and on the staggered one of about 2,000, µm."""
 _DIAMETER_UM = {SQUARE_PITCH_UM: 100.0, STAGGERED_PITCH_UM: 55.0}
 _FEWEST_SPOTS = 12
-"""Fewer spots of one color of the chess board are no evidence: they may be so by chance."""
+"""Minimum number of spots to identify the array. On the staggered array all spots lie on the squares of one color of a
+chessboard; fewer spots may do so by chance."""
 _FAR, _ROUNDS = 10.0, 5
-"""Median distances from the middle that a spot may be away; rounds in which misread positions are told."""
+"""Maximum distance of a spot from the center, in median distances; number of rounds in which outliers are excluded."""
 _STRAY = 0.02
-"""Share of spots that may be of the other color, by a misread position."""
+"""Share of spots that may lie on the other color because of a wrong position."""
 _UNEVEN = 1.25
-"""Steps in x and y that differ by more are of neither array (a hexagonal one has 1.73)."""
+"""Maximum ratio of the steps in x and y on either array (a hexagonal array has 1.73)."""
 
 
 @dataclass(frozen=True)
 class LegacyArray:
-    """The array that a section lies on, as far as its spots tell.
+    """The array of a section, inferred from its spots.
 
     Parameters
     ----------
     size
-        What it says of the size of a pixel; None where the array cannot be told.
+        Pixel size that follows from the array; None if the array cannot be identified.
     diameter_um
-        Of a spot, µm.
+        Spot diameter, µm.
     told
-        What was seen, for messages.
+        Description of the array, for messages.
     fits
-        ``(n_spots,)`` whether each spot lies where its place in the array puts it, within half a step.
+        ``(n_spots,)`` bool, True for spots that lie within half a step of where their array position predicts.
     """
 
     size: Size | None
@@ -59,21 +60,26 @@ class LegacyArray:
 
 
 def find_array(array: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], where: str) -> LegacyArray:
-    """Tell the square array of 200 µm from the staggered one of 141 µm.
+    """Distinguish the square array of 200 µm from the staggered array of 141 µm.
 
     Parameters
     ----------
     array
-        ``(n_spots, 2)`` column and row of every spot that is known, under tissue or not.
+        Column and row of every known spot, under tissue or not, ``(n_spots, 2)``.
     pixels
-        ``(n_spots, 2)`` x, y of the same, px.
+        x, y of the same spots, ``(n_spots, 2)``, px.
     where
         Table of the spots, for messages.
+
+    Returns
+    -------
+    LegacyArray
+        The array; its ``size`` is None if it cannot be identified.
 
     Raises
     ------
     CoordinateError
-        The spots lie in one row, or in one place.
+        The pixel positions do not follow the array positions, for example because all spots lie in one row.
 
     Examples
     --------
@@ -107,7 +113,7 @@ def find_array(array: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], 
     nearest = np.asarray(cKDTree(pixels).query(pixels, k=2)[0])[:, 1]
     pitch_px = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else float(np.hypot(across, along))
     if not 0.8 <= pitch_px / np.hypot(across, along) <= 1.25:
-        # Few spots with gaps between them: their neighbors on the array are not there.
+        # With few, scattered spots most direct neighbors are absent, so the pitch follows from the fitted steps.
         pitch_px = float(np.hypot(across, along))
     told = f"spots of the legacy array {pitch_px:.4g} px apart, staggered, {STAGGERED_PITCH_UM:g} µm"
     return LegacyArray(
@@ -118,10 +124,21 @@ def find_array(array: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], 
 def _steps(
     array: npt.NDArray[np.float64], pixels: npt.NDArray[np.float64], where: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Step of one column and of one row, px, by the affine map that fits the spots best, and which spots it fits."""
+    """Fit an affine map from array to pixel positions, excluding outliers.
+
+    Returns
+    -------
+    tuple
+        Steps of one column and of one row, ``(2, 2)``, px; and a mask of the spots that the map fits, ``(n_spots,)``.
+
+    Raises
+    ------
+    CoordinateError
+        The map does not fit at least half of the spots.
+    """
     design = np.column_stack([array, np.ones(len(array))])
     steps: npt.NDArray[np.floating] = np.zeros((2, 2))
-    # A position that was misread would draw the map to itself, so those far from all others do not count at first.
+    # A wrong position would distort the fit, so spots far from all others are excluded from the first round.
     away = np.abs(pixels - np.median(pixels, axis=0)) if len(pixels) else pixels
     usual = float(np.median(away, axis=0).max()) if len(pixels) else 0.0
     fits = np.asarray((away <= _FAR * max(usual, 1.0)).all(axis=1))
@@ -142,20 +159,20 @@ def _steps(
 
 
 def _common_step(values: npt.NDArray[np.float64]) -> int:
-    """Largest whole step that all differences are multiples of."""
+    """Return the greatest common divisor of all differences between values."""
     return int(np.gcd.reduce(np.diff(np.unique(values)).astype(np.int64)))
 
 
 SPOT_COLUMNS = {"x", "y", "pixel_x", "pixel_y"}
 _SPOT_NAME = re.compile(r"(?:.*[_\- ])?X?(\d+(?:[.,]\d+)?)\s*[xX_×:]\s*(\d+(?:[.,]\d+)?)")
-"""``10x13``; with refined positions ``15.983x5.973``; of R ``X10x13``; with the section before it ``A1_10x13``."""
+"""Names such as ``10x13``, ``15.983x5.973`` (refined position), ``X10x13`` (from R), ``A1_10x13`` (with section)."""
 _MOSTLY, _FEW = 0.5, 0.1
 _TRUE, _FALSE = {"1", "1.0", "true", "t", "yes"}, {"0", "0.0", "false", "f", "no"}
 _DECIMALS = 3
 
 
 def spot_position(name: str) -> tuple[float, float] | None:
-    """Array position that a spot's name gives; None for a name of another form.
+    """Parse the array position from the name of a spot; None for a name of another form.
 
     Examples
     --------
@@ -173,28 +190,28 @@ def spot_position(name: str) -> tuple[float, float] | None:
 
 
 def are_spots(names: list[str]) -> bool:
-    """Whether most names are those of spots."""
+    """Check if most names are spot names."""
     names = names[:200]
     return bool(names) and sum(spot_position(name) is not None for name in names) > _MOSTLY * len(names)
 
 
 def read_wide_counts(path: Path) -> ad.AnnData:
-    """Table of counts, spots x genes or genes x spots, with the names of both.
+    """Read a table of counts, spots x genes or genes x spots, with names of rows and columns.
 
     Parameters
     ----------
     path
-        File, plain or compressed by gzip; columns separated by tabs, semicolons, commas or blanks.
+        Plain or gzip-compressed file, with columns separated by tabs, semicolons, commas or blanks.
 
     Returns
     -------
     AnnData
-        ``X``: CSR float32, ``(n_spots, n_genes)``. Columns of one gene's name are summed.
+        ``X``: CSR float32, ``(n_spots, n_genes)``. Columns with the same gene name are summed.
 
     Raises
     ------
     ExpressionError
-        The file is damaged, or holds something other than counts.
+        The file is damaged, or its values are not counts.
     """
     with reading(path, "the table of counts", "It may be damaged or incomplete: fetch it again.", ExpressionError):
         columns, names, counts = _matrix(path)
@@ -217,7 +234,7 @@ def read_wide_counts(path: Path) -> ad.AnnData:
 
 
 def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
-    """Names of columns and rows, and the values between them."""
+    """Read the names of columns and rows, and the values."""
     with open_text(path) as lines:
         header, first = next(lines, ""), next(lines, "")
         if not first:
@@ -225,10 +242,10 @@ def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
         layout = find_layout(header, first)
         names, rows = [], []
         columns = layout.split(header)
-        # R writes no cell above the rows' names.
+        # R omits the header cell above the row names.
         if len(columns) == len(layout.split(first)):
             columns = columns[1:]
-        # Not by pandas: it is several times slower on tables this wide, and renames columns that appear twice.
+        # pandas is several times slower on tables this wide, and renames duplicated columns.
         for number, line in enumerate(itertools.chain([first], lines), start=2):
             cells = layout.split(line)
             if len(cells) - 1 != len(columns):
@@ -237,31 +254,31 @@ def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
                     f"a row under {len(columns)} names. Fetch the file again."
                 )
             names.append(cells[0])
-            with np.errstate(over="ignore"):  # what is too large is refused below, as infinite
+            with np.errstate(over="ignore"):  # values that overflow become infinite, which the caller rejects
                 rows.append(sparse.csr_matrix(layout.numbers(cells[1:]).astype(np.float32)))
     return columns, names, sparse.vstack(rows, format="csr")
 
 
 def read_spots(path: Path) -> pd.DataFrame:
-    """Table of the spots of one section.
+    """Read the table of spots of one section.
 
     Parameters
     ----------
     path
-        Table with the array position ``x``, ``y``, where it is known the refined one ``new_x``, ``new_y``, the place in
-        px ``pixel_x``, ``pixel_y``, and where it is known ``selected`` (1: under tissue). Or, as of 2018, one whose
-        rows are called ``7x15`` and whose ``X``, ``Y`` are px.
+        Table with the array position ``x``, ``y`` and the pixel position ``pixel_x``, ``pixel_y``; optionally with the
+        refined array position ``new_x``, ``new_y`` and with ``selected`` (1: under tissue). Or a table in the format of
+        2018, with row names such as ``7x15`` and pixel positions in ``X``, ``Y``.
 
     Returns
     -------
     pandas.DataFrame
-        By the spots' names: ``x``, ``y``, ``new_x``, ``new_y``, ``pixel_x``, ``pixel_y`` as numbers, ``selected``, and
-        ``whole``: whether the row has all that is needed.
+        ``x``, ``y``, ``new_x``, ``new_y``, ``pixel_x``, ``pixel_y`` as numbers, ``selected`` as bool, and ``whole``,
+        True for complete rows; indexed by the names of the spots.
 
     Raises
     ------
     InputError
-        The file is damaged, or is no such table.
+        The file is damaged, or is not a table of spots.
     """
     with reading(path, "the table of spots", "Fetch it again."):
         layout, (header, *rows) = read_rows(path)
@@ -271,7 +288,7 @@ def read_spots(path: Path) -> pd.DataFrame:
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise InputError(f"{path}: the columns {twice} are there twice; expected each once.")
-    # A row that was cut, or has a cell too many, has its cells in the wrong columns from there on.
+    # Cells of a truncated row, or of one with a surplus cell, may be in the wrong columns, so all are left empty.
     cells = {name: [row[i] if len(row) == len(names) else "" for row in rows] for i, name in enumerate(names)}
     if not set(names) >= SPOT_COLUMNS:
         cells = _named_by_rows(cells, names)
@@ -297,7 +314,7 @@ def _column_name(cell: str) -> str:
 
 
 def _named_by_rows(cells: dict[str, list[str]], names: list[str]) -> dict[str, list[str]]:
-    """Columns of a table whose rows are named by the spots, and whose X, Y are px."""
+    """Convert the columns of a table whose row names are spot names, and whose ``X``, ``Y`` are pixel positions."""
     first = cells[names[0]] if names else []
     if not {"x", "y"} <= set(names) or not are_spots(first):
         return cells
@@ -309,29 +326,29 @@ def _named_by_rows(cells: dict[str, list[str]], names: list[str]) -> dict[str, l
 def read_legacy_spots(
     name: str, counts_path: Path, spots_path: Path, *, allow_missing: bool = False
 ) -> tuple[ad.AnnData, LegacyArray]:
-    """Spots of one section that are under tissue and have counts.
+    """Read the spots of one section that are under tissue and have counts.
 
     Parameters
     ----------
     name
-        Of the section: goes into ``obs["slice"]`` and before the spots' names.
+        Name of the section, for ``obs["slice"]`` and as prefix of the spot names.
     counts_path
-        Table of counts, see :func:`read_wide_counts`; its spots are called by their array position, or the refined one.
+        Table of counts, see :func:`read_wide_counts`; its spots are named by their array position, original or refined.
     spots_path
-        See :func:`read_spots`.
+        Table of spots, see :func:`read_spots`.
     allow_missing
-        Read what is in both tables, however much is missing in one.
+        Keep the spots that are in both tables, however many are missing in one.
 
     Returns
     -------
     tuple
-        AnnData with counts in ``X``; ``obs``: ``slice``, ``array_row``, ``array_col``; positions in
-        ``obsm["spatial"]``. And the array that the spots lie on.
+        AnnData with counts in ``X``, ``obs``: ``slice``, ``array_row``, ``array_col``, and positions in px in
+        ``obsm["spatial"]``; and the :class:`LegacyArray` of the spots.
 
     Raises
     ------
     ExpressionError, CoordinateError, InputError
-        A table is damaged, or the two do not belong together.
+        A table is damaged, or the tables do not belong together.
     """
     counts = read_wide_counts(counts_path)
     spots = read_spots(spots_path)
@@ -372,7 +389,7 @@ def read_legacy_spots(
     tell_losses(name, losses, allow_missing=allow_missing)
     unselected = (spots["whole"] & ~spots["selected"]).to_numpy() & with_counts
     if unselected.any():
-        # A table of the whole array has many; a few among spots that were selected already may be a slip.
+        # A table of the whole array has many unselected spots; a few in an otherwise selected table may be a mistake.
         few = unselected.sum() <= _FEW * len(of_spots)
         logger.log(
             logging.WARNING if few else logging.INFO,
@@ -380,14 +397,14 @@ def read_legacy_spots(
             "tissue.",
             *(name, unselected.sum(), len(of_spots), list(spots.index[unselected][:3]), spots_path.name),
         )
-    # In the order of the table of spots.
+    # Keep the order of the table of spots.
     order = np.argsort(of_spots, kind="stable")
     keep = order[wanted[of_spots[order]]]
     if not len(keep):
         raise InputError(f"{tables}: no spot under tissue has counts; expected selected = 1 for those under tissue.")
     adata, spots_kept = counts[rows[keep]].copy(), spots.iloc[of_spots[keep]]
     adata.obs_names = [f"{name}_{spot}" for spot in adata.obs_names]
-    # The legacy array counts columns in x and rows in y.
+    # On the legacy array, x is the column and y is the row.
     whole = spots_kept[["x", "y"]].round().astype(int)
     adata.obs = pd.DataFrame(
         {Keys.SLICE: name, "array_row": whole["y"].to_numpy(), "array_col": whole["x"].to_numpy()},
@@ -398,7 +415,12 @@ def read_legacy_spots(
 
 
 def _join(names: pd.Index, spots: pd.DataFrame, where: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of the counts and rows of the spots that are the same spot, by whichever position names the counts.
+    """Match rows of the counts with rows of the spots, by the kind of position that matches most names.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Row of the counts and row of the spots for every match, ``(n_matches,)`` each.
 
     Raises
     ------
@@ -408,7 +430,7 @@ def _join(names: pd.Index, spots: pd.DataFrame, where: str) -> tuple[npt.NDArray
     places = [spot_position(name) for name in names]
     keys = [None if place is None else (round(place[0], _DECIMALS), round(place[1], _DECIMALS)) for place in places]
     best: tuple[list[int], list[int]] = ([], [])
-    # Labels come with refined positions under x, y, and counts under whole ones.
+    # Tables of labels hold refined positions in x, y, while the counts may be named by the rounded ones.
     for x, y, decimals in (("x", "y", _DECIMALS), ("new_x", "new_y", _DECIMALS), ("x", "y", 0)):
         table: dict[tuple[float, float], list[int]] = {}
         for i, place in enumerate(zip(spots[x].round(decimals), spots[y].round(decimals), strict=True)):

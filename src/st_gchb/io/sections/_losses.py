@@ -1,4 +1,4 @@
-"""Rows that two files of one section do not share: told with number, share and examples, and refused above a tenth."""
+"""Report rows that two files of a section do not share (number, share, examples), and refuse more than a tenth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from st_gchb._errors import CoordinateError
 from st_gchb._logging import logger
 
 MOST_LOST = 0.1
-"""Share of rows that may be lost with a warning."""
+"""Maximum share of rows that may be lost with only a warning."""
 _EXAMPLES = 5
 
 
@@ -20,11 +20,11 @@ class Loss:
     Parameters
     ----------
     names
-        Their names.
+        Names of the rows.
     among
-        Number of rows that they are among.
+        Total number of rows.
     what
-        What they are, such as ``"spots under tissue of A1_selection.tsv have no counts in A1.tsv.gz"``.
+        Description, such as ``"spots under tissue of A1_selection.tsv have no counts in A1.tsv.gz"``.
     """
 
     names: Sequence[object]
@@ -32,7 +32,7 @@ class Loss:
     what: str
 
     def told(self) -> str:
-        """Give number, share and examples."""
+        """Format number, share and examples for a message."""
         examples = ", ".join(repr(str(name)) for name in self.names[:_EXAMPLES])
         more = ", ..." if len(self.names) > _EXAMPLES else ""
         share = len(self.names) / max(self.among, 1)
@@ -40,29 +40,29 @@ class Loss:
 
     @property
     def share(self) -> float:
-        """Share of the rows, 0 to 1."""
+        """Share of lost rows, 0 to 1."""
         return len(self.names) / max(self.among, 1)
 
 
 def tell_losses(where: str, losses: Iterable[Loss], *, allow_missing: bool) -> None:
-    """Warn of every loss; refuse one above a tenth unless it was asked for.
+    """Warn of every loss, and refuse a loss above a tenth unless ``allow_missing`` is set.
 
     Parameters
     ----------
     where
         Section or file, for messages.
     losses
-        What is lost; empty ones are not told.
+        The losses; those without rows are not reported.
     allow_missing
-        Read what is left, however much is lost.
+        Accept losses of any size.
 
     Raises
     ------
     CoordinateError
-        More than a tenth is lost, and more than one row, and it was not asked for.
+        A loss is larger than a tenth and than one row, and ``allow_missing`` is not set.
     """
     real = [loss for loss in losses if len(loss.names)]
-    # One row says nothing of the others, however few there are.
+    # A single lost row is no evidence of mismatched files, even if it exceeds a tenth of a small table.
     large = [loss for loss in real if loss.share > MOST_LOST and len(loss.names) > 1]
     if large and not allow_missing:
         raise CoordinateError(

@@ -1,4 +1,4 @@
-"""Matrices of counts as 10x writes them: HDF5 of either version, and text (mtx)."""
+"""Read 10x count matrices: HDF5 of Cell Ranger 2 and 3, and Matrix Market text (mtx)."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _GZIP_START = b"\x1f\x8b"
 
 
 def read_counts(path: Path) -> AnnData:
-    """Read a matrix of 10x, ``(n_spots, n_features)``.
+    """Read a 10x count matrix.
 
     Parameters
     ----------
     path
-        ``filtered_feature_bc_matrix.h5`` or the like; or ``matrix.mtx``, plain or compressed, beside which lie
-        ``barcodes.tsv`` and ``features.tsv`` (of the first versions ``genes.tsv``).
+        An HDF5 file such as ``filtered_feature_bc_matrix.h5``; or ``matrix.mtx``, plain or compressed, in a folder with
+        ``barcodes.tsv`` and ``features.tsv`` (``genes.tsv`` in early versions).
 
     Returns
     -------
     AnnData
-        ``X``: CSR float32. ``var``: ``gene_ids``, ``feature_types``, ``genome`` as far as the file has them; symbols as
-        names, made unique.
+        ``X``: CSR float32, ``(n_spots, n_features)``. ``var``: ``gene_ids``, ``feature_types``, ``genome`` if the file
+        has them, indexed by gene symbols, which are made unique.
 
     Raises
     ------
     ExpressionError
-        The file is damaged, or holds no spots.
+        The file is damaged, or holds no spots or no genes.
     """
     with reading(path, "the matrix of counts", _ADVICE, ExpressionError):
         barcodes, features, matrix = _read_mtx(path) if MTX in path.name.lower() else _read_h5(path)
@@ -54,7 +54,7 @@ def read_counts(path: Path) -> AnnData:
                 f"{path}: the matrix is of {matrix.shape[1]} features and {matrix.shape[0]} spots, and names "
                 f"{len(features)} and {len(barcodes)}. {_ADVICE}"
             )
-        # Indices that point outside would end the process, not the call.
+        # Out-of-range indices would crash the process later, instead of raising an exception.
         matrix.check_format(full_check=True)
     if not len(barcodes):
         raise ExpressionError(f"{path}: the matrix holds no spots; expected those under tissue.")
@@ -83,7 +83,7 @@ def _read_h5(path: Path) -> tuple[list[str], pd.DataFrame, sparse.csr_matrix]:
     with h5py.File(path, "r") as file:
         if "matrix" in file:
             return _version_3(file["matrix"])
-        # Cell Ranger 2: a group for each genome, and names of genes beside the values.
+        # Cell Ranger 2 writes one group per genome, with the names of the genes in the same group.
         groups = [name for name in file if isinstance(file[name], h5py.Group) and "genes" in file[name]]
         if not groups:
             raise ExpressionError(f"{path}: no matrix of counts that can be read (it holds {sorted(file)}). {_ADVICE}")
@@ -120,7 +120,7 @@ def _texts(dataset: Any) -> list[str]:
 
 
 def _values(group: Any) -> sparse.csr_matrix:
-    """Values by spots: what is in columns on disk is in rows of the transpose."""
+    """Read the values as spots x features: the CSC matrix on disk is the CSR matrix of its transpose."""
     data, indices, indptr, shape = (np.asarray(group[name][()]) for name in ("data", "indices", "indptr", "shape"))
     n_features, n_spots = (int(side) for side in shape)
     if not np.isfinite(data).all():
@@ -148,7 +148,7 @@ def _read_mtx(path: Path) -> tuple[list[str], pd.DataFrame, sparse.csr_matrix]:
 
 
 def _beside(path: Path, prefix: str, names: tuple[str, ...]) -> Path:
-    """Find the table that belongs to a matrix of text."""
+    """Find the table of barcodes or features that belongs to a Matrix Market file."""
     for name in names:
         for file in (path.with_name(prefix + name), path.with_name(f"{prefix}{name}.gz")):
             if file.is_file():

@@ -1,4 +1,4 @@
-"""Positions of spots and bins as Space Ranger writes them, and which of them have counts."""
+"""Read Space Ranger's positions of spots and bins, and match them with the counts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullre
 _PLACES = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 _ARRAY = ["array_row", "array_col"]
 _LARGEST = 2**31
-"""Rows and columns of an array are below this."""
+"""Upper bound of valid array rows and columns."""
 
 
 def read_positions(path: Path) -> pd.DataFrame:
-    """Read a table of positions: CSV with a header or without (Space Ranger 1), or Parquet (Visium HD).
+    """Read a table of positions: CSV with or without a header (Space Ranger 1), or Parquet (Visium HD).
 
     Returns
     -------
     pandas.DataFrame
-        By barcode: ``in_tissue``, ``array_row``, ``array_col``, ``pxl_row_in_fullres``, ``pxl_col_in_fullres`` as
-        float64, NaN where a cell holds no number.
+        ``in_tissue``, ``array_row``, ``array_col``, ``pxl_row_in_fullres`` and ``pxl_col_in_fullres`` as float64,
+        indexed by barcode; NaN for cells that hold no number.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         names = list(_COLUMNS)
     else:
         raise CoordinateError(f"{path}: found {len(rows[0])} columns; expected {', '.join(_COLUMNS)}.")
-    # Cells of a row that was cut, or has one too many, are in the wrong columns: its barcode alone is sure.
+    # Cells of a truncated row, or of one with a surplus cell, may be in the wrong columns; only its barcode is kept.
     whole = [row if len(row) == len(names) else [row[0], *[""] * (len(names) - 1)] for row in rows]
     return pd.DataFrame(whole, columns=names, dtype=object)
 
@@ -85,32 +85,33 @@ def place_spots(
     every_spot: bool,
     allow_missing: bool,
 ) -> AnnData:
-    """Give every spot with counts its position; tell of those that one of the files lacks.
+    """Add positions to spots with counts, and report spots that are missing in one of the files.
 
     Parameters
     ----------
     counts
         Counts by barcode.
     positions
-        As :func:`read_positions` gives them.
+        Positions, as returned by :func:`read_positions`.
     files
-        The two files they are from, for messages.
+        Files of the counts and of the positions, for messages.
     filtered
-        Whether the counts are of spots under tissue alone. Otherwise ``in_tissue`` decides.
+        Whether the matrix contains only spots under tissue; otherwise ``in_tissue`` selects them.
     every_spot
         Whether every spot under tissue should have counts (bins of Visium HD may have none).
     allow_missing
-        Keep what both files have, however much is missing in one.
+        Keep the spots that are in both files, however many are missing in one.
 
     Returns
     -------
     AnnData
-        With ``obs``: ``in_tissue``, ``array_row``, ``array_col``; ``obsm["spatial"]``: x, y in full-resolution px.
+        Spots under tissue. ``obs``: ``in_tissue``, ``array_row``, ``array_col``; ``obsm["spatial"]``: x, y in
+        full-resolution px.
 
     Raises
     ------
     CoordinateError
-        No spot, or too few, are in both files.
+        No spot, or too few spots, are in both files.
     """
     of_counts, of_positions = (file.name for file in files)
     rows = _match(counts.obs_names, positions.index)
@@ -162,7 +163,7 @@ def place_spots(
 
 
 def _under_tissue(keep: np.ndarray, tissue: np.ndarray, files: tuple[Path, Path], *, filtered: bool) -> np.ndarray:
-    """Rows of spots under tissue: of a matrix of all spots those with in_tissue 1, of a filtered one all."""
+    """Select spots under tissue: all of a filtered matrix, those with ``in_tissue`` 1 of a matrix of all spots."""
     outside = tissue != 1
     if filtered:
         if outside.any() and np.isfinite(tissue).any():
@@ -190,7 +191,7 @@ def _under_tissue(keep: np.ndarray, tissue: np.ndarray, files: tuple[Path, Path]
 
 
 def _match(barcodes: pd.Index, listed: pd.Index) -> np.ndarray:
-    """Row of the table for each barcode, -1 where it has none; with or without the number of the GEM well."""
+    """Find the row of each barcode in a table, -1 if it has none, with or without the GEM well suffix (``-1``)."""
     rows = listed.get_indexer(barcodes)
     if (rows >= 0).all():
         return rows

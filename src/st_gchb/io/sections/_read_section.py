@@ -1,4 +1,4 @@
-"""A section from disk, whatever it was written by."""
+"""Read a section from disk, after identifying its format by the content."""
 
 from __future__ import annotations
 
@@ -36,47 +36,46 @@ def read_section(
     genome: str | None = None,
     allow_missing: bool = False,
 ) -> SpatialData | AnnData:
-    """Read a section from disk; what it is, is seen from its content.
+    """Read a section from disk; its format is identified by the content.
 
     Parameters
     ----------
     path
-        Space Ranger's output folder for Visium (with ``tissue_positions_list.csv`` or ``tissue_positions.csv``, also of
-        CytAssist) or Visium HD: ``outs``, or the folder above it. For Visium HD the bins of 8 µm are read, or those of
-        the folder that is named, such as ``outs/binned_outputs/square_016um``. Or a SpatialData store, an AnnData file
-        or store, or a folder of legacy Spatial Transcriptomics.
+        Space Ranger's output folder for Visium (with ``tissue_positions_list.csv`` or ``tissue_positions.csv``,
+        including CytAssist) or Visium HD: ``outs``, or its parent folder. For Visium HD the 8 µm bins are read, or the
+        bins whose folder is given, such as ``outs/binned_outputs/square_016um``. Or a SpatialData store, an AnnData
+        file or store, or a folder of legacy Spatial Transcriptomics.
     name
-        Name of the section (default: by the folder or the file). Of a legacy folder with several sections, the one
-        that is read.
+        Name of the section; by default the name of the folder or file. For a legacy folder with several sections, the
+        section to read.
     image
-        Full-resolution H&E image, of any format that :func:`open_image` reads. Without it the one that lies in the
-        folder, else Space Ranger's down-scaled image.
+        Full-resolution H&E image, in any format that :func:`open_image` reads. By default the one in the folder, else
+        Space Ranger's down-scaled image.
     um_per_px
-        Size of a pixel of the full-resolution image, µm. Goes before what the files say, with a warning where they
-        disagree.
+        Pixel size of the full-resolution image, µm. Takes precedence over the files, with a warning if they disagree.
     genome
-        Of a table with genes of several genomes, the one that is kept, such as ``"GRCh38"`` (default: all, with a
-        warning). Features that are no genes, such as antibodies, are never kept.
+        Genome to keep from a table with genes of several genomes, such as ``"GRCh38"``; by default all are kept, with
+        a warning. Features that are not genes, such as antibodies, are always dropped.
     allow_missing
-        Read what is in all files, however much is missing in one: spots without counts, or without a position. By
-        default a section that lacks more than a tenth is refused; less is left out with a warning.
+        Read the spots that are in all files, however many lack counts or a position. By default a section that lacks
+        more than a tenth is refused; fewer are dropped with a warning.
 
     Returns
     -------
     SpatialData or AnnData
-        SpatialData for Space Ranger's folders, as spatialdata-io makes it, with the image ``<name>_full_image``, which
-        is read when it is needed; and for SpatialData stores. AnnData for the others, with counts in ``X``, positions
-        in ``obsm["spatial"]`` and the image's path in ``uns["spatial"]``. Either goes into
-        :class:`st_gchb.model.STGCHB` and :meth:`~st_gchb.model.STGCHB.predict` as it is.
+        SpatialData for SpatialData stores and for Space Ranger's folders, in spatialdata-io's layout, with the image
+        ``<name>_full_image``, which is read lazily. AnnData for the other formats, with counts in ``X``, positions in
+        ``obsm["spatial"]`` and the path of the image in ``uns["spatial"]``. Both can be passed directly to
+        :class:`st_gchb.model.STGCHB` and :meth:`~st_gchb.model.STGCHB.predict`.
 
     Raises
     ------
     MissingFileError
-        There is nothing at the path, or a file of the folder is missing.
+        The path does not exist, or a file of the folder is missing.
     InputError
-        The content is none of these; or a file is damaged, or does not belong to the others.
+        The format is not supported, a file is damaged, or the files do not belong together.
     ScaleError
-        ``um_per_px`` is no positive number.
+        ``um_per_px`` is not a positive number.
 
     Examples
     --------

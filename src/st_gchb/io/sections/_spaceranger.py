@@ -1,4 +1,4 @@
-"""Output folders of Space Ranger: what is there, what is missing, and whether it fits together."""
+"""Find and validate the files of Space Ranger's output folders: counts, positions, scale factors and images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from st_gchb.io.sections._text_table import open_text
 
 
 def picture_shape(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, px, by its header.
+    """Read the height and width of an image, px, from its header.
 
     Raises
     ------
@@ -34,7 +34,12 @@ def picture_shape(path: Path) -> tuple[int, int]:
 
 
 def read_picture(path: Path) -> RGB | None:
-    """Pixels of a down-scaled picture; None, with a warning, where nothing is to be seen on it.
+    """Read a down-scaled image.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        Pixels, ``(height, width, 3)`` uint8; None, with a warning, if the image is gray or of a single color.
 
     Raises
     ------
@@ -43,7 +48,7 @@ def read_picture(path: Path) -> RGB | None:
     """
     with opened(path) as image:
         gray = image.mode not in ("RGB", "RGBA", "P", "PA")
-        # Where a picture is transparent, the glass behind it is white.
+        # Transparent pixels are background, which is white like the glass.
         rgba = np.asarray(image.convert("RGBA")) if image.mode in ("RGBA", "P", "PA") else None
         pixels = np.asarray(image.convert("RGB")) if rgba is None else rgba[..., :3].copy()
     if rgba is not None:
@@ -71,7 +76,7 @@ POSITIONS = (
     "*tissue_positions*.csv.gz",
     "spatial/*tissue_positions*.csv*",
 )
-"""As Space Ranger names them, then as files of archives are called that lie side by side."""
+"""Space Ranger's own file names, followed by those of public archives, which put a sample prefix before them."""
 _TEXT = ("*matrix.mtx.gz", "*matrix.mtx")
 _FILTERED = (f"*{COUNTS}", *[f"filtered_*_bc_matri{end}/{name}" for end in ("x", "ces*/*") for name in _TEXT])
 _ALL_SPOTS = (
@@ -95,9 +100,9 @@ class Outputs:
     root
         The folder ``outs``.
     is_hd
-        Whether it is of Visium HD.
+        Whether it is the output for Visium HD.
     bins
-        Name of the folder of bins that was asked for; None for the usual one.
+        Name of the requested folder of bins; None for the default, 8 µm.
     """
 
     root: Path
@@ -106,17 +111,26 @@ class Outputs:
 
     @property
     def label(self) -> str:
-        """Name for the section, by the folder."""
+        """Name of the section, derived from the folder."""
         folder = self.root.resolve()
         return clean_name((folder.parent if folder.name == "outs" else folder).name)
 
     def one(self, patterns: Iterable[str], what: str, instead: str = "") -> Path:
-        """The only file that one of the patterns finds.
+        """Find the only file that matches the first of the patterns with any match.
+
+        Parameters
+        ----------
+        patterns
+            Glob patterns relative to the folder, by decreasing priority.
+        what
+            Name of the file in messages.
+        instead
+            Alternatives that are missing too, for the message.
 
         Raises
         ------
         MissingFileError, InputError
-            There is none; or there are several.
+            No file matches; or several do.
         """
         for pattern in patterns:
             found = sorted(self.root.glob(pattern))
@@ -134,7 +148,12 @@ class Outputs:
         )
 
     def counts(self, folder: str = "") -> Path:
-        """The matrix of counts: of spots under tissue, else of all; HDF5 goes before text.
+        """Find the count matrix: of spots under tissue, else of all spots; HDF5 is preferred to text.
+
+        Parameters
+        ----------
+        folder
+            Subfolder, with a slash at the end.
 
         Raises
         ------
@@ -146,11 +165,11 @@ class Outputs:
         return self.one(patterns, f"{folder}{COUNTS}", instead)
 
     def is_filtered(self, counts: Path) -> bool:
-        """Whether a matrix is of spots under tissue alone, by its name."""
+        """Check by the file name if a matrix contains only spots under tissue."""
         return "filtered" in str(counts.relative_to(self.root)).lower()
 
     def pictures(self, folder: str = "") -> dict[str, Path]:
-        """Down-scaled pictures by kind."""
+        """Find the down-scaled images by kind, ``"hires"`` and ``"lowres"``."""
         found = {}
         for kind in _KINDS:
             name = f"tissue_{kind}_image"
@@ -162,7 +181,7 @@ class Outputs:
 
 
 def find_outputs(path: Path) -> Outputs | None:
-    """Find the folder ``outs`` at, above or in a folder; None where this is no output of Space Ranger."""
+    """Find the folder ``outs`` at, above or in a folder; None if this is not an output of Space Ranger."""
     if path.name.startswith("square_") and path.parent.name == BINS:
         return Outputs(path.parent.parent, is_hd=True, bins=path.name)
     places = [path, path / "outs"]
@@ -176,12 +195,17 @@ def find_outputs(path: Path) -> Outputs | None:
 
 
 def read_factors(path: Path) -> dict[str, Any]:
-    """Scale factors of Space Ranger.
+    """Read Space Ranger's scale factors.
+
+    Returns
+    -------
+    dict
+        Scale factors by name.
 
     Raises
     ------
-    InputError, MissingKeyError
-        The file is damaged, or lacks a factor.
+    InputError, MissingKeyError, ScaleError
+        The file is damaged, lacks the spot diameter, or holds a factor that is not a positive number.
     """
     with reading(path, "the scale factors", "Expected JSON as Space Ranger writes it: copy the file again."):
         with open_text(path) as lines:
@@ -193,7 +217,7 @@ def read_factors(path: Path) -> dict[str, Any]:
             "again."
         )
     for key in factors:
-        # R and Zarr write lists of one number.
+        # Files written from R or Zarr hold lists of one number.
         if key.endswith("_scalef") or key in (Keys.SPOT_DIAMETER, Keys.UM_PER_PX):
             factors[key] = positive(factors[key], f"{path}[{key!r}]")
     return factors
@@ -202,12 +226,28 @@ def read_factors(path: Path) -> dict[str, Any]:
 def full_image(
     outputs: Outputs, image: Path | None, factors: dict[str, Any], pictures: dict[str, Path]
 ) -> SlideImage | None:
-    """Open the full-resolution image: the one that is given, else the one in the folder, else None.
+    """Open the full-resolution image: ``image`` if given, else the one in the folder.
+
+    Parameters
+    ----------
+    outputs
+        The folder.
+    image
+        Path of the image that the caller passed.
+    factors
+        Scale factors.
+    pictures
+        Paths of the down-scaled images by kind, whose sizes are compared with the image.
+
+    Returns
+    -------
+    SlideImage or None
+        The image; None if there is none.
 
     Raises
     ------
     InputError
-        There are several; or it has another size than the down-scaled image says.
+        The folder holds several images; or the size of the image contradicts the down-scaled image.
     """
     if image is None:
         found = [file for pattern in _FULL_IMAGES for file in sorted(outputs.root.glob(pattern)) if file.is_file()]
@@ -226,7 +266,7 @@ def full_image(
         if scale is None:
             continue
         expected = np.array(picture_shape(small)) / scale
-        # The down-scaled image is rounded to whole px.
+        # The sides of the down-scaled image are rounded to whole px.
         if (np.abs(expected - slide.shape_px) > _SIZE_TOLERANCE * expected + 1 / scale).any():
             sides = tuple(expected.round().astype(int).tolist())
             raise InputError(
@@ -238,7 +278,7 @@ def full_image(
 
 
 def clean_name(name: str) -> str:
-    """Name that SpatialData allows for elements.
+    """Convert a name to one that SpatialData allows for elements.
 
     Examples
     --------

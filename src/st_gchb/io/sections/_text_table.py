@@ -1,4 +1,4 @@
-"""Tables of text, whatever separates their columns, however they are compressed and encoded."""
+"""Read text tables with any common separator, compression and encoding."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LONGEST_LINE = 2**26
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name ends as a table's, in upper or lower case, compressed or not."""
+    """Check if a file has the extension of a table, in upper or lower case, compressed or not."""
     return table_stem(path) is not None
 
 
 def table_stem(path: Path) -> str | None:
-    """Name of a table without its endings; None for other files.
+    """Strip the extensions from the file name of a table; None for other files.
 
     Examples
     --------
@@ -45,21 +45,21 @@ def table_stem(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the columns of a table are written.
+    """Format of the columns of a table.
 
     Parameters
     ----------
     separator
-        Between the columns; None for any white space.
+        Separator of columns; None for any white space.
     decimal_comma
-        Whether numbers have a comma where others have a point.
+        Whether numbers are written with a decimal comma.
     """
 
     separator: str | None
     decimal_comma: bool = False
 
     def split(self, line: str) -> list[str]:
-        """Cells of a line, without quotes and blanks around them."""
+        """Split a line into cells, without surrounding quotes and blanks."""
         if self.separator is None:
             return [cell.strip('"') for cell in line.split()]
         if '"' in line:
@@ -67,7 +67,7 @@ class Layout:
         return [cell.strip() for cell in line.split(self.separator)]
 
     def numbers(self, cells: list[str]) -> npt.NDArray[np.float64]:
-        """Cells as numbers, NaN where a cell holds none."""
+        """Convert cells to numbers, with NaN for cells that hold none."""
         if self.decimal_comma:
             cells = [cell.replace(",", ".") for cell in cells]
         try:
@@ -84,7 +84,7 @@ def _number(cell: str) -> float:
 
 
 def find_layout(header: str, row: str) -> Layout:
-    r"""See from the first two lines what separates columns.
+    r"""Infer the format of the columns from the first two lines.
 
     Examples
     --------
@@ -98,28 +98,33 @@ def find_layout(header: str, row: str) -> Layout:
     for separator in _SEPARATORS:
         layout = Layout(separator)
         n_header, n_row = len(layout.split(header)), len(layout.split(row))
-        # R leaves the cell over the rows' names out.
+        # R omits the header cell above the row names.
         if min(n_header, n_row) - 1 > most and n_row - n_header in (0, 1):
             best, most = layout, min(n_header, n_row) - 1
     if best.separator is None and len(header.split()) < 2:
-        # A table whose second line is cut: the header alone has to do.
+        # The second line is truncated, so the separator is inferred from the header alone.
         best = Layout(max(_SEPARATORS, key=header.count) if any(sign in header for sign in _SEPARATORS) else None)
     return Layout(best.separator, best.separator != "," and "," in row and "," not in header)
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[Iterator[str]]:
-    """Give the lines of a file that is plain or compressed by gzip, as UTF-8 or UTF-16, without their ends.
+    """Open a text file, plain or gzip-compressed, in UTF-8 or UTF-16.
+
+    Yields
+    ------
+    Iterator of str
+        Lines that are not blank, without line ends.
 
     Raises
     ------
     InputError
-        A line is longer than that of any table.
+        A line is too long for a table.
     """
     with open(path, "rb") as raw:
         start = raw.read(2)
     with gzip.open(path, "rb") if start == _GZIP_START else open(path, "rb") as binary:
-        # utf-8-sig takes a byte order mark off, and is UTF-8 without one.
+        # utf-8-sig drops a byte order mark, and reads plain UTF-8 as well.
         encoding = "utf-16" if binary.peek(2)[:2] in _UTF16_STARTS else "utf-8-sig"
         with io.TextIOWrapper(binary, encoding=encoding, newline=None) as text:
             yield _lines(text, path)
@@ -134,12 +139,17 @@ def _lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 
 def read_rows(path: Path) -> tuple[Layout, list[list[str]]]:
-    """Read a small table whole, its header first; blank lines are left out.
+    """Read all rows of a small table, including its header; blank lines are skipped.
+
+    Returns
+    -------
+    tuple
+        Format of the columns, and the cells of every row.
 
     Raises
     ------
     InputError
-        There are no two lines.
+        The table is empty.
     """
     with open_text(path) as lines:
         kept = list(lines)

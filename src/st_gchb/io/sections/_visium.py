@@ -1,4 +1,4 @@
-"""Folders of Visium HD: one size of bins is read."""
+"""Read Space Ranger's output folders of Visium (including CytAssist), and one bin size of Visium HD."""
 
 from __future__ import annotations
 
@@ -37,12 +37,24 @@ def read_visium(
     genome: str | None = None,
     allow_missing: bool = False,
 ) -> SpatialData:
-    """Read a folder of Visium, also of CytAssist.
+    """Read a Visium folder, including CytAssist.
+
+    Parameters
+    ----------
+    outputs
+        The folder.
+    name, image, um_per_px, genome, allow_missing
+        See :func:`~st_gchb.io.read_section`.
+
+    Returns
+    -------
+    SpatialData
+        One section, with spots as circles.
 
     Raises
     ------
     MissingFileError, InputError
-        A file is missing or damaged, or files do not belong together.
+        A file is missing or damaged, or the files do not belong together.
     """
     counts = outputs.counts()
     factors = read_factors(outputs.one(SCALEFACTORS, SCALEFACTORS[0]))
@@ -85,12 +97,24 @@ def read_visium_hd(
     genome: str | None = None,
     allow_missing: bool = False,
 ) -> SpatialData:
-    """Read one size of bins.
+    """Read one bin size of a Visium HD folder.
+
+    Parameters
+    ----------
+    outputs
+        The folder, and the bins to read.
+    name, image, um_per_px, genome, allow_missing
+        See :func:`~st_gchb.io.read_section`.
+
+    Returns
+    -------
+    SpatialData
+        One section, with bins as squares.
 
     Raises
     ------
     MissingFileError, InputError
-        A file is missing or damaged, or files do not belong together.
+        A file is missing or damaged, or the files do not belong together.
     """
     bins = _choose_bins(outputs)
     folder = f"{BINS}/{bins}"
@@ -140,6 +164,6 @@ def _choose_bins(outputs: Outputs) -> str:
 
 
 def _label(outputs: Outputs) -> str:
-    """Name of the section: what files of the folder begin with, else by the folder."""
+    """Name the section after the prefix of its ``feature_slice.h5``, else after the folder."""
     features = sorted(outputs.root.glob(f"*_{SLICE_FILE}"))
     return clean_name(features[0].name.removesuffix(f"_{SLICE_FILE}")) if features else outputs.label
