@@ -1,8 +1,8 @@
-"""Data sets: public tissue with counts, and synthetic tissue with a known truth."""
+"""Load public spatial transcriptomics data sets, and simulate tissue with known expression."""
 
 import lazy_loader
 
-# The stub says where each name is, also those that other rooms ask for; users see these.
+# The stub maps every name to its module, including those for other subpackages; __all__ lists the public ones.
 __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = ["dlpfc", "dlpfc_geometry", "her2st", "synthetic_tissue"]
 

@@ -1,4 +1,4 @@
-"""Human dorsolateral prefrontal cortex, 10x Visium (Maynard et al. 2021)."""
+"""Load the DLPFC data set: human dorsolateral prefrontal cortex, 10x Visium (Maynard et al. 2021)."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ _SHA256 = {
     "151676_tissue_positions_list.csv": "2b655c9ead1fa5686ef9a49ab8452d56cd849dc1d15779b215e4f9726ebe55c0",
     "151676_scalefactors_json.json": "2ee6b05b734c39688792ca2d26b8558b59c116098fc184b579b500d3b8497afd",
 }
-"""Of what Space Ranger wrote. For counts, images and layers no checksum is published."""
+"""Checksums of Space Ranger's positions and scale factors; none are published for counts, images and layers."""
 
 
 def geometry_files(name: str) -> dict[str, DataFile]:
-    """Give positions, scale factors and layers of one slice."""
+    """List the files of one slice with positions, scale factors and layers."""
     return {
         "positions": _file(name, "tissue_positions_list.csv", f"{_REPOSITORY}/{name}/tissue_positions_list.txt"),
         "scalefactors": _file(name, "scalefactors_json.json", f"{_REPOSITORY}/{name}/scalefactors_json.json"),
-        # One table for all slices in the repository; a folder may have one per slice instead.
+        # The repository has one table for all slices; a local folder may have one per slice.
         "layers": DataFile(
             _LAYERS, f"{_REPOSITORY}/{_LAYERS}", None, (f"{name}/layers.tsv", f"{name}_layers.tsv", f"10X/{_LAYERS}")
         ),
@@ -65,7 +65,7 @@ def geometry_files(name: str) -> dict[str, DataFile]:
 
 
 def slice_files(name: str, image: str) -> dict[str, DataFile]:
-    """Give all files of one slice, with the full-resolution image where ``image`` is ``"full"``."""
+    """List all files of one slice, including the full-resolution image if ``image`` is ``"full"``."""
     files = geometry_files(name)
     files["counts"] = _file(name, "filtered_feature_bc_matrix.h5", f"{_BUCKET}/h5")
     files["hires"] = _file(name, "tissue_hires_image.png", f"{_BUCKET}/images")
@@ -78,7 +78,7 @@ def _file(name: str, rest: str, url: str) -> DataFile:
     flat = f"{name}_{rest}"
     address = url if url.endswith((".txt", ".json")) else f"{url}/{flat}"
     stem = rest.rsplit(".", 1)[0]
-    # In a folder per slice, or as Space Ranger lays its output out.
+    # Paths in a folder per slice, in Space Ranger's layout, and in the layout of the bucket.
     places = (f"{name}/{rest}", f"{name}/spatial/{rest}", f"{name}/{flat}", f"h5/{flat}", f"images/{flat}")
     repository = (f"10X/{name}/{stem}.*",)
     return DataFile(flat, address, _SHA256.get(flat), (*places, *repository))
@@ -96,48 +96,48 @@ def dlpfc(
     cache_dir: str | Path | None = None,
     image: Literal["hires", "full"] = "hires",
 ) -> ad.AnnData:
-    """Slices of human dorsolateral prefrontal cortex with counts, images and manual layers.
+    """Load slices of human dorsolateral prefrontal cortex with counts, images and manually annotated layers.
 
     Parameters
     ----------
     slices
         Names of slices, 151507 to 151510 and 151669 to 151676.
     path
-        Folder with the files, flat under the names of the bucket, or one sub-folder a slice. Also named by the
-        environment variable ``ST_GCHB_DATA``.
+        Folder with the files, either flat with the names of the bucket, or with one subfolder per slice. By default the
+        folder in the environment variable ``ST_GCHB_DATA``, if it is set.
     cache_dir
-        Where downloads are kept; by default ``st_gchb.settings.cache_dir``.
+        Folder for downloads; by default ``st_gchb.settings.cache_dir``.
     image
-        ``"hires"``: only Space Ranger's down-scaled image (about 2,000 px). ``"full"``: the full-resolution image
-        too, several hundred MB a slice.
+        ``"hires"``: only Space Ranger's down-scaled image (about 2,000 px). ``"full"``: also the full-resolution image,
+        several hundred MB per slice.
 
     Returns
     -------
     AnnData
-        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``. ``obs``:
-        ``slice``, ``patient``, ``layer``, array position. ``obsm["spatial"]``: spot centers as x, y in
-        full-resolution px. ``uns["spatial"][slice]``: image, scale factors, µm per px.
+        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``. ``obs``: ``slice``,
+        ``patient``, ``layer``, ``array_row``, ``array_col``. ``obsm["spatial"]``: spot centers as x, y in
+        full-resolution px, ``(n_spots, 2)``. ``uns["spatial"][slice]``: image, scale factors, µm per px.
 
     Raises
     ------
     InputError
-        An unknown slice or kind of image.
+        A slice or kind of image is unknown.
     MissingFileError
-        A local folder was named and lacks files.
+        A local folder is given and lacks files.
     DownloadError
-        Files could not be downloaded; the message says where to put them by hand.
+        Files cannot be downloaded; the message explains where to put them manually.
 
     Notes
     -----
     Maynard et al., *Transcriptome-scale spatial gene expression in the human dorsolateral prefrontal cortex*,
-    Nature Neuroscience 2021. The size of a pixel is derived from the spots, which are 100 µm apart.
+    Nature Neuroscience 2021. The pixel size is derived from the spot pitch, which is 100 µm.
 
     Examples
     --------
     >>> import st_gchb
     >>> adata = st_gchb.datasets.dlpfc(["151673"])  # doctest: +SKIP
     """
-    import scanpy  # takes seconds, and nothing else in this room needs it
+    import scanpy  # imported here because it takes seconds and only this function needs it
 
     names = _check_slices(slices)
     files = {name: slice_files(name, image) for name in names}
@@ -163,7 +163,7 @@ def dlpfc(
 
 @checked
 def dlpfc_geometry(slice: str, path: str | Path | None = None, *, cache_dir: str | Path | None = None) -> ad.AnnData:
-    """Positions and layers of one slice, without counts and image.
+    """Load positions and layers of one slice, without counts and image.
 
     Parameters
     ----------
@@ -172,22 +172,22 @@ def dlpfc_geometry(slice: str, path: str | Path | None = None, *, cache_dir: str
     path
         Folder with the files; see :func:`dlpfc`.
     cache_dir
-        Where downloads are kept.
+        Folder for downloads; by default ``st_gchb.settings.cache_dir``.
 
     Returns
     -------
     AnnData
-        No genes; ``obs``, ``obsm["spatial"]`` and scale factors as :func:`dlpfc` gives them. This is what
-        :func:`synthetic_tissue` takes as ``geometry``.
+        No genes; ``obs``, ``obsm["spatial"]`` and scale factors as in :func:`dlpfc`. Pass it to
+        :func:`synthetic_tissue` as ``geometry``.
 
     Raises
     ------
     InputError
-        An unknown slice.
+        The slice is unknown.
     MissingFileError
-        A local folder was named and lacks files.
+        A local folder is given and lacks files.
     DownloadError
-        Files could not be downloaded.
+        Files cannot be downloaded.
 
     Examples
     --------
@@ -244,7 +244,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
     try:
         spots = pd.read_csv(path, header=None, names=columns, index_col=0)
         numbers = spots.to_numpy(dtype=float)
-    except ValueError as error:  # pandas' own errors are of this type as well
+    except ValueError as error:  # pandas' parser errors are subclasses of ValueError
         raise CoordinateError(f"{path}: expected lines of barcode and 5 numbers ({error}).") from error
     if not len(spots) or not np.isfinite(numbers).all() or not spots.index.is_unique:
         raise CoordinateError(f"{path}: expected lines of barcode and 5 numbers, each barcode once.")
@@ -252,7 +252,7 @@ def _read_positions(path: Path) -> pd.DataFrame:
 
 
 def _pitch_px(spots: pd.DataFrame, path: Path) -> float:
-    """Distance between spots that are neighbors in a row of the array, px; the columns of a row count by two."""
+    """Measure the distance between neighbors in a row of the array, px; their column numbers differ by two."""
     grid = spots.reset_index().set_index(["array_row", "array_col"])[["pxl_row", "pxl_col"]]
     beside = grid.rename(index=lambda col: col - 2, level="array_col")
     steps = (beside - grid).dropna()

@@ -1,4 +1,4 @@
-"""Files of public data sets: from a local folder, or downloaded once into the cache and checked."""
+"""Find the files of public data sets in a local folder, or download them into the cache and verify their checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from st_gchb._settings import settings
 DATA_VARIABLE = "ST_GCHB_DATA"
 
 _TIMEOUT_S = (5, 30)
-"""Seconds to wait for a connection, and between two pieces of the answer."""
+"""Timeouts for connecting, and between two parts of the response, s."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class DataFile:
     Parameters
     ----------
     name
-        What the file is called in the cache and in a flat local folder.
+        File name in the cache and in a flat local folder.
     url
-        Public address, or ``None`` where the file can only be read from a local folder.
+        Public address; None if the file can only be read from a local folder.
     sha256
-        Checksum, or ``None`` where none is published.
+        Checksum; None if none is published.
     patterns
-        Other places inside a local folder where the file may lie, as glob patterns.
+        Glob patterns of alternative paths inside a local folder.
     """
 
     name: str
@@ -44,19 +44,24 @@ class DataFile:
 
 
 def local_folder(dataset: str, path: str | Path | None) -> Path | None:
-    """Folder that the caller or the environment names for a data set, or ``None`` if neither does.
+    """Find the local folder of a data set that the caller or the environment specifies.
 
     Parameters
     ----------
     dataset
-        Name of the data set; a sub-folder of that name goes before the folder itself.
+        Name of the data set. A subfolder of that name takes precedence over the folder itself.
     path
-        What the caller passed; goes before the environment variable ``ST_GCHB_DATA``.
+        Folder that the caller passed. Takes precedence over the environment variable ``ST_GCHB_DATA``.
+
+    Returns
+    -------
+    pathlib.Path or None
+        The folder; None if neither specifies one.
 
     Raises
     ------
     MissingFileError
-        The folder that was named does not exist.
+        The specified folder does not exist.
     """
     named = path if path is not None else os.environ.get(DATA_VARIABLE) or None
     if named is None:
@@ -69,13 +74,13 @@ def local_folder(dataset: str, path: str | Path | None) -> Path | None:
 
 
 def cache_folder(dataset: str, cache_dir: str | Path | None) -> Path:
-    """Folder that downloads of a data set go to: in ``cache_dir``, else in ``settings.cache_dir``."""
+    """Return the folder for downloads of a data set, in ``cache_dir`` or by default in ``settings.cache_dir``."""
     root = settings.cache_dir if cache_dir is None else Path(cache_dir).expanduser()
     return root / "datasets" / dataset
 
 
 def find_local(folder: Path, file: DataFile) -> Path | None:
-    """Path of a file inside a local folder, or ``None``."""
+    """Find a file inside a local folder; None if it is not there."""
     for pattern in (file.name, *file.patterns):
         matches = sorted(path for path in folder.glob(pattern) if path.is_file())
         if matches:
@@ -90,30 +95,30 @@ def fetch(
     path: str | Path | None = None,
     cache_dir: str | Path | None = None,
 ) -> list[Path]:
-    """Find files locally, or download what is not yet in the cache.
+    """Find files in a local folder, or download those that are not yet in the cache.
 
     Parameters
     ----------
     files
-        The files that are wanted.
+        The requested files.
     dataset
         Name of the data set.
     path
-        Local folder with the files. A local folder, once named, is the only place that is looked at.
+        Local folder with the files. If one is specified, here or by ``ST_GCHB_DATA``, nothing is downloaded.
     cache_dir
-        Where downloads are kept.
+        Folder for downloads.
 
     Returns
     -------
-    list
+    list of pathlib.Path
         Absolute paths, in the order of ``files``.
 
     Raises
     ------
     MissingFileError
-        The local folder has not all files.
+        The local folder does not exist, or lacks some of the files.
     DownloadError
-        A file could not be downloaded, or it is not what was published.
+        A file cannot be downloaded, or its checksum is wrong.
     """
     folder = local_folder(dataset, path)
     if folder is None:
@@ -131,7 +136,7 @@ def fetch(
 
 
 def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataFile]) -> Path:
-    """Path of a file in the cache, downloaded unless a whole copy is there."""
+    """Download a file into the cache unless a complete copy is there, and return its path."""
     target = folder / file.name
     note = target.with_name(f"{target.name}.sha256")
     expected = file.sha256 or (note.read_text().strip() if note.is_file() else None)
@@ -153,11 +158,11 @@ def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataF
     except (requests.exceptions.RequestException, OSError) as error:
         reason = f"{file.name} could not be downloaded from {file.url} ({type(error).__name__}: {_short(error)})"
         raise DownloadError(_advice(reason, folder, dataset, wanted)) from error
-    except ValueError as error:  # what pooch raises for a wrong checksum
+    except ValueError as error:  # raised by pooch for a wrong checksum
         reason = f"{file.name} from {file.url} is not the file that was published: {_short(error)}"
         raise DownloadError(_advice(reason, folder, dataset, wanted)) from error
     if expected is None:
-        # No checksum is published: what was fetched first is what later loads are held to.
+        # Without a published checksum, later loads are verified against the first download.
         found = sha256_of(target)
         with write_whole(note) as part:
             part.write_text(f"{found}\n")

@@ -1,4 +1,4 @@
-"""HER2-positive breast tumors, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
+"""Load the her2st data set: HER2-positive breast tumors, legacy Spatial Transcriptomics (Andersson et al. 2021)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _IMAGES = {
     "C5": "5714_HE_BT_E1.jpg",
     "C6": "5714_HE_BT_E2.jpg",
 }
-"""Image names follow the array, not the section: sections that are not listed are read from a local folder only."""
+"""Published image of each section. Image names refer to arrays, not sections, so other sections need a local folder."""
 
 _SHA256 = {
     "C2.jpg": "26e2f73ae840cdd46c5bba405aae181f13a56a376b9848dff23f7a9c5de7f19e",
@@ -46,18 +46,18 @@ _SHA256 = {
 }
 
 _UM_PER_PX = 200 / 287
-"""Spots are 200 µm apart, which is 287 px of the published images."""
+"""Pixel size of the published images, µm: spots are 200 µm and 287 px apart."""
 
 _SPOT_DIAMETER_UM = 100.0
 
 
 def section_files(section: str) -> tuple[DataFile, DataFile, DataFile]:
-    """Give counts, spot positions and image of one section."""
+    """List the files of one section: counts, spot positions and image."""
     counts, spots, image = f"{section}.tsv.gz", f"{section}_selection.tsv", f"{section}.jpg"
     folder = f"ST-imgs/{section[0]}/{section}"
     image_url = f"{_ROOT}/{folder}/{_IMAGES[section]}" if section in _IMAGES else None
     return (
-        # The patterns also find the files in a clone of the repository.
+        # The patterns match the files in a clone of the repository.
         _file(counts, f"{_ROOT}/ST-cnts/{counts}", (f"ST-cnts/{counts}",)),
         _file(spots, f"{_ROOT}/ST-spotfiles/{spots}", (f"ST-spotfiles/{spots}",)),
         _file(image, image_url, (f"{folder}/*.jpg",)),
@@ -76,42 +76,42 @@ def her2st(
     cache_dir: str | Path | None = None,
     hires_side_px: Few = 1500,
 ) -> ad.AnnData:
-    """Sections of HER2-positive breast tumors with counts and full-resolution H&E.
+    """Load sections of HER2-positive breast tumors with counts and full-resolution H&E images.
 
     Parameters
     ----------
     sections
-        Names of sections, such as ``"C2"``: the letter is the patient. B4 and C2 to C6 can be downloaded; every
-        section whose files lie in a local folder can be read.
+        Names of sections, such as ``"C2"``; the letter denotes the patient. B4 and C2 to C6 can be downloaded, all
+        others are read from a local folder.
     path
-        Folder with the files as published (``C2.jpg``, ``C2.tsv.gz``, ``C2_selection.tsv``), or with a clone of
-        the repository ``almaan/her2st``. Also named by the environment variable ``ST_GCHB_DATA``.
+        Folder with the published files (``C2.jpg``, ``C2.tsv.gz``, ``C2_selection.tsv``), or with a clone of the
+        repository ``almaan/her2st``. By default the folder in the environment variable ``ST_GCHB_DATA``, if it is set.
     cache_dir
-        Where downloads are kept; by default ``st_gchb.settings.cache_dir``.
+        Folder for downloads; by default ``st_gchb.settings.cache_dir``.
     hires_side_px
-        Longer side of the down-scaled image that is kept in memory for plots, px.
+        Length of the longer side of the down-scaled image that is kept in memory for plots, px.
 
     Returns
     -------
     AnnData
-        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``; a gene that a
-        section's table does not list has count 0 there. ``obs``: ``slice``, ``patient``, ``array_row``,
-        ``array_col``. ``obsm["spatial"]``: spot centers as x, y in full-resolution px, ``(n_spots, 2)``.
-        ``uns["spatial"][section]``: down-scaled image, scale factors, µm per px, path of the full image.
+        One row per spot under tissue. ``X``: raw UMI counts, CSR float32, ``(n_spots, n_genes)``, with count 0 for
+        genes that a section's table does not list. ``obs``: ``slice``, ``patient``, ``array_row``, ``array_col``.
+        ``obsm["spatial"]``: spot centers as x, y in full-resolution px, ``(n_spots, 2)``. ``uns["spatial"][section]``:
+        down-scaled image, scale factors, µm per px, path of the full-resolution image.
 
     Raises
     ------
     InputError
-        An unknown section, or one that is named twice.
+        A section is unknown or listed twice.
     MissingFileError
-        A local folder was named and lacks files.
+        A local folder is given and lacks files.
     DownloadError
-        Files could not be downloaded; the message says where to put them by hand.
+        Files cannot be downloaded; the message explains where to put them manually.
 
     Notes
     -----
     Andersson et al., *Spatial deconvolution of HER2-positive breast cancer delineates tumor-associated cell type
-    interactions*, Nature Communications 2021. Spots are 100 µm wide and 200 µm apart, a pixel is about 0.70 µm.
+    interactions*, Nature Communications 2021. Spots are 100 µm wide and 200 µm apart; a pixel is about 0.70 µm.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def _check_sections(sections: Sequence[str], path: str | Path | None) -> list[st
         raise InputError(f"sections: {names} names a section twice; each may be there once.")
     for name in names:
         is_name = isinstance(name, str) and re.fullmatch(r"[A-H][1-6]", name) is not None
-        # Of a local folder, files that are absent are reported by name when they are looked for.
+        # With a local folder, fetch() reports missing files by name.
         if not is_name or (name not in _IMAGES and folder is None):
             local = "" if folder is None else f"; {folder} has {_sections_in(folder) or 'none'}"
             raise InputError(
@@ -154,7 +154,7 @@ def _sections_in(folder: Path) -> str:
 
 
 def _read_section(name: str, counts_path: Path, spots_path: Path) -> ad.AnnData:
-    """One section's spots that are under tissue and have counts."""
+    """Read the spots of one section that are under tissue and have counts."""
     adata, _ = read_legacy_spots(name, counts_path, spots_path)
     adata.obs.insert(1, Keys.PATIENT, name[0])
     return adata

@@ -1,4 +1,4 @@
-"""Several slices put into one object."""
+"""Concatenate slices into one AnnData."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ from st_gchb.io import Library, put_libraries
 
 
 def join_slices(parts: Sequence[ad.AnnData], libraries: Iterable[Library]) -> ad.AnnData:
-    """Put slices into one object: the union of genes, absent ones as 0, and one image library a slice."""
+    """Concatenate slices into one object.
+
+    Parameters
+    ----------
+    parts
+        Slices, with ``slice`` and ``patient`` in ``obs``.
+    libraries
+        One ``Library`` per slice, for ``uns["spatial"]``.
+
+    Returns
+    -------
+    AnnData
+        The union of all genes (count 0 for genes that a slice lacks), with one image library per slice.
+    """
     adata = ad.concat(list(parts), join="outer", fill_value=0, merge="same")
     if adata.X is not None:
         adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Synthetic tissue with a known truth."""
+"""Simulate tissue sections with H&E-like images, counts and known expression."""
 
 import lazy_loader
 

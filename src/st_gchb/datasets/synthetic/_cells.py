@@ -1,4 +1,4 @@
-"""Cells and vessels of synthetic tissue."""
+"""Place cells and blood vessels in synthetic tissue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDOTHELIUM: Final = 3
 
 @dataclass(frozen=True)
 class Cells:
-    """Nuclei as ellipses, one entry a nucleus, all ``(n_nuclei,)``; lengths in µm."""
+    """Nuclei as ellipses; arrays are ``(n_nuclei,)``, lengths in µm, angles in radians."""
 
     kind: NDArray[np.int_]
     x: Field
@@ -28,12 +28,12 @@ class Cells:
     minor: Field
     angle: Field
     soma: Field
-    """Radius of a cell body that is drawn, 0 for none."""
+    """Radius of the visible cell body, 0 for none."""
 
 
 @dataclass(frozen=True)
 class Vessels:
-    """Blood vessels as ellipses, all ``(n_vessels,)``; lengths in µm."""
+    """Blood vessels as ellipses; arrays are ``(n_vessels,)``, lengths in µm, angles in radians."""
 
     x: Field
     y: Field
@@ -41,13 +41,13 @@ class Vessels:
     minor: Field
     angle: Field
     filled: Field
-    """Part of the lumen that red blood cells fill."""
+    """Fraction of the lumen filled by red blood cells."""
 
 
 def place_cells(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Cells, Vessels]:
-    """Draw vessels, then cells between them, as dense as their layer says."""
+    """Draw vessels, and then cells between them with the densities of their layer."""
     vessels = _vessels(anatomy, rng)
-    # Within a layer cells crowd in some places: this is what genes of nuclear density follow.
+    # Cell density varies within a layer; the genes of the program "density" depend on this variation.
     crowd = np.exp(0.33 * smooth_noise(rng, anatomy.tissue.shape, 14) - 0.05)
     densities = ([p.glia for p in LAYERS], [p.granule for p in LAYERS], [p.pyramid for p in LAYERS])
     groups = []
@@ -63,7 +63,7 @@ def place_cells(anatomy: Anatomy, rng: np.random.Generator) -> tuple[Cells, Vess
 
 
 def _scatter(anatomy: Anatomy, per_mm2: Field, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Poisson process of a density given on the grid."""
+    """Draw points from a Poisson process whose density is given on the grid."""
     counts = rng.poisson(np.clip(per_mm2, 0, None) * (GRID_UM / 1000) ** 2)
     rows, cols = np.nonzero(counts)
     times = counts[rows, cols]
@@ -75,7 +75,7 @@ def _scatter(anatomy: Anatomy, per_mm2: Field, rng: np.random.Generator) -> tupl
 
 
 def _apart(x: Field, y: Field, room: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Of two nuclei that would lie on each other, keep the one that comes first."""
+    """Select nuclei that do not overlap: of two overlapping nuclei, the first is kept."""
     keep = np.ones(len(x), dtype=bool)
     if len(x) > 1:
         pairs = KDTree(np.stack([x, y], axis=1)).query_pairs(2 * float(room.max()), output_type="ndarray")
@@ -86,7 +86,7 @@ def _apart(x: Field, y: Field, room: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def _vessels(anatomy: Anatomy, rng: np.random.Generator) -> Vessels:
-    """Few wide vessels and many capillaries, the long ones running toward the depth."""
+    """Draw few wide vessels and many capillaries, oriented mainly along the depth."""
     wide = _scatter(anatomy, 2.2 * anatomy.tissue, rng)
     thin = _scatter(anatomy, 16.0 * anatomy.tissue, rng)
     x, y = np.concatenate([wide[0], thin[0]]), np.concatenate([wide[1], thin[1]])
@@ -99,7 +99,7 @@ def _vessels(anatomy: Anatomy, rng: np.random.Generator) -> Vessels:
     angle = down + rng.normal(0, 0.35, n)
     filled = np.where(rng.random(n) < 0.45, rng.uniform(0.3, 0.95, n), 0.0)
     vessels = Vessels(*(np.asarray(part, np.float32) for part in (x, y, minor * ratio, minor, angle, filled)))
-    # No capillary runs through the lumen of a wide vessel.
+    # Drop capillaries inside the lumen of a wide vessel.
     free = is_wide | ~_within(_pick(vessels, is_wide), vessels.x, vessels.y, 12.0)
     return _pick(vessels, free)
 
@@ -109,7 +109,7 @@ def _pick(vessels: Vessels, keep: NDArray[np.bool_]) -> Vessels:
 
 
 def _within(vessels: Vessels, x: Field, y: Field, margin: float) -> NDArray[np.bool_]:
-    """Whether points lie in a vessel or on its wall."""
+    """Check which points lie inside a vessel or within ``margin`` of it, µm."""
     hit = np.zeros(len(x), dtype=bool)
     if len(vessels.x) and len(x):
         tree = KDTree(np.stack([x, y], axis=1))
@@ -124,7 +124,7 @@ def _within(vessels: Vessels, x: Field, y: Field, margin: float) -> NDArray[np.b
 
 
 def _endothelium(vessels: Vessels, rng: np.random.Generator) -> tuple[Field, Field, Field]:
-    """Flat nuclei on the walls of vessels: x, y, angle."""
+    """Draw flat nuclei on the walls of vessels: x, y in µm, and angle in radians."""
     turn = 2 * np.pi * np.sqrt((vessels.major**2 + vessels.minor**2) / 2)
     times = np.maximum(1, rng.poisson(turn / 32.0)) if len(turn) else np.zeros(0, int)
     which = np.repeat(np.arange(len(vessels.x)), times)
@@ -145,7 +145,7 @@ def _shape(
     anatomy: Anatomy,
     rng: np.random.Generator,
 ) -> Cells:
-    """Give nuclei their size and direction, and pyramidal cells their body."""
+    """Draw size and orientation of nuclei, and the bodies of pyramidal cells."""
     n, n_lining = len(x), len(lining[0])
     slope_x, slope_y = anatomy.slope()
     up = np.arctan2(-anatomy.at(slope_y, x, y), -anatomy.at(slope_x, x, y))
@@ -154,7 +154,7 @@ def _shape(
     soma = by_layer([layer.soma_um for layer in LAYERS], depth) * np.exp(rng.normal(0, 0.16, n))
     radius = np.choose(kind, [rng.normal(3.1, 0.35, n), rng.normal(3.9, 0.4, n), 0.52 * soma])
     ratio = 1 + np.choose(kind, [rng.gamma(2, 0.12, n), rng.gamma(2, 0.07, n), rng.gamma(2, 0.08, n)])
-    # Pyramids point to the surface; glia of the white matter lie in rows between the fibers.
+    # Pyramidal cells point to the surface; glia of the white matter lie in rows between the fibers.
     spread = np.choose(kind, [np.where(white > 0.5, 0.3, 3.0), np.full(n, 3.0), np.full(n, 0.32)])
     lean = up + np.where((kind == GLIA) & (white > 0.5), np.pi / 2, 0.0) + rng.normal(0, 1, n) * spread
     radius = np.clip(radius, 2.0, None)

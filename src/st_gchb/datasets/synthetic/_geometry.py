@@ -1,4 +1,4 @@
-"""True positions and layers of spots, as a place where synthetic tissue can grow."""
+"""Validate real spot positions and layers that serve as the geometry of synthetic tissue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from st_gchb.datasets.synthetic._anatomy import LAYER_NAMES
 from st_gchb.io import Library, column_of, libraries_of
 
 SIDE_PX = 3000
-"""Longer side of an image that is drawn for a given geometry, px."""
+"""Length of the longer side of an image that is drawn for a given geometry, px."""
 
 _PITCH_UM = 100.0
 _ASIDE_UM = 300.0
@@ -25,18 +25,20 @@ _ASIDE_UM = 300.0
 
 @dataclass(frozen=True)
 class Geometry:
-    """Spots of one slice.
+    """Spot positions and layers of one slice.
 
     Parameters
     ----------
     name
-        Of the slice that the positions come from.
+        Name of the slice that the positions come from.
     centers_um
-        Centers as x, y from a corner of the image to be drawn, ``(n_spots, 2)``, µm.
+        Spot centers as x, y from the corner of the image, ``(n_spots, 2)``, µm.
     layers
-        Names of layers, ``(n_spots,)``, an empty string where none is known.
+        Names of layers, ``(n_spots,)``; empty for spots without a layer.
     array
-        Names of the spots as index, with their array positions where these are known.
+        Array positions, if known, indexed by the names of the spots.
+    pitch_um, diameter_um
+        Distance between neighboring spots and their diameter, µm.
     """
 
     name: str
@@ -55,28 +57,35 @@ class Geometry:
 
     @property
     def um_per_px(self) -> float:
-        """Size of a pixel that makes the image about ``SIDE_PX``, µm."""
+        """Pixel size at which the longer side of the image has ``SIDE_PX``, µm."""
         return max(self.size_um) / SIDE_PX
 
 
 def geometries(given: ad.AnnData | Sequence[ad.AnnData]) -> list[Geometry]:
-    """Check what was given as geometry, and split it by slice.
+    """Validate the ``geometry`` argument, and split it by slice.
 
     Parameters
     ----------
     given
-        One object, also of several slices, or one object per slice.
+        One object with one or more slices, or one object per slice.
+
+    Returns
+    -------
+    list of Geometry
+        One entry per slice.
 
     Raises
     ------
     InputError
-        No spots, or no layers that are known.
+        The argument is empty or not AnnData.
     MissingKeyError
-        A column or key is absent.
+        A column is missing.
     CoordinateError
-        Coordinates are absent or not finite.
+        Coordinates are missing or not finite.
+    SliceError
+        A slice has fewer than two known layers.
     ScaleError
-        The size of a pixel is unknown.
+        The pixel size is not stated.
     """
     objects = [given] if isinstance(given, ad.AnnData) else list(given)
     if not objects or not all(isinstance(adata, ad.AnnData) for adata in objects):

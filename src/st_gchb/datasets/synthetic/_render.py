@@ -1,4 +1,4 @@
-"""H&E-like pictures of synthetic tissue: two dyes absorb light, as in a stained section."""
+"""Render H&E-like images of synthetic tissue, with the absorption of two dyes as in a stained section."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEXTURE = 1024
 
 @dataclass(frozen=True)
 class Stain:
-    """How one slide was stained and scanned: optical density per unit of dye in R, G, B, and the color of glass."""
+    """Stain of one slide: optical density per unit of dye in R, G, B, and the color of bare glass in 8-bit RGB."""
 
     hematoxylin: Field
     eosin: Field
@@ -27,7 +27,7 @@ class Stain:
 
     @classmethod
     def random(cls, rng: np.random.Generator, variation: float) -> Stain:
-        """Draw a stain; ``variation`` 0 gives every slide the same."""
+        """Draw a stain; with ``variation`` 0 all slides have the same stain."""
         vectors = np.array([[0.70, 0.72, 0.28], [0.12, 0.80, 0.36], [0.06, 0.72, 0.62]])
         strength = 1 + variation * np.array([[0.10], [0.16], [0.1]]) * rng.uniform(-1, 1, (3, 1))
         hue = 1 + variation * 0.12 * rng.uniform(-1, 1, (3, 3))
@@ -44,23 +44,23 @@ def render(
     rng: np.random.Generator,
     stain_variation: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """Draw a section.
+    """Render a section.
 
     Parameters
     ----------
     anatomy, cells, vessels
-        What is there.
+        Content of the section.
     um_per_px
-        Size of a pixel, µm.
+        Pixel size, µm.
     rng
-        For textures and stain.
+        Random number generator for textures and stain.
     stain_variation
-        How much slides differ in color; 0 is not at all.
+        Variation of the stain between slides; 0 for none.
 
     Returns
     -------
-    ndarray
-        8-bit RGB, ``(height, width, 3)``.
+    numpy.ndarray
+        8-bit RGB image, ``(height, width, 3)``.
     """
     width, height = (round(side / um_per_px) for side in anatomy.size_um)
     shape = (height, width)
@@ -85,7 +85,7 @@ def render(
     picture = np.empty((*shape, 3), np.uint8)
     grain = rng.standard_normal(shape, dtype=np.float32)
     for channel, absorbed in enumerate(density):
-        # A section is a little thicker than what is in focus.
+        # A section is slightly thicker than the depth of focus.
         seen = ndimage.gaussian_filter(np.exp(-absorbed), 0.55)
         picture[..., channel] = np.clip(stain.glass[channel] * (seen + light) + 1.3 * grain, 0, 255)
     return picture
@@ -97,23 +97,23 @@ def _upsample(field: Field, shape: tuple[int, int]) -> Field:
 
 
 def _outline(anatomy: Anatomy, shape: tuple[int, int], um_per_px: float, rng: np.random.Generator) -> Field:
-    """Tissue mask whose border is frayed on the scale of cells."""
+    """Render the tissue mask, with a border that is irregular on the scale of cells."""
     soft = _upsample(anatomy.tissue, shape) - 0.5
     fray = 0.16 * smooth_noise(rng, shape, max(1.5, 9 / um_per_px))
     fray += 0.10 * smooth_noise(rng, shape, max(1.5, 3.5 / um_per_px))
-    # Bounded, so that it moves the border and leaves no crumbs on the glass.
+    # The noise is bounded, so that it shifts the border without leaving isolated specks on the glass.
     return np.clip((soft + np.clip(fray, -0.38, 0.38)) * 6 + 0.5, 0, 1)
 
 
 def _ground(
     anatomy: Anatomy, shape: tuple[int, int], um_per_px: float, rng: np.random.Generator
 ) -> tuple[Field, Field]:
-    """Draw what lies between the cells: eosin and the faint blue of the neuropil."""
+    """Render the background between the cells: eosin, and the faint hematoxylin of the neuropil."""
     depth = _upsample(anatomy.depth, shape)
     coarse_eosin = by_layer([layer.eosin for layer in LAYERS], anatomy.depth)
-    # A thin, deeply stained membrane covers the surface.
+    # A thin, strongly stained membrane covers the surface.
     membrane = 0.5 * np.exp(-np.clip(anatomy.depth * anatomy.thickness_um, 0, None) / 14.0)
-    # Cut borders drink more dye.
+    # Edges of the tissue absorb more dye.
     inward = ndimage.distance_transform_edt(anatomy.tissue > 0.5) * GRID_UM
     eosin = _upsample((coarse_eosin + membrane) * (1 + 0.22 * np.exp(-inward / 22.0)), shape)
     white = _upsample(by_layer([0, 0, 0, 0, 0, 0.15, 1], anatomy.depth), shape)
@@ -127,7 +127,7 @@ def _ground(
     middle = smooth_noise(rng, shape, max(1.0, 3.0 / um_per_px))
     broad = smooth_noise(rng, shape, 60 / um_per_px)
     eosin *= 1 + 0.07 * broad + 0.13 * middle + 0.07 * fine + (1 - white) * 0.10 * radial + white * 0.26 * tangential
-    # Small vacuoles make the neuropil spongy.
+    # Small vacuoles give the neuropil a spongy texture.
     holes = smooth_noise(rng, shape, max(1.0, 2.6 / um_per_px))
     eosin *= 1 - 0.55 * np.clip((holes - 1.9) * 2.5, 0, 1)
     blue = 0.075 + 0.02 * middle + 0.012 * broad

@@ -1,4 +1,4 @@
-"""Counts of synthetic tissue, drawn from an expression that is known."""
+"""Simulate counts of synthetic tissue from known expression."""
 
 from __future__ import annotations
 
@@ -25,44 +25,49 @@ PROGRAMS: Final = {
     "hidden": ("HID", 0.14),
     "housekeeping": ("HK", 0.18),
 }
-"""What a gene's expression follows. ``hidden`` genes are smooth on the tissue and leave no trace in the image."""
+"""Covariate that determines a gene's expression. ``hidden`` genes vary smoothly in space, independent of the image."""
 
 
 @dataclass(frozen=True)
 class Genes:
-    """What the genes of a tissue do, the same in all its slices; arrays ``(n_genes,)`` unless said otherwise."""
+    """Parameters of the genes, shared by all slices of a tissue; arrays are ``(n_genes,)`` unless stated otherwise."""
 
     names: list[str]
     program: NDArray[np.str_]
     layer: NDArray[np.int_]
-    """Index of the layer that a layer gene marks, -1 for others."""
+    """Index of the layer of which the gene is a marker, -1 for other genes."""
     base: Field
-    """Log of the expression that a gene has by itself."""
+    """Log baseline expression."""
     effect: Field
-    """Log fold change per unit of what the gene follows."""
+    """Log fold change per unit of the gene's covariate."""
     hidden: Field
-    """Loadings on the fields that cannot be seen, ``(n_fields, n_genes)``."""
+    """Loadings on the hidden fields, ``(n_fields, n_genes)``."""
     dispersion: Field
     """Inverse dispersion of the negative binomial."""
 
     def frame(self) -> pd.DataFrame:
-        """Return the table for ``var``."""
+        """Convert to the columns of ``var``."""
         marked = [LAYER_NAMES[i] if i >= 0 else "" for i in self.layer]
         columns = {"program": pd.Categorical(self.program), "layer": pd.Categorical(marked)}
         return pd.DataFrame(columns, index=pd.Index(self.names))
 
 
 def draw_genes(n_genes: int, rng: np.random.Generator, n_fields: int = 3) -> Genes:
-    """Share genes out among programs and draw what they do.
+    """Assign genes to programs and draw their parameters.
 
     Parameters
     ----------
     n_genes
-        How many; at least 20, so that each program has one.
+        Number of genes; at least 20, so that each program has one.
     rng
-        Source of all that is random.
+        Random number generator.
     n_fields
-        Number of unseen fields a slice has.
+        Number of hidden fields per slice.
+
+    Returns
+    -------
+    Genes
+        Parameters of the genes.
     """
     parts = np.array([part for _, part in PROGRAMS.values()])
     sizes = np.maximum(1, np.floor(parts * n_genes).astype(int))
@@ -86,25 +91,25 @@ def draw_genes(n_genes: int, rng: np.random.Generator, n_fields: int = 3) -> Gen
 
 @dataclass(frozen=True)
 class Spots:
-    """What lies under the spots of a slice; arrays ``(n_spots,)`` unless said otherwise."""
+    """Tissue composition under the spots of a slice; arrays are ``(n_spots,)`` unless stated otherwise."""
 
     x_um: Field
     y_um: Field
     depth: Field
     layers: Field
-    """Part of each layer, ``(n_spots, n_layers)``."""
+    """Fraction of each layer, ``(n_spots, n_layers)``."""
     nuclei: Field
     neurons: Field
     endothelium: Field
     covered: Field
-    """Part of the spot that has tissue."""
+    """Fraction of the spot that is covered by tissue."""
 
     def pick(self, keep: NDArray[np.bool_]) -> Spots:
-        """Return some of the spots."""
+        """Select spots by a mask."""
         return Spots(*(getattr(self, field.name)[keep] for field in fields(self)))
 
     def frame(self) -> pd.DataFrame:
-        """Return the columns for ``obs``."""
+        """Convert to the columns of ``obs``."""
         names = np.array(LAYER_NAMES)[self.layers.argmax(axis=1)] if len(self.x_um) else []
         return pd.DataFrame(
             {
@@ -116,7 +121,24 @@ class Spots:
 
 
 def look_under(spots_um: NDArray[np.floating], anatomy: Anatomy, cells: Cells, radius_um: float) -> Spots:
-    """Count cells and layers within ``radius_um`` of the spots' centers, ``(n_spots, 2)``."""
+    """Measure depth, layers, cells and tissue coverage around each spot.
+
+    Parameters
+    ----------
+    spots_um
+        Spot centers as x, y, ``(n_spots, 2)``, µm.
+    anatomy
+        Anatomy of the slice.
+    cells
+        Cells of the slice.
+    radius_um
+        Radius of the region around each center, µm.
+
+    Returns
+    -------
+    Spots
+        Composition under the spots.
+    """
     x, y = spots_um[:, 0].astype(np.float32), spots_um[:, 1].astype(np.float32)
     disc = np.mgrid[-1:1:7j, -1:1:7j].reshape(2, -1)
     disc = disc[:, np.hypot(*disc) <= 1] * radius_um
@@ -150,32 +172,32 @@ def draw_counts(
     depth_of_reads: float,
     rng: np.random.Generator,
 ) -> tuple[sparse.csr_matrix, Field]:
-    """Draw counts and give the expression that they were drawn from.
+    """Draw counts from a negative binomial, and compute their expected expression.
 
     Parameters
     ----------
     genes
-        What the genes do.
+        Parameters of the genes.
     spots
-        What lies under the spots.
+        Composition under the spots.
     anatomy
-        Of the slice.
+        Anatomy of the slice.
     depth_of_reads
         Median counts per spot.
     rng
-        Source of all that is random.
+        Random number generator.
 
     Returns
     -------
     tuple
-        Counts, CSR float32, and the expected log-normalized expression (log1p of expected counts per 10^4), both
+        Counts, CSR float32, and expected log-normalized expression (log1p of expected counts per 10^4), both
         ``(n_spots, n_genes)``.
     """
     seen = _follow(genes, spots)
     unseen = _unseen(genes.hidden.shape[0], spots, anatomy, rng)
     rate = np.exp(genes.base + seen + unseen @ genes.hidden)
     share = rate / rate.sum(axis=1, keepdims=True)
-    # Spots with more cells and more tissue give more molecules; the rest of the spread is the assay's.
+    # Library size grows with the number of cells and the tissue coverage; the log-normal factor is technical variation.
     amount = spots.covered * np.sqrt((spots.nuclei + 4) / (np.median(spots.nuclei) + 4))
     library = depth_of_reads * amount * np.exp(rng.normal(0, 0.25, len(amount)))
     mean = library[:, None] * share
@@ -184,8 +206,8 @@ def draw_counts(
 
 
 def _follow(genes: Genes, spots: Spots) -> NDArray[np.floating]:
-    """Log fold changes that what is seen under the spots gives to each gene, ``(n_spots, n_genes)``."""
-    # Fixed units, not the slice's own mean and spread: the same tissue means the same expression in every slice.
+    """Compute log fold changes of each gene from the visible composition under the spots, ``(n_spots, n_genes)``."""
+    # Covariates are scaled by constants instead of statistics of the slice, so that slices are comparable.
     covariates = {
         "density": np.log2((spots.nuclei + 4) / 16),
         "neuron": np.log2((spots.neurons + 1) / 4),
@@ -194,7 +216,7 @@ def _follow(genes: Genes, spots: Spots) -> NDArray[np.floating]:
     }
     log_fold = np.zeros((len(spots.x_um), len(genes.names)))
     marks = genes.layer >= 0
-    # A marker is also expressed, less, in the layers beside its own.
+    # Markers are also expressed in the adjacent layers, at a lower level.
     beside = 0.25 * (np.eye(len(LAYER_NAMES), k=1) + np.eye(len(LAYER_NAMES), k=-1)) + np.eye(len(LAYER_NAMES))
     log_fold[:, marks] = (spots.layers @ beside)[:, genes.layer[marks]]
     for name, values in covariates.items():
@@ -203,7 +225,7 @@ def _follow(genes: Genes, spots: Spots) -> NDArray[np.floating]:
 
 
 def _unseen(n_fields: int, spots: Spots, anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.floating]:
-    """Smooth fields of variance 1 without any linear trace of what the image shows, ``(n_spots, n_fields)``."""
+    """Draw smooth fields of variance 1 without linear dependence on what the image shows, ``(n_spots, n_fields)``."""
     shape = anatomy.tissue.shape
     scale = max(shape) / 5
     smooth = np.stack(

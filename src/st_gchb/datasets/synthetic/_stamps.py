@@ -1,4 +1,4 @@
-"""Cells and vessels drawn onto a canvas, many at once."""
+"""Draw cells and vessels onto a canvas, in vectorized blocks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ Ids = NDArray[np.int_]
 Profile = Callable[[Field, Field, Ids], Field]
 
 _BLOCK = 2_000_000
-"""Pixels that are worked on at once."""
+"""Number of pixels that are processed at once."""
 
 
 def stamp(canvas: Field, x: Field, y: Field, reach: Field, profile: Profile) -> None:
-    """Add small pictures to a canvas, in place.
+    """Add many small shapes to a canvas, in place.
 
     Parameters
     ----------
     canvas
-        What is drawn on, ``(height, width)``.
+        The canvas, ``(height, width)``.
     x, y
-        Centers, px, ``(n,)``.
+        Centers of the shapes, px, ``(n,)``.
     reach
-        Distance from its center at which a picture ends, px, ``(n,)``.
+        Radius beyond which a shape is zero, px, ``(n,)``.
     profile
-        Gets distances from the center in px, ``(m, n_pixels)`` each, and which ``m`` pictures they belong to;
-        gives what is added there.
+        Function of the offsets dx and dy from the center in px, ``(m, n_pixels)`` each, and of the indices of the
+        ``m`` shapes, that returns the values to add, ``(m, n_pixels)``.
     """
     flat, (height, width) = canvas.reshape(-1), canvas.shape
     order = np.argsort(reach, kind="stable")
     sizes = reach[order]
     start = 0
     while start < len(order):
-        # Pictures come in the order of size, so that a block of equal windows wastes little room.
+        # Shapes are sorted by size, so that the equal windows of a block waste little memory.
         half = int(np.ceil(sizes[start] * 1.25)) + 1
         fitting = int(np.searchsorted(sizes, half, side="right"))
         stop = max(start + 1, min(fitting, start + _BLOCK // (2 * half + 1) ** 2))
@@ -59,19 +59,25 @@ def _turn(dx: Field, dy: Field, angle: Field) -> tuple[Field, Field]:
 
 
 def _dent(angle: Field, phase: Field) -> Field:
-    """Factor about 1 that makes a round outline irregular."""
+    """Compute a factor near 1 that makes a round outline irregular."""
     return 1 + 0.09 * np.sin(2 * angle + phase[:, :1]) + 0.06 * np.sin(3 * angle + phase[:, 1:])
 
 
 def _soft(rho: Field, radius_px: Field, edge_px: float = 1.0) -> Field:
-    """1 inside an ellipse of relative radius 1, 0 outside, with an edge about a pixel wide."""
+    """Compute a soft mask: 1 inside relative radius 1, 0 outside, with an edge ``edge_px`` wide."""
     return np.clip((1 - rho) * radius_px[:, None] / np.float32(edge_px) + 0.5, 0, 1)
 
 
 def draw_cells(
     cells: Cells, shape: tuple[int, int], um_per_px: float, rng: np.random.Generator
 ) -> tuple[Field, Field, Field]:
-    """Draw cell bodies (0 to 1), the pale room around cells (0 to 1), and the dye in nuclei (optical density)."""
+    """Draw cell bodies (0 to 1), pale halos around cells (0 to 1), and hematoxylin in nuclei (optical density).
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Bodies, halos and nuclei, ``(height, width)`` each.
+    """
     scale = np.float32(1 / um_per_px)
     x, y, a, b = cells.x * scale, cells.y * scale, cells.major * scale, cells.minor * scale
     soma, halo, nuclei = (np.zeros(shape, np.float32) for _ in range(3))
@@ -97,7 +103,7 @@ def draw_cells(
     has_body = np.flatnonzero(cells.soma > 0)
 
     def drop(dx: Field, dy: Field, ids: Ids, grow: float) -> Field:
-        """Relative radius in a body that runs out into a point toward the surface."""
+        """Compute the relative radius in a cell body that tapers toward the surface."""
         u, v = _turn(dx, dy, cells.angle[ids])
         radius = r[ids, None] * np.float32(grow)
         u, v = u / radius, v / radius
@@ -131,7 +137,13 @@ def draw_cells(
 def draw_vessels(
     vessels: Vessels, shape: tuple[int, int], um_per_px: float, rng: np.random.Generator
 ) -> tuple[Field, Field, Field]:
-    """Draw lumina (0 to 1), walls (0 to 1), and red blood cells (optical density)."""
+    """Draw lumina (0 to 1), walls (0 to 1) and red blood cells (optical density).
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Lumina, walls and red blood cells, ``(height, width)`` each.
+    """
     scale = np.float32(1 / um_per_px)
     x, y, a, b = vessels.x * scale, vessels.y * scale, vessels.major * scale, vessels.minor * scale
     thick = (1.6 + 0.12 * vessels.minor) * scale
@@ -139,7 +151,7 @@ def draw_vessels(
 
     def hole(dx: Field, dy: Field, ids: Ids) -> Field:
         u, v = _turn(dx, dy, vessels.angle[ids])
-        # Capillaries are half closed, and never quite straight.
+        # Capillaries are partly closed and slightly curved.
         v = v - 0.1 * u * np.sin(u / (14 * scale))
         openness = np.clip(vessels.minor[ids, None] / 8, 0.3, 1)
         return openness * _soft(np.hypot(u / a[ids, None], v / b[ids, None]), b[ids], 1.2)
@@ -157,7 +169,7 @@ def draw_vessels(
 
     def disc(dx: Field, dy: Field, ids: Ids) -> Field:
         rho = np.hypot(dx, dy) / size[ids, None]
-        # Red cells are thinner in the middle.
+        # Red blood cells are thinner in the middle.
         return _soft(rho, size[ids], 1.0) * (0.62 - 0.16 * np.exp(-((rho / 0.5) ** 2)))
 
     stamp(blood, rx * scale, ry * scale, size + 1, disc)
@@ -166,7 +178,7 @@ def draw_vessels(
 
 
 def _red_cells(vessels: Vessels, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Places of red blood cells inside the lumina that hold some."""
+    """Draw positions of red blood cells inside the filled lumina, µm."""
     times = rng.poisson(vessels.filled * vessels.major * vessels.minor / 12.0)
     which = np.repeat(np.arange(len(vessels.x)), times)
     t, r = rng.uniform(0, 2 * np.pi, len(which)), 0.88 * np.sqrt(rng.random(len(which)))

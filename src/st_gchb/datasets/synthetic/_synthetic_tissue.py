@@ -1,4 +1,4 @@
-"""Synthetic tissue: sections drawn like H&E, with counts that follow what they show."""
+"""Simulate cortex-like sections with H&E-like images, and counts that depend on what the images show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from st_gchb.io import Library
 
 _MARGIN_UM = 150.0
 _MIN_COVERED = 0.5
-"""A spot with less tissue than this is no spot under tissue."""
+"""Minimum fraction of tissue of a spot that counts as under tissue."""
 
 
 Slices = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
@@ -50,55 +50,55 @@ def synthetic_tissue(
     stain_variation: Weight = 1.0,
     slices_per_patient: Count = 1,
 ) -> ad.AnnData:
-    """Draw cortex-like sections and simulate counts whose expectation is known.
+    """Simulate cortex-like sections with images, counts and known expected expression.
 
-    Six layers and white matter differ in density, size and kind of their cells; each slice is bent, cut, torn and
-    stained a little differently. Genes follow layers, nuclear density, large neurons, vessels or depth, which the
-    image shows; others are smooth on the tissue but leave no trace in the image (``hidden``), or are the same
-    everywhere (``housekeeping``). An honest prediction of hidden genes correlates with the truth about 0.
+    Six layers and white matter differ in the density, size and type of their cells; slices vary in bending, outline,
+    tears and stain. The expression of most genes depends on the layer, nuclear density, large neurons, vessels or
+    depth, all of which the image shows. ``hidden`` genes vary smoothly in space but independently of the image, so that
+    predictions of them should have a correlation of about 0 with the truth; ``housekeeping`` genes are constant.
 
     Parameters
     ----------
     n_slices
-        Number of slices, when no ``geometry`` is given.
+        Number of slices; ignored if ``geometry`` is given.
     n_rows, n_cols
-        Rows and columns of the hexagonal array of spots; those that miss the tissue are left out.
+        Rows and columns of the hexagonal array of spots; spots outside the tissue are dropped.
     n_genes
         Number of genes, at least 20.
     seed
-        The same seed gives the same tissue, bit by bit; by default ``st_gchb.settings.seed``.
+        Random seed; the same seed gives bitwise identical tissue. By default ``st_gchb.settings.seed``.
     geometry
-        Spots to use instead of an array: objects as :func:`dlpfc_geometry` gives them, one per slice, or one object
-        with several slices told apart by ``obs["slice"]``. Needs ``obsm["spatial"]``, ``obs["layer"]`` and
-        ``uns["spatial"]`` with ``microns_per_pixel``. Images are drawn at a scale that makes them about 3,000 px.
+        Real spots to use instead of an array: objects returned by :func:`dlpfc_geometry`, one per slice, or one object
+        with several slices in ``obs["slice"]``. Requires ``obsm["spatial"]``, ``obs["layer"]`` and ``uns["spatial"]``
+        with ``microns_per_pixel``.
     spot_pitch_um, spot_diameter_um
-        Distance between spots and their diameter, µm.
+        Distance between neighboring spots and their diameter, µm.
     um_per_px
-        Size of a pixel, µm; default 1, or what makes the image of a ``geometry`` about 3,000 px.
+        Pixel size, µm; by default 1, or with ``geometry`` the size at which images have about 3,000 px.
     counts_per_spot
-        Median of the counts per spot.
+        Median counts per spot.
     stain_variation
-        How much slides differ in color; 0 is not at all.
+        Variation of the stain between slides; 0 for none.
     slices_per_patient
-        How many consecutive slices one patient gives.
+        Number of consecutive slices from the same patient.
 
     Returns
     -------
     AnnData
-        One row per spot under tissue, slices ``S1``, ``S2``, ... ``X``: counts, CSR float32. ``layers["truth"]``:
-        expected log-normalized expression. ``obs``: ``slice``, ``patient``, ``layer``, ``depth``, ``n_nuclei``,
-        array position. ``var``: ``program``, ``layer``. ``obsm["spatial"]``: x, y in px of the image, which is in
-        ``uns["spatial"][slice]["images"]["hires"]`` at full resolution. ``uns["synthetic"]`` says that it is
-        simulated, and how.
+        One row per spot under tissue, in slices ``S1``, ``S2``, ... ``X``: counts, CSR float32, ``(n_spots, n_genes)``.
+        ``layers["truth"]``: expected log-normalized expression. ``obs``: ``slice``, ``patient``, ``layer``, ``depth``,
+        ``n_nuclei``, array position. ``var``: ``program``, ``layer``. ``obsm["spatial"]``: x, y in px of the
+        full-resolution image ``uns["spatial"][slice]["images"]["hires"]``. ``uns["synthetic"]``: marks the data as
+        simulated, with seed, counts per spot and geometry.
 
     Raises
     ------
-    InputError
-        A size that gives no tissue, or a geometry without layers.
+    InputError, SliceError
+        The array is too small to cover tissue, or the geometry has no layers.
 
     Notes
     -----
-    Every figure that comes from such data is about simulated tissue, also where the spots are real ones.
+    Results on these data describe simulated tissue, even if the spot positions are real.
 
     Examples
     --------
@@ -140,7 +140,13 @@ def synthetic_tissue(
 
 
 def hexagonal_array(n_rows: int, n_cols: int, pitch_um: float) -> tuple[NDArray[np.float64], pd.DataFrame]:
-    """Spot centers as x, y in µm, ``(n_rows * n_cols, 2)``, and their array positions as Visium counts them."""
+    """Create a hexagonal array of spots.
+
+    Returns
+    -------
+    tuple
+        Spot centers as x, y in µm, ``(n_rows * n_cols, 2)``, and their array positions in Visium's numbering.
+    """
     row, col = (part.ravel() for part in np.mgrid[:n_rows, :n_cols])
     col = 2 * col + row % 2
     centers = np.column_stack([col * pitch_um / 2, row * pitch_um * np.sqrt(0.75)]) + _MARGIN_UM
@@ -151,7 +157,7 @@ def hexagonal_array(n_rows: int, n_cols: int, pitch_um: float) -> tuple[NDArray[
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the spots of a slice lie, and how finely it is drawn."""
+    """Anatomy, spot positions and pixel size of a slice to simulate."""
 
     anatomy: Anatomy
     centers_um: NDArray[np.float64]
@@ -164,12 +170,12 @@ class Plan:
 def _slice(
     plan: Plan, genes: Genes, counts_per_spot: float, stain_variation: float, key: tuple[int, int]
 ) -> tuple[ad.AnnData, NDArray[np.uint8]]:
-    """Spots of one slice with counts, and its image."""
-    # Streams of their own, so that cells stay where they are when only the stain or the depth of reads changes.
+    """Simulate the spots of one slice with counts, and its image."""
+    # Separate random streams keep the cells unchanged if only the stain or the sequencing depth changes.
     cells_rng, image_rng, counts_rng = (np.random.default_rng([key[0], purpose, key[1]]) for purpose in (2, 3, 4))
     cells, vessels = place_cells(plan.anatomy, cells_rng)
     image = render(plan.anatomy, cells, vessels, plan.um_per_px, image_rng, stain_variation)
-    # Molecules wander before they are caught: a spot speaks for the tissue half-way to its neighbors.
+    # Molecules diffuse laterally, so a spot captures the tissue up to half the distance to its neighbors.
     under = look_under(plan.centers_um, plan.anatomy, cells, plan.pitch_um / 2)
     keep = under.covered >= _MIN_COVERED
     if keep.sum() < 2:
