@@ -16,7 +16,7 @@ from st_gchb.datasets.synthetic._anatomy import LAYER_NAMES, Anatomy, Field, mem
 from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, GLIA, PYRAMID, Cells
 
 PROGRAMS: Final = {
-    # program: (prefix of gene names, part of all genes)
+    # program: (prefix of gene names, fraction of all genes)
     "layer": ("", 0.34),
     "density": ("ND", 0.10),
     "neuron": ("NEU", 0.08),

@@ -217,7 +217,7 @@ def read_factors(path: Path) -> dict[str, Any]:
             "again."
         )
     for key in factors:
-        # Files written from R or Zarr hold lists of one number.
+        # Files written from R, and some converted from Zarr, hold lists of one number.
         if key.endswith("_scalef") or key in (Keys.SPOT_DIAMETER, Keys.UM_PER_PX):
             factors[key] = positive(factors[key], f"{path}[{key!r}]")
     return factors
