@@ -117,7 +117,7 @@ def hand_on_libraries(source: AnnData, target: AnnData, names: Collection[str] |
 def libraries_of(adata: AnnData) -> dict[str, Library]:
     """Read and validate the entries of ``uns["spatial"]``.
 
-    This is the only reader of ``uns["spatial"]``: functions that need images, scale factors or library names call it.
+    All functions that need images, scale factors or library names read them through this function.
     Entries that hold a single value, such as CELLxGENE's ``is_single``, describe no slice and are skipped.
 
     Parameters
