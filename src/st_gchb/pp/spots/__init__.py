@@ -1,4 +1,4 @@
-"""Slices, spots and their positions: what an AnnData or a SpatialData says of them."""
+"""Slices, spots and their positions in an AnnData or a SpatialData."""
 
 import lazy_loader
 

@@ -1,4 +1,8 @@
-"""Whether the spots lie on the image and, if not, which factor would put them there."""
+"""Spot coordinates: reading ``obsm["spatial"]``, and validating that the spots lie on the image.
+
+Positions in the wrong unit (px of a down-scaled image, µm, mm, array indices) are recognized, and the error names the
+factor that would convert them to full-resolution px.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +29,20 @@ _WHAT = f"obsm[{Keys.SPATIAL!r}]"
 _X = {"x", "col", "cols", "column", "imagecol", "pxlcol", "imgcol", "pxlx"}
 _Y = {"y", "row", "rows", "imagerow", "pxlrow", "imgrow", "pxly"}
 _INDICES = {"array", "grid", "idx", "index"}
-"""Words that say places on the array, which are no px."""
+"""Words in column names that stand for array indices, not px."""
 _LENGTHS = {"um", "\N{GREEK SMALL LETTER MU}m", "\N{MICRO SIGN}m", "micron", "microns", "mm", "nm"}
 _WHOLE_IN_FLOAT16 = 2048
-"""Beyond this, float16 holds every second whole number, and every sixteenth at the far side of a scan."""
+"""Largest value up to which float16 represents every integer; larger positions are rounded to multiples of 2 to 32."""
 
 
 class MissingCoordinatesError(CoordinateError, MissingKeyError):
-    """There is no ``obsm["spatial"]``."""
+    """``obsm["spatial"]`` is absent."""
 
 
 def spot_centers(adata: AnnData) -> Coordinates:
     """Read the centers of all spots from ``obsm["spatial"]``.
 
-    Columns of a DataFrame are read by their names where these tell x and y apart, else by position.
+    The columns of a DataFrame are identified by name where the names distinguish x from y, and by position otherwise.
 
     Parameters
     ----------
@@ -48,13 +52,13 @@ def spot_centers(adata: AnnData) -> Coordinates:
     Returns
     -------
     numpy.ndarray
-        ``(n_spots, 2)`` float64, x and y.
+        Positions ``(n_spots, 2)``, float64, as x, y in px.
 
     Raises
     ------
     CoordinateError
-        The key is absent, or holds another shape, no real numbers, NaN or infinite values, or columns whose names
-        contradict x, y in px.
+        The key is absent, its value has another shape, holds anything but finite real numbers, or has column names
+        that contradict x, y in px.
 
     Examples
     --------
@@ -86,7 +90,13 @@ def spot_centers(adata: AnnData) -> Coordinates:
 
 
 def _numbers(stored: Any) -> Coordinates:
-    """Give what is stored as float64; an error for what is no table of real numbers."""
+    """Convert the stored positions to float64.
+
+    Raises
+    ------
+    CoordinateError
+        The positions are sparse, are not real numbers, or are too large for the precision of float16.
+    """
     if sparse.issparse(stored):
         raise CoordinateError(f"{_WHAT} is a sparse matrix; expected an array. Call .toarray() on it.")
     if np.ma.isMaskedArray(stored):
@@ -94,7 +104,7 @@ def _numbers(stored: Any) -> Coordinates:
     try:
         values = np.asarray(stored)
         kind = values.dtype.kind
-        # Text, and text among objects, would be read as numbers here and refused where it is read raw.
+        # astype would parse numbers stored as text, but code that reads the stored array without it would then fail.
         if kind in "USbcmMV" or (kind == "O" and any(isinstance(one, str | bytes | bool) for one in values.ravel())):
             raise TypeError(f"they are of type {values.dtype}")
         centers = values.astype(np.float64)
@@ -112,12 +122,12 @@ def _numbers(stored: Any) -> Coordinates:
 
 
 def _columns_by_name(frame: pd.DataFrame) -> npt.NDArray[Any]:
-    """Find x and y among named columns.
+    """Select the x and y columns of a DataFrame.
 
     Raises
     ------
     CoordinateError
-        Names say that they are something else, or both say the same.
+        The names denote something other than px, or do not distinguish x from y.
     """
     names = [str(name) for name in frame.columns]
     words = [_words(name) for name in names]
@@ -134,7 +144,7 @@ def _columns_by_name(frame: pd.DataFrame) -> npt.NDArray[Any]:
             )
         return frame.iloc[:, [x[0], y[0]]].to_numpy()
     in_place = len(names) == 2 and len(places) == 2 and x in ([], [0]) and y in ([], [1])
-    # Names that say nothing, or name the one column that is where it should be.
+    # Neither name is informative, or the only informative one is in the expected position.
     if in_place:
         return frame.to_numpy()
     raise CoordinateError(
@@ -144,38 +154,41 @@ def _columns_by_name(frame: pd.DataFrame) -> npt.NDArray[Any]:
 
 
 def _words(name: str) -> set[str]:
-    """Split a name into words: at what is no letter, and where a capital begins."""
+    """Split a name into lower-case words, at characters that are not letters and before capitals."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
     return {word for word in re.split(r"[^a-z\u00b5\u03bc]+", apart.lower()) if word}
 
 
 _MAX_OUTSIDE = 0.05
-"""Share of spots that may lie outside of an image that a factor is said to fit: a slide's rim, not a wrong scale."""
+"""Largest fraction of spots outside the image with which a scale factor still counts as fitting: a few spots at the
+rim of the slide do not indicate a wrong scale."""
 _RIM = (0.01, 0.05)
-"""Spots may lie beyond the image by half of their distance, within these shares of its longer side."""
+"""Lower and upper bound of the distance that spots may lie beyond the image, as fractions of its longer side."""
 _CORNER = 0.25
-"""Spots that cover less than this share of both sides of the image may be in a smaller image's px."""
+"""Spots that cover less than this fraction of both sides of the image may be in px of a down-scaled image."""
 _SPREAD = 0.6
-"""Spots in µm cover at least this share of both sides of the image once they are px."""
+"""Positions are taken for µm only if they cover at least this fraction of both sides of the image after conversion."""
 _FEW = 10
-"""Fewer spots than this say nothing by where they lie."""
+"""Fewest spots whose arrangement is used as evidence of the unit."""
 _PITCH_TOLERANCE = 0.02
-"""By how much the distance between Visium's spots may differ from 100 µm."""
+"""Relative tolerance of the distance between Visium's spots, nominally 100 µm."""
 _PITCH_PER_DIAMETER = (1.2, 2.2)
-"""Distance between spots by their width, where both are in the same unit."""
+"""Plausible range of spot distance divided by spot diameter, both in the same unit."""
 _SAME_SIZE = 0.05
-"""A pixel of 1 µm, within this, makes µm and px the same."""
+"""Tolerance, in µm, within which a pixel counts as 1 µm wide, so that µm and px cannot be distinguished."""
 
 
 def check_positions(centers_px: Coordinates, names: object = None) -> None:
-    """Validate positions where no image is at hand: by the rule of :func:`check_fit`, for the sides that are known.
+    """Validate positions without an image.
+
+    Applies the criterion of :func:`check_fit` to the left and upper sides, the only ones that are known.
 
     Parameters
     ----------
     centers_px
-        ``(n_spots, 2)`` x, y in px.
+        Positions ``(n_spots, 2)`` as x, y in px.
     names
-        Names of the spots, for the message.
+        Names of the spots, for the error message.
 
     Raises
     ------
@@ -194,10 +207,10 @@ def check_positions(centers_px: Coordinates, names: object = None) -> None:
 
 
 def rim_px(centers_px: Coordinates, shape_px: tuple[float, float]) -> float:
-    """How far beyond the image a spot may lie, px: the same on all four sides.
+    """Compute how far beyond any side of the image a spot may lie, in px.
 
-    Half of the distance between spots, so that the patch still shows the image; at least 1 % and at most 5 % of the
-    image's longer side.
+    It is half of the distance between spots, so that a patch still overlaps the image, but at least 1 % and at most
+    5 % of the image's longer side.
 
     Examples
     --------
@@ -219,29 +232,31 @@ def check_fit(
     um_per_px: float | None = None,
     scale: float = 1.0,
 ) -> None:
-    """Raise unless the spots lie on the image, and name the factor that would put them there.
+    """Validate that the spots lie on the image.
 
-    Spots a few px beyond any side of the image are used, with a warning; see :func:`rim_px`.
+    Spots slightly beyond the image (see :func:`rim_px`) are accepted with a warning. The error names the factor that
+    would place the spots on the image, if one is found.
 
     Parameters
     ----------
     centers_px
-        ``(n_spots, 2)`` x, y that should be px of the image.
+        Positions ``(n_spots, 2)`` as x, y, expected in px of the image.
     shape_px
         Height and width of the image, px.
     where
-        Slice and image, for the message.
+        Slice and image, for messages.
     factors
-        Scale factors for the slice as far as they are known; the spot diameter in px of the image.
+        Known scale factors of the slice, and the spot diameter in px of the image.
     um_per_px
-        Size of a pixel of the full-resolution image, µm, where someone other than the spots says it.
+        Size of a pixel of the full-resolution image, µm, if a source other than the spots states it.
     scale
         Size of the image relative to the full-resolution image.
 
     Raises
     ------
     CoordinateError
-        Spots lie far outside the image, or all crowd in a corner that a known factor would spread.
+        Spots lie far outside the image, all lie in a corner of it and a known factor would spread them, all lie within
+        one pixel, or the positions are in µm or mm.
 
     Examples
     --------
@@ -290,12 +305,12 @@ def _check_unit(
     scale: float,
     diameter: float | None,
 ) -> None:
-    """Raise where positions are lengths, in µm or mm, though the size of a pixel is known."""
+    """Raise or warn if positions seem to be in µm or mm, judged by the known size of a pixel."""
     n = len(centers_px)
     if n < 2 or abs(um_per_px - 1) <= _SAME_SIZE:
         return
     nearest = _nearest_distance(centers_px)
-    # Spots that lie as their own width has it are px, wherever on the slide they are.
+    # A distance that agrees with the spot diameter in px shows that the positions are px, however few they cover.
     fits_diameter = diameter is not None and nearest >= 0.5 * diameter
     for unit, length in (("µm", 1.0), ("mm", 1000.0)):
         factor = length / um_per_px
@@ -321,7 +336,7 @@ def _check_unit(
 
 
 def _is_visium_in(centers: Coordinates, length: float, diameter: float | None) -> bool:
-    """Whether spots lie on Visium's array in µm or mm, and not as their diameter in px has it."""
+    """Return True if spots lie 100 µm apart in the given unit, and their diameter in px does not fit that distance."""
     pitch, expected = hexagonal_pitch(centers), VISIUM_PITCH_UM / length
     if pitch is None or abs(pitch - expected) > _PITCH_TOLERANCE * expected:
         return False
@@ -330,7 +345,7 @@ def _is_visium_in(centers: Coordinates, length: float, diameter: float | None) -
 
 
 def _check_extent(centers_px: Coordinates, where: str) -> None:
-    """Raise where all spots lie within one pixel."""
+    """Raise if all spots lie within one pixel."""
     extent = centers_px.max(axis=0) - centers_px.min(axis=0) if len(centers_px) else np.ones(2)
     if len(centers_px) > 1 and (extent < 1).all():
         raise CoordinateError(
@@ -340,7 +355,7 @@ def _check_extent(centers_px: Coordinates, where: str) -> None:
 
 
 def _beyond(centers_px: Coordinates, shape_px: tuple[float, float]) -> np.ndarray:
-    """How far each spot lies beyond the image, px; 0 for one on it."""
+    """Compute how far each spot lies beyond the image, px, ``(n_spots,)``; 0 for spots on the image."""
     size = np.array(shape_px[::-1], dtype=float)
     return np.maximum(np.maximum(-centers_px, centers_px - size), 0).max(axis=1)
 
@@ -350,7 +365,7 @@ def _share_outside(centers_px: Coordinates, shape_px: tuple[int, int]) -> float:
 
 
 def _known_factors(factors: Mapping[str, float | None], um_per_px: float | None) -> dict[str, float]:
-    """Factors that positions may have to be multiplied by, and what they are called."""
+    """Collect the factors by which positions may have to be multiplied, keyed by a description for messages."""
     known = {}
     for name in ("tissue_hires_scalef", "tissue_lowres_scalef"):
         value = factors.get(name)
@@ -371,7 +386,7 @@ def _coverage(centers_px: Coordinates, shape_px: tuple[int, int]) -> float:
 
 
 def _best_factor(centers_px: Coordinates, shape_px: tuple[int, int], known: Mapping[str, float]) -> str | None:
-    """Name the known factor with which the spots cover most of the image."""
+    """Return the name of the known factor with which the spots fit the image and cover most of it, or None."""
     fitting = [name for name, factor in known.items() if _share_outside(centers_px * factor, shape_px) <= _MAX_OUTSIDE]
     return max(fitting, key=lambda name: _coverage(centers_px * known[name], shape_px), default=None)
 
@@ -435,11 +450,11 @@ def _crowding_factor(
     best = _best_factor(centers_px, shape_px, {name: value for name, value in known.items() if "scalef" in name})
     if best is None or known[best] <= 1 or _coverage(centers_px * known[best], shape_px) < 2 * _CORNER:
         return None
-    # Spots of one slide never overlap: in the right px, neighbors are farther apart than a spot is wide.
+    # Spots of one slice never overlap: in full-resolution px, neighbors are farther apart than a spot is wide.
     return best if _nearest_distance(centers_px) < 0.5 * diameter else None
 
 
 def _nearest_distance(centers_px: Coordinates) -> float:
-    """Distance from a spot to the nearest other, in the median."""
+    """Compute the median distance from a spot to its nearest neighbor."""
     distances, _ = cKDTree(centers_px).query(centers_px, k=2)
     return float(np.median(np.asarray(distances)[:, 1]))

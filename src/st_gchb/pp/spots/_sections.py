@@ -1,4 +1,7 @@
-"""Which slices an AnnData holds, which spots are theirs, and what is stored of each: one answer for every function."""
+"""The slices of an AnnData: their names, their spots and their entries in ``uns["spatial"]``.
+
+Every function that needs to know which slices an object holds asks :func:`sections_of`.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +31,31 @@ T = TypeVar("T")
 _CALL_IT = "Call the column of obs that names the slices 'slice'."
 
 _LIKE_SLICES = {"library", "sample", "section", "slice", "slide", "batch", "capture", "ident", "specimen", "array"}
-"""Words in the names of columns that tell slices apart, as scanpy, Seurat, Space Ranger and the portals call them."""
+"""Words in the names of columns that identify slices, as used by scanpy, Seurat, Space Ranger and data portals."""
 _OVERLAP = 0.7
-"""Spots of two sections lie over one another where they are nearer than this share of the spots' own distance."""
+"""Spots of two groups overlap if they are nearer than this fraction of the distance between spots of one group."""
 _OVERLAPPING = 0.1
-"""Share of the spots that lie over spots of another group in two sections taken for one; 0 in one section."""
+"""Fraction of overlapping spots above which groups are separate slices; within one slice it is close to 0."""
 
 
 def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError] = InputError) -> None:
-    """Validate that an object is an AnnData, or, where a function takes these too, a SpatialData, with spots in it.
+    """Validate that an object is an AnnData with spots or, if allowed, a SpatialData.
 
     Parameters
     ----------
     data
-        What the caller passed.
+        Object that the caller passed.
     spatialdata
-        Whether the function takes a SpatialData.
+        Whether a SpatialData is allowed.
     error
-        Type of the error, where the function has one of its own.
+        Type of the error to raise.
 
     Raises
     ------
     InputError
-        It is something else; the message names what to do with the usual other things.
+        The object is of another type, was read lazily, or has a MultiIndex; the message says how to convert it.
     SliceError
-        An AnnData has no spots.
+        The AnnData has no spots.
     """
     if isinstance(data, AnnData):
         if data.n_obs == 0:
@@ -101,13 +104,13 @@ class Sections:
     Parameters
     ----------
     key
-        Column of ``obs`` that names each spot's slice; None where all spots are of one slice.
+        Column of ``obs`` that names each spot's slice; None if all spots belong to one slice.
     names
-        Slice of each spot, ``(n_spots,)``.
+        Name of the slice of each spot, ``(n_spots,)``.
     rows
-        Positions of the spots of each slice, in the order in which slices first appear.
+        Row numbers of the spots of each slice, in the order in which the slices first appear.
     libraries
-        What is stored of each slice; empty for one of which nothing is.
+        Entry of each slice in ``uns["spatial"]``; an empty :class:`~st_gchb.io.Library` if there is none.
     """
 
     key: str | None
@@ -116,14 +119,26 @@ class Sections:
     libraries: dict[str, Library]
 
     def given(self, value: Mapping[str, T] | T | None, argument: str) -> dict[str, T | None]:
-        """Spread an argument that is one value for all slices, or a dict by slice, over the slices.
+        """Expand an argument, one value for all slices or a dict by slice, to one value per slice.
 
-        A slice may also be called by the name of its entry in ``uns["spatial"]``.
+        In a dict, a slice may also be identified by the name of its entry in ``uns["spatial"]``.
+
+        Parameters
+        ----------
+        value
+            Value of the argument.
+        argument
+            Name of the argument, for messages.
+
+        Returns
+        -------
+        dict
+            Value of each slice; None where the dict has none.
 
         Raises
         ------
         InputError
-            A key of the dict names no slice, while a slice has no value.
+            A key of the dict names no slice, and a slice has no value.
         """
         if not isinstance(value, Mapping):
             return dict.fromkeys(self.rows, value)
@@ -144,31 +159,51 @@ class Sections:
         return result
 
     def check_at_least(self, n: int, why: str) -> None:
-        """Raise :class:`SliceError` where a slice has fewer spots than what is to come needs."""
+        """Validate that every slice has at least ``n`` spots.
+
+        Parameters
+        ----------
+        n
+            Smallest number of spots.
+        why
+            Operation that needs them, for the error message.
+
+        Raises
+        ------
+        SliceError
+            A slice has fewer spots.
+        """
         for name, rows in self.rows.items():
             if len(rows) < n:
                 raise SliceError(f"Slice {name!r} has {len(rows)} spot; {why} at least {n}. Drop this slice.")
 
 
 def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[object] = ()) -> Sections:
-    """Tell the slices of an AnnData apart.
+    """Identify the slices of an AnnData.
 
     Parameters
     ----------
     adata
-        The object.
+        Object with one or several slices.
     slice_key
-        Column of ``obs``. Without it: ``"slice"`` where there is such a column, or the only column that names the
-        entries of ``uns["spatial"]``, or all spots are of one slice.
+        Column of ``obs`` that names each spot's slice. By default the column ``"slice"`` if there is one, otherwise the
+        only column whose values are names of entries of ``uns["spatial"]``. Without either, all spots belong to one
+        slice.
     names
-        Further names of slices that the caller knows, such as the keys of ``image=``.
+        Further known names of slices, such as the keys of ``image=``.
+
+    Returns
+    -------
+    Sections
+        The slices, in the order in which they first appear.
 
     Raises
     ------
     InputError
-        ``uns["spatial"]`` is not laid out by slice.
+        ``uns["spatial"]`` is not organized by slice.
     SliceError
-        The column is absent or has gaps, or there are several candidates.
+        The column is absent or has missing values, or ``uns["spatial"]`` holds several slices and not exactly one
+        column names them.
 
     Examples
     --------
@@ -188,7 +223,7 @@ def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[ob
         column = _read_column(adata, key)
     codes, unique = pd.factorize(column)
     rows = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(unique)}
-    # One slice and one library belong together, whatever the column calls the slice.
+    # A single slice and a single entry of uns["spatial"] belong together, even if their names differ.
     lone = next(iter(libraries.values())) if len(rows) == 1 == len(libraries) else None
     owned = {name: libraries.get(name) or lone or Library(name) for name in rows}
     return Sections(key, column, rows, owned)
@@ -211,11 +246,11 @@ def _read_column(adata: AnnData, key: str) -> npt.NDArray[np.object_]:
 
 
 def _find_key(adata: AnnData, known: list[str]) -> str | None:
-    """Find the column that tells slices apart; None where there is one slice."""
+    """Find the column that identifies the slices; None if there is one slice."""
     has_slice = Keys.SLICE in adata.obs
     if len(known) <= 1:
         return Keys.SLICE if has_slice else None
-    # By position: names of columns may occur twice.
+    # By position, since names of columns may be duplicated.
     columns = [(str(name), adata.obs.iloc[:, i].dropna()) for i, name in enumerate(adata.obs.columns)]
     naming = [name for name, values in columns if len(values) and set(values.astype(str)) <= set(known)]
     if Keys.SLICE in naming or (has_slice and len(naming) != 1):
@@ -231,14 +266,24 @@ def _find_key(adata: AnnData, known: list[str]) -> str | None:
 
 
 def check_lone_slice(adata: AnnData, sections: Sections, centers: npt.NDArray[np.float64]) -> None:
-    """See that spots that are taken for one slice are no sections on top of one another.
+    """Validate that spots taken for one slice are not several slices in overlapping coordinates.
 
-    ``anndata.concat`` of sections whose entries in ``uns["spatial"]`` have the same name leaves one of them.
+    ``anndata.concat`` keeps one entry of ``uns["spatial"]`` if those of several slices have the same name, so that the
+    result looks like a single slice.
+
+    Parameters
+    ----------
+    adata
+        Object whose ``obs`` is searched for columns that may identify slices.
+    sections
+        Slices of the object; nothing is checked if there are several.
+    centers
+        Positions of the spots, ``(n_spots, 2)``.
 
     Raises
     ------
     SliceError
-        A column tells groups of spots apart that lie over one another, or places of the array occur twice.
+        Groups of spots in a column of ``obs`` overlap, or positions on the array are duplicated.
     """
     if len(sections.rows) != 1:
         return
@@ -271,7 +316,7 @@ def check_lone_slice(adata: AnnData, sections: Sections, centers: npt.NDArray[np
 
 
 def _columns_like_slices(adata: AnnData, key: str | None) -> list[str]:
-    """Columns that may tell slices apart: by their names, and with two to many values."""
+    """List columns of ``obs`` that may identify slices, by name and number of distinct values."""
     found = []
     for name in adata.obs.columns:
         if not isinstance(name, str) or name == key or not _LIKE_SLICES & set(re.split(r"[^a-z]+", name.lower())):
@@ -287,7 +332,7 @@ def _columns_like_slices(adata: AnnData, key: str | None) -> list[str]:
 
 
 def _share_overlapping(centers: npt.NDArray[np.float64], groups: npt.NDArray[np.object_]) -> float:
-    """Share of spots to which a spot of another group is much nearer than spots of their own group are."""
+    """Compute the fraction of spots to which a spot of another group is much nearer than those of their own group."""
     own = np.full(len(centers), np.nan)
     for group in set(groups):
         rows = np.flatnonzero(groups == group)
@@ -298,14 +343,14 @@ def _share_overlapping(centers: npt.NDArray[np.float64], groups: npt.NDArray[np.
         return 0.0
     _, near = cKDTree(centers).query(centers, k=min(4, len(centers)), distance_upper_bound=_OVERLAP * pitch)
     near = np.asarray(near).reshape(len(centers), -1)
-    # Where there is no such neighbor, the tree gives the number of spots.
+    # The tree returns the number of spots as the index of a missing neighbor.
     labels = np.array([*groups, None], dtype=object)
     other = (near < len(centers)) & (labels[near] != groups[:, None])
     return float(other.any(axis=1).mean())
 
 
 def _array_places_twice(obs: pd.DataFrame) -> float:
-    """Share of spots whose place on the array another spot has too."""
+    """Compute the fraction of spots that share their array position with another spot."""
     columns = ["array_row", "array_col"]
     if not all(list(obs.columns).count(name) == 1 for name in columns):
         return 0.0

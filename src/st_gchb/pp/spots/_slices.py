@@ -1,4 +1,4 @@
-"""Which spots belong to which slice, and where they lie on its image."""
+"""Slices with their images: the spots of each slice, their positions on its image and the size of a pixel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,38 @@ _IMAGE_KEYS = ("fullres", "hires", "lowres")
 
 _BEFORE = "Make the features first: st_gchb.pp.embed_patches(adata, image=...) takes its path."
 _SCALES = (1e-6, 1e3)
-"""No picture is smaller, or larger, than this many times the image that the spots' positions are in."""
+"""Plausible range of the size of a stored image relative to the image in whose px the positions are."""
 _SIZE = Fix("um_per_px", why="if that is wrong")
 
 
 def find_image(library: Library, name: str, given: Any, image_key: str | None) -> tuple[Any, float]:
-    """Find the image of a slice and its size relative to the full-resolution image."""
+    """Find the image of a slice.
+
+    Parameters
+    ----------
+    library
+        Entry of the slice in ``uns["spatial"]``.
+    name
+        Name of the slice, for messages.
+    given
+        Image that the caller passed, which takes precedence; None for the stored one.
+    image_key
+        Key among the stored images; None for the full-resolution image, or the finest one.
+
+    Returns
+    -------
+    image
+        Path, array or image object.
+    scale
+        Size of that image relative to the full-resolution image.
+
+    Raises
+    ------
+    ImageError, MissingFileError, MissingKeyError
+        There is no usable image.
+    ScaleError
+        The size of the image relative to the positions is implausible.
+    """
     if given is not None:
         return given, 1.0
     images = library.images
@@ -42,7 +68,7 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
         return images[image_key], _image_scale(library, image_key)
     path = library.image_path
     if path is not None:
-        # Not by pathlib, which raises for a name that is too long.
+        # os.path instead of pathlib, which raises for names that are too long.
         if not os.path.isfile(path):
             smaller = _usable(library)
             fixes = [Fix("image", why="with its path now")]
@@ -67,9 +93,9 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
 
 
 def _usable(library: Library) -> list[str]:
-    """Pictures that can be taken, the finest first: those of the usual names, and others whose factor is known."""
+    """List the keys of usable stored images, finest first: the usual keys, then others with a known scale factor."""
     usual = [key for key in _IMAGE_KEYS if key in library.images]
-    # HEST calls its only picture "downscaled_fullres".
+    # HEST stores its only image under the key "downscaled_fullres".
     others = [key for key in library.images if key not in usual and f"tissue_{key}_scalef" in library.factors]
     return [*usual, *sorted(others, key=lambda key: -_image_scale(library, key))]
 
@@ -92,12 +118,12 @@ def _image_scale(library: Library, key: str) -> float:
 
 
 def scale_argument(um_per_px: float | None, name: str) -> float | None:
-    """Validate what the caller says of a slice's pixels."""
+    """Validate the pixel size that the caller gave for a slice, µm."""
     return None if um_per_px is None else positive(um_per_px, f"um_per_px of slice {name!r}")
 
 
 def known_size(given: float | None, library: Library, image: SlideImage, scale: float) -> float | None:
-    """Size of a px of the full-resolution image, µm, by whoever says it: caller, scale factors, image file."""
+    """Look up the size of a px of the full-resolution image, µm: from the caller, scale factors or image file."""
     if given is not None:
         return given
     stored = library.factor(Keys.UM_PER_PX)
@@ -112,7 +138,31 @@ def um_per_full_px(
     centers: npt.NDArray[np.float64],
     name: str,
 ) -> float | None:
-    """Size of a px of the full-resolution image, µm, by the best source; others that disagree are told."""
+    """Determine the size of a px of the full-resolution image, µm, from the most reliable source.
+
+    Sources are, in this order: the caller, the scale factors, the image file, and the spots' diameter and distance.
+    Sources that disagree are reported with a warning.
+
+    Parameters
+    ----------
+    given
+        Size that the caller gave, µm.
+    library
+        Entry of the slice in ``uns["spatial"]``.
+    image
+        Image of the slice.
+    scale
+        Size of ``image`` relative to the full-resolution image.
+    centers
+        Positions of the spots in full-resolution px, ``(n_spots, 2)``.
+    name
+        Name of the slice, for messages.
+
+    Returns
+    -------
+    float or None
+        Size of a px, µm; None if no source states it.
+    """
     where = f"{library.where}['scalefactors']"
     in_file = None if image.um_per_px is None else Size(image.um_per_px * scale, f"image file {image.name}")
     spots = spot_sizes(library.factors, centers, where)
@@ -124,7 +174,7 @@ def um_per_full_px(
 
 
 _WIDEST_PX = 100_000
-"""Side of a patch at most, px; as for patch_px= of all functions."""
+"""Largest side of a patch, px; the same bound as that of ``patch_px``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,17 +186,17 @@ class Slice:
     name
         Name of the slice.
     rows
-        ``(n,)`` positions of its spots in the object.
+        Row numbers of its spots in the object, ``(n,)``.
     centers_px
-        ``(n, 2)`` x, y of the spots in px of the image's finest level.
+        Positions of the spots, ``(n, 2)``, as x, y in px of the image's finest level.
     image
-        The image.
+        Image of the slice.
     um_per_px
-        Size of a pixel of that level, µm; None where it is unknown.
+        Size of a pixel of that level, µm; None if unknown.
     scale
-        Size of that level relative to the image that ``obsm["spatial"]`` speaks of (1 for the image itself).
+        Size of that level relative to the image in whose px ``obsm["spatial"]`` is (1 for that image itself).
     stored_image
-        The image as ``uns["spatial"]`` holds it, path or array; None where the caller gave another.
+        Image as stored in ``uns["spatial"]``, path or array; None if the caller gave another.
     """
 
     name: str
@@ -166,40 +216,40 @@ def slices_of(
     image_key: str | None = None,
     um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
 ) -> list[Slice]:
-    """Split an object into slices, each with its image, checked against one another.
+    """Split an object into slices with their images, and validate that the spots lie on them.
 
     Parameters
     ----------
     adata
         Object with ``obsm["spatial"]`` in full-resolution px.
     slice_key
-        Column of ``obs`` that tells slices apart. Without it: the column ``"slice"``, or the only column that names the
-        libraries of ``uns["spatial"]``, or one slice.
+        Column of ``obs`` that identifies the slices. By default the column ``"slice"``, otherwise the only column that
+        names the entries of ``uns["spatial"]``. Without either, all spots belong to one slice.
     image
-        Full-resolution image: path, array, :class:`~st_gchb.io.SlideImage`, or a dict of these by slice. Without it the
-        path in ``uns["spatial"][slice]["metadata"]["source_image_path"]`` is taken, else the finest image in ``uns``.
+        Full-resolution image: path, array, :class:`~st_gchb.io.SlideImage`, or a dict of these by slice. By default the
+        file at ``uns["spatial"][slice]["metadata"]["source_image_path"]``, otherwise the finest image in ``uns``.
     image_key
-        Key in ``uns["spatial"][slice]["images"]``, such as ``"hires"``, to be taken instead.
+        Key in ``uns["spatial"][slice]["images"]``, such as ``"hires"``, of the image to use instead.
     um_per_px
         Size of a pixel of the full-resolution image, µm, or a dict of these by slice.
 
     Returns
     -------
     list of Slice
-        In order of appearance of their first spots.
+        The slices, in the order in which their first spots appear.
 
     Raises
     ------
     CoordinateError
-        Positions are absent, not finite, or do not lie on the image.
+        Positions are absent, not finite, or not on the image.
     InputError
-        It is no AnnData, or what it says of its slices cannot be read.
+        The object is not an AnnData, or its slices cannot be read.
     SliceError
-        It has no spots, or slices cannot be told apart.
+        The object has no spots, or the slices cannot be identified.
     ImageError, MissingFileError, MissingKeyError
         A slice has no usable image.
     ScaleError
-        ``um_per_px`` is no positive number.
+        ``um_per_px`` is not a positive number.
 
     Examples
     --------
@@ -221,7 +271,7 @@ def split_slices(
     image_key: str | None,
     um_per_px: float | Mapping[str, float] | None,
 ) -> list[Slice]:
-    """Do what :func:`slices_of` does, for an object that was checked."""
+    """Split an object that was validated before into slices; as :func:`slices_of` otherwise."""
     centers = spot_centers(adata)
     images = image if isinstance(image, Mapping) else None
     sections = sections_of(adata, slice_key, images or ())
@@ -256,7 +306,7 @@ def _make_slice(
     diameter = library.factor(Keys.SPOT_DIAMETER)
     factors = {key: library.factor(key) for key in ("tissue_hires_scalef", "tissue_lowres_scalef")}
     factors[Keys.SPOT_DIAMETER] = None if diameter is None else diameter * scale
-    # What the spots themselves say of the size cannot tell whether they lie right.
+    # A pixel size that is derived from the spots cannot be used to validate their positions.
     said = known_size(um_per_px, library, image, scale)
     check_fit(centers * scale, image.shape_px, f"slice {name!r} ({image.name})", factors, said, scale)
     full = um_per_full_px(um_per_px, library, image, scale, centers, name)
@@ -264,7 +314,27 @@ def _make_slice(
 
 
 def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
-    """Side of a patch in px of the slice's image; ScaleError where the size of a pixel is needed and not known."""
+    """Convert the side of a patch to px of the slice's image.
+
+    Parameters
+    ----------
+    slide
+        Slice with its image.
+    patch_um
+        Side of a patch, µm.
+    patch_px
+        Side of a patch in px of the full-resolution image, which takes precedence.
+
+    Returns
+    -------
+    float
+        Side of a patch, px of the image's finest level.
+
+    Raises
+    ------
+    ScaleError
+        The size of a pixel is needed and unknown, or the patch would be too large.
+    """
     if patch_px is not None:
         return float(patch_px) * slide.scale
     if slide.um_per_px is None:

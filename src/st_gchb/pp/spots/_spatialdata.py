@@ -1,4 +1,8 @@
-"""Tables, spots and images of a SpatialData, and the transformations between them."""
+"""Tables, spots and images of a SpatialData, and the transformations between them.
+
+Finds the table, the spots of each region and the image that belongs to them, and transforms the spots to px of that
+image.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +26,24 @@ from st_gchb._logging import logger
 from st_gchb.io import Link, SlideImage, annotated_rows, link_of, open_image
 
 _OVERLAP = 0.9
-"""Share of their union that images of one picture have in common."""
+"""Smallest intersection over union of the outlines of two images that show the same tissue."""
 _COLOR = 20.0
-"""Mean colors that differ by more than this, of 255, are of different pictures."""
+"""Largest difference of mean color, of 255, between images of the same stained tissue."""
 _WINDOWS, _WINDOW_PX = 8, 32
 
 
 @dataclass(frozen=True, eq=False)
 class Footprint:
-    """What an image covers.
+    """Outline, resolution and mean color of an image element in a coordinate system.
 
     Parameters
     ----------
     area
-        Outline in a coordinate system.
+        Outline of the image.
     px
-        Size of a pixel there.
+        Size of a pixel in units of the coordinate system.
     color
-        Mean color of a sample of its pixels, ``(3,)``.
+        Mean color of a sample of pixels, ``(3,)``.
     """
 
     area: Polygon
@@ -48,7 +52,7 @@ class Footprint:
 
 
 def footprint(element: Any, affine: npt.NDArray[np.float64]) -> Footprint | None:
-    """Footprint of an image element by its affine matrix, 3 x 3; None for one that cannot be H&E."""
+    """Compute the footprint of an image element from its affine matrix, 3 x 3; None if it cannot be an H&E image."""
     try:
         image = open_image(element)
     except ImageError:
@@ -60,26 +64,27 @@ def footprint(element: Any, affine: npt.NDArray[np.float64]) -> Footprint | None
 
 
 def finest(footprints: Mapping[str, Footprint | None]) -> str | None:
-    """Name of the finest of these images; None where they are no one picture at several resolutions."""
+    """Return the name of the finest image; None unless all are resolutions of the same image."""
     images = {name: one for name, one in footprints.items() if one is not None}
     if not images:
         return None
     first, *others = sorted(images, key=lambda name: images[name].px)
     best = images[first]
-    # Two different pictures of one place, such as two stains, often have pixels of one size.
+    # Different images of one place, such as two stains, often have the same resolution, which resolutions of one
+    # image never have.
     same = all(images[name].px > 1.01 * best.px and _alike(best, images[name]) for name in others)
     return first if same else None
 
 
 def _alike(one: Footprint, other: Footprint) -> bool:
     union = one.area.union(other.area).area
-    # Nothing is common to a picture without an extent, or one without an end.
+    # An outline without area, or an infinite one, has no overlap with another.
     common = one.area.intersection(other.area).area / union if 0 < union < np.inf else 0.0
     return bool(common >= _OVERLAP and np.abs(one.color - other.color).max() <= _COLOR)
 
 
 def _mean_color(image: SlideImage) -> npt.NDArray[np.float64]:
-    """Mean color of small windows, at the same places of every image, in its coarsest level."""
+    """Average the color of small windows, at the same relative places of every image, in its coarsest level."""
     level = len(image.levels) - 1
     height, width = image.level_shape(level)
     places = (np.arange(_WINDOWS) + 0.5) / _WINDOWS
@@ -100,11 +105,11 @@ class Placed:
     Parameters
     ----------
     centers_px
-        ``(n, 2)`` x, y in px of the image's finest scale.
+        Positions ``(n, 2)`` as x, y in px of the image's finest scale.
     scale
-        px of the image per unit of the spots' own coordinates.
+        px of the image per unit of the spots' intrinsic coordinates.
     diameter_px
-        Diameter of the spots in px of the image, where they are circles; side of the bins of Visium HD.
+        Diameter of circular spots, or side of the bins of Visium HD, in px of the image; None for other shapes.
     """
 
     centers_px: Matrix
@@ -113,7 +118,29 @@ class Placed:
 
 
 def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnData | None:
-    """Find the table that annotates the spots; None where there is none."""
+    """Find the table that annotates the spots.
+
+    Parameters
+    ----------
+    sdata
+        Object to search.
+    name
+        Name of the table; None for the only one that annotates spots.
+    shapes
+        Name of the spots; None for any.
+
+    Returns
+    -------
+    AnnData or None
+        The table, None if there is none.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no table of that name.
+    InputError
+        Several tables qualify, or the tables annotate no spots.
+    """
     tables = dict(sdata.tables)
     if name is not None:
         if name not in tables:
@@ -121,7 +148,7 @@ def find_table(sdata: SpatialData, name: str | None, shapes: str | None) -> AnnD
         linked(tables[name], f"table {name!r}")
         return tables[name]
     fitting = [key for key, table in tables.items() if _annotates(sdata, table, shapes)]
-    # The package's own earlier answers are no source of spots where another table is.
+    # Predictions of this package annotate the same spots; the original table takes precedence.
     fitting = [key for key in fitting if Keys.UNS not in tables[key].uns] or fitting
     if len(fitting) > 1:
         raise InputError(
@@ -145,7 +172,7 @@ def _annotates(sdata: SpatialData, table: AnnData, shapes: str | None) -> bool:
 
 
 def linked(table: AnnData, name: str = "the table") -> Link:
-    """What a table annotates; InputError where it annotates nothing."""
+    """Read which elements a table annotates; InputError if it annotates none."""
     link = link_of(table)
     if link is None:
         raise InputError(
@@ -156,14 +183,38 @@ def linked(table: AnnData, name: str = "the table") -> Link:
 
 
 def find_spots(sdata: SpatialData, table: AnnData | None, shapes: str | None) -> pd.DataFrame:
-    """Region and instance id of every spot, in the table's order; index: names of the rows."""
+    """List the region and the instance id of every spot.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the spots.
+    table
+        Table that annotates them; None if there is none.
+    shapes
+        Name of the spots; None for all that the table annotates.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``region`` and ``instance_id``, one row per spot in the order of the table, indexed by its row names.
+
+    Raises
+    ------
+    MissingKeyError
+        There are no spots of that name, or the table annotates elements that are absent.
+    SliceError
+        There are no spots.
+    InputError
+        There is no table, and not exactly one shapes element.
+    """
     if shapes is not None and shapes not in sdata:
         raise MissingKeyError(f"the SpatialData has no spots {shapes!r}; shapes= takes one of {sorted(sdata.shapes)}.")
     if table is None:
         return _spots_alone(sdata, shapes)
     link = linked(table)
     region_key = link.region_key
-    # What is not of these shapes need not be in order.
+    # Rows of other regions are dropped first, so that faults in them do not matter.
     obs = table.obs if shapes is None else table.obs[table.obs[region_key].astype(str) == shapes]
     spots = annotated_rows(obs, region_key, link.instance_key)
     unknown = sorted(set(spots["region"]) - {name for _, name, _ in sdata.gen_elements()})
@@ -193,7 +244,34 @@ def _spots_alone(sdata: SpatialData, shapes: str | None) -> pd.DataFrame:
 
 
 def find_image(sdata: SpatialData, region: str, image: Any, system: str | None) -> tuple[str, str]:
-    """Name of the image of a region, and of the coordinate system in which the two meet."""
+    """Find the image of a region and the coordinate system that both share.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the spots and the images.
+    region
+        Name of the spots.
+    image
+        Name of the image element, a dict of names by region, or None for the finest one that shares a coordinate
+        system with the spots.
+    system
+        Coordinate system to use; None for any.
+
+    Returns
+    -------
+    image
+        Name of the image element.
+    system
+        Name of the coordinate system.
+
+    Raises
+    ------
+    MissingKeyError, ImageError
+        There is no such image, or no image at all.
+    InputError
+        Spots and image share no coordinate system, or several that disagree.
+    """
     if image is not None and not isinstance(image, str | Mapping):
         raise InputError(
             f"image= is a {type(image).__name__}; for SpatialData it is the name of an image element, one of "
@@ -229,23 +307,28 @@ def find_image(sdata: SpatialData, region: str, image: Any, system: str | None) 
 
 
 def finest_image(sdata: SpatialData, names: Sequence[str], systems: set[str], what: str) -> str:
-    """Choose the finest of several images of one picture, such as Visium's full, hires and lowres image.
+    """Choose the finest of several resolutions of one image, such as Visium's full, hires and lowres image.
 
     Parameters
     ----------
     sdata
-        Object with the images.
+        Object that holds the images.
     names
-        Of the images.
+        Names of the image elements.
     systems
         Coordinate systems in which they may be compared.
     what
-        What they share a coordinate system with, for the message.
+        Elements with which they share a coordinate system, for the error message.
+
+    Returns
+    -------
+    str
+        Name of the finest image element.
 
     Raises
     ------
     InputError
-        They are different pictures.
+        The elements are different images.
     """
     shared = systems.intersection(*(_transformations(sdata, name) for name in names))
     system = min(shared, key=lambda name: (name != "global", name), default=None)
@@ -268,7 +351,7 @@ def finest_image(sdata: SpatialData, names: Sequence[str], systems: set[str], wh
 
 
 def _agreed_system(sdata: SpatialData, region: str, image: str, shared: set[str]) -> str:
-    """Name one of the shared coordinate systems, once it is seen that all put the spots in the same place."""
+    """Choose one of the shared coordinate systems; InputError unless all place the spots identically on the image."""
     ordered = sorted(shared, key=lambda name: (name != "global", name))
     first, *others = (spots_to_px(sdata, region, image, system) for system in ordered)
     if not all(np.allclose(first, other, rtol=1e-4, atol=0.5) for other in others):
@@ -280,12 +363,12 @@ def _agreed_system(sdata: SpatialData, region: str, image: str, shared: set[str]
 
 
 def transformations_of(element: Any, name: str) -> dict[str, Any]:
-    """Transformations of an element by coordinate system.
+    """Read the transformations of an element by coordinate system.
 
     Raises
     ------
     InputError
-        It has none, or something else in their place.
+        The element has no transformations, or they are of another type.
     """
     try:
         found = get_transformation(element, get_all=True)
@@ -309,7 +392,7 @@ def _transformations(sdata: SpatialData, name: str) -> dict[str, Any]:
 
 
 def _affine(sdata: SpatialData, name: str, system: str) -> Matrix:
-    """Affine matrix, 3 x 3, from an element's own coordinates to a coordinate system."""
+    """Compute the affine matrix, 3 x 3, from an element's intrinsic coordinates to a coordinate system."""
     transformation = _transformations(sdata, name)[system]
     try:
         matrix = transformation.to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
@@ -325,17 +408,37 @@ def _affine(sdata: SpatialData, name: str, system: str) -> Matrix:
 
 
 def spots_to_px(sdata: SpatialData, region: str, image: str, system: str) -> Matrix:
-    """Affine matrix, 3 x 3, from the spots' own coordinates to px of the image's finest scale."""
+    """Compute the affine matrix, 3 x 3, from the spots' intrinsic coordinates to px of the image's finest scale."""
     return np.asarray(np.linalg.solve(_affine(sdata, image, system), _affine(sdata, region, system)), dtype=np.float64)
 
 
 def place_spots(sdata: SpatialData, region: str, image: str, system: str, instances: pd.Series) -> Placed:
-    """Positions of the spots with these instance ids in px of the image's finest scale.
+    """Transform spots to px of the image's finest scale.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the spots and the image.
+    region
+        Name of the spots.
+    image
+        Name of the image element.
+    system
+        Coordinate system that both share.
+    instances
+        Instance ids of the spots, which determine the order of the result.
+
+    Returns
+    -------
+    Placed
+        Positions, scale and size of the spots.
 
     Raises
     ------
     CoordinateError
-        An id is not among the spots, or is there twice, or a position is not finite.
+        An id is missing from the spots or duplicated, or a position is not finite.
+    SliceError
+        The element holds no spots.
     """
     element = sdata[region]
     _check_spots(sdata, region)
@@ -351,7 +454,7 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
 
 
 def _check_spots(sdata: SpatialData, region: str) -> None:
-    """Refuse elements that are no spots, and spots without a place."""
+    """Validate that an element holds spots and that each has a geometry."""
     if region not in {**sdata.shapes, **sdata.points, **sdata.labels}:
         raise InputError(
             f"the table annotates {region!r}, which holds no shapes, points or labels. Annotate the spots."
@@ -370,7 +473,7 @@ def _check_spots(sdata: SpatialData, region: str) -> None:
 
 
 def _spot_size(element: Any, region: str) -> float | None:
-    """Diameter of circles or side of bins, in the spots' own units."""
+    """Compute the diameter of circles or the side of bins in the spots' intrinsic units; None for other shapes."""
     columns = getattr(element, "columns", ())
     if "radius" in columns:
         return float(2 * np.median(element["radius"].to_numpy(dtype=np.float64)))
@@ -380,7 +483,7 @@ def _spot_size(element: Any, region: str) -> float | None:
 
 
 def bin_um(region: str) -> float | None:
-    """Side of the bins of Visium HD, µm, by the name that spatialdata-io gives them; None for others.
+    """Read the side of the bins of Visium HD, µm, from the name that spatialdata-io gives them; None for other names.
 
     Examples
     --------
@@ -393,7 +496,13 @@ def bin_um(region: str) -> float | None:
 
 
 def _positions(index: pd.Index, instances: pd.Series, region: str) -> npt.NDArray[np.int64]:
-    """Where in the element each of the table's rows is."""
+    """Find the position within the element of each row of the table, ``(n_rows,)``.
+
+    Raises
+    ------
+    CoordinateError
+        The index of the element is not unique, or lacks instance ids of the table.
+    """
     if not index.is_unique:
         raise CoordinateError(f"the spots {region!r} have the same index more than once; expected one per spot.")
     positions = index.get_indexer(pd.Index(instances))

@@ -1,4 +1,4 @@
-"""SpatialData becomes the same light AnnData that the rest of the package knows, and answers go back as tables."""
+"""Conversion of a SpatialData to the AnnData that the package computes with, and of results back to tables."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ _REGION, _INSTANCE = "region", "instance_id"
 
 @dataclass(eq=False)
 class Resolved:
-    """A table of spots with positions in image px, whatever it came from.
+    """Spots with positions in image px, read from an AnnData or a SpatialData.
 
     Parameters
     ----------
     adata
-        For AnnData the object itself. For SpatialData a new, light one: it shares the table's matrices, has positions
-        in ``obsm["spatial"]``, the region in a column of ``obs``, and the spot diameter in ``uns["spatial"]``.
+        For AnnData the object itself. For SpatialData a new object that shares the matrices of the table and has
+        positions in ``obsm["spatial"]``, the region in a column of ``obs``, and the spot diameter in
+        ``uns["spatial"]``.
     images
-        What ``image=`` of :func:`slices_of` takes; for SpatialData, images by region.
+        Images as :func:`slices_of` takes them by ``image=``; for SpatialData a dict by region.
     slice_key
-        Column that tells slices apart; None where it is to be found.
+        Column that identifies the slices; None to find it.
     table
-        The SpatialData's own table, or None.
+        Table of the SpatialData; None if it has none, or for AnnData.
     region_key, instance_key
         Columns by which rows are matched to shapes; None for AnnData.
+    from_spatialdata
+        Whether the spots come from a SpatialData.
     """
 
     adata: AnnData
@@ -61,11 +64,22 @@ class Resolved:
         image_key: str | None = None,
         um_per_px: float | Mapping[str, float] | None = None,
     ) -> list[Slice]:
-        """Split into slices with their images, as :func:`slices_of` does."""
+        """Split the spots into slices with their images; parameters and errors as for :func:`slices_of`."""
         return split_slices(self.adata, slice_key or self.slice_key, self.images, image_key, um_per_px)
 
     def target(self, *, copy: bool) -> AnnData:
-        """Give the object that results are written to."""
+        """Return the object to which results are written.
+
+        Parameters
+        ----------
+        copy
+            Return a copy of the spots in memory instead of the object or table that the caller passed.
+
+        Raises
+        ------
+        InputError
+            Without ``copy``, the SpatialData has no table with one row per spot.
+        """
         if copy:
             return in_memory(self.adata)
         if not self.from_spatialdata:
@@ -94,34 +108,34 @@ def resolve(
     coordinate_system: str | None = None,
     thumbnails: bool = False,
 ) -> Resolved:
-    """Find spots, positions and images.
+    """Find the spots, positions and images of an AnnData or a SpatialData.
 
     Parameters
     ----------
     data
         AnnData, which is passed through, or SpatialData.
     table
-        Name of the table, where there are several.
+        Name of the table, if there are several.
     image
-        For AnnData as in :func:`slices_of`. For SpatialData the name of an image element of any scale, or a dict of
-        names by region; not needed where one image shares a coordinate system with the spots.
+        For AnnData as in :func:`slices_of`. For SpatialData the name of an image element, or a dict of names by region;
+        not needed if one image shares a coordinate system with the spots.
     shapes
-        Name of the spots: where there is no table, or the table speaks of several regions and one is meant.
+        Name of the spots, needed to select one of several regions, or one of several shapes elements without a table.
     coordinate_system
-        Coordinate system in which spots and images meet, where several disagree.
+        Coordinate system that spots and images share, if several disagree.
     thumbnails
-        Put a small image into ``uns["spatial"]``, for figures.
+        Store a small image in ``uns["spatial"]``, for figures.
 
     Returns
     -------
     Resolved
-        Spots with ``obsm["spatial"]`` in px of the image's finest scale. Rows follow the table; their positions are
-        matched by instance id.
+        Spots with ``obsm["spatial"]`` in px of the image's finest scale. Rows are in the order of the table and are
+        matched to positions by instance id.
 
     Raises
     ------
     InputError, MissingKeyError, SliceError
-        Table, spots, image or transformation are not to be found, or there are several.
+        Table, spots, image or transformation are missing or ambiguous.
 
     Examples
     --------
@@ -172,14 +186,15 @@ def write_table(
 ) -> None:
     """Add a result to a SpatialData as a table that annotates the spots.
 
-    The object in memory changes; where it is backed by a folder, :func:`st_gchb.io.write_elements` stores the table.
+    Only the object in memory changes; if it is backed by a folder, store the table with
+    :func:`st_gchb.io.write_elements`.
 
     Parameters
     ----------
     sdata
         Object that holds the spots.
     result
-        Table with the region and the instance id of every row in ``obs``, as :func:`resolve` gives it.
+        Result with the region and the instance id of every row in ``obs``, as :func:`resolve` returns it.
     name
         Name of the table. An earlier result of this package with that name is replaced.
     region_key, instance_key
@@ -190,7 +205,8 @@ def write_table(
     Raises
     ------
     InputError, MissingKeyError
-        A column is absent, it names no element of ``sdata``, or there is such a table that this package did not write.
+        A column is absent, names an element that ``sdata`` does not hold, or the name belongs to a table that this
+        package did not write.
     """
     from spatialdata.models import TableModel
 
@@ -216,7 +232,14 @@ def write_table(
 
 
 def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) -> None:
-    """Raise :class:`InputError` unless a result may have this name in ``sdata``."""
+    """Validate the name of a table in which a result is stored.
+
+    Raises
+    ------
+    InputError
+        The name is not valid, or belongs to another element or, without ``overwrite``, to a table that this package
+        did not write.
+    """
     if not is_element_name(name):
         raise InputError(f"name {name!r}: expected letters, digits, '_', '-' and '.', as SpatialData takes them.")
     if name in sdata and name not in sdata.tables:
@@ -231,7 +254,7 @@ def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) 
 
 
 def is_element_name(name: object) -> bool:
-    """Whether SpatialData takes this as the name of an element."""
+    """Return True if SpatialData accepts this as the name of an element."""
     return (
         isinstance(name, str)
         and name.strip(".") != ""
@@ -257,7 +280,7 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
     from spatialdata.models import TableModel
 
     region_key, instance_key = _keys(source)
-    # By place: names may occur twice, which is told where they are needed.
+    # By position, since row names may be duplicated; that is reported where names are needed.
     rows = np.flatnonzero(source.obs[region_key].astype(str).isin(spots[_REGION].unique()))
     part = source if len(rows) == source.n_obs else source[rows]
     light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=named_layers(part), obsm=dict(part.obsm))
@@ -272,14 +295,14 @@ def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
 def _library(
     image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
 ) -> Library:
-    """Build what ``uns["spatial"]`` says of one region, in px of its image."""
+    """Build the entry of ``uns["spatial"]`` for one region, in px of its image."""
     from st_gchb.pp.spots._spatialdata import bin_um
 
     factors: dict[str, float] = {}
     if placed.diameter_px is not None:
         factors[Keys.SPOT_DIAMETER] = placed.diameter_px
     stored = libraries_of(source) if source is not None else {}
-    # A table of one region may call it another way.
+    # A single entry belongs to a single region, even if their names differ.
     lone = next(iter(stored.values())) if source is not None and len(stored) == 1 and n_regions == 1 else None
     um_per_px = (stored.get(region) or lone or Library(region)).factor(Keys.UM_PER_PX)
     side_um = bin_um(region)
