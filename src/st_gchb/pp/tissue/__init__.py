@@ -1,4 +1,4 @@
-"""Tissue on a slide, and query positions on it."""
+"""Tissue detection on a slide, and query positions on the tissue."""
 
 import lazy_loader
 

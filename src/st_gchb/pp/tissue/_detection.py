@@ -1,4 +1,8 @@
-"""Where on a slide there is tissue."""
+"""Tissue detection: a mask of the stained tissue on an H&E slide, from its color and texture at low resolution.
+
+:func:`find_stained` classifies pixels as tissue, ink or gray; :func:`find_tissue` applies it to a whole slide and
+cleans the mask.
+"""
 
 from __future__ import annotations
 
@@ -24,43 +28,45 @@ Mask = npt.NDArray[np.bool_]
 Field = npt.NDArray[np.float32]
 
 _WINDOW_UM = 40.0
-"""Side of the window in which color and texture are seen: a few cells."""
+"""Side of the window in which color and texture are measured, µm: a few cells."""
 _SMOOTH = 0.01
-"""Glass varies less than this within a window, in optical density."""
+"""Largest standard deviation of optical density within a window of bare glass."""
 _BLACK = 60
-"""No glass is as dark as this: it is what was put around a scan."""
+"""Gray level up to which smooth areas are padding around the scan; glass is brighter."""
 _THRESHOLDS = (0.018, 0.025)
-"""Bounds of the score from which on a pixel is tissue: above what clean glass has, below what pale tissue has."""
+"""Bounds of the threshold on the score of a pixel: above the scores of clean glass, below those of pale tissue."""
 _HYSTERESIS = 1.5
 _SCORE_FLOOR = 0.003
-"""Scores below this are noise; keeps their logarithms from ruling the threshold."""
+"""Offset added before the logarithm, so that noise below it does not dominate Otsu's threshold."""
 _GRAY, _PALE = 0.4, 0.3
-"""Of pale places, those where green is absorbed by less than this share more than blue are gray: fiducials, shadows."""
+"""A pixel whose excess of green over blue absorption is below the first fraction of its green absorption is gray
+(fiducials, shadows), if its optical density is below the second value."""
 _INK_SEEN = 0.3
-"""Optical density from which on a color can be told from tissue's."""
+"""Optical density above which the color of ink can be distinguished from that of tissue."""
 _INK_BLUE, _INK_BLUE_BROAD = 0.25, 0.19
-"""Blue and green ink absorb red by this share more than green, in a window or around it; hematoxylin hardly does."""
+"""Relative excess of red over green absorption of blue and green ink, within a window and within one of twice its side;
+hematoxylin has almost none."""
 _INK_GRAY = 0.85
-"""Of gray things the least absorbed color is absorbed by this share of the most absorbed; H&E lets blue pass."""
+"""Ratio of least to most absorbed channel above which a dark pixel is gray; H&E transmits blue."""
 _INK_DARK = 1.5
-"""Optical density that no tissue has on average around a window: solid ink of any color."""
+"""Mean optical density around a pixel above which it is solid ink, of any color; tissue does not reach it."""
 _INK_REACH_UM = 100.0
-"""How far from where it is sure a stroke is followed through pixels that may be its fringe."""
+"""Distance up to which a stroke of ink is extended through pixels that may be its fringe, µm."""
 _INK_MARGIN_UM = 25.0
 
 
 @dataclass(frozen=True, eq=False)
 class Stained:
-    """Pixels of a small picture of a slide.
+    """Classes of the pixels of a low-resolution image of a slide.
 
     Parameters
     ----------
     tissue
-        ``(h, w)``; not cleaned.
+        Mask of tissue, ``(h, w)``, before cleaning.
     gray
-        ``(h, w)``: as textured as tissue, but of no clear color: fiducials, shadows, and bleached tissue.
+        Mask of pixels with the texture of tissue but no clear color, ``(h, w)``: fiducials, shadows, bleached tissue.
     ink
-        ``(h, w)``: strokes of ink, and gray dirt.
+        Mask of ink and gray dirt, ``(h, w)``.
     """
 
     tissue: Mask
@@ -69,23 +75,23 @@ class Stained:
 
 
 def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
-    """Tell stained tissue by its color and its texture.
+    """Classify pixels as stained tissue, gray or ink by their color and texture.
 
-    Both dyes of H&E absorb green more than blue, which glass, dust, gray fiducials and the shadows of edges do not;
-    and tissue differs from place to place, which smears of dye on the glass do not. A pixel's score is the geometric
-    mean of the two, in optical density, so that pale tissue counts where it has texture.
+    Both dyes of H&E absorb green more than blue, unlike glass, dust, gray fiducials and the shadows of edges. Tissue is
+    textured, unlike smears of dye on the glass. The score of a pixel is the geometric mean of these two quantities, in
+    optical density, so that pale tissue is found if it has texture.
 
     Parameters
     ----------
     pixels
-        ``(h, w, 3)``.
+        RGB image, ``(h, w, 3)``.
     um_per_px
         Size of a pixel, µm.
 
     Returns
     -------
     Stained
-        Tissue, and ink.
+        Masks of tissue, gray and ink.
     """
     window = max(3, length_px(_WINDOW_UM, um_per_px, pixels.shape) | 1)
     light = np.maximum(pixels, 1).astype(np.float32)
@@ -102,7 +108,9 @@ def find_stained(pixels: npt.NDArray[np.uint8], um_per_px: float) -> Stained:
 
 
 def length_px(um: float, um_per_px: float, shape: tuple[int, ...]) -> int:
-    """Length in whole px, no longer than a picture's longer side: beyond it nothing is changed but the time it takes.
+    """Convert a length to whole px, at most the longer side of the image.
+
+    A longer window would change no result, only the running time.
 
     Examples
     --------
@@ -114,23 +122,36 @@ def length_px(um: float, um_per_px: float, shape: tuple[int, ...]) -> int:
 
 
 def mean_of(values: Field, window: int) -> Field:
-    """Mean within a square window around each pixel."""
+    """Compute the mean within a square window around each pixel, ``(h, w)``."""
     return ndimage.uniform_filter(values, window, mode="reflect")
 
 
 def deviation(values: Field, window: int) -> Field:
-    """Standard deviation within a square window around each pixel."""
+    """Compute the standard deviation within a square window around each pixel, ``(h, w)``."""
     mean = mean_of(values, window)
     return np.sqrt(np.maximum(mean_of(values * values, window) - mean * mean, 0.0))
 
 
 def glass_color(pixels: npt.NDArray[np.uint8], texture: Field) -> npt.NDArray[np.float64]:
-    """Color of bare glass, ``(3,)``: the brightest common color of places without texture.
+    """Estimate the color of bare glass.
 
-    Where tissue fills the picture, the brightest pixels, as gray, stand for it.
+    It is the brightest common color of areas without texture. If tissue fills the image, it is the gray level of the
+    brightest pixels.
+
+    Parameters
+    ----------
+    pixels
+        RGB image, ``(h, w, 3)``.
+    texture
+        Standard deviation of optical density around each pixel, ``(h, w)``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Color, ``(3,)``, in 0 to 255.
     """
     flat = (texture < _SMOOTH) & (pixels.max(axis=2) > _BLACK)
-    # White that was put around a scan is no glass; where there is little else, it is overexposed glass.
+    # Pure white is padding around the scan, unless almost all smooth pixels are white: then the glass is overexposed.
     bare = flat & (pixels < 255).any(axis=2)
     smooth = pixels[bare if bare.sum() > 0.2 * flat.sum() else flat]
     if len(smooth) < 0.01 * texture.size:
@@ -144,7 +165,7 @@ def glass_color(pixels: npt.NDArray[np.uint8], texture: Field) -> npt.NDArray[np
 
 
 def _peak_before(counts: npt.NDArray[np.float64], start: int) -> int:
-    """Climb from the bright end of the histogram to the first peak."""
+    """Find the first peak of the histogram at or below a gray level."""
     while start > 0 and counts[start - 1] >= counts[start]:
         start -= 1
     return start
@@ -158,7 +179,7 @@ def _log_otsu(score: Field, low: float, high: float) -> float:
 
 
 def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
-    """Strokes of ink, with their fringes."""
+    """Find strokes of ink, including their fringes, ``(h, w)``."""
     red, green, blue = (mean_of(density[..., channel], window) for channel in range(3))
     most = np.maximum(np.maximum(red, green), blue)
     least = np.minimum(np.minimum(red, green), blue)
@@ -168,7 +189,7 @@ def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
     ink |= np.maximum(broad_red, broad_green) > _INK_DARK
     if not ink.any():
         return ink
-    # Where a stroke fades, its color comes nearer to tissue's: there it is followed, but not far.
+    # The color of a fading stroke approaches that of tissue, so looser criteria apply close to certain ink only.
     fringe = (most > 0.1) & ((red - green > 0.1 * green) | (least > 0.7 * most) | (most > 1.0))
     reach, margin = (max(1, length_px(um, um_per_px, ink.shape)) for um in (_INK_REACH_UM, _INK_MARGIN_UM))
     grown = ndimage.binary_dilation(ink, iterations=reach, mask=fringe | ink)
@@ -178,9 +199,9 @@ def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
 TissueMethod = Literal["stain", "squidpy", "all"]
 
 _LONGEST_PX = 3000
-"""The picture in which tissue is looked for is no larger, whatever the slide's size."""
+"""Longest side of the image in which tissue is detected, px."""
 _GAP_UM = 25.0
-"""Gaps narrower than twice this belong to the tissue: it is never quite closed."""
+"""Radius of the morphological closing, µm: gaps narrower than twice this count as tissue."""
 _CRUMB_UM = 12.0
 
 
@@ -191,13 +212,13 @@ class Tissue:
     Parameters
     ----------
     mask
-        ``(h, w)``, True on tissue.
+        Mask ``(h, w)``, True on tissue.
     downsample
         px of the slide's finest level per px of the mask.
     um_per_px
         Size of a px of the mask, µm.
     thumbnail
-        ``(h, w, 3)`` uint8, the picture in which it was found; None for a mask from elsewhere.
+        Image in which the tissue was detected, ``(h, w, 3)`` uint8; None for a mask from another source.
     """
 
     mask: Mask
@@ -207,21 +228,21 @@ class Tissue:
 
     @property
     def share(self) -> float:
-        """Share of the slide that is tissue."""
+        """Fraction of the slide that is tissue."""
         return float(self.mask.mean())
 
     def at(self, points_px: npt.NDArray[np.float64]) -> Mask:
-        """Whether points, x and y in px of the slide's finest level, lie on tissue; outside the slide is none.
+        """Look up which points lie on tissue.
 
         Parameters
         ----------
         points_px
-            ``(..., 2)``.
+            Points ``(..., 2)`` as x, y in px of the slide's finest level.
 
         Returns
         -------
         numpy.ndarray
-            ``(...)``, bool.
+            Bool ``(...)``, True for points on tissue; False outside the slide.
         """
         height, width = self.mask.shape
         cells = np.floor(np.asarray(points_px) / self.downsample).astype(np.int64)
@@ -240,32 +261,32 @@ def find_tissue(
     min_area_um2: Area = 40_000.0,
     max_hole_um2: Area = 20_000.0,
 ) -> Tissue:
-    """Find the tissue of an H&E slide on a picture of low resolution.
+    """Find the tissue of an H&E slide in an image of low resolution.
 
-    Glass, smears of dye, dust, gray fiducials and strokes of ink are left out. Light red ink is not: it has the color
-    of blood.
+    Glass, smears of dye, dust, gray fiducials and ink are excluded, except for light red ink, which has the color of
+    blood.
 
     Parameters
     ----------
     image
-        As :func:`st_gchb.io.open_image` takes it.
+        Slide as :func:`st_gchb.io.open_image` takes it.
     um_per_px
-        Size of a pixel of the finest level, µm, where the file does not say so.
+        Size of a pixel of the finest level, µm, if the file does not state it.
     method
         ``"stain"``: by color and texture. ``"squidpy"``: squidpy's ``detect_tissue``, which thresholds brightness.
         ``"all"``: the whole slide.
     resolution_um
-        Size of a pixel of the picture in which tissue is looked for, µm; coarser for slides so large that the picture
-        would be longer than 3,000 px, or for images that are coarser.
+        Size of a pixel of the image in which tissue is detected, µm. It is coarser for slides whose image would be
+        longer than 3,000 px, and for slides that are themselves coarser.
     min_area_um2
-        Pieces smaller than this are left out, µm².
+        Smallest area of a piece of tissue, µm².
     max_hole_um2
-        Holes smaller than this count as tissue, µm².
+        Area below which holes count as tissue, µm².
 
     Returns
     -------
     Tissue
-        The mask, empty where there is no tissue. Places whose pixels cannot be decoded are none, with a warning.
+        Mask of the tissue, all False if there is none. Regions that cannot be decoded are excluded, with a warning.
 
     Raises
     ------
@@ -274,7 +295,7 @@ def find_tissue(
     ImageError, MissingFileError
         The image cannot be used.
     InputError
-        An argument is no positive number, or ``method`` is unknown.
+        An argument is not a positive number, or ``method`` is unknown.
 
     Examples
     --------
@@ -287,7 +308,7 @@ def find_tissue(
     """
     slide = open_image(image, um_per_px)
     size = pixel_size(slide)
-    # In floats: as a whole number, the finest resolutions ask for more px than there are numbers.
+    # Bounded as a float before the conversion to int, which overflows for extremely fine resolutions.
     longest = max(1, math.ceil(min(_LONGEST_PX, max(slide.shape_px) * size / resolution_um)))
     pixels, scale, damaged = shrink(slide, longest)
     if isinstance(image, str | os.PathLike):
@@ -299,18 +320,18 @@ def find_tissue(
         mask = squidpy_tissue(pixels)
     else:
         mask = _clean(pixels, coarse, min_area_um2, max_hole_um2)
-    # What cannot be decoded is not known to be tissue, whatever surrounds it.
+    # Cleaning may have filled regions that cannot be decoded from the tissue around them.
     mask = mask & ~damaged
     return Tissue(mask, 1.0 / scale, coarse, pixels)
 
 
 def pixel_size(slide: SlideImage) -> float:
-    """Size of a pixel of the finest level, µm.
+    """Return the size of a pixel of the finest level, µm.
 
     Raises
     ------
     ScaleError
-        It is not known.
+        The size is not known.
     """
     if slide.um_per_px is None:
         raise ScaleError(
@@ -328,9 +349,9 @@ def pixel_size(slide: SlideImage) -> float:
 
 
 def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float, max_hole_um2: float) -> Mask:
-    """Close gaps, take away crumbs and ink, fill holes."""
+    """Detect tissue and clean the mask: close gaps, remove small pieces and ink, fill holes."""
     found = find_stained(pixels, um_per_px)
-    # The border is mirrored, so that tissue which is cut by the image's edge is not eaten from there.
+    # Mirrored padding, so that the opening does not erode tissue that is cut by the edge of the image.
     longest = max(pixels.shape[:2])
     gap, crumb = (min(um / um_per_px, longest) for um in (_GAP_UM, _CRUMB_UM))
     pad = math.ceil(gap) + 1
@@ -344,13 +365,13 @@ def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float,
 
 
 def _fill_holes(mask: Mask, area_px: float, gray: Mask) -> Mask:
-    """Fill small holes, and those that are bleached tissue: textured, and surrounded by tissue."""
+    """Fill small holes, and holes that are mostly gray: bleached tissue surrounded by tissue."""
     pieces, sizes = _pieces(~mask)
     bleached = np.bincount(pieces.ravel(), weights=gray.ravel(), minlength=len(sizes)) > 0.5 * sizes
     return mask | ((sizes < area_px) | bleached)[pieces]
 
 
 def _pieces(mask: Mask) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Number of the connected piece that each px belongs to, and how many px each has."""
+    """Label connected pieces of a mask, and count the px of each label."""
     pieces, n = ndimage.label(mask)
     return pieces, np.bincount(pieces.ravel(), minlength=n + 1)

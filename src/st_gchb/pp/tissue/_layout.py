@@ -1,4 +1,4 @@
-"""Where on a slide query positions lie."""
+"""Layout of query positions: a grid over the slide, restricted to a region of interest and to tissue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from st_gchb.pp.tissue._roi import read_roi, within
 GridKind = Literal["hex", "square"]
 
 _MAX_POSITIONS = 5_000_000
-"""Candidates of one slide: beyond, the spacing is not the one that was meant."""
+"""Most candidate positions of one slide; more indicate a spacing in the wrong unit."""
 _SAMPLES = 64
-"""Points within a tile at which the tissue mask is looked up."""
+"""Points within a tile at which the tissue mask is sampled."""
 _AT_ONCE = 2**14
 
 
@@ -36,9 +36,9 @@ class Grid:
     Parameters
     ----------
     centers_px
-        ``(n, 2)`` x, y in px of the slide's finest level.
+        Positions ``(n, 2)`` as x, y in px of the slide's finest level.
     rows, cols
-        ``(n,)`` place in the array; on a hexagonal one, columns count half steps as Visium's do.
+        Row and column in the array, ``(n,)``; on a hexagonal array, columns count half steps as Visium's do.
     """
 
     centers_px: npt.NDArray[np.float64]
@@ -49,29 +49,30 @@ class Grid:
         return len(self.rows)
 
     def pick(self, keep: npt.NDArray[np.bool_]) -> Grid:
-        """Positions where ``keep`` is True."""
+        """Select the positions where ``keep``, ``(n,)``, is True."""
         return Grid(self.centers_px[keep], self.rows[keep], self.cols[keep])
 
 
 def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, float, float]) -> Grid:
-    """Lay a grid over a part of a slide.
+    """Place a grid of positions over a part of a slide.
 
-    The grid belongs to the slide, not to the part: whatever part is asked for, a position has the same place and the
-    same row and column.
+    The grid is anchored to the slide, so that a position has the same coordinates, row and column whichever part is
+    requested.
 
     Parameters
     ----------
     kind
-        ``"hex"``: rows shifted by half a step in turn, six neighbors at the same distance; ``"square"``.
+        ``"hex"``: every second row shifted by half a step, so that a position has six neighbors at the same distance;
+        ``"square"``: rows and columns.
     spacing_px
         Distance between neighbors, px.
     bounds_px
-        Left, top, right and bottom of the part, px; the ends belong to it. A part of no width holds no position.
+        Left, top, right and bottom of the part, px, all inclusive. A part without area may hold no position.
 
     Returns
     -------
     Grid
-        Row by row.
+        Positions, row by row.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
         )
     first, last = math.ceil(top / pitch - 0.5), math.floor(bottom / pitch - 0.5)
     shift = 0.5 if kind == "hex" else 0.0
-    # Rounded down, so that rows which are shifted have their first column too; what lies outside goes below.
+    # Rounded down, so that the first column of shifted rows is included; positions outside are dropped below.
     start, end = math.floor(left / spacing_px - 0.5), math.floor(right / spacing_px - 0.5)
     col, row = (part.ravel() for part in np.meshgrid(np.arange(start, end + 1), np.arange(first, last + 1)))
     odd = row % 2
@@ -105,8 +106,23 @@ def lay_grid(kind: GridKind, spacing_px: float, bounds_px: tuple[float, float, f
 
 
 def tissue_share(tissue: Tissue, centers_px: npt.NDArray[np.float64], diameter_px: float) -> npt.NDArray[np.float64]:
-    """Share of each round tile that lies on tissue, ``(n,)``; what lies outside the slide is none."""
-    # A sunflower's seeds fill a disc evenly.
+    """Compute the fraction of each tile that lies on tissue.
+
+    Parameters
+    ----------
+    tissue
+        Mask of tissue; outside the slide there is none.
+    centers_px
+        Centers of the tiles, ``(n, 2)``, as x, y in px of the slide's finest level.
+    diameter_px
+        Diameter of the circular tiles, px.
+
+    Returns
+    -------
+    numpy.ndarray
+        Fractions, ``(n,)``, in 0 to 1.
+    """
+    # A Fibonacci (sunflower) spiral samples a disc evenly.
     seed = np.arange(_SAMPLES) + 0.5
     angle, radius = seed * math.pi * (3 - math.sqrt(5)), diameter_px / 2 * np.sqrt(seed / _SAMPLES)
     offsets = np.column_stack([radius * np.cos(angle), radius * np.sin(angle)])
@@ -124,17 +140,17 @@ class Tiles:
     Parameters
     ----------
     grid
-        Positions and their places in the array.
+        Positions with their rows and columns.
     share
-        ``(n,)`` share of each tile that is tissue.
+        Fraction of each tile that is tissue, ``(n,)``.
     diameter_px
         Diameter of a tile, px of the slide's finest level.
     um_per_px
         Size of a pixel of that level, µm.
     tissue
-        Where there is tissue.
+        Mask of the tissue on the slide.
     settings
-        How they were laid, for ``uns``.
+        Arguments of the layout, to be stored in ``uns``.
     """
 
     grid: Grid
@@ -145,7 +161,7 @@ class Tiles:
     settings: dict[str, Any]
 
     def table(self, name: str) -> AnnData:
-        """One row per position, without genes."""
+        """Build an AnnData with one row per position and no genes; row names start with ``name``."""
         rows, cols = self.grid.rows, self.grid.cols
         names = [f"{name}_{col}x{row}" for col, row in zip(cols, rows, strict=True)]
         obs = pd.DataFrame({"array_row": rows, "array_col": cols, Keys.TISSUE_SHARE: self.share}, index=names)
@@ -163,7 +179,7 @@ def lay_tiles(
     tissue: TissueMethod | Tissue | np.ndarray,
     min_tissue: float,
 ) -> Tiles:
-    """Find tissue and lay positions on it; arguments and errors as of :func:`tile_tissue`."""
+    """Find tissue and place positions on it; parameters and errors as for :func:`tile_tissue`."""
     size = pixel_size(slide)
     region = read_roi(roi, slide.shape_px)
     found = find_tissue(slide, method=tissue) if isinstance(tissue, str) else _given_tissue(tissue, slide, size)
@@ -202,7 +218,7 @@ def lay_tiles(
 
 
 def _given_tissue(tissue: Tissue | np.ndarray, slide: SlideImage, um_per_px: float) -> Tissue:
-    """Check that a mask is one of this slide."""
+    """Validate that a mask covers this slide, and set its pixel size."""
     if not isinstance(tissue, Tissue):
         mask = np.asarray(tissue)
         if mask.ndim != 2 or mask.dtype != bool or mask.size == 0:
@@ -222,7 +238,7 @@ def _given_tissue(tissue: Tissue | np.ndarray, slide: SlideImage, um_per_px: flo
 
 
 def _cut(tissue: Tissue, bounds: tuple[float, float, float, float], margin: float) -> tuple[float, float, float, float]:
-    """Cut bounds to where there is tissue."""
+    """Reduce bounds to the bounding box of the tissue plus a margin, px."""
     y, x = (np.flatnonzero(tissue.mask.any(axis=axis)) for axis in (1, 0))
     if not len(y):
         return bounds

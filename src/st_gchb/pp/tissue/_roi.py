@@ -1,4 +1,4 @@
-"""Regions of interest: polygons in px of a slide, in whatever form they come."""
+"""Regions of interest: polygons in px of a slide, from shapely objects, arrays of corners or SpatialData shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXPECTED = "expected a shapely polygon, corners as an array (n, 2) of x, y in f
 
 
 def read_roi(roi: Any, shape_px: tuple[int, int]) -> BaseGeometry | None:
-    """Unite polygons and cut them to the slide.
+    """Unite polygons and clip them to the slide.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ def read_roi(roi: Any, shape_px: tuple[int, int]) -> BaseGeometry | None:
     Returns
     -------
     shapely geometry or None
-        In px of the slide's finest level.
+        Region in px of the slide's finest level; None for the whole slide.
 
     Raises
     ------
     InputError
-        ``roi`` is of another kind, or a polygon crosses itself.
+        ``roi`` is of another type, or a polygon has no area or intersects itself.
     CoordinateError
         A polygon lies outside the slide.
 
@@ -72,12 +72,26 @@ def read_roi(roi: Any, shape_px: tuple[int, int]) -> BaseGeometry | None:
 
 
 def roi_of_shapes(sdata: SpatialData, name: str, image: str) -> list[Polygon | MultiPolygon]:
-    """Polygons of a shapes element in px of an image's finest scale, its coordinate transformations obeyed.
+    """Transform the polygons of a shapes element to px of an image's finest scale.
+
+    Parameters
+    ----------
+    sdata
+        Object that holds the shapes and the image.
+    name
+        Name of the shapes element.
+    image
+        Name of the image element.
+
+    Returns
+    -------
+    list of shapely polygons
+        Polygons in px of the image.
 
     Raises
     ------
     MissingKeyError, InputError
-        There is no such element, it holds something other than polygons, or shares no coordinate system with the image.
+        There is no such element, it holds other shapes than polygons, or shares no coordinate system with the image.
     """
     from st_gchb.pp.spots import find_image, spots_to_px
 
@@ -94,7 +108,7 @@ def roi_of_shapes(sdata: SpatialData, name: str, image: str) -> list[Polygon | M
 
 
 def within(roi: BaseGeometry | None, points_px: np.ndarray) -> np.ndarray:
-    """Whether points lie in the region, ``(n,)``, its border included."""
+    """Test which points, ``(n, 2)``, lie in the region or on its border; bool ``(n,)``, all True without a region."""
     if roi is None:
         return np.ones(len(points_px), dtype=bool)
     shapely.prepare(roi)
@@ -125,7 +139,7 @@ def _polygons(roi: Any) -> Iterable[Polygon | MultiPolygon]:
 
 
 def _are_corners(parts: list[Any]) -> bool:
-    """Whether these are x, y pairs, and not polygons."""
+    """Return True if these are corners (x, y pairs) rather than polygons."""
     try:
         return bool(parts) and all(np.ndim(part) == 1 for part in parts if not isinstance(part, str))
     except ValueError:  # lists of several lengths
@@ -133,7 +147,7 @@ def _are_corners(parts: list[Any]) -> bool:
 
 
 def _check(polygon: BaseGeometry, which: str) -> None:
-    # A polygon that crosses itself may have the area 0, its hull has not.
+    # The convex hull, since a self-intersecting polygon can have area 0 although it is not degenerate.
     if polygon.convex_hull.area == 0:
         raise InputError(f"{which} has no area; {_EXPECTED}.")
     if not polygon.is_valid:

@@ -1,4 +1,4 @@
-"""Query positions of a SpatialData: circles, and a table that annotates them."""
+"""Query positions as elements of a SpatialData: circles, and a table that annotates them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def tile_spatialdata(
     Parameters
     ----------
     sdata
-        Object that holds the image. Changed in memory only, and not when an error is raised.
+        Object that holds the image. It is changed in memory only, and unchanged if an error is raised.
     roi, um_per_px, name, image, overwrite
-        As :func:`~st_gchb.pp.tile_tissue` takes them.
+        As in :func:`~st_gchb.pp.tile_tissue`.
     settings
-        What :func:`~st_gchb.pp.tissue._layout.lay_tiles` takes by name.
+        Keyword arguments of :func:`~st_gchb.pp.tissue._layout.lay_tiles`.
 
     Returns
     -------
     SpatialData
-        ``sdata`` itself.
+        The same object, with the two elements added.
 
     Raises
     ------
     MissingKeyError, ImageError, InputError
-        The image is not there, or there are several; or the names are taken.
+        The image is absent or ambiguous, or the names are taken.
     """
     table_name = f"{name}_table"
     element = _find_image(sdata, image)
@@ -62,7 +62,7 @@ def tile_spatialdata(
         geometry=0,
         radius=tiles.diameter_px / 2,
         index=np.arange(len(tiles.grid)),
-        # The circles are in the image's own px, and go wherever it goes.
+        # The circles are in px of the image, so its transformations apply to them unchanged.
         transformations=dict(transformations_of(sdata.images[element], element)),
     )
     table = tiles.table(name)
@@ -80,10 +80,10 @@ def tile_spatialdata(
 
 
 def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
-    """Size of the image's px, µm, by the Visium spots or bins that lie on it; None where there are none.
+    """Derive the size of the image's px, µm, from the Visium spots or bins on it; None if there are none.
 
-    Only what is certain counts: what a table of the spots has stored, the names of bins, and the distance of Visium's
-    spots. Circles may be cells.
+    Only reliable sources are used: the size stored with a table of the spots, the names of bins, and the distance
+    between Visium's spots. The diameter of circles is not, since they may be cells.
     """
     systems = set(transformations_of(sdata.images[element], element))
     sizes: list[Size | None] = []
@@ -110,7 +110,7 @@ def _size_by_spots(sdata: SpatialData, element: str, what: str) -> float | None:
 
 
 def _stored_size(sdata: SpatialData, name: str) -> float | None:
-    """Size of a px of the spots' coordinates, µm, as a table of them says."""
+    """Look up the size of a px of the spots' coordinates, µm, in the tables; None if none stores it."""
     for table in sdata.tables.values():
         library = libraries_of(table).get(name)
         size = None if library is None else library.factor(Keys.UM_PER_PX)
@@ -134,7 +134,7 @@ def _find_image(sdata: SpatialData, image: str | None) -> str:
 
 
 def _check_names(sdata: SpatialData, wanted: dict[str, str], overwrite: bool) -> None:
-    """See that the names are free, or held by what may be replaced."""
+    """Validate that the names are unused, or belong to elements that may be replaced."""
     for key, kind in wanted.items():
         if key not in sdata:
             continue

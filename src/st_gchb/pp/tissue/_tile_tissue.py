@@ -1,4 +1,4 @@
-"""Query positions on a slide that has H&E and nothing else."""
+"""Query positions on the tissue of a slide without spots or expression."""
 
 from __future__ import annotations
 
@@ -38,42 +38,42 @@ def tile_tissue(
     image: str | None = None,
     overwrite: bool = False,
 ) -> AnnData | SpatialData:
-    """Lay query positions on the tissue of a bare H&E slide.
+    """Place query positions on the tissue of an H&E slide without spots.
 
     Parameters
     ----------
     source
         Path of an image, an array ``(h, w, 3)``, a :class:`~st_gchb.io.SlideImage`, or a SpatialData with an image.
     spacing_um
-        Distance between neighboring positions, µm. Tiles are circles of this diameter, which touch.
+        Distance between neighboring positions, µm. Tiles are circles of this diameter, so that neighbors touch.
     um_per_px
-        Size of a pixel of the finest level, µm, where the file does not say so.
+        Size of a pixel of the finest level, µm, if the file does not state it.
     grid
-        ``"hex"``: as on a Visium slide; ``"square"``.
+        ``"hex"``: hexagonal, as on a Visium slide; ``"square"``: rows and columns.
     roi
         Region of interest: a shapely polygon, corners as an array ``(n, 2)`` of x, y in full-resolution px, or a list
         of these. For a SpatialData also the name of a shapes element with polygons.
     tissue
-        How tissue is found, as :func:`find_tissue` takes it (``"stain"``, ``"squidpy"``, ``"all"``); or what
-        :func:`find_tissue` returned, or a mask ``(h, w)`` of the whole slide at any scale.
+        Method of :func:`find_tissue` (``"stain"``, ``"squidpy"``, ``"all"``), a result of :func:`find_tissue`, or a
+        mask ``(h, w)`` of the whole slide at any scale.
     min_tissue
-        Share of a tile that must be tissue, above 0 and at most 1.
+        Fraction of a tile that must be tissue, above 0 and at most 1.
     name
-        Name of the slice (default: the file's name without its ending); for a SpatialData of the shapes (default
-        ``"tiles"``).
+        Name of the slice, by default the file name without its extension. For a SpatialData the name of the shapes, by
+        default ``"tiles"``.
     image
-        For a SpatialData: name of the image, where there are several.
+        For a SpatialData: name of the image, if there are several.
     overwrite
         For a SpatialData: replace shapes and table of these names.
 
     Returns
     -------
     AnnData or SpatialData
-        A query for :meth:`st_gchb.model.STGCHB.predict`. AnnData: one row per position; ``obs``: ``slice``,
-        ``array_row``, ``array_col``, ``tissue_share``; ``obsm["spatial"]``: x, y in full-resolution px, ``(n, 2)``;
-        ``uns["spatial"]``: picture, scale factors, the image's path (an array is kept itself); ``uns["tiles"]``: how
-        they were laid. A SpatialData is returned itself, with circles ``shapes[name]`` and, annotating them,
-        ``tables[name + "_table"]``.
+        Query for :meth:`st_gchb.model.STGCHB.predict`. An AnnData has one row per position, with ``slice``,
+        ``array_row``, ``array_col`` and ``tissue_share`` in ``obs``, x, y in full-resolution px in ``obsm["spatial"]``,
+        ``(n, 2)``, a thumbnail, scale factors and the path of the image (or the array itself) in ``uns["spatial"]``,
+        and the arguments of the layout in ``uns["tiles"]``. A SpatialData is returned itself, with circles in
+        ``shapes[name]`` and a table that annotates them in ``tables[name + "_table"]``.
 
     Raises
     ------
@@ -84,9 +84,9 @@ def tile_tissue(
     CoordinateError
         A polygon lies outside the slide.
     ImageError, MissingFileError, MissingKeyError
-        The image cannot be used, or is not there.
+        The image cannot be used, or does not exist.
     InputError
-        An argument is of a wrong kind or size.
+        An argument has the wrong type or an invalid value.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def tile_tissue(
     """
     spatialdata = sys.modules.get("spatialdata")
     if spatialdata is not None and isinstance(source, spatialdata.SpatialData):
-        # An object of this class exists: its package, slow to import, is there already.
+        # spatialdata is slow to import; an instance of its class shows that it was imported already.
         from st_gchb.pp.tissue._tile_shapes import tile_spatialdata
 
         settings = {"spacing_um": spacing_um, "grid": grid, "tissue": tissue, "min_tissue": min_tissue}
@@ -125,7 +125,7 @@ def _name_of(source: Any) -> str:
 
 
 def _library(name: str, tiles: Tiles, slide: SlideImage, source: Any) -> Library:
-    """Build what ``uns["spatial"]`` says of the slide: where its pixels are, and a picture for figures."""
+    """Build the entry of ``uns["spatial"]`` for the slide: path or pixels of the image, and a thumbnail for figures."""
     picture, scale = tiles.tissue.thumbnail, 1.0 / tiles.tissue.downsample
     if picture is None:
         picture, scale = slide.thumbnail(_PICTURE_PX)
