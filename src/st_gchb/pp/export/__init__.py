@@ -1,4 +1,4 @@
-"""Results as SpatialData and as maps over the slide."""
+"""Export of results to SpatialData, and as raster images over the slide."""
 
 import lazy_loader
 

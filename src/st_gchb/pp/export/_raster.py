@@ -1,4 +1,4 @@
-"""Maps of a SpatialData's tiles as image elements that lie on the slide."""
+"""Rasterization: genes and annotations of tiles or spots as image elements aligned with the slide."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from st_gchb.io import annotated_rows
 from st_gchb.pp.spots import is_element_name, linked, transformations_of
 
 _REACH = 0.72
-"""Distance, in distances of neighbors, up to which a pixel shows the nearest position: no gaps within a square."""
+"""Largest distance from a pixel to the position that it shows, in units of the spacing: half the diagonal of a square
+cell (0.707), so that a square grid has no gaps."""
 _OFF_GRID = 0.01
-"""Distance from its place, in distances of neighbors, up to which a position is on the grid."""
+"""Largest deviation of a position from a square grid, in units of the spacing."""
 _MAX_PIXELS = 5e8
 _BAND = 2**20
-"""Pixels whose nearest position is looked up at once."""
+"""Pixels whose nearest position is searched for at once, which bounds memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,12 @@ class Lattice:
     Parameters
     ----------
     index
-        ``(n_rows, n_cols)`` position that a cell shows, -1 for none.
+        Row number of the position that each cell shows, ``(n_rows, n_cols)``; -1 for none.
     zoom
         Pixels along a side of a cell.
     matrix
-        Affine matrix, 3 x 3, from the raster's px (x, y; the center of the first is 0.5, 0.5) to the positions' own
-        coordinates.
+        Affine matrix, 3 x 3, from px of the raster (x, y; the center of the first pixel is 0.5, 0.5) to the coordinates
+        of the positions.
     """
 
     index: npt.NDArray[np.int32]
@@ -60,21 +61,28 @@ class Lattice:
 
 
 def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64], px_per_tile: int) -> Lattice:
-    """Lay a raster over positions.
+    """Construct a raster over positions.
 
     Parameters
     ----------
     obs
-        Where it has ``array_row`` and ``array_col`` of a square grid, each position becomes a square of pixels.
+        Annotation of the positions. If it has ``array_row`` and ``array_col`` of a square grid, each position becomes a
+        square of pixels; otherwise each pixel shows the nearest position.
     centers
-        ``(n, 2)`` x, y.
+        Positions ``(n, 2)`` as x, y.
     px_per_tile
-        Pixels per distance of neighbors.
+        Pixels per spacing of the positions.
+
+    Returns
+    -------
+    Lattice
+        Raster that covers all positions.
 
     Raises
     ------
     InputError
-        There is one position only, two at the same place, or they lie so far apart that the raster would be huge.
+        There is only one position, most positions coincide with another, positions are not finite, or the raster would
+        be too large.
 
     Examples
     --------
@@ -90,7 +98,7 @@ def find_lattice(obs: pd.DataFrame, centers: npt.NDArray[np.float64], px_per_til
 
 
 def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64], zoom: int) -> Lattice | None:
-    """One cell per position; None where rows and columns are not known, or not those of a square grid."""
+    """Construct a raster with one cell per position; None unless rows and columns form a square grid."""
     if not {"array_row", "array_col"} <= set(obs):
         return None
     places = obs[["array_col", "array_row"]]
@@ -98,10 +106,10 @@ def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64], zoom: int) -> L
         return None
     cells = places.to_numpy(dtype=np.int64)
     if len(np.unique(cells.sum(axis=1) % 2)) == 1:
-        # Hexagonal grids count columns in half steps: every second cell is empty.
+        # Hexagonal grids count columns in half steps, so that every second cell would be empty.
         return None
     cells = cells - cells.min(axis=0)
-    # A tile's center is the center of its cell; spatialdata.rasterize_bins puts the cell's corner there.
+    # The center of a tile is the center of its cell, unlike in spatialdata.rasterize_bins, where it is the corner.
     design = np.column_stack([cells + 0.5, np.ones(len(cells))])
     solution, _, rank, _ = np.linalg.lstsq(design, centers, rcond=None)
     if rank < 3:
@@ -119,7 +127,7 @@ def _square(obs: pd.DataFrame, centers: npt.NDArray[np.float64], zoom: int) -> L
 
 
 def _nearest(centers: npt.NDArray[np.float64], px_per_tile: int) -> Lattice:
-    """Pixels finer than the positions, each with the nearest."""
+    """Construct a raster of pixels finer than the spacing, each of which shows the nearest position."""
     if len(centers) < 2:
         raise InputError("the region has one position; a raster needs at least two.")
     tree = cKDTree(centers)
@@ -167,9 +175,9 @@ def rasterize(
     px_per_tile: TilePixels = 4,
     overwrite: bool = False,
 ) -> list[str]:
-    """Add maps of genes as an image element that lies on the slide, one channel per gene.
+    """Add genes as an image element that is aligned with the slide, one channel per gene.
 
-    On a square grid of tiles each tile is a square of pixels. Elsewhere (hexagonal grids, spots) each pixel has the
+    On a square grid of tiles each tile is a square of pixels. Otherwise (hexagonal grids, spots) each pixel has the
     value of the nearest position.
 
     Parameters
@@ -177,35 +185,36 @@ def rasterize(
     sdata
         Object with a result that annotates shapes, as :meth:`~st_gchb.model.STGCHB.predict` adds it.
     genes
-        Channels: genes, and columns of the table's ``obs`` such as ``"st_gchb_confidence"``.
+        Channels: genes, or columns of the table's ``obs`` such as ``"st_gchb_confidence"``.
     table
         Name of the table.
     layer
         Layer of the table; None for ``X``.
     shapes
-        Region to draw, by default every one that the table annotates.
+        Region to rasterize; by default all that the table annotates.
     name
-        Name of the image; by default that of the shapes with ``"_raster"``. Needs ``shapes=`` where there are several
-        regions.
+        Name of the image, by default the name of the shapes followed by ``"_raster"``. Needs ``shapes`` if there are
+        several regions.
     fill
-        Value where there is no position. NaN is see-through in napari, and refused by spatialdata-plot.
+        Value of pixels without a position. NaN is transparent in napari, but spatialdata-plot does not accept it.
     px_per_tile
-        Pixels along a side of a tile. Not 1, because spatialdata-plot up to 0.4.0 draws images half a pixel aside.
+        Pixels along a side of a tile. The default is not 1, because spatialdata-plot up to 0.4.0 draws images shifted
+        by half a pixel.
     overwrite
         Replace images of these names.
 
     Returns
     -------
     list of str
-        Names of the images, one per region: ``sdata.images[name]``, dimensions c, y, x, float32, lazy. Their
-        transformations put each pixel where its tile is, in every coordinate system of the shapes.
+        Names of the images in ``sdata.images``, one per region. They have the dimensions c, y, x, are lazy float32
+        arrays, and are aligned with the shapes in each of their coordinate systems.
 
     Raises
     ------
     MissingKeyError
         There is no such table, layer, gene, column or region.
     InputError
-        A name is taken, a column holds no numbers, or positions cannot be drawn.
+        A name is taken, a column is not numeric, or the positions cannot be rasterized.
 
     Examples
     --------
@@ -249,23 +258,23 @@ def rasterize(
 
 
 class ChannelMaps:
-    """Values of positions as an array ``(c, y, x)``, of which only what is asked for is laid out.
+    """Values of positions as a virtual array ``(c, y, x)``, of which only the requested window is computed.
 
     Parameters
     ----------
     values
-        ``(n_channels, n_positions)``.
+        Values of the positions, ``(n_channels, n_positions)``.
     lattice
-        Which pixel shows which position.
+        Raster that maps pixels to positions.
     fill
-        Value where there is none.
+        Value of pixels without a position.
     """
 
     ndim, dtype = 3, np.dtype(np.float32)
 
     def __init__(self, values: npt.NDArray[np.float32], lattice: Lattice, fill: float) -> None:
         nothing = np.full((len(values), 1), fill, dtype=np.float32)
-        # The last column is what -1 points to.
+        # The index -1 of a cell without a position selects this last column.
         self._values, self._lattice = np.concatenate([values, nothing], axis=1), lattice
         self.shape = (len(values), *lattice.shape)
 
@@ -278,9 +287,9 @@ class ChannelMaps:
 def _raster(
     lattice: Lattice, values: npt.NDArray[np.float32], channels: list[str], fill: float, shapes: GeoDataFrame
 ) -> Any:
-    """Image element of a region; ``values`` as :class:`ChannelMaps` takes them."""
+    """Build the image element of a region; ``values`` as in :class:`ChannelMaps`."""
     maps = ChannelMaps(values, lattice, fill)
-    # A name of chance: to make one of the content, dask would hash all of it.
+    # name=False gives a random name; by default dask would hash the whole content.
     lazy = da.from_array(maps, chunks=(1, _CHUNK_PX, _CHUNK_PX), name=False, meta=np.empty((0, 0, 0), np.float32))
     own = Affine(lattice.matrix, input_axes=_XY, output_axes=_XY)
     placed = {system: Steps([own, other]) for system, other in transformations_of(shapes, "the shapes").items()}
@@ -290,7 +299,7 @@ def _raster(
 def _values(
     source: AnnData, rows: npt.NDArray[np.int64], channels: list[str], layer: str | None
 ) -> npt.NDArray[np.float32]:
-    """Values of channels, ``(n_channels, n_rows)``."""
+    """Read the values of genes and ``obs`` columns, ``(n_channels, n_rows)``."""
     values = np.empty((len(channels), len(rows)), dtype=np.float32)
     matrix = source.X if layer is None else source.layers[layer]
     for i, channel in enumerate(channels):
@@ -353,7 +362,7 @@ def _check_name(sdata: SpatialData, name: str, overwrite: bool) -> None:
 
 
 def _centers(sdata: SpatialData, region: str, instances: pd.Series) -> npt.NDArray[np.float64]:
-    """Centers of the rows' shapes in the shapes' own coordinates, ``(n, 2)``."""
+    """Compute the centers of the rows' shapes in their intrinsic coordinates, ``(n, 2)``."""
     if region not in sdata or not isinstance(sdata[region], GeoDataFrame):
         raise InputError(f"the table annotates {region!r}, which is no shapes element; expected one of circles, say.")
     element = sdata[region]

@@ -1,4 +1,4 @@
-"""An AnnData with a result becomes a SpatialData: slide, circles, table and maps, ready to be looked at."""
+"""Conversion of a prediction to a SpatialData with image, circles, table and rasterized genes, for viewers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from st_gchb.pp.export._raster import rasterize
 from st_gchb.pp.spots import Sections, Slice, sections_of, slices_of, write_table
 
 _COARSEST_PX = 1024
-"""Side at which a slide that came without a pyramid is small enough to be drawn at once."""
+"""Largest side of the coarsest scale that is added to an image without a pyramid, px."""
 
 
 @checked
@@ -36,31 +36,31 @@ def to_spatialdata(
     image: Any = None,
     um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
 ) -> SpatialData:
-    """Turn a prediction into a SpatialData with the slide, so that viewers draw one over the other.
+    """Convert a prediction to a SpatialData that includes the H&E image, so that viewers can overlay both.
 
     Parameters
     ----------
     result
-        What :meth:`~st_gchb.model.STGCHB.predict` returned for an AnnData, of one slide or several.
+        Result of :meth:`~st_gchb.model.STGCHB.predict` for an AnnData of one or several slices.
     genes
-        Also add maps of these, as :func:`rasterize` does: genes, or columns of ``obs``.
+        Genes, or columns of ``obs``, to add as images by :func:`rasterize`.
     slice_key, image, um_per_px
-        Where slices and their images are, as :func:`slices_of` takes them; by default as the prediction found them.
+        Slices and their images, as in :func:`slices_of`; by default those of the prediction.
 
     Returns
     -------
     SpatialData
-        For each slice: ``images[slice + "_image"]``, the H&E with its scales, read when it is looked at;
-        ``shapes[slice]``, circles; where genes are given, ``images[slice + "_raster"]``. One table,
-        ``tables["st_gchb"]``. All are in px of the slide, in the coordinate system ``"global"``, or, for several
-        slices, in one of each slice's name.
+        For each slice the H&E image, ``images[slice + "_image"]``, with its scales and read lazily; circles,
+        ``shapes[slice]``; and, if genes are given, ``images[slice + "_raster"]``. One table, ``tables["st_gchb"]``.
+        Coordinates are px of the slide, in the coordinate system ``"global"`` or, for several slices, in one named
+        after each slice.
 
     Raises
     ------
     InputError
-        ``result`` is no prediction, or names of slices cannot be told apart as names of elements.
+        ``result`` is not a prediction, or names of slices are not distinct as names of elements.
     ImageError, MissingFileError, CoordinateError, MissingKeyError
-        The image cannot be used, or a gene is not there.
+        The image cannot be used, or a gene does not exist.
 
     Examples
     --------
@@ -99,7 +99,21 @@ def to_spatialdata(
 
 
 def image_element(slide: SlideImage, transformations: dict[str, Any]) -> xarray.DataArray | xarray.DataTree:
-    """Image element of a slide, read window by window; its scales are the slide's, or halves where it has one."""
+    """Build a lazy image element of a slide.
+
+    Parameters
+    ----------
+    slide
+        Image with one or several levels.
+    transformations
+        Transformations of the element by coordinate system.
+
+    Returns
+    -------
+    xarray.DataArray or xarray.DataTree
+        Element whose scales are the levels of the slide. For a slide with a single level, scales are added by halving
+        until the longer side is about 1,024 px.
+    """
     arrays = [_lazy(slide, level) for level in range(len(slide.levels))]
     if len(arrays) == 1:
         sides = slide.shape_px
@@ -126,7 +140,7 @@ def image_element(slide: SlideImage, transformations: dict[str, Any]) -> xarray.
 
 
 class ChannelsFirst:
-    """A level of a slide as an array ``(c, y, x)``, decoded where it is asked for."""
+    """A level of a slide as a virtual array ``(c, y, x)``, of which only the requested window is decoded."""
 
     ndim, dtype = 3, np.dtype(np.uint8)
 
@@ -136,7 +150,7 @@ class ChannelsFirst:
 
     def __getitem__(self, part: tuple[slice | int, slice | int, slice | int]) -> np.ndarray:
         channel, *window = part
-        # dask asks for a single row as a number, which takes its axis away.
+        # dask requests a single row by an integer, which removes the axis from the result.
         spans = [slice(one, one + 1) if isinstance(one, int | np.integer) else one for one in window]
         (y0, y1, dy), (x0, x1, dx) = (one.indices(n) for one, n in zip(spans, self.shape[1:], strict=True))
         pixels = np.moveaxis(self._slide.read(self._level, y0, y1, x0, x1), -1, 0)
@@ -147,7 +161,7 @@ class ChannelsFirst:
 
 def _lazy(slide: SlideImage, level: int) -> da.Array:
     rows, columns = (tuple(int(side) for side in np.diff(edges)) for edges in slide.pieces(level))
-    # A name of chance: dask would hash the pixels to make one of the content.
+    # name=False gives a random name; by default dask would hash all pixels.
     return da.from_array(
         ChannelsFirst(slide, level), chunks=((3,), rows, columns), name=False, meta=np.empty((0, 0, 0), np.uint8)
     )

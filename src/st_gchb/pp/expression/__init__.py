@@ -1,4 +1,4 @@
-"""Expression of the reference: counts, panel, normalization and principal components."""
+"""Expression of the reference: counts, normalization, gene panel and principal components."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Expression of the training slices: normalization, panel and PCA as one fitted object."""
+"""Expression of the training slices: reading and normalization, choice of the gene panel, and its fitted PCA."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
 
 Matrix: TypeAlias = Any
-"""``(n_spots, n_genes)``: whatever :func:`~st_gchb._matrices.matrix_of` reads."""
+"""Expression ``(n_spots, n_genes)``, of any type that :func:`~st_gchb._matrices.matrix_of` reads."""
 
 DENSE_BYTES = 2**30
-"""Expression of the panel up to this size, as float64, is made dense: 67,108 spots with 2,000 genes."""
+"""Largest size of the panel's expression, as float64, that is made dense: 67,108 spots with 2,000 genes."""
 
 
 @dataclass(frozen=True)
 class ExpressionRule:
-    """What was fitted on the training slices, and is applied to every other slice.
+    """Gene panel and PCA that were fitted on the training slices and apply to every other slice.
 
     Parameters
     ----------
     genes
-        The panel, ``(n_genes,)``.
+        Names of the genes of the panel, ``(n_genes,)``.
     log_normalized
-        Whether expression is handed over as log-normalized values instead of counts.
+        Whether expression is supplied as log-normalized values instead of counts.
     offset
-        Mean of the panel over the training spots, ``(n_genes,)``.
+        Mean of each gene over the training spots, ``(n_genes,)``.
     matrix
         Components of the PCA divided by their common scale, ``(n_genes, n_components)``.
     variance
-        Variance of the panel over the training spots, ``(n_genes,)``.
+        Variance of each gene over the training spots, ``(n_genes,)``.
     """
 
     genes: pd.Index
@@ -54,16 +54,30 @@ class ExpressionRule:
 
 
 def read_expression(adata: ad.AnnData, layer: str | None, *, log_normalized: bool, remedy: Remedy) -> Matrix:
-    """Expression of an AnnData in memory, numpy or CSR, ``(n_spots, n_genes)``; not to be written to.
+    """Read and validate the expression of an AnnData.
 
-    It holds what it is said to hold, of genes alone.
+    Parameters
+    ----------
+    adata
+        Object with expression.
+    layer
+        Layer that holds it; None for ``X``.
+    log_normalized
+        Whether log-normalized values are expected instead of counts.
+    remedy
+        Advice for error messages.
+
+    Returns
+    -------
+    numpy.ndarray or scipy.sparse.csr_matrix
+        Expression in memory, ``(n_spots, n_genes)``. It may share memory with ``adata`` and must not be modified.
 
     Raises
     ------
     MissingKeyError
-        There is no such layer, or ``X`` is empty.
+        There is no such layer, or ``X`` is None.
     ExpressionError
-        It holds no counts (or no log-normalized values), or of other things than genes.
+        The matrix does not hold counts (or log-normalized values), or has columns that are not genes.
     """
     if layer is not None and layer not in adata.layers:
         raise MissingKeyError(
@@ -79,29 +93,42 @@ def read_expression(adata: ad.AnnData, layer: str | None, *, log_normalized: boo
 
 
 def tell_expression(adata: ad.AnnData, layer: str | None, matrix: Matrix, *, log_normalized: bool) -> None:
-    """Warn of what is counted beside genes of one genome, and of counts that look corrected for depth."""
+    """Warn of features other than genes of one genome, and of counts that look normalized for sequencing depth."""
     tell_genes(adata.var, column_totals(matrix), layer_name(layer))
     if not log_normalized:
         tell_depth(matrix, layer_name(layer))
 
 
 def column_totals(matrix: Matrix) -> np.ndarray:
-    """Sum of each column, ``(n_columns,)``."""
+    """Sum each column, ``(n_columns,)``, float64."""
     return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def layer_name(layer: str | None) -> str:
-    """What a layer is called in messages."""
+    """Return the expression by which messages refer to a layer."""
     return "X" if layer is None else f"layers[{layer!r}]"
 
 
 def as_csr(matrix: Matrix) -> sparse.csr_matrix:
-    """Expression as CSR float32, ``(n_spots, n_genes)``; a copy that may be changed."""
+    """Copy expression to a CSR matrix of float32, ``(n_spots, n_genes)``, which may be modified."""
     return sparse.csr_matrix(matrix_of(matrix, "expression", ExpressionError), dtype=np.float32, copy=True)
 
 
 def log_normalize(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
-    """Log1p of counts per 10^4, over all genes of the table, CSR ``(n_spots, n_genes)``."""
+    """Normalize counts to 10^4 per spot over all genes, and take log1p.
+
+    Parameters
+    ----------
+    matrix
+        Counts or log-normalized values, ``(n_spots, n_genes)``.
+    log_normalized
+        Whether ``matrix`` is already log-normalized; it is then only copied.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Log-normalized expression, ``(n_spots, n_genes)``, float32.
+    """
     csr = as_csr(matrix)
     if log_normalized:
         return csr
@@ -112,10 +139,31 @@ def log_normalize(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
 
 
 def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
-    """Columns of the most variable genes over the slices given, in the table's order.
+    """Choose the highly variable genes (HVGs) of the training slices.
 
-    scanpy's dispersion ranking with one batch per slice, among genes found in at least 10 spots (in at least 1 %
-    of the spots where there are fewer than 1,000).
+    Genes are ranked by scanpy's dispersion with one batch per slice, among genes that are detected in at least 10
+    spots (in at least 1 % of the spots if there are fewer than 1,000, but no fewer than 2).
+
+    Parameters
+    ----------
+    log_values
+        Log-normalized expression of the training spots, ``(n_spots, n_all_genes)``.
+    genes
+        Names of the columns.
+    slices
+        Name of the slice of each spot, ``(n_spots,)``.
+    n_top_genes
+        Number of genes to choose.
+
+    Returns
+    -------
+    numpy.ndarray
+        Column numbers of the chosen genes, ascending; all detected genes if there are no more than ``n_top_genes``.
+
+    Raises
+    ------
+    ExpressionError
+        Fewer than two genes are detected, or none of them varies.
     """
     enough = min(10, max(2, log_values.shape[0] // 100))
     seen = np.flatnonzero(np.asarray((log_values > 0).sum(axis=0)).ravel() >= enough)
@@ -139,7 +187,7 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
         obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}, index=names),
         var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
     )
-    # With a batch key, be it of one batch, scanpy breaks ties: the panel has exactly the size asked for.
+    # With a batch key, even of a single batch, scanpy breaks ties, so that the panel has exactly n_top_genes genes.
     with torch_threads_kept():
         frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
     chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
@@ -147,7 +195,7 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
 
 
 def _varies(values: sparse.csr_matrix) -> bool:
-    """Whether any column has two values."""
+    """Return True if any column holds more than one value."""
     return bool((values.max(axis=0) != values.min(axis=0)).nnz)
 
 
@@ -162,7 +210,7 @@ def fit_expression(
     seed: int,
     panel: list[str] | None = None,
 ) -> ExpressionRule:
-    """Choose the panel and fit its PCA on the training slices.
+    """Choose the gene panel and fit its PCA on the training slices.
 
     Parameters
     ----------
@@ -171,22 +219,31 @@ def fit_expression(
     genes
         Names of the columns.
     slices
-        Slice of each spot.
+        Name of the slice of each spot, ``(n_spots,)``.
     n_top_genes
-        Size of the panel.
+        Number of HVGs in the panel.
     n_components
-        Number of components; ``None`` keeps the genes themselves (the paper's ablation B).
+        Number of principal components; None keeps the genes themselves (the paper's ablation B).
     log_normalized
-        Stored with the rule.
+        Whether the reference was supplied as log-normalized values; stored in the result.
     seed
-        Seed of the PCA's solver.
+        Seed of the PCA's solver, and of the spots that are drawn from a large reference.
     panel
-        Genes to take instead of the most variable ones.
+        Genes of the panel; None for the HVGs.
+
+    Returns
+    -------
+    ExpressionRule
+        Panel and PCA.
 
     Raises
     ------
+    InputError
+        ``panel`` is empty or names a gene more than once.
     MissingKeyError
-        If a gene of ``panel`` is not in the table.
+        A gene of ``panel`` is not in the table.
+    ExpressionError
+        There are too few genes to choose from, or none of them varies.
     """
     if panel is None:
         columns = choose_panel(log_values, genes, slices, n_top_genes)
@@ -212,7 +269,7 @@ def fit_expression(
         pca = PCA(width, svd_solver="randomized" if width < min(dense.shape) // 2 else "full", random_state=seed).fit(
             dense
         )
-        # One scale for all components keeps their relative weight, which says how much of the variance each holds.
+        # A single scale for all components preserves their relative weights, which reflect their explained variance.
         matrix = pca.components_.T / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
     return ExpressionRule(
         genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32), variance
@@ -220,9 +277,23 @@ def fit_expression(
 
 
 def _moments(values: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Expression of the spots that PCA is fitted on, and mean and variance over all, float64.
+    """Compute mean and variance of each gene, and select the spots on which the PCA is fitted.
 
-    A table that is too large to be made dense is fitted on spots drawn with the seed.
+    Parameters
+    ----------
+    values
+        Log-normalized expression of the panel, ``(n_spots, n_genes)``.
+    seed
+        Seed by which spots are drawn if the dense matrix would exceed :data:`DENSE_BYTES`.
+
+    Returns
+    -------
+    dense
+        Expression of all or of the drawn spots, ``(n, n_genes)``, float64.
+    mean
+        Mean over all spots, ``(n_genes,)``.
+    variance
+        Variance over all spots, ``(n_genes,)``.
     """
     n_spots, n_genes = values.shape
     if 8 * n_spots * n_genes <= DENSE_BYTES:

@@ -1,4 +1,4 @@
-"""Positions laid finer than the reference's spots: taken apart into grids of the reference's own pitch."""
+"""Sublattices: splitting query positions that are denser than the reference into grids of the reference's pitch."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Labels = npt.NDArray[np.int64]
 
 _ARRAY = ("array_row", "array_col")
 _FEW = 8
-"""Neighbors from which the density around a position is taken."""
+"""Number of neighbors from which the density around a position is estimated."""
 _REGULAR = 0.3
-"""Spread of the distances to the nearest position, of their median, up to which positions lie on an array."""
+"""Largest interquartile range of nearest distances, relative to their median, of positions on a regular array."""
 _TOLERANCE = 0.25
-"""How far the pitch within the parts may be from a multiple of the spacing for rows and columns to be believed."""
+"""Relative tolerance of the pitch within sublattices by row and column; beyond it, rows and columns are ignored."""
 
 
 def nearest_distances(coordinates: Coordinates, n_neighbors: int = 1) -> Coordinates:
-    """Distances of each position to the nearest other ones, ``(n, n_neighbors)``."""
+    """Compute the distances of each position to its nearest neighbors, ``(n, n_neighbors)``, ascending."""
     search = NearestNeighbors(n_neighbors=min(n_neighbors, len(coordinates) - 1)).fit(coordinates)
     return np.asarray(search.kneighbors()[0], dtype=np.float64)
 
 
 def spacing_of(coordinates: Coordinates) -> float:
-    """Distance between neighboring positions, in the unit of the coordinates.
+    """Estimate the distance between neighboring positions, in the unit of the coordinates.
 
-    On an array it is the median distance to the nearest position. Positions without order, such as cells, have some
-    neighbor very near: there it is the side of the square that each has to itself.
+    On a regular array it is the median distance to the nearest neighbor. Irregular positions, such as cells, often have
+    one very close neighbor; for them it is the side of a square with the mean area per position.
 
     Examples
     --------
@@ -49,25 +49,25 @@ def spacing_of(coordinates: Coordinates) -> float:
 
 
 def interleave(coordinates: Coordinates, obs: pd.DataFrame, stride: int) -> Labels:
-    """Take positions apart into interleaved grids, each ``stride`` times as wide as all of them together.
+    """Assign positions to interleaved sublattices whose pitch is ``stride`` times the spacing of the positions.
 
-    A grid of half the reference's pitch holds four grids of that pitch, one shifted against the other. Within each, a
-    position has the neighbors that a spot of the reference has, as many and as far away.
+    A grid with half the pitch of the reference consists of four shifted grids with that pitch. Within each of them, a
+    position has as many neighbors as a spot of the reference, at the same distances.
 
     Parameters
     ----------
     coordinates
-        ``(n, 2)`` x, y.
+        Positions ``(n, 2)`` as x, y.
     obs
-        Rows of the positions; ``array_row`` and ``array_col`` are used where they describe the positions. Others,
-        such as cells, are told apart by where they lie.
+        Annotation of the positions, ``n`` rows. ``array_row`` and ``array_col`` are used if they are consistent with
+        the coordinates; otherwise, as for cells, coordinates are rounded to multiples of the spacing.
     stride
-        Whole number of spacings in the pitch that is wanted.
+        Wanted pitch in units of the spacing.
 
     Returns
     -------
     numpy.ndarray
-        Part of each position, ``(n,)``.
+        Label of the sublattice of each position, ``(n,)``.
 
     Examples
     --------
@@ -87,7 +87,22 @@ def interleave(coordinates: Coordinates, obs: pd.DataFrame, stride: int) -> Labe
 
 
 def side_by_side(coordinates: Coordinates, parts: Labels, apart: float) -> Coordinates:
-    """Move parts so far from one another that nothing of two parts is nearer than ``apart``, ``(n, 2)``."""
+    """Shift sublattices along x so that positions of different ones are at least ``apart`` from each other.
+
+    Parameters
+    ----------
+    coordinates
+        Positions ``(n, 2)``.
+    parts
+        Label of the sublattice of each position, ``(n,)``.
+    apart
+        Smallest distance between sublattices, in the unit of the coordinates.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shifted positions, ``(n, 2)``.
+    """
     width = float(np.ptp(coordinates[:, 0])) + 2 * apart
     moved = coordinates.copy()
     moved[:, 0] += np.unique(parts, return_inverse=True)[1] * width
@@ -95,7 +110,10 @@ def side_by_side(coordinates: Coordinates, parts: Labels, apart: float) -> Coord
 
 
 def _by_array(rows: Any, cols: Any, stride: int) -> Labels | None:
-    """Parts by row and column; on a hexagonal array columns count half steps, as Visium's do."""
+    """Label sublattices by row and column; None unless both are whole numbers.
+
+    On a hexagonal array columns count half steps, as Visium's do.
+    """
     if not all(pd.api.types.is_numeric_dtype(column) for column in (rows, cols)):
         return None
     row, col = (np.asarray(column, dtype=np.float64) for column in (rows, cols))
