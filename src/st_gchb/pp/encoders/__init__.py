@@ -1,4 +1,4 @@
-"""Frozen encoders that turn patches into features."""
+"""Frozen image encoders that compute the features of patches."""
 
 import lazy_loader
 

@@ -1,4 +1,7 @@
-"""Trunks of torchvision and timm without their heads, with weights from the library or a file."""
+"""Trunks: torchvision and timm models without their classification heads, and their weights.
+
+Builds the architecture, reads weights from the library or a file, and validates that the weights fit the architecture.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from a ``.safetensors`` file or one of ``torch.save``.
+    """Read a state dict from a ``.safetensors`` file or one written by ``torch.save``.
 
     Raises
     ------
     WeightsUnavailableError
         There is no file at the path.
     EncoderError
-        The file is damaged, or holds anything else than tensors.
+        The file is damaged, or holds anything other than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +61,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
-    """Take a state dict out of a checkpoint, and the prefix of data-parallel training off its keys."""
+    """Extract the state dict of a checkpoint, and remove the prefix of data-parallel training from its keys."""
     for key in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -68,14 +71,27 @@ def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
 
 
 def trunk_state(state: Mapping[str, Tensor], head: tuple[str, ...]) -> dict[str, Tensor]:
-    """Leave out the tensors of the head, whose modules are named, and give the others today's names."""
-    # The published files of DenseNet still say norm.1 for norm1.
+    """Remove the tensors of the head and rename keys of earlier torchvision versions.
+
+    Parameters
+    ----------
+    state
+        State dict of the whole model.
+    head
+        Paths of the modules to remove.
+
+    Returns
+    -------
+    dict
+        State dict of the trunk.
+    """
+    # The published weights of DenseNet use the earlier keys "norm.1" and "conv.1" for "norm1" and "conv1".
     modern = {re.sub(r"(denselayer\d+\.)(norm|conv)\.([12])\.", r"\1\2\3.", key): value for key, value in state.items()}
     return {key: value for key, value in modern.items() if not any(key.startswith(f"{prefix}.") for prefix in head)}
 
 
 def disagreement(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Say in what a state dict differs from the tensors of a module; empty where they agree.
+    """Describe how a state dict differs from the tensors of a module; an empty string if they agree.
 
     Examples
     --------
@@ -85,7 +101,7 @@ def disagreement(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     "1 have another shape (first: 'weight')"
     """
     expected = module.state_dict()
-    # Old files lack the counter of batches, which plays no part in eval mode.
+    # Files of early torch versions lack the batch counter of batch norm, which is not used in eval mode.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in expected]
     shapes = [key for key in expected if key in state and state[key].shape != expected[key].shape]
@@ -100,7 +116,19 @@ _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 @dataclass
 class Trunk:
-    """A module that gives features, and how its input is standardized."""
+    """A module that computes features, and the standardization of its input.
+
+    Parameters
+    ----------
+    module
+        Model without its head.
+    input_px
+        Side of its input, px.
+    mean, std
+        Mean and standard deviation per channel by which the input, in 0 to 1, is standardized.
+    weights
+        ``"default"``, ``"none"`` (random) or the path of a file.
+    """
 
     module: nn.Module
     input_px: int
@@ -110,24 +138,37 @@ class Trunk:
 
 
 def torchvision_names() -> list[str]:
-    """Names of torchvision's classification models."""
+    """List the names of torchvision's classification models."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def torchvision_trunk(name: str, weights: str | None) -> Trunk:
     """Build a torchvision classification model without its last layer.
 
+    Parameters
+    ----------
+    name
+        Name of the model.
+    weights
+        ``"default"``: torchvision's default weights, downloaded if needed. Otherwise the path of a file, or None for
+        random weights.
+
+    Returns
+    -------
+    Trunk
+        Model without its last layer.
+
     Raises
     ------
     EncoderError
-        The name is unknown, or the weights are another architecture's.
+        The name is unknown, or the weights belong to another architecture.
     WeightsUnavailableError
-        The weights could not be downloaded, or are not at the path.
+        The weights could not be downloaded, or there is no file at the path.
     """
     if name not in torchvision_names():
         raise EncoderError(_unknown(name))
     preset = torchvision.models.get_model_weights(name).DEFAULT
-    # The preset's own transform cuts off the patch's border: only its numbers are taken.
+    # Only the numbers of the preset's transform are used: the transform itself crops the border of the patch.
     numbers = preset.transforms()
     input_px = int(numbers.crop_size[0])
     module, head = _build(name, input_px, pretrained=weights is not None)
@@ -141,13 +182,13 @@ def torchvision_trunk(name: str, weights: str | None) -> Trunk:
 
 
 def bare_trunk(name: str) -> nn.Module:
-    """Architecture of a torchvision model without its last layer, its numbers those of no weights."""
+    """Build the architecture of a torchvision model without its last layer; its weights are random."""
     preset = torchvision.models.get_model_weights(name).DEFAULT
     return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
 
 
 def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a torchvision model from a fixed seed, its head an identity; and the names of what was taken away."""
+    """Build a torchvision model from a fixed seed with an identity as head, and list the paths of removed modules."""
     options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options["image_size"] = input_px
@@ -163,7 +204,7 @@ def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tu
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...], name: str, source: str) -> None:
-    """Load a state dict into a trunk; the head's tensors may be there or not, all others must agree."""
+    """Load a state dict into a trunk; tensors of the head are optional, all others must match."""
     trunk = trunk_state(state, head)
     difference = disagreement(module, trunk)
     if difference:
@@ -176,15 +217,17 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...],
 
 
 def _fitting(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the torchvision model whose trunk has just these tensors, or None."""
+    """Find the torchvision model whose trunk has exactly these tensors; None if there is none."""
     size = sum(value.numel() for value in state.values())
     for name in torchvision_names():
         preset = torchvision.models.get_model_weights(name).DEFAULT
-        # Heads may be absent or of another width, and batch norm has tensors that are not counted as parameters.
+        # Sizes need only be similar: heads may be absent or of another width, and buffers of batch norm are no
+        # parameters. Keys distinguish RegNet, whose candidates are expensive to build.
         other_family = name.startswith("regnet_") and not any(key.startswith("trunk_output.") for key in state)
         if other_family or not 0.3 < size / preset.meta["num_params"] < 2:
             continue
-        # On the meta device, no memory is taken and no number drawn; only RegNet computes with what it makes.
+        # The meta device allocates no memory and draws no random numbers. RegNet cannot be built on it, because its
+        # constructor computes with tensors.
         with torch.device("cpu" if name.startswith("regnet_") else "meta"):
             candidate, head = _build(name, int(preset.transforms().crop_size[0]), pretrained=True)
         if not disagreement(candidate, trunk_state(state, head)):
@@ -193,7 +236,7 @@ def _fitting(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _head_path(module: nn.Module) -> str:
-    """Path of the last layer, which maps features to classes."""
+    """Find the path of the last layer, which maps features to classes."""
     head = next(name for name in _HEADS if hasattr(module, name))
     layers = [
         path for path, layer in module.get_submodule(head).named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
@@ -204,7 +247,7 @@ def _head_path(module: nn.Module) -> str:
 def _download(name: str, preset: Any) -> dict[str, Tensor]:
     try:
         return preset.get_state_dict(progress=logger.isEnabledFor(20), check_hash=True)
-    # URLError and time-outs are OSErrors; a cut connection is an HTTPException, a wrong hash a RuntimeError.
+    # URLError and timeouts are OSErrors; an interrupted download is an HTTPException, a wrong hash a RuntimeError.
     except (OSError, http.client.HTTPException, RuntimeError, EOFError) as error:
         raise WeightsUnavailableError(
             f"the default weights of encoder {name!r} could not be had from {preset.url} ({error}). Without network, "
@@ -220,14 +263,27 @@ def _download(name: str, preset: Any) -> dict[str, Tensor]:
 def timm_trunk(name: str, weights: str | None) -> Trunk:
     """Build a timm model without its classifier.
 
+    Parameters
+    ----------
+    name
+        Name of the model, without the prefix ``"timm:"``.
+    weights
+        ``"default"``: timm's pretrained weights, downloaded if needed. Otherwise the path of a file, or None for
+        random weights.
+
+    Returns
+    -------
+    Trunk
+        Model without its classifier.
+
     Raises
     ------
     MissingExtraError
         timm is not installed.
     EncoderError
-        The name is unknown, or the weights are another architecture's.
+        The name is unknown, or the weights belong to another architecture.
     WeightsUnavailableError
-        The weights could not be downloaded, or are not at the path.
+        The weights could not be downloaded, or there is no file at the path.
     """
     try:
         import timm
@@ -255,7 +311,8 @@ def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             return timm.create_model(name, pretrained=pretrained, num_classes=0)
-    # The hub's errors (no network, no access, unknown repository) all derive from OSError; timm adds RuntimeError.
+    # All errors of the Hugging Face hub (no network, no access, unknown repository) derive from OSError; timm itself
+    # raises RuntimeError.
     except (OSError, RuntimeError) as error:
         raise WeightsUnavailableError(
             f"the weights of 'timm:{name}' could not be had ({error}). Log in with huggingface-cli where the model "

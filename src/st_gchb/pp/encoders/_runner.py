@@ -1,4 +1,4 @@
-"""The encoder at work: on a device, in a precision, as many patches at once as fit."""
+"""Running an encoder on a device: choice of the device, numeric precision, batching and views of the patches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ from st_gchb.pp.encoders._encoder import Encoder
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Turn ``"auto"`` or torch's name of a device into a device that is there.
+    """Choose a torch device and validate that it is available.
+
+    Parameters
+    ----------
+    device
+        ``"auto"`` for CUDA, MPS or CPU, whichever is available first; or a device or its name.
+
+    Returns
+    -------
+    torch.device
+        Device that is available.
 
     Raises
     ------
     InputError
-        There is no such device here.
+        The device is not available.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -39,14 +49,20 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def halved(size: int, what: str) -> int:
-    """Half of a size for which the device's memory was too small, with a warning.
+    """Halve a batch size after the device ran out of memory, with a warning.
 
     Parameters
     ----------
     size
-        How many were tried at once, at least 2.
+        Batch size that was too large, at least 2.
     what
-        What goes on with fewer, such as ``"embedding goes on with %d spots at once"``.
+        Continuation of the warning, with a placeholder for the new size, such as ``"embedding goes on with %d spots at
+        once"``.
+
+    Returns
+    -------
+    int
+        The new batch size.
     """
     torch.cuda.empty_cache()
     logger.warning(f"The device ran out of memory: {what}.", size // 2)
@@ -61,26 +77,26 @@ Tap = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
 Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
 
 _CPU_BATCH = 8
-"""Patches that go through the encoder together on a CPU: feature maps of more do not stay in its caches (64 MobileNetV2
-patches take twice the time of 8 times 8)."""
+"""Batch size on a CPU: the feature maps of larger batches exceed its caches (with MobileNetV2, one batch of 64 patches
+takes twice as long as 8 batches of 8)."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How patches are read and passed on.
+    """Settings by which patches are read and encoded.
 
     Parameters
     ----------
     batch_size
-        Patches at once.
+        Patches per batch.
     device
-        Where the encoder runs.
+        Device on which the encoder runs.
     memory_mb
-        As :func:`~st_gchb.pp.read_patches` takes it.
+        Bound of the decoded pixels in memory, MB, as in :func:`~st_gchb.pp.read_patches`.
     precision
-        In which convolutions and products are computed (torch's automatic mixed precision).
+        Precision of convolutions and matrix products (torch's automatic mixed precision).
     compiled
-        Whether the encoder is compiled by torch first.
+        Whether the encoder is compiled with :func:`torch.compile`.
     """
 
     batch_size: int
@@ -93,21 +109,21 @@ class Pace:
 class Engine:
     """An encoder on a device.
 
-    Batch norm is folded into the convolutions before it, weights and patches lie channels last. On a GPU, patches are
-    sent and features fetched while the encoder is busy with the next batch. Where the device's memory is too small, the
-    batch is halved, and stays so.
+    Batch norm is folded into the preceding convolutions, and tensors are in channels-last memory format. On a GPU,
+    transfers overlap with the computation of other batches. If the device runs out of memory, the batch size is halved
+    for the rest of the run.
 
     Parameters
     ----------
     encoder
-        The frozen trunk.
+        Frozen encoder.
     n_views
-        1, 4 (rotations) or 8 (and mirrored): features are the mean over them.
+        Number of views over which features are averaged: 1, 4 (rotations) or 8 (and mirrored rotations).
     pace
-        Where, in which precision, how many at once.
+        Device, precision and batch size.
     tap
-        From a trunk, and from it as it is used, to a list to which what goes into its last stage is added; None where
-        that is not wanted.
+        Context manager that, given the trunk and the module that is actually called, collects the inputs of the trunk's
+        last stage in a list; None to collect nothing.
     """
 
     def __init__(self, encoder: Encoder, n_views: int, pace: Pace, tap: Tap | None = None) -> None:
@@ -116,17 +132,17 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """What tells its features from those of any other encoder, part of the key of cached features."""
+        """Identifier of the features, distinct for each encoder and precision; part of the key of cached features."""
         whole = self.pace.precision == "float32"
         return self.encoder.identity if whole else f"{self.encoder.identity}-{self.pace.precision}"
 
     @cached_property
     def _ready(self) -> Encoder:
-        """The encoder as it is used; made when the first patches come, since features may all be cached."""
+        """The encoder on the device, optionally compiled; prepared on first use, since all features may be cached."""
         module: nn.Module = self.encoder.folded.to(self.pace.device)
         if not self.pace.compiled:
             return replace(self.encoder, module=module)
-        # With frozen weights, their layout in memory is chosen once, too.
+        # Freezing makes the weights constants, so that the compiler also optimizes their memory layout.
         options: dict[str, Any] | None = {"freezing": True} if self.pace.device.type == "cpu" else None
         ready = replace(self.encoder, module=cast(nn.Module, torch.compile(module, dynamic=False, options=options)))
         side = self.encoder.input_px
@@ -134,7 +150,7 @@ class Engine:
             with self._precise():
                 ready(torch.zeros(self._at_once, 3, side, side, dtype=torch.uint8, device=self.pace.device))
         except torch.cuda.OutOfMemoryError:
-            # Met again, and dealt with, where patches are encoded.
+            # The same error occurs when patches are encoded, and is handled there by a smaller batch.
             return ready
         except RuntimeError as error:
             raise EncoderError(
@@ -144,22 +160,22 @@ class Engine:
         return ready
 
     def run(self, batches: Iterable[Batch[K]], take: Callable[..., None]) -> None:
-        """Encode batches in their order.
+        """Encode batches in order.
 
         Parameters
         ----------
         batches
-            What a batch is known by; patches, ``(b, h, w, 3)`` uint8; what is done to their colors first, each
-            ``(b, 3, h, w)`` uint8 to the same.
+            Batches as tuples: an identifier, patches ``(b, h, w, 3)`` uint8, and color transformations to apply first,
+            each from ``(b, 3, h, w)`` uint8 to the same.
         take
-            Called with what a batch is known by and its features, ``(b, n_features)`` float32, and with what was
-            tapped of all views, ``(b, n_views, c, h, w)``, where there is a tap. Where the batches end in an error,
-            those before have been taken.
+            Callback that receives the identifier of a batch, its features ``(b, n_features)`` float32 and, with a tap,
+            the collected maps of all views ``(b, n_views, c, h, w)``. If iterating over ``batches`` raises, it has been
+            called for all batches before.
         """
         waiting: tuple[K, list[Tensor]] | None = None
         try:
             for name, patches, recolors in batches:
-                # The next batch is under way before the last one is fetched: fetching waits for the device.
+                # Start the next batch before fetching the last one, because fetching waits for the device.
                 last, waiting = waiting, (name, self._start(patches, recolors))
                 if last is not None:
                     take(last[0], *(one.cpu().numpy() for one in last[1]))
@@ -186,7 +202,7 @@ class Engine:
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _answer(self, patches: Tensor) -> list[Tensor]:
-        """Features, the mean over the views, and what is tapped of each view."""
+        """Compute the features, averaged over the views, and the collected maps of each view if there is a tap."""
         with nullcontext() if self.tap is None else self.tap(self.encoder.module, self._ready.module) as seen:
             features = torch.stack([self._encode(view) for view in views_of(patches, self.n_views)]).mean(0)
         return [features] if seen is None else [features, torch.stack(seen, dim=1)]
@@ -199,7 +215,7 @@ class Engine:
     def _encode(self, patches: Tensor) -> Tensor:
         n_patches = len(patches)
         if self.pace.compiled:
-            # What is compiled takes one shape: another would be compiled anew.
+            # Pad the last batch to the compiled shape: another shape would trigger a recompilation.
             patches = nn.functional.pad(patches, (0, 0) * 3 + (0, self._at_once - n_patches))
         with self._precise():
             return self._ready(patches)[:n_patches]
@@ -211,6 +227,19 @@ class Engine:
 
 
 def views_of(patches: Tensor, n_views: int) -> list[Tensor]:
-    """A batch of patches as it is, rotated, and mirrored: as many of these eight as asked for."""
+    """Rotate and mirror a batch of patches.
+
+    Parameters
+    ----------
+    patches
+        Patches, ``(b, c, h, w)``.
+    n_views
+        1: the patches themselves; 4: their rotations by multiples of 90°; 8: and these mirrored.
+
+    Returns
+    -------
+    list of torch.Tensor
+        The views, each ``(b, c, h, w)``.
+    """
     rotated = [torch.rot90(patches, turns, dims=(2, 3)) for turns in range(min(n_views, 4))]
     return rotated + [view.flip(3) for view in rotated] if n_views == 8 else rotated

@@ -1,4 +1,4 @@
-"""Color and texture statistics of a patch: an encoder that needs no weights."""
+"""Encoder without weights: color and texture statistics of a patch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TEXTURE_VERSION = "1"
-"""To be raised with every change of the features: stored features name it."""
+"""Version of the features, to be increased with every change to them; stored features record it."""
 TEXTURE_INPUT_PX = 112
 
 # Optical densities of hematoxylin, eosin and a residual in R, G, B (Ruifrok and Johnston 2001).
@@ -18,10 +18,10 @@ _DARK = (0.15, 0.3, 0.5)
 
 
 class Texture(nn.Module):
-    """Statistics that describe the stain, the density of nuclei and the grain of a patch.
+    """Statistics of the stain, the density of nuclei and the texture of a patch.
 
-    All are means over the patch of quantities that do not depend on direction, or are averaged over directions, so that
-    a patch and its mirror image have the same features.
+    All are averages over the patch of quantities that do not depend on direction or are averaged over directions, so
+    that a patch and its mirror image have the same features.
 
     Examples
     --------
@@ -38,16 +38,16 @@ class Texture(nn.Module):
         stains = torch.tensor(_STAINS, dtype=torch.float64)
         stains = stains / stains.norm(dim=1, keepdim=True)
         self.register_buffer("unmix", torch.linalg.inv(stains).float())
-        # Counts in the hash of the "weights", by which a query is matched to its reference.
+        # A buffer, so that the version enters the hash of the "weights" by which a query is matched to its reference.
         self.register_buffer("version", torch.tensor(int(TEXTURE_VERSION)))
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """Features of patches with values in 0 to 1: ``(b, 3, h, w)`` to ``(b, 107)``."""
+        """Compute features ``(b, 107)`` of RGB patches ``(b, 3, h, w)`` with values in 0 to 1."""
         density = -torch.log10(rgb.clamp(min=1 / 255))
         stains = torch.einsum("bchw,cs->bshw", density, self.unmix)
         colors = torch.cat([rgb, _hue_saturation(rgb), stains], dim=1)
         hematoxylin, eosin = stains[:, :1], stains[:, 1:2]
-        # Brightness, too: necrosis, fat and holes show there and not in the stains.
+        # Brightness is included because necrosis, fat and holes are visible in it but not in the stains.
         grains = torch.cat([rgb.mean(1, keepdim=True), hematoxylin, eosin], dim=1)
         parts = [_moments(colors), _quantiles(stains), _mixing(stains), _dark(hematoxylin), _co_occurrence(grains)]
         parts += [_grain(grains, scale) for scale in _SCALES]
@@ -55,14 +55,14 @@ class Texture(nn.Module):
 
 
 def _hue_saturation(rgb: Tensor) -> Tensor:
-    """Opponent colors (hue without its jump at red) and saturation, ``(b, 3, h, w)``."""
+    """Compute opponent colors (hue without its discontinuity at red) and saturation, ``(b, 3, h, w)``."""
     red, green, blue = rgb.unbind(1)
     high, low = rgb.amax(1), rgb.amin(1)
     return torch.stack([(red - green), (red + green) / 2 - blue, (high - low) / high.clamp(min=1e-3)], dim=1)
 
 
 def _moments(channels: Tensor) -> Tensor:
-    """Mean, standard deviation and cube root of the third moment, ``(b, 3 c)``."""
+    """Compute mean, standard deviation and cube root of the third central moment, ``(b, 3 c)``."""
     flat = channels.flatten(2)
     mean = flat.mean(2, keepdim=True)
     centered = flat - mean
@@ -77,7 +77,7 @@ def _quantiles(channels: Tensor) -> Tensor:
 
 
 def _mixing(stains: Tensor) -> Tensor:
-    """Correlation of hematoxylin and eosin over the patch, and their ratio, ``(b, 2)``."""
+    """Compute the correlation of hematoxylin and eosin over the patch, and the fraction of hematoxylin, ``(b, 2)``."""
     first, second = stains[:, 0].flatten(1), stains[:, 1].flatten(1)
     a, b = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
     correlation = (a * b).mean(1) / (a.pow(2).mean(1) * b.pow(2).mean(1)).sqrt().clamp(min=1e-6)
@@ -86,22 +86,22 @@ def _mixing(stains: Tensor) -> Tensor:
 
 
 def _dark(hematoxylin: Tensor) -> Tensor:
-    """Share of pixels as dark as nuclei, and length of their outline, at three thresholds, ``(b, 6)``."""
-    # A soft threshold: a share that jumps with the gray level of one pixel would not survive a second scan.
+    """Compute the fraction of pixels as dark as nuclei and the length of their outline at three levels, ``(b, 6)``."""
+    # A soft threshold, because a hard one would make the fraction sensitive to small differences between scans.
     masks = torch.cat([torch.sigmoid((hematoxylin - level) / 0.03) for level in _DARK], dim=1)
     share = masks.flatten(2).mean(2)
     return torch.cat([share, _gradient(masks).flatten(2).mean(2)], dim=1)
 
 
 def _gradient(channels: Tensor) -> Tensor:
-    """Length of the gradient by central differences, ``(b, c, h - 2, w - 2)``."""
+    """Compute the magnitude of the gradient by central differences, ``(b, c, h - 2, w - 2)``."""
     dx = (channels[..., 1:-1, 2:] - channels[..., 1:-1, :-2]) / 2
     dy = (channels[..., 2:, 1:-1] - channels[..., :-2, 1:-1]) / 2
     return (dx.square() + dy.square()).sqrt()
 
 
 def _co_occurrence(channels: Tensor) -> Tensor:
-    """Contrast of pixels 1, 3 and 9 apart, over both directions, relative to the variance, ``(b, 3 c)``."""
+    """Compute the contrast of pixels 1, 3 and 9 px apart, over both axes, relative to the variance, ``(b, 3 c)``."""
     variance = channels.flatten(2).var(2, correction=0).clamp(min=1e-5)
     parts = []
     for shift in (1, 3, 9):
@@ -112,8 +112,8 @@ def _co_occurrence(channels: Tensor) -> Tensor:
 
 
 def _grain(channels: Tensor, scale: int) -> Tensor:
-    """Edges, spots and rims at one scale (px): gradient, and the Laplacian's two signs and spread, ``(b, 4 c)``."""
-    # Means of blocks, then differences of neighbors: Gaussian filters of 8 px would cost ten times as much.
+    """Compute statistics of gradient and Laplacian (edges, blobs, rims) at one scale, px, ``(b, 4 c)``."""
+    # Block means followed by differences of neighbors: Gaussian filters of 8 px would take ten times as long.
     small = functional.avg_pool2d(channels, scale) if scale > 1 else channels
     neighbors = small[..., :-2, 1:-1] + small[..., 2:, 1:-1] + small[..., 1:-1, :-2] + small[..., 1:-1, 2:]
     laplacian = (neighbors / 4 - small[..., 1:-1, 1:-1]).flatten(2)
