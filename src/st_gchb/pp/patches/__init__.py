@@ -1,4 +1,4 @@
-"""Patches around spots, and the features that an encoder makes of them."""
+"""Patches around spots, and the features that an encoder computes from them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Features of the patches of all spots, written to ``obsm`` with the rule by which they were made."""
+"""Patch embedding: the features of all spots, written to ``obsm`` together with their specification."""
 
 from __future__ import annotations
 
@@ -62,90 +62,91 @@ def embed_patches(
     copy: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> AnnData | None:
-    """Cut a patch around every spot and pass it through a frozen encoder.
+    """Embed the image patch around every spot with a frozen encoder.
 
     Parameters
     ----------
     data
         AnnData with ``obsm["spatial"]`` in full-resolution px, or SpatialData with an image and spots.
     encoder, weights, transform
-        As :func:`get_encoder` takes them.
+        Encoder as in :func:`get_encoder`.
     patch_um
         Side of a patch, µm.
     patch_px
         Side of a patch in px of the full-resolution image, instead of ``patch_um``; the size of a pixel is then not
         needed.
     n_views
-        4: mean over the patch's rotations; 8: and over its mirrored rotations; 1: the patch as it is, in a quarter of
-        the time.
+        Views over which features are averaged. 4: the rotations of a patch; 8: the rotations and their mirror images;
+        1: the patch itself, in a quarter of the time.
     stain_norm
-        ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: move the colors of each slice to those of the first one, whose
-        stain is kept in the rule, so that a query's are moved there too. A :class:`Stain` of :func:`fit_stain`: move
-        them to that one. None: leave colors as they are.
+        ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: normalize the stain of each slice to that of the first one,
+        which is kept in the specification, so that queries are normalized to it too. A :class:`Stain` from
+        :func:`fit_stain`: normalize to that one. None: leave colors unchanged.
     stain_augment
-        For training: encode the patches this many times more, each slice every time as if more or less of each dye had
-        been used. Training draws from these versions; each takes as long as the features themselves.
+        For training: number of additional versions of the features, for which the amount of each dye in each slice is
+        varied at random. Training draws from these versions; each takes as long to compute as the features themselves.
     stain_seed
         Seed of these versions; by default ``st_gchb.settings.seed``.
     save_feature_maps
-        Also keep the maps before the trunk's last stage, in files of the cache folder, so that
-        ``STGCHB(finetune="last_stage")`` can train it. For torchvision's resnet, resnext, wide_resnet, convnext,
-        densenet, efficientnet and mobilenet_v2; 38 kB (mobilenet_v2) to 401 kB (resnet50) a spot and view, so pass
-        ``n_views=1`` where there are many.
+        Also store the feature maps before the trunk's last stage, in files in the cache folder, so that
+        ``STGCHB(finetune="last_stage")`` can train that stage. Supported for torchvision's resnet, resnext,
+        wide_resnet, convnext, densenet, efficientnet and mobilenet_v2. They take 38 kB (mobilenet_v2) to 401 kB
+        (resnet50) per spot and view; pass ``n_views=1`` for many spots.
     image, image_key, slice_key, um_per_px
-        As :func:`slices_of` takes them. For SpatialData, ``image`` names the image element (or is a dict of names by
-        region), and ``um_per_px`` is the size of its finest scale's pixels.
+        Slices and images as in :func:`slices_of`. For SpatialData, ``image`` is the name of the image element (or a
+        dict of names by region), and ``um_per_px`` the size of a pixel of its finest scale.
     table, shapes
-        For SpatialData: names of the table and of the spots, where there are several.
+        For SpatialData: names of the table and of the spots, if there are several.
     batch_size
-        Patches at once.
+        Patches per batch.
     memory_mb
-        Bound of the decoded pixels that are held, MB; see :func:`read_patches`.
+        Bound of the decoded pixels in memory, MB; see :func:`read_patches`.
     device
-        ``"auto"``, or as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
+        ``"auto"``, or the name of a torch device, such as ``"cpu"`` or ``"cuda:0"``.
     precision
-        ``"bfloat16"`` or ``"float16"``: convolutions and products in half precision, which is part of the rule: a query
-        is encoded alike. On CPUs with units for bfloat16, that takes a third of the time; float16 is for GPUs.
+        ``"bfloat16"`` or ``"float16"``: compute convolutions and matrix products in half precision. It is part of the
+        specification, so that queries are encoded alike. On CPUs with bfloat16 units it takes a third of the time;
+        float16 is for GPUs.
     compiled
-        Have torch compile the encoder first, which takes from seconds to a minute and pays from some thousand patches
-        on. Needs a C++ compiler on a CPU.
+        Compile the encoder with :func:`torch.compile`, which takes seconds to a minute and pays off for several
+        thousand patches or more. On a CPU it needs a C++ compiler.
     key_added
         Key in ``obsm`` and ``uns``.
     cache, cache_dir
-        Whether and where features are kept by content: the same image, positions, encoder and weights are not computed
-        twice. The folder is by default ``st_gchb.settings.cache_dir``. Pixels that are in no file, as those of a
-        SpatialData, are decoded once more for that.
+        Whether and in which folder features are cached by content, so that they are computed once for the same image,
+        positions, encoder and weights. The folder is by default ``st_gchb.settings.cache_dir``. Images that are not
+        files, such as those of a SpatialData, are decoded one more time to compute the key.
     on_damage
-        What becomes of spots whose pixels cannot be decoded. ``"raise"``: an error, and nothing is written. ``"nan"``:
-        their features are NaN and their names are in ``uns[key_added]["excluded"]``, with a warning.
+        Treatment of spots whose pixels cannot be decoded. ``"raise"``: raise an error and write nothing. ``"nan"``: set
+        their features to NaN and list their names in ``uns[key_added]["excluded"]``, with a warning.
     copy
-        Return a copy with the features instead of writing them to ``data``. A SpatialData gives an AnnData.
+        Return a copy with the features instead of writing them to ``data``. For a SpatialData the copy is an AnnData.
 
     Returns
     -------
     AnnData or None
-        With ``copy``, the object with features in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and how they
-        were made in ``uns[key_added]``; versions in other stains in ``obsm[key_added + "_stain1"]`` and so on. Each
-        spot's position, size of a pixel and image are kept in ``obsm[key_added + "_made"]``, ``(n_spots, 5)``: where
-        the object changes afterwards, features of other places are refused.
-        Otherwise these are written to ``data`` (for SpatialData: to its table).
+        With ``copy``, the object with the features; otherwise None, and the features are written to ``data`` (for
+        SpatialData: to its table). Features are in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, their
+        specification is in ``uns[key_added]``, and versions in other stains are in ``obsm[key_added + "_stain1"]``
+        and so on. ``obsm[key_added + "_made"]``, ``(n_spots, 5)``, records the position, pixel size and image of each
+        spot, so that features that no longer belong to their spots are detected.
 
     Raises
     ------
     CoordinateError
-        Positions are absent, not finite, or do not lie on the image.
+        Positions are absent, not finite, or not on the image.
     ImageError, MissingFileError
         A slice has no usable image, or one that can only be decoded whole and is larger than ``memory_mb``.
     DamageError
-        Pixels of some spots cannot be decoded: how many, and where.
+        Pixels of some spots cannot be decoded; the message says how many spots and which regions.
     ScaleError
         The size of a pixel is not known, and ``patch_px`` is not given.
     EncoderError, WeightsUnavailableError
-        The encoder is unknown, cannot be compiled, or its weights are not to be had.
+        The encoder is unknown or cannot be compiled, or its weights are not available.
     CacheError
-        There is no room for the maps.
+        There is not enough disk space for the feature maps.
     StainError
-        The stain of a slice that is to be normalized cannot be told.
+        The stain of a slice that is to be normalized cannot be estimated.
 
     Examples
     --------
@@ -205,7 +206,7 @@ def embed_patches(
 
 
 def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
-    """What is done to the colors of a slice; None where nothing is."""
+    """Build the color transformation of a slice; None if its colors are left unchanged."""
     if stain is None and version == 0:
         return None
     return Restain(stain, jitter_factors(name, version, seed) if version else None)

@@ -1,4 +1,4 @@
-"""Features of further patches, made as those of others were."""
+"""Patch embedding by an existing specification, so that a query's features match those of its reference."""
 
 from __future__ import annotations
 
@@ -28,34 +28,35 @@ def embed_patches_like(
     transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> AnnData | None:
-    """Make features as others were made.
+    """Embed the patch around every spot by an existing specification.
 
     Parameters
     ----------
     data
-        As in :func:`embed_patches`.
+        Object to embed, as in :func:`embed_patches`.
     rule
-        Rule of the features to be matched.
+        Specification of the features to match.
     encoder
-        The module, where the rule's encoder was one (it has no name to find it by).
+        The encoder, needed if it was a module of the caller's, which cannot be found by name.
     weights
-        Path of the weights file, where it has moved since.
+        Path of the weights file, needed if it has moved.
     transform
-        As in :func:`get_encoder`.
+        Transformation of the patches, as in :func:`get_encoder`.
     options
-        Passed to :func:`embed_patches`: where image, spots, cache and device are, ``memory_mb``, ``on_damage``.
+        Further arguments of :func:`embed_patches` that are not part of the specification, such as ``image``,
+        ``device``, ``cache_dir``, ``memory_mb`` or ``on_damage``.
 
     Returns
     -------
     AnnData or None
-        As :func:`embed_patches`.
+        As for :func:`embed_patches`.
 
     Raises
     ------
     EncoderError
-        The encoder's weights are not those of the rule, or its module was not given.
+        The encoder's weights are not those of the specification, or its module was not given.
     WeightsUnavailableError
-        The rule's weights file has moved and ``weights`` was not given.
+        The weights file has moved and ``weights`` was not given.
 
     Examples
     --------
@@ -65,8 +66,8 @@ def embed_patches_like(
     >>> options = {"image": pixels, "um_per_px": 2.0, "cache": False}
     >>> first, second = (AnnData(obsm={"spatial": np.array([[60.0, 60.0]])}) for _ in range(2))
     >>> st_gchb.pp.embed_patches(first, encoder="texture", **options)
-    >>> rule = st_gchb.pp.FeatureRule.from_uns(first.uns["X_patch"])
-    >>> st_gchb.pp.embed_by_rule(second, rule, **options)
+    >>> rule = st_gchb.pp.FeatureSpec.from_uns(first.uns["X_patch"])
+    >>> st_gchb.pp.embed_patches_like(second, rule, **options)
     >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
     True
     """

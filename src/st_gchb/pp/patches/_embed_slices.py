@@ -1,4 +1,4 @@
-"""The frozen encoder over the patches of a slice, batch by batch, with the cache before it."""
+"""Encoding of the patches of several slices, batch by batch, with a cache of features by content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from st_gchb.pp.spots import Slice
 OnDamage = Literal["raise", "nan"]
 
 _BLURRED = 4
-"""Patches enlarged more than this are called blurred."""
+"""Factor of enlargement of patches above which a warning says that they are blurred."""
 
 
 @dataclass
@@ -34,21 +34,27 @@ class _Job:
 
     Parameters
     ----------
-    slide, side, restain
-        Spots and image, side of a patch in px, what is done to colors.
+    slide
+        Spots and image.
+    side
+        Side of a patch, px.
+    restain
+        Color transformation; None to leave colors unchanged.
     key
-        Of its features in the cache; None where they are not kept.
+        Key of the features in the cache; None if they are not cached.
     features
-        ``(n_spots, n_features)``, NaN where there are none yet.
+        Features, ``(n_spots, n_features)``, NaN where they are not computed yet.
     damage
         Spots whose pixels cannot be decoded.
     n_done
-        Spots with features.
-    path, known
-        File of the maps before the trunk's last stage, where these are wanted, and features that were in the cache:
-        computed once more they could differ in the last digit, and maps are found by them.
+        Number of spots with features.
+    path
+        File of the feature maps before the trunk's last stage; None if these are not stored.
+    known
+        Features from the cache if only the maps are missing. They take precedence over recomputed ones, which could
+        differ in the last digit, because maps are looked up by the hash of the features.
     opened, maps
-        That file while it is being written.
+        The file of the maps and its writer, while it is being written.
     """
 
     slide: Slice
@@ -71,7 +77,7 @@ class _Job:
             self.maps.put(rows, maps)
 
     def finish(self) -> None:
-        """Close the file of the maps."""
+        """Complete and close the file of the maps, and restore features that were in the cache."""
         if self.known is not None:
             self.features = self.known
         if self.maps is not None:
@@ -88,18 +94,40 @@ def embed_slices(
     on_damage: OnDamage,
     restains: Sequence[Restain | None] | None = None,
 ) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
-    """Features of all slices, ``(n_spots, n_features)``, from the cache where they are there, and rows left out.
+    """Compute the features of all slices, or load them from the cache.
 
-    Where the engine has a tap, what is tapped is in the files that come last, one for each slice.
+    Parameters
+    ----------
+    slices
+        Slices with their images.
+    sides
+        Side of a patch of each slice, px of its image.
+    engine
+        Encoder on a device. If it has a tap, feature maps are stored too.
+    folder
+        Folder of the cache; None for no cache.
+    on_damage
+        ``"raise"``: raise an error if pixels of some spots cannot be decoded; ``"nan"``: exclude these spots.
+    restains
+        Color transformation of each slice; None to leave colors unchanged.
+
+    Returns
+    -------
+    features
+        Features, ``(n_spots, n_features)`` float32, NaN for excluded spots.
+    excluded
+        Row numbers of excluded spots.
+    files
+        Files of the feature maps, one per slice; empty without a tap.
 
     Raises
     ------
     CacheError
         The maps cannot be written to ``folder``.
     DamageError
-        Pixels of some spots cannot be decoded, and ``on_damage`` is ``"raise"``; or those of all spots.
+        Pixels of some spots cannot be decoded and ``on_damage`` is ``"raise"``, or those of no spot can be decoded.
     EncoderError
-        The encoder gives NaN or infinite features.
+        The encoder returns NaN or infinite features.
     """
     features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
     jobs, files = [], []
@@ -141,7 +169,7 @@ def embed_slices(
 
 
 def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, on_damage: OnDamage) -> None:
-    """Fill in the features of all jobs, and keep those of each slice that is whole."""
+    """Compute the features of all jobs, and cache those of each slice without damage."""
     n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
     what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
 
@@ -161,16 +189,16 @@ def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, on_damage: On
     with ExitStack() as stack:
         for job in jobs:
             stack.push(job.opened)
-        # While the last patches of a slice are encoded, the next slice is opened.
+        # Prefetching across slices: the next slice is opened while the last patches of the previous one are encoded.
         with closing(prefetch(_batches(jobs, engine, on_damage))) as ahead:
             engine.run(track(ahead, what, n_batches), take)
         for job in jobs:
-            # Those of which some spots cannot be decoded.
+            # Slices with damaged spots never reach their full count, so their files are completed here.
             job.finish()
 
 
 def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[Batch[tuple[_Job, Rows]]]:
-    """Patches of one slice after the other; no more than one image is held."""
+    """Yield batches of patches, slice by slice, so that no more than one image is held in memory."""
     pace = engine.pace
     for job in jobs:
         recolors = [] if job.restain is None else job.restain.maps(job.slide)
@@ -178,7 +206,7 @@ def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[
             for rows, patches in whole_patches(
                 job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
             ):
-                # Where damage is an error there will be no features: the rest is read to say what is damaged.
+                # After damage that raises, the rest is read only to report all damaged regions, and not encoded.
                 if not (job.damage.rows and on_damage == "raise"):
                     yield (job, rows), patches, recolors
         finally:
@@ -210,7 +238,7 @@ def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
 
 
 def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | None) -> str | None:
-    """Key of cached features; None where the image has no hash, since it cannot be decoded everywhere."""
+    """Compute the key of cached features; None if the image cannot be hashed because it is damaged."""
     try:
         image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
     except DamageError:
@@ -220,8 +248,8 @@ def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | Non
 
 
 def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
-    """Key by what the image is known by."""
-    # Features of unchanged colors keep the keys that they always had.
+    """Compute the key of features from their specification and an identifier of the image."""
+    # Without a color transformation nothing is added, so that the keys of existing caches remain valid.
     colors = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
     made = {"side": side, "encoder": engine.identity, "views": engine.n_views}
     return content_key(centers=slide.centers_px, **made, **colors, **image)

@@ -1,4 +1,4 @@
-"""Rows of a table of features, wherever it lies: in memory, mapped from a file, or chunked on disk."""
+"""Access to the rows of a feature matrix in memory, memory-mapped, or chunked on disk, and to their feature maps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from st_gchb._logging import logger
 from st_gchb.pp.patches._feature_maps import FILES_KEY, PatchMaps, find_maps, ids_of, let_go
 
 BLOCK_ROWS = 4096
-"""Rows that are read at once: 32 MiB of 2,048 features as float32."""
+"""Rows read at once: 32 MiB for 2,048 features as float32."""
 
 
 class FeatureRows:
-    """Some or all rows of an array of features, read when they are asked for, as float32.
+    """Some or all rows of a feature matrix, read on access, as float32.
 
     Parameters
     ----------
     array
-        ``(n, n_features)``: numpy array, ``np.memmap``, zarr array, ``h5py`` data set, dask array, or any other that
-        has ``shape`` and gives the rows of a slice.
+        Features ``(n, n_features)``: numpy array, ``np.memmap``, zarr array, ``h5py`` dataset, dask array, or any other
+        array with ``shape`` whose rows can be read by slicing.
     rows
-        Rows that are meant, ascending; by default all.
+        Row numbers, ascending; None for all rows.
     maps
-        The maps that the features of these rows were pooled to, where the trunk's last stage is trained.
+        Feature maps of these rows before the trunk's last stage, needed to train that stage.
     """
 
     def __init__(self, array: Any, rows: np.ndarray | None = None, maps: PatchMaps | None = None) -> None:
@@ -52,13 +52,13 @@ class FeatureRows:
         return self.shape[0]
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        """Rows by number, in any order, ``(n, n_features)``."""
+        """Read rows by number, in any order, ``(n, n_features)``."""
         wanted = np.asarray(index) if self._rows is None else self._rows[index]
         if isinstance(self._array, np.ndarray):
             values = np.asarray(self._array[wanted], dtype=np.float32)
             let_go(self._array)
             return values
-        # What is chunked on disk is read a stretch at a time: few formats take rows in any order, none takes them fast.
+        # Arrays on disk are read in contiguous blocks: few formats accept unsorted row numbers, and none is fast.
         result = np.empty((len(wanted), self.shape[1]), dtype=np.float32)
         order = np.argsort(wanted, kind="stable")
         cuts = np.flatnonzero(np.diff(wanted[order] // BLOCK_ROWS)) + 1
@@ -68,18 +68,18 @@ class FeatureRows:
         return result
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All rows, block by block: which, and their features."""
+        """Iterate over all rows in blocks: the row range and the features of each block."""
         for start in range(0, len(self), BLOCK_ROWS):
             where = slice(start, min(start + BLOCK_ROWS, len(self)))
             rows = np.arange(where.start, where.stop)
             yield where, self._stretch(where.start, where.stop) if self._rows is None else self[rows]
 
     def subset(self, rows: np.ndarray) -> FeatureRows:
-        """Some of these rows, not yet read."""
+        """Select some of these rows without reading them."""
         return FeatureRows(self, np.asarray(rows))
 
     def whole(self) -> np.ndarray:
-        """All rows in memory, ``(n_rows, n_features)``."""
+        """Read all rows into memory, ``(n_rows, n_features)``."""
         if isinstance(self._array, np.ndarray):
             return np.asarray(self._array if self._rows is None else self._array[self._rows], dtype=np.float32)
         return self[np.arange(len(self))]
@@ -91,7 +91,7 @@ class FeatureRows:
 
 
 def has_features(adata: AnnData, key: str, *, maps: bool) -> bool:
-    """Whether a query brings features, and their maps where these are needed."""
+    """Return True if a query has features in ``obsm[key]`` and, with ``maps``, also their feature maps."""
     if key in adata.obsm and maps and FILES_KEY not in adata.uns.get(key, {}):
         logger.info("The query's obsm[%r] has no maps for the trunk's last stage: both are made from its image.", key)
         return False
@@ -99,13 +99,13 @@ def has_features(adata: AnnData, key: str, *, maps: bool) -> bool:
 
 
 def with_maps(adata: AnnData, key: str) -> FeatureRows:
-    """Features of spots with the maps that they were pooled to; errors as those of ``_feature_maps.find_maps``."""
+    """Open the features of all spots together with their feature maps; errors as for ``_feature_maps.find_maps``."""
     features = FeatureRows(adata.obsm[key])
     ids = np.concatenate([ids_of(block) for _, block in features.blocks()])
     return FeatureRows(features, maps=find_maps(adata.uns.get(key, {}), ids, key))
 
 
 def _is_lazy(array: Any) -> bool:
-    """Whether an array gives its rows without being read as a whole."""
+    """Return True if rows of an array can be read without reading the whole array."""
     known = hasattr(array, "shape") and hasattr(array, "dtype") and hasattr(array, "ndim")
     return known and not sparse.issparse(array) and not hasattr(array, "columns")

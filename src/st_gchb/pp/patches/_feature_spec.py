@@ -1,4 +1,4 @@
-"""The rule by which features were made, and the encoder that it speaks of."""
+"""Specification of patch features: encoder, patch size, views and stain; and the encoder that it describes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from st_gchb.pp._stain_normalization import Stain, StainMethod
 from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder
 
 EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
-"""Names of parts in objects that were stored earlier, and their names today."""
+"""Current names of fields that earlier versions stored under other names."""
 
 
 @checked
 @dataclass(frozen=True)
 class FeatureSpec:
-    """How features were made, so that a query's are made the same way.
+    """Specification of patch features, by which the features of a query are computed like those of its reference.
 
     Parameters
     ----------
@@ -37,19 +37,19 @@ class FeatureSpec:
     weights_sha256
         Hash of the trunk's tensors.
     patch_um, patch_px
-        Side of a patch in µm, or in px of the full-resolution image; one of them.
+        Side of a patch in µm, or in px of the full-resolution image; the other one is None.
     n_views
-        Rotations (4) and mirrored rotations (8) over which features are averaged.
+        Number of views over which features are averaged: 1, 4 (rotations) or 8 (and mirrored rotations).
     n_features
         Features per patch.
     stain_norm, stain_target
-        How and to which stain the slide was normalized, as :class:`Stain` holds it; None where it was not.
+        Method and numbers of the :class:`Stain` to which slides are normalized; None without normalization.
     stain_augment
-        Further versions of the training spots in other stains; a query has none.
+        Number of additional versions of the training spots in other stains; None without, as for queries.
     precision
-        Half precision in which the encoder computed; None for float32.
+        Half precision in which the encoder computes; None for float32.
     feature_maps
-        Whether the maps before the trunk's last stage were kept too.
+        Whether the feature maps before the trunk's last stage are stored too.
     """
 
     encoder: str
@@ -67,24 +67,24 @@ class FeatureSpec:
 
     @property
     def stain(self) -> Stain | None:
-        """The stain to which slides are normalized."""
+        """The stain to which slides are normalized; None without normalization."""
         return None if self.stain_norm is None else Stain(self.stain_norm, self.stain_target or ())
 
     def to_dict(self) -> dict[str, Any]:
-        """Strings, numbers and lists of numbers, as ``uns`` and JSON take them; absent values are left out."""
+        """Convert to a dict of strings, numbers and lists, as ``uns`` and JSON store them, without empty fields."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in plain.items() if value is not None and value is not False}
 
     @classmethod
     def from_uns(cls, stored: Mapping[str, Any]) -> FeatureSpec:
-        """Read the rule from ``uns["X_patch"]`` or from :meth:`to_dict`.
+        """Read the specification from ``uns["X_patch"]`` or the result of :meth:`to_dict`.
 
         Raises
         ------
         MissingKeyError
-            A part of the rule is absent: the features were not made by :func:`embed_patches`.
+            A field is absent, as for features that were not computed by :func:`embed_patches`.
         EncoderError
-            A part of it is no number where one is expected.
+            The stored value is not a dict, or a field is not a number where one is expected.
 
         Examples
         --------
@@ -126,7 +126,7 @@ class FeatureSpec:
 
 
 def _number(stored: Mapping[str, Any], key: str) -> float:
-    """Read a number of a stored rule, in whichever form a file holds it."""
+    """Read a finite number of a stored specification, of any type to which files convert it."""
     number = one_number(stored[key])
     if number is None or not math.isfinite(number):
         raise EncoderError(
@@ -137,7 +137,7 @@ def _number(stored: Mapping[str, Any], key: str) -> float:
 
 
 def _count(stored: Mapping[str, Any], key: str) -> int:
-    """Read a whole number of a stored rule."""
+    """Read a whole number of a stored specification."""
     number = _number(stored, key)
     if not number.is_integer() or number < 0:
         raise EncoderError(
@@ -148,7 +148,7 @@ def _count(stored: Mapping[str, Any], key: str) -> int:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    """Read the numbers of a stain."""
+    """Read the numbers of a stored stain."""
     found = [one_number(value) for value in np.ravel(np.asarray(values, dtype=object))]
     if None in found:
         raise EncoderError(
@@ -159,12 +159,12 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 
 def stain_key(key: str, version: int) -> str:
-    """Key in ``obsm`` of a version of the features in another stain, counted from 1."""
+    """Return the key in ``obsm`` of a version of the features in another stain; versions are counted from 1."""
     return f"{key}_stain{version}"
 
 
 def is_stain_key(name: str, key: str) -> bool:
-    """Whether ``obsm[name]`` is a version of ``obsm[key]`` in another stain.
+    """Return True if ``obsm[name]`` is a version of ``obsm[key]`` in another stain.
 
     Examples
     --------
@@ -176,16 +176,28 @@ def is_stain_key(name: str, key: str) -> bool:
 
 
 def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = None) -> list[np.ndarray]:
-    """Features of the training spots in other stains, as ``uns[key]`` says, each ``(n_spots, n_features)``.
+    """Read the versions of the features in other stains that ``uns[key]`` lists.
 
-    ``shape`` is that of the features in their own stain, by default of ``obsm[key]``.
+    Parameters
+    ----------
+    adata
+        Reference with features.
+    key
+        Key of the features in ``obsm`` and ``uns``.
+    shape
+        Expected shape; None for the shape of ``obsm[key]``.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Features in other stains, each ``(n_spots, n_features)`` float32; empty if there are none.
 
     Raises
     ------
     MissingKeyError
-        One is not there.
+        A version is absent.
     EncoderError
-        One has another shape than the features, or numbers that are not finite.
+        A version has another shape than the features, or holds NaN or infinite values.
     """
     stored = adata.uns.get(key)
     n = _count(stored, "stain_augment") if isinstance(stored, Mapping) and "stain_augment" in stored else 0
@@ -213,7 +225,10 @@ def encoder_of_spec(
     weights: str | Path | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Encoder:
-    """Get the encoder of a specification and check its weights; errors as :func:`embed_patches_like`."""
+    """Build the encoder of a specification and validate its weights.
+
+    Parameters and errors are those of :func:`embed_patches_like`.
+    """
     if encoder is None and rule.encoder.startswith("module:"):
         raise EncoderError(
             f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored. "

@@ -1,4 +1,4 @@
-"""The last stage of a trunk: what goes into it, and the stage as a module of its own."""
+"""The last stage of a trunk: recording of the feature maps that enter it, and the stage as a separate module."""
 
 from __future__ import annotations
 
@@ -22,20 +22,28 @@ _FIRST: dict[type[nn.Module], str] = {
     EfficientNet: "features.6.0.block.0.0",
     MobileNetV2: "features.14.conv.0.0",
 }
-"""First layer of the last stage, by family: there the maps are halved for the last time (in ConvNeXt after a layer
-norm). Families are left out whose stages are not one after the other, or whose last one is hardly more than the head.
+"""Path of the first layer of the last stage, by model family: the layer that halves the maps for the last time (in
+ConvNeXt preceded by a layer norm). Families are excluded if their stages are not sequential, or if the last stage is
+little more than the head.
 """
 
 
 def check_feature_maps(encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
-    """Validate that feature maps can be kept: they need a place, and an encoder whose last stage can be trained.
+    """Validate that feature maps can be stored.
+
+    Parameters
+    ----------
+    encoder
+        Encoder whose last stage is to be trained.
+    cache, stain_augment, compiled
+        As in :func:`embed_patches`.
 
     Raises
     ------
     InputError
         There is no cache, there are versions in other stains, or the encoder is to be compiled.
     EncoderError
-        The encoder cannot be cut, with those that can.
+        The encoder's last stage cannot be separated; the message lists supported families.
     """
     if not cache:
         raise InputError(
@@ -62,15 +70,26 @@ def check_feature_maps(encoder: Encoder, *, cache: bool, stain_augment: int, com
 
 @contextmanager
 def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
-    """Give a list to which the maps that go into a trunk's last stage are added, ``(b, c, h, w)`` float16.
+    """Collect the feature maps that enter the last stage of a trunk.
 
-    What the trunk answers is not touched by it: features are the same to the last bit. ``used`` is what the trunk was
-    turned into, such as one with its batch norm folded, if that is what is called.
+    The output of the trunk is not affected: its features remain bitwise identical.
+
+    Parameters
+    ----------
+    trunk
+        Trunk of a supported family.
+    used
+        Module derived from the trunk that is actually called, such as one with folded batch norm; None for the trunk.
+
+    Yields
+    ------
+    list of torch.Tensor
+        List that receives the maps of each forward pass, ``(b, c, h, w)`` float16.
     """
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # Copied before the stage begins, which may write into its input.
+        # Copied before the stage runs, because it may modify its input in place.
         seen.append(inputs[0].to(torch.float16, copy=True))
 
     hook = first_of(trunk, used).register_forward_pre_hook(keep)
@@ -81,7 +100,7 @@ def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Ten
 
 
 def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
-    """Channels, height and width of the maps of one patch."""
+    """Determine channels, height and width of the feature maps of one patch."""
     device = next(encoder.module.parameters()).device
     patch = torch.zeros(1, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8, device=device)
     with tapped(encoder.module) as seen:
@@ -91,9 +110,10 @@ def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
 
 
 def last_stage(trunk: nn.Module) -> nn.Module:
-    """The last stage of a trunk with all that comes after it, from maps to features.
+    """Extract the last stage of a trunk with everything after it, a module from feature maps to features.
 
-    It is the trunk itself, with nothing left of what comes before: so it does what the trunk does, to the last bit.
+    It is a copy of the trunk in which all layers before the stage are replaced by identities, so that it computes
+    bitwise the same as the trunk.
 
     Examples
     --------
@@ -113,17 +133,17 @@ def last_stage(trunk: nn.Module) -> nn.Module:
 
 
 def stage_of_spec(rule: FeatureSpec, weights: str | Path | None = None) -> nn.Module:
-    """The pretrained last stage of the encoder that a rule speaks of; errors as :func:`encoder_of_spec`."""
+    """Build the pretrained last stage of the encoder of a specification; errors as for :func:`encoder_of_spec`."""
     return last_stage(encoder_of_spec(rule, weights=weights).module)
 
 
 def stage_without_weights(rule: FeatureSpec) -> nn.Module:
-    """Its architecture alone, whose numbers are still to come."""
+    """Build the architecture of the last stage with random weights, into which trained ones are then loaded."""
     return last_stage(bare_trunk(rule.encoder))
 
 
 def first_of(trunk: nn.Module, used: nn.Module | None = None) -> nn.Module:
-    """The first layer of a trunk's last stage, or that of what the trunk was turned into."""
+    """Find the first layer of a trunk's last stage, or the corresponding layer of a module derived from the trunk."""
     return (trunk if used is None else used).get_submodule(_path_of(trunk) or "")
 
 

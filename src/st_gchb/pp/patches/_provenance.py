@@ -1,7 +1,8 @@
-"""Where features were made: positions, sizes of pixels and images of each spot, kept beside the features.
+"""Provenance of features: the position, pixel size, image and specification with which each spot was embedded.
 
-They lie in ``obsm``, one row for each spot, so that they go with the features through every subset, reordering and
-``anndata.concat``, whatever becomes of ``uns``.
+It is stored in ``obsm``, one row per spot, so that it stays with the features through subsetting, reordering and
+``anndata.concat``, even if ``uns`` is lost. Features that no longer belong to the positions or images of an object are
+detected by it.
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.spots import Sections, Slice, spot_centers
 
 _SAME_PX = 0.5
-"""Positions that differ by less have the same patch."""
+"""Largest difference of positions, px, that counts as unchanged: their patches are the same."""
 _COLUMNS = 5
 _HASHED_BYTES = 2**16
 _LARGEST = 2**24
-"""Bytes of a picture that are hashed: of a larger one, every so many rows."""
+"""Bytes of an array up to which all rows are hashed; of larger ones, evenly spaced rows."""
 _WHOLE = 2**53
-"""Whole numbers below this are exact as float64."""
+"""Bound of hashes: integers below it are exact as float64."""
 
 
 def made_key(key: str) -> str:
-    """Key in ``obsm`` of where the features ``obsm[key]`` were made.
+    """Return the key in ``obsm`` of the provenance of the features ``obsm[key]``.
 
-    Columns: x and y of the spot in full-resolution px, size of such a px in µm (NaN where it was not known), a hash of
-    the rule, and a hash of the slice's image as ``uns["spatial"]`` held it (0 where it came from elsewhere).
+    Its columns are x and y of the spot in full-resolution px, the size of such a px in µm (NaN if unknown), a hash of
+    the specification, and a hash of the slice's image in ``uns["spatial"]`` (0 if the caller gave another image).
     """
     return f"{key}_made"
 
 
 def made_at(slices: list[Slice], rule: FeatureSpec) -> npt.NDArray[np.float64]:
-    """Where features are being made, ``(n_spots, 5)``; see :func:`made_key`."""
+    """Build the provenance of features, ``(n_spots, 5)`` float64, with the columns of :func:`made_key`."""
     table = np.empty((sum(len(slide.rows) for slide in slices), _COLUMNS))
     for slide in slices:
         table[slide.rows, :2] = slide.centers_px / slide.scale
@@ -60,26 +61,26 @@ def check_made(
     remedy: str,
     um_per_px: float | Mapping[str, float] | None = None,
 ) -> None:
-    """Validate that features still belong to the positions and images that an object holds.
+    """Validate that features still belong to the positions and images of an object.
 
     Parameters
     ----------
     adata
-        Object with ``obsm[key]``.
+        Object with features in ``obsm[key]``.
     key
         Key of the features.
     sections
-        Its slices.
+        Slices of the object.
     remedy
-        What the caller should do, one sentence.
+        Advice for error messages, one sentence.
     um_per_px
-        Sizes of pixels that the caller gives now.
+        Pixel sizes that the caller gave, µm: one value, or a dict by slice.
 
     Raises
     ------
     StaleError
-        Positions, image or size of a pixel are others than those that the features were made at, or parts of the
-        features were made by other rules.
+        Positions, image or pixel size differ from those with which the features were computed, or the features have
+        several specifications.
     """
     made = _stored(adata, key)
     if made is None:
@@ -93,7 +94,7 @@ def check_made(
             key,
             key,
         )
-    # Rows without features were left out, and belong to no place.
+    # Rows without provenance, such as after an outer join of objects, are NaN and cannot be compared.
     known = np.isfinite(made[:, :2]).all(axis=1)
     moved = known & (np.abs(spot_centers(adata) - made[:, :2]) > _SAME_PX).any(axis=1)
     if moved.any():
@@ -122,12 +123,28 @@ def check_made(
 
 
 def made_size(made: npt.NDArray[np.float64], key: str, name: str, remedy: str) -> float | None:
-    """Size of a full-resolution px of a slice, µm, with which its features were made; None where it was not known.
+    """Read the size of a full-resolution px, µm, with which the features of a slice were computed.
+
+    Parameters
+    ----------
+    made
+        Provenance of the slice's spots, ``(n, 5)``.
+    key
+        Key of the features, for messages.
+    name
+        Name of the slice, for messages.
+    remedy
+        Advice for error messages, one sentence.
+
+    Returns
+    -------
+    float or None
+        Size of a px, µm; None if it was unknown.
 
     Raises
     ------
     StaleError
-        There were several.
+        The spots have several sizes.
     """
     sizes = np.unique(made[np.isfinite(made[:, 2]), 2])
     if len(sizes) == 0:
@@ -146,26 +163,33 @@ def pixel_sizes(
     given: float | Mapping[str, float] | None = None,
     features_key: str | None = None,
 ) -> dict[str, float | None]:
-    """Size of a full-resolution px of each slice, µm; None where it is not known.
+    """Determine the size of a full-resolution px of each slice, µm.
 
-    By the best source: what the caller says, the size with which the features were made, or the scale factors. Sources
-    that disagree are told.
+    Sources are, in this order: the caller, the provenance of the features, and the scale factors. Sources that disagree
+    are reported with a warning.
 
     Parameters
     ----------
     adata
-        The object.
+        Object with one or several slices.
     sections
-        Its slices.
+        Slices of the object.
     given
-        ``um_per_px=`` of the caller.
+        Value of the caller's ``um_per_px``: one value, or a dict by slice.
     features_key
-        Key of the features, where there are any.
+        Key of the features; None if there are none.
+
+    Returns
+    -------
+    dict
+        Size of a px of each slice, µm; None if it is unknown.
 
     Raises
     ------
     ScaleError
-        A size is no positive number.
+        A size is not a positive number.
+    StaleError
+        The features of a slice have several sizes, or the list of sizes in ``uns`` is inconsistent.
     """
     made = None if features_key is None else _stored(adata, features_key)
     listed = {} if features_key is None else _listed_sizes(adata.uns.get(features_key))
@@ -186,12 +210,12 @@ def pixel_sizes(
 
 
 def feature_keys(adata: AnnData, key: str) -> list[str]:
-    """Keys in ``obsm`` that belong to the features ``obsm[key]``: they themselves, and where they were made."""
+    """List the keys in ``obsm`` of the features and of their provenance, as far as they exist."""
     return [name for name in (key, made_key(key)) if name in adata.obsm]
 
 
 def _listed_sizes(stored: Any) -> dict[str, float]:
-    """Sizes by slice as ``uns`` of the features lists them, in files of earlier versions too."""
+    """Read the pixel sizes by slice that ``uns`` lists; files of earlier versions have no other source."""
     if not isinstance(stored, Mapping) or "slices" not in stored or "um_per_px" not in stored:
         return {}
     names, sizes = (_listed(stored[part]) for part in ("slices", "um_per_px"))
@@ -208,7 +232,7 @@ def _listed_sizes(stored: Any) -> dict[str, float]:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Entries of a list in whichever form a file holds it; a single value is one entry."""
+    """Convert a stored list, tuple, array or single value to a list of its entries."""
     several = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)
     return list(value) if several else [value]
 
@@ -226,7 +250,7 @@ def _stored(adata: AnnData, key: str) -> npt.NDArray[np.float64] | None:
 
 
 def _check_image(made: npt.NDArray[np.float64], library: Library, key: str, name: str, remedy: str) -> None:
-    """Raise where none of the images that are stored of a slice is that of its features."""
+    """Raise if none of the stored images of a slice is the one from which its features were computed."""
     then = {int(one) for one in np.unique(made[np.isfinite(made[:, 4]), 4]) if one}
     now = _image_ids(library)
     if then and now and not then & now:
@@ -236,16 +260,16 @@ def _check_image(made: npt.NDArray[np.float64], library: Library, key: str, name
 
 
 def _image_ids(library: Library) -> set[int]:
-    """Hashes of the images that are stored of a slice; empty where they cannot all be read."""
+    """Hash the stored images of a slice; return an empty set if the image file does not exist."""
     path = library.image_path
-    # Not by pathlib, which raises for a name that is too long.
+    # os.path instead of pathlib, which raises for names that are too long.
     if path is not None and not os.path.isfile(path):
         return set()
     return {_source_id(source) for source in (path, *library.images.values())} - {0}
 
 
 def _source_id(source: Any) -> int:
-    """Hash of a file or array that is stored as an image; 0 for what has none."""
+    """Hash a file or an array that is stored as an image; return 0 for anything else."""
     if isinstance(source, Path) and os.path.isfile(source):
         return _file_id(source)
     is_picture = isinstance(source, np.ndarray) and source.ndim in (2, 3) and source.dtype.kind in "uif"
@@ -253,7 +277,7 @@ def _source_id(source: Any) -> int:
 
 
 def _file_id(path: Path) -> int:
-    """Hash of a file's size, start and end: a slide is too large to be read for this."""
+    """Hash the size, the start and the end of a file, because whole-slide images are too large to hash entirely."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -268,9 +292,9 @@ def _array_id(image: npt.NDArray[Any]) -> int:
 
 
 def _rule_id(rule: FeatureSpec) -> int:
-    # Where the weights lie, further versions and maps change nothing of the features.
+    # The path of the weights, versions in other stains and feature maps do not affect the features.
     kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "stain_augment", "feature_maps")}
-    # Under the word by which it was hashed in the objects that users have.
+    # Hashed under its earlier name, so that hashes in existing objects remain valid.
     kept["views"] = kept.pop("n_views")
     return _number(json.dumps(kept, sort_keys=True).encode())
 

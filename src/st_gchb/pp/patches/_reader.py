@@ -1,4 +1,7 @@
-"""Square patches around spots, each chunk of the image decoded once."""
+"""Reading of square patches around spots: prefetching, damaged regions, choice of the level, and batches of patches.
+
+Each chunk of the image is decoded once, in the order planned by :mod:`st_gchb.pp.patches._window_plan`.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,16 @@ from st_gchb.pp.spots import Slice
 T = TypeVar("T")
 
 AHEAD = 2
-"""Items that are ready, or being made, while one is used."""
+"""Items that are prefetched while one is being processed."""
 _END = object()
 
 
 def prefetch(items: Iterator[T]) -> Generator[T]:
-    """Give the same items in the same order, made by one thread in the background, a few ahead.
+    """Prefetch items from an iterator in a background thread.
 
-    What the iterator raises is raised where its next item would have come. When the caller stops, by an error or by
-    Ctrl-C, the thread ends with the item at hand; close the iterator for that (:func:`contextlib.closing`).
+    Items keep their order, and an exception of the iterator is raised in place of its next item. If the caller stops
+    early, by an error or Ctrl-C, the thread ends after its current item, provided that the generator is closed
+    (:func:`contextlib.closing`).
 
     Examples
     --------
@@ -41,7 +45,7 @@ def prefetch(items: Iterator[T]) -> Generator[T]:
     >>> list(prefetch(iter("abcd")))
     ['a', 'b', 'c', 'd']
     """
-    # Errors name the function that the user called: the background knows it too.
+    # The context holds the function that the user called, which error messages from the thread need.
     context = copy_context()
 
     def take() -> T | object:
@@ -59,27 +63,27 @@ def prefetch(items: Iterator[T]) -> Generator[T]:
 
 
 _NAMED = 5
-"""Regions that a message names."""
+"""Largest number of regions that a message lists."""
 
 
 @dataclass(eq=False)
 class Damage:
-    """What could not be decoded of one slice.
+    """Regions of a slice's image that could not be decoded, and the spots that they affect.
 
     Parameters
     ----------
     name
         Name of the slice.
     image
-        What messages call its image.
+        Name of its image in messages.
     n_spots
-        Spots of the slice.
+        Number of spots of the slice.
     rows
-        Positions within the slice of the spots whose patches touch such pixels.
+        Positions within the slice of the spots whose patches overlap such regions.
     boxes
-        The chunks, ``(y0, y1, x0, x1)`` in px of the image's finest level.
+        The chunks that could not be decoded, ``(y0, y1, x0, x1)`` in px of the image's finest level.
     reason
-        What was said of the first of them.
+        Error message of the first of them.
     """
 
     name: str
@@ -90,21 +94,31 @@ class Damage:
     reason: str = ""
 
     def note(self, row: int, lost: list[tuple[Box, DamageError]], downsample: float) -> None:
-        """Leave a spot out."""
+        """Record a spot whose patch overlaps chunks that could not be decoded.
+
+        Parameters
+        ----------
+        row
+            Position of the spot within the slice.
+        lost
+            The chunks, in px of the level, and their errors.
+        downsample
+            Downsampling factor of the level.
+        """
         self.rows.append(row)
         self.boxes |= {tuple(round(edge * downsample) for edge in box) for box, _ in lost}  # type: ignore[misc]
         self.reason = self.reason or str(lost[0][1].__cause__ or lost[0][1])
 
     @property
     def regions(self) -> list[Box]:
-        """Chunks that touch taken together, as the boxes around them."""
+        """Bounding boxes ``(y0, y1, x0, x1)`` of the damaged regions, with adjacent chunks merged."""
         boxes = [shapely.box(x0, y0, x1, y1) for y0, y1, x0, x1 in sorted(self.boxes)]
         parts = shapely.get_parts(shapely.union_all(boxes)) if boxes else []
         bounds = [[round(edge) for edge in part.bounds] for part in parts]
         return sorted((y0, y1, x0, x1) for x0, y0, x1, y1 in bounds)
 
     def describe(self) -> str:
-        """How many spots, where, and why."""
+        """Describe how many spots are affected, which regions are damaged, and the reason."""
         found = self.regions
         named = "; ".join(f"x {x0} to {x1}, y {y0} to {y1}" for y0, y1, x0, x1 in found[:_NAMED])
         more = f" and {len(found) - _NAMED} more regions" if len(found) > _NAMED else ""
@@ -114,7 +128,7 @@ class Damage:
         )
 
     def check(self) -> None:
-        """Raise :class:`DamageError` where there is any."""
+        """Raise :class:`DamageError` if any spot is affected."""
         if self.rows:
             raise DamageError(
                 f"{self.describe()}. Fetch the image again; or leave these spots out: "
@@ -125,17 +139,18 @@ class Damage:
 MEMORY_MB = 1000.0
 """Default of ``memory_mb``."""
 _CROPS_SHARE = 0.125
-"""Share of the memory for windows that wait to be resampled; as floats, which torch may make of them, 5 bytes each."""
+"""Fraction of the memory for windows that wait to be resampled."""
 _CROP_BYTES = 3 * 5
+"""Bytes per pixel of such a window: for each channel one, and four more for the float copy that torch may make."""
 _OVERSAMPLING = 2.0
-"""A coarser level must still hold twice the px asked for, so that it hardly matters how the pyramid was made."""
+"""Smallest ratio of px along a window to ``out_px``, so that features hardly depend on how the pyramid was computed."""
 
 Rows = npt.NDArray[np.int64]
 Patches = npt.NDArray[np.uint8]
 
 
 def choose_level(image: SlideImage, side_px: float, out_px: int) -> int:
-    """Coarsest level that holds at least twice ``out_px`` pixels across a patch, else the finest.
+    """Choose the coarsest level with at least twice ``out_px`` pixels along a patch, or the finest level.
 
     Examples
     --------
@@ -154,11 +169,11 @@ def choose_level(image: SlideImage, side_px: float, out_px: int) -> int:
 def read_patches(
     slide: Slice, side_px: float, out_px: Count, batch_size: Count = 64, memory_mb: Megabytes = MEMORY_MB
 ) -> Iterator[tuple[Rows, Patches]]:
-    """Read the patch of every spot, in batches; memory does not grow with the slide or the number of spots.
+    """Read the patch of every spot, in batches, within bounded memory.
 
-    The window of a spot is the same whatever holds the image. Beyond the slide's border the image is mirrored. Each
-    chunk of a file (tile, strip, chunk of a Zarr array) is decoded once, and dropped after the last window that needs
-    it; where ``memory_mb`` is too little for that, chunks on the borders of vertical bands are decoded twice.
+    Patches do not depend on the format of the image. Beyond the border of the slide the image is mirrored. Each chunk
+    of a file (tile, strip, chunk of a Zarr array) is decoded once, and dropped after the last window that needs it; if
+    ``memory_mb`` is too small for that, chunks on the borders of vertical bands are decoded twice.
 
     Parameters
     ----------
@@ -167,26 +182,26 @@ def read_patches(
     side_px
         Side of a patch in px of the image's finest level; need not be whole.
     out_px
-        Side of the patches that are given, px: windows of another size are resampled (bilinear, with antialias).
+        Side of the returned patches, px; windows of another size are resampled (bilinear, with antialiasing).
     batch_size
-        Spots in a batch; the last may have fewer.
+        Spots per batch; the last batch may have fewer.
     memory_mb
-        Bound of the decoded pixels that are held, windows and finished batches included, MB (10**6 bytes).
+        Bound of the decoded pixels in memory, including windows and finished batches, MB (10**6 bytes).
 
     Yields
     ------
     tuple
-        Positions within the slice, ``(b,)``, and patches, ``(b, out_px, out_px, 3)`` uint8. Batches follow the
-        image's regions, not the order of the spots.
+        Positions within the slice, ``(b,)``, and patches, ``(b, out_px, out_px, 3)`` uint8. Batches are in the order of
+        the regions of the image, not of the spots.
 
     Raises
     ------
     ScaleError
         A patch is less than a pixel wide.
     InputError
-        ``memory_mb`` is too little for a single window and batch.
+        ``memory_mb`` is too small for a single window and batch.
     DamageError
-        After all other spots: the pixels of some cannot be decoded.
+        The pixels of some spots cannot be decoded; raised after all other spots.
     ImageError
         The image cannot be read, or can only be decoded whole and is larger than ``memory_mb``.
 
@@ -207,7 +222,7 @@ def read_patches(
 def whole_patches(
     slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
 ) -> Iterator[tuple[Rows, Patches]]:
-    """Do what :func:`read_patches` does, but note in ``damage`` whose pixels cannot be decoded, instead of raising."""
+    """Read patches like :func:`read_patches`, but record spots that cannot be decoded in ``damage`` without raising."""
     if not side_px >= 1:
         raise ScaleError(
             f"slice {slide.name!r}: a patch is {side_px:.3g} px wide; expected at least 1. Check um_per_px and "
@@ -221,7 +236,7 @@ def whole_patches(
         if sum(map(len, rows)) >= batch_size:
             all_rows, all_crops = np.concatenate(rows), np.concatenate(crops)
             yield all_rows[:batch_size], all_crops[:batch_size]
-            # Copies, since a part would keep the whole batch.
+            # Copies, since a view would keep the whole batch in memory.
             rows, crops = [all_rows[batch_size:].copy()], [all_crops[batch_size:].copy()]
     if sum(map(len, rows)):
         yield np.concatenate(rows), np.concatenate(crops)
@@ -230,7 +245,7 @@ def whole_patches(
 def _crops(
     slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
 ) -> Iterator[tuple[Rows, Patches]]:
-    """Windows as they are, a few at a time, in the order in which the image is read."""
+    """Yield windows before resampling, a few at a time, in the order in which the image is read."""
     image, level = slide.image, choose_level(slide.image, side_px, out_px)
     downsample = float(image.downsamples[level])
     starts, side = windows(slide.centers_px, side_px, downsample)
@@ -265,7 +280,7 @@ def _crops(
 
 
 def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: float) -> tuple[Rows, int]:
-    """First pixels (x, y) of the windows around the centers, and their side, in whole px of a level.
+    """Compute the windows around centers in whole px of a level: their first pixels (x, y), ``(n, 2)``, and side.
 
     Examples
     --------
@@ -275,13 +290,14 @@ def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: flo
     (array([[ 8, 18]]), 4)
     """
     side = max(round(side_px / downsample), 1)
-    # Transformed coordinates come back with errors in the last bits: they must not push a half over the edge.
+    # Coordinates that went through a transformation differ in the last bits; without rounding, this would shift windows
+    # that start at half a pixel.
     starts = np.floor(np.round(centers_px / downsample - side / 2, 6) + 0.5)
     return starts.astype(np.int64), side
 
 
 def mirrored(indices: Rows, size: int) -> Rows:
-    """Mirror indices that leave an axis at its ends, as often as needed, the end itself not repeated.
+    """Reflect indices beyond the ends of an axis, repeatedly if needed, without repeating the end itself.
 
     Examples
     --------
@@ -298,7 +314,7 @@ def mirrored(indices: Rows, size: int) -> Rows:
 
 
 def _boxes(starts: Rows, side: int, shape: tuple[int, int]) -> Rows:
-    """First and last row and column of the pixels that each window shows, mirrored ones included, ``(n, 4)``."""
+    """Compute the box of pixels that each window needs, ``(n, 4)``, after reflection at the border of the level."""
     boxes = np.empty((len(starts), 4), dtype=np.int64)
     for axis, size in enumerate(shape):
         start = starts[:, 1 - axis]
@@ -310,7 +326,7 @@ def _boxes(starts: Rows, side: int, shape: tuple[int, int]) -> Rows:
 
 
 def _unfold(pixels: Patches, box: Rows, start: Rows, side: int, shape: tuple[int, int]) -> Patches:
-    """Window of ``side`` px from the pixels that it shows: at the slide's border they are mirrored."""
+    """Construct a window of ``side`` px from the pixels of its box, reflecting them at the border of the level."""
     if pixels.shape[:2] == (side, side) and box[0] == start[1] and box[2] == start[0]:
         return pixels
     steps = np.arange(side)

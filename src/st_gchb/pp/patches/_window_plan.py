@@ -1,4 +1,4 @@
-"""Windows on a level, in an order in which each chunk is decoded once and dropped after its last window."""
+"""Order of the windows on a level by which each chunk is decoded once and dropped after its last window."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Rows = npt.NDArray[np.int64]
 RGB = npt.NDArray[np.uint8]
 
 _CELL_PX = 512
-"""Decoded pixels are held in squares of at most this side: of a large chunk only the part that is still needed."""
+"""Largest side of the cells in which decoded pixels are held, px, so that parts of a large chunk can be dropped."""
 _CHANNELS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """How a level is cut; each member holds edges along rows and along columns, px.
+    """Subdivision of a level into chunks, pieces and cells; each is given by edges along rows and columns, px.
 
     Parameters
     ----------
     chunks
-        What is decoded as one.
+        Units of decoding.
     pieces
-        Whole chunks that are read at once.
+        Units of reading, each one or several whole chunks.
     cells
-        Parts of pieces that are held and dropped.
+        Parts of pieces, the units in which pixels are held and dropped.
     free
-        The pixels are in memory: what is held of them is no copy.
+        Whether the pixels are in memory anyway, so that holding them takes no additional memory.
     """
 
     chunks: tuple[Edges, Edges]
@@ -42,7 +42,7 @@ class Grid:
 
     @classmethod
     def of(cls, image: SlideImage, level: int) -> Grid:
-        """Grid of a level."""
+        """Construct the grid of a level."""
         rows, columns = image.pieces(level)
         cells = divided(rows, _CELL_PX), divided(columns, _CELL_PX)
         source = image.levels[level]
@@ -55,12 +55,12 @@ class Grid:
         return len(self.cells[0]) - 1, len(self.cells[1]) - 1
 
     def piece_of(self, axis: int, px: npt.NDArray) -> Rows:
-        """Index of the pieces in which px of an axis lie."""
+        """Return the index, along an axis, of the piece in which each px lies."""
         return np.asarray(np.searchsorted(self.pieces[axis], px, side="right") - 1)
 
 
 class _Uses:
-    """Which window needs which cell: one entry for each pair."""
+    """Pairs of a window and a cell that it needs, as parallel arrays, with the piece of each cell."""
 
     def __init__(self, boxes: Rows, grid: Grid) -> None:
         first = [np.searchsorted(grid.cells[axis], boxes[:, 2 * axis], side="right") - 1 for axis in (0, 1)]
@@ -77,26 +77,28 @@ class _Uses:
 
 
 def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[list[Rows], int]:
-    """Order windows so that no more than ``n_bytes`` of decoded pixels are held.
+    """Order windows so that at most ``n_bytes`` of decoded pixels are held.
 
-    Windows are taken row of pieces by row of pieces. Where a row of the whole slide is too much, the slide is cut into
-    vertical bands, one after the other: only what lies across the border of two bands is decoded twice.
+    Windows are processed by rows of pieces. If a row across the whole slide takes too much memory, the slide is divided
+    into vertical bands that are processed one after the other; only chunks across the border of two bands are then
+    decoded twice.
 
     Parameters
     ----------
     boxes
-        ``(n, 4)`` first and last row and column of the windows, ends excluded, px of the level.
+        Boxes of the windows, ``(n, 4)``: first row, end row, first column, end column; ends exclusive, px of the
+        level.
     grid
-        How the level is cut.
+        Subdivision of the level.
     n_bytes
-        What may be held.
+        Bound of the decoded pixels in memory, bytes.
 
     Returns
     -------
     bands
-        Positions of the windows of each band, in order.
+        Positions of the windows of each band, in the order in which to process them.
     peak
-        Bytes that are held at most; more than ``n_bytes`` where even narrow bands take more.
+        Largest number of bytes held; above ``n_bytes`` if even the narrowest bands exceed it.
     """
     last = [grid.piece_of(axis, boxes[:, 2 * axis + 1] - 1) for axis in (0, 1)]
     order = np.lexsort((boxes[:, 2], boxes[:, 0], last[1], last[0]))
@@ -112,7 +114,7 @@ def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[list[Rows], int]:
 
 
 def _peak(boxes: Rows, grid: Grid) -> int:
-    """Bytes that are held at most while windows are taken in this order, with the piece that is being decoded."""
+    """Compute the largest number of bytes held while windows are read in this order, including the piece just read."""
     uses = _Uses(boxes, grid)
     cells, of_use = np.unique(uses.cell, return_inverse=True)
     pieces, of_piece = np.unique(uses.piece, return_inverse=True)
@@ -129,28 +131,28 @@ def _peak(boxes: Rows, grid: Grid) -> int:
 
 
 class Windows:
-    """The windows of one band, to be taken once each and in order.
+    """The windows of one band, each to be read once and in order.
 
     Parameters
     ----------
     image, level
-        Where the pixels are.
+        Image and the level from which windows are read.
     boxes
-        ``(n, 4)`` as :func:`plan` takes them, in its order.
+        Boxes of the windows, ``(n, 4)``, as in :func:`plan` and in its order.
     grid
-        How the level is cut.
+        Subdivision of the level.
 
     Attributes
     ----------
     held_bytes, peak_bytes
-        Decoded pixels that are held now, and that were held at most, with the piece that was being decoded.
+        Current and largest size of the decoded pixels in memory, the latter including the piece just read.
     """
 
     def __init__(self, image: SlideImage, level: int, boxes: Rows, grid: Grid) -> None:
         self._image, self._level, self._boxes, self._grid = image, level, boxes, grid
         uses = _Uses(boxes, grid)
         self._left = np.bincount(uses.cell, minlength=grid.shape[0] * grid.shape[1])
-        # Of a piece only the chunks around its windows are read.
+        # For each piece the bounding box of its windows: only chunks within it are read.
         self._needed: dict[int, Rows] = {}
         pieces, of_piece = np.unique(uses.piece, return_inverse=True)
         around = np.empty((len(pieces), 4), dtype=np.int64)
@@ -163,7 +165,19 @@ class Windows:
         self.held_bytes = self.peak_bytes = 0
 
     def take(self, i: int) -> tuple[RGB | None, list[tuple[Box, DamageError]]]:
-        """Pixels of a window, or None and the chunks of it that cannot be decoded.
+        """Read the pixels of a window.
+
+        Parameters
+        ----------
+        i
+            Position of the window among ``boxes``.
+
+        Returns
+        -------
+        pixels
+            Pixels of the window's box, ``(h, w, 3)`` uint8; None if some of them cannot be decoded.
+        lost
+            Chunks of the window that cannot be decoded, with their errors.
 
         Raises
         ------
@@ -196,7 +210,7 @@ class Windows:
         return [i * width + j for i in range(first_row, last_row) for j in range(first_column, last_column)]
 
     def _load(self, cell: int) -> None:
-        """Decode the piece that a cell lies in, and keep what windows need of it."""
+        """Decode the piece of a cell, and hold those of its cells that windows still need."""
         grid, width = self._grid, self._grid.shape[1]
         corner = np.array([grid.cells[0][cell // width]]), np.array([grid.cells[1][cell % width]])
         row, column = (int(grid.piece_of(axis, corner[axis])[0]) for axis in (0, 1))
@@ -216,7 +230,7 @@ class Windows:
             top, left = max(y0, int(grid.cells[0][other // width])), max(x0, int(grid.cells[1][other % width]))
             bottom, right = int(grid.cells[0][other // width + 1]), int(grid.cells[1][other % width + 1])
             part = pixels[top - y0 : bottom - y0, left - x0 : right - x0]
-            # A part of a piece would keep all of it; pixels that are there anyway are not copied.
+            # Copied, since a view would keep the whole piece in memory, unless its pixels are in memory anyway.
             part = part if grid.free or part.nbytes == pixels.nbytes else part.copy()
             self._cells[other] = (part, top, left)
             self.held_bytes += part.nbytes
