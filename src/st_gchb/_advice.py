@@ -1,4 +1,8 @@
-"""Advice in the words of the function that the user called: which of its arguments mends what was found."""
+"""Advice at the end of messages, phrased with the arguments of the public function that the user called.
+
+Internal checks know which arguments would solve a problem, but not which of them the called function or command takes.
+:class:`Door` records that entry point, and :func:`advise` names only the arguments that it has.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,14 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Door:
-    """The public function, or command, that the user called.
+    """Entry point: the public function or command that the user called.
 
     Parameters
     ----------
     name
-        What messages call it.
+        Name of the entry point in messages.
     arguments
-        Its arguments by the names that the package's own functions use, with what the user writes for each:
+        Its arguments by their names in the package's own functions, each with the text that the user writes:
         ``"image="`` in Python, ``"--image"`` on the command line.
     """
 
@@ -30,13 +34,13 @@ _door: ContextVar[Door | None] = ContextVar("st_gchb_door", default=None)
 
 
 def current_door() -> Door | None:
-    """Give the function that the user called; None outside of public functions, and in threads that copy no context."""
+    """Return the entry point that the user called; None outside of one, and in threads that do not copy the context."""
     return _door.get()
 
 
 @contextmanager
 def entered(door: Door) -> Iterator[None]:
-    """Take ``door`` for what the user called, unless it is called from within another one."""
+    """Record ``door`` as the entry point for a block; within another entry point, the outer one stays."""
     if _door.get() is not None:
         yield
         return
@@ -49,16 +53,16 @@ def entered(door: Door) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fix:
-    """One way to mend what was found: an argument, and what to give it.
+    """Remedy for a problem: an argument, and the value to pass.
 
     Parameters
     ----------
     argument
-        Its name in the package's own functions.
+        Name of the argument in the package's own functions.
     value
-        What to give, as Python; a quoted word is written without quotes on the command line.
+        Value to pass, as Python; quotes around a word are dropped on the command line.
     why
-        What for, put behind.
+        Purpose or further description, appended to the advice.
     """
 
     argument: str
@@ -71,14 +75,14 @@ _OPTION: Final = "--"
 
 @contextmanager
 def standing_at(name: str, **arguments: str) -> Iterator[None]:
-    """Work for a door that takes something in another way than by an argument, such as in a column of a table.
+    """Add inputs that the entry point takes other than as arguments, such as columns of a table, for a block.
 
     Parameters
     ----------
     name
-        What messages call the door, where none was entered.
+        Name of the entry point in messages, if none was entered.
     arguments
-        What the user writes; what the door that was entered has goes before.
+        Text that the user writes for each input; arguments of an entry point that was entered take precedence.
     """
     door = _door.get()
     known = {} if door is None else dict(door.arguments)
@@ -90,20 +94,25 @@ def standing_at(name: str, **arguments: str) -> Iterator[None]:
 
 
 def knows(argument: str) -> bool:
-    """Whether the called function has an argument; True where it is not known which was called."""
+    """Return whether the called function has an argument; True if no entry point was entered."""
     door = _door.get()
     return door is None or argument in door.arguments
 
 
 def advise(*fixes: Fix, otherwise: str = "") -> str:
-    """Tell which arguments of the called function mend what was found; those that it lacks are not named.
+    """Name the arguments of the called function that solve a problem; arguments that it lacks are left out.
 
     Parameters
     ----------
     fixes
-        Ways to mend it, best first.
+        Remedies, best first.
     otherwise
-        Sentence for a function that has none of these arguments.
+        Sentence to return if the function has none of these arguments.
+
+    Returns
+    -------
+    str
+        The advice, as a sentence.
 
     Examples
     --------
@@ -125,7 +134,7 @@ def advise(*fixes: Fix, otherwise: str = "") -> str:
 
 
 def _written(fix: Fix, argument: str) -> str:
-    """One way as the user writes it."""
+    """Format a remedy as the user would write it."""
     if fix.value and argument.startswith(_OPTION):
         argument = f"{argument} {fix.value.strip(chr(39))}"
     else:

@@ -1,7 +1,7 @@
-"""Arguments and settings are checked against their annotations, here and nowhere else.
+"""Validation of arguments and settings against their annotations.
 
-:func:`checked` stands on every public function, method and class of settings. What a single value may be is said once,
-by the annotation; rules that join several values stay with the function that knows them.
+:func:`checked` decorates every public function, public method and class of settings. The annotation alone defines the
+values that an argument accepts; rules that involve several arguments are checked by the function that takes them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Limits:
-    """What a number may be, beside its type.
+    """Allowed range of a number, in addition to its type.
 
     Parameters
     ----------
     words
-        What messages say was expected.
+        Description of the expected value in messages.
     low, high
-        Smallest and largest value.
+        Smallest and largest allowed value.
     above
-        Value that has to be exceeded.
+        Exclusive lower bound.
     error
-        Type of the error.
+        Type of the error that is raised.
     finite
-        Whether NaN and infinity are refused.
+        Whether NaN and infinity are rejected.
     """
 
     words: str
@@ -54,7 +54,7 @@ class Limits:
     finite: bool = True
 
 
-# Upper limits are far beyond what is of use: beyond them a call would run for ever or end in some library's overflow.
+# Upper limits lie far beyond useful values: larger ones would run forever or overflow inside another library.
 Count = Annotated[int, Limits("a whole number of 1 or more", low=1, high=2**31 - 1)]
 CountFromZero = Annotated[int, Limits("a whole number of 0 or more", low=0, high=2**31 - 1)]
 Pair = Annotated[int, Limits("a whole number of 2 or more", low=2, high=2**31 - 1)]
@@ -89,26 +89,27 @@ def checked(function: F) -> F: ...
 @overload
 def checked(*, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Any:
-    """Check what a caller gives to a function, or to a class, against the annotations, before anything else happens.
+    """Validate the arguments of a function, or of a class's constructor, against their annotations on each call.
 
-    Nothing is converted but numpy's numbers, which become Python's, and 1-D arrays given for lists. A whole number is
-    no truth value, no text and no float; NaN and infinity are no numbers; None is taken only where it is annotated.
-    Names that are imported for the checker of types alone are told by the name of the class.
+    Values are not converted, except for numpy scalars, which become Python numbers, and 1-D arrays passed for lists.
+    An integer may not be given as a boolean, text or float; NaN and infinity are rejected; None is accepted only where
+    it is annotated. Classes that are imported only under ``TYPE_CHECKING`` are compared by name.
 
     Parameters
     ----------
     function
-        Function, method (below ``classmethod`` or ``staticmethod``), or class of settings, whose ``__init__`` is taken.
+        Function, method (below ``classmethod`` or ``staticmethod``), or class of settings, whose ``__init__`` is
+        decorated.
     keywords
-        For a function with ``**keywords``: gives the functions or classes that these are passed to, so that unknown
-        names and values are told here.
+        For a function with ``**keywords``: returns the function or class, or a tuple of them, that receives these, so
+        that unknown names and invalid values are reported here.
     apart
-        Arguments that mean something else here than in the package's other functions: advice does not name them.
+        Arguments whose meaning differs from that of the same name elsewhere in the package; advice does not name them.
 
     Raises
     ------
     ArgumentError
-        By the decorated function: a value that is not what its annotation says, an unknown or missing argument.
+        By the decorated function, for a value that does not match its annotation, or an unknown or missing argument.
 
     Examples
     --------
@@ -144,7 +145,7 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
 
 
 class _Nothing:
-    """A block in which nothing is entered."""
+    """Reusable context manager that does nothing."""
 
     def __enter__(self) -> None: ...
 
@@ -155,7 +156,7 @@ _NOTHING = _Nothing()
 
 
 class _Signature:
-    """Arguments of a function with the check of each, made when it is first called."""
+    """Arguments of a function with a check for each, built when the function is first called."""
 
     def __init__(
         self, function: Callable[..., Any], keywords: Callable[[], Any] | None, apart: tuple[str, ...]
@@ -166,7 +167,7 @@ class _Signature:
         self.is_method = first in ("self", "cls")
 
     def label(self, args: tuple[Any, ...]) -> str:
-        """Name of the function as users write it: a method with its class, a constructor by the class."""
+        """Return the function's name as users write it: a method with its class, a constructor as the class."""
         name = self.function.__name__
         if not self.is_method or not args:
             return name
@@ -175,22 +176,22 @@ class _Signature:
 
     @functools.cached_property
     def checks(self) -> dict[str, _Check]:
-        """Check of each argument by its name; those that are passed on come last."""
+        """Check of each argument, by name; the function's own arguments override those of its keyword targets."""
         return ({} if self.keywords is None else _checks_of_all(self.keywords())) | _checks_of(self.function)
 
     @functools.cached_property
     def arguments(self) -> dict[str, str]:
-        """What a user writes for each argument."""
+        """Text that a user writes for each argument."""
         return {name: f"{name}=" for name in self.checks if name not in self.apart}
 
     @functools.cached_property
     def takes_any(self) -> bool:
-        """Whether keywords without a check may be given."""
+        """True if the function accepts keywords for which there is no check."""
         open_ended = any(p.kind is p.VAR_KEYWORD for p in self.signature.parameters.values())
         return open_ended and self.keywords is None
 
     def check(self, name: str, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments as the function is to get them."""
+        """Return the validated positional and keyword arguments."""
         if not self.takes_any:
             check_known(name, given, self.checks)
         try:
@@ -208,7 +209,7 @@ class _Signature:
     def _checked(self, name: str, key: str, value: Any) -> Any:
         check, door = self.checks.get(key), current_door()
         spelled = f"{key}=" if door is None else door.arguments.get(key, f"{key}=")
-        # On the command line an option stands alone.
+        # On the command line, the option identifies the argument without the function's name.
         label = f"{name}: {key}" if spelled.endswith("=") else spelled
         return value if check is None else check(value, label)
 
@@ -218,12 +219,12 @@ class _Signature:
 
 
 def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keywords that a function does not take.
+    """Reject keywords that a function does not take.
 
     Raises
     ------
     ArgumentError
-        With names that are close.
+        A keyword is unknown; the message suggests similar names.
     """
     known = list(known)
     for key in given:
@@ -234,12 +235,12 @@ def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_value(value: Any, annotation: Any, label: str) -> Any:
-    """Check one value that is no argument, such as a line of a table.
+    """Validate a value that is not an argument, such as an entry of a table.
 
     Raises
     ------
     ArgumentError
-        Or the error of the annotation's limits.
+        The value does not match the annotation, whose limits may name another type of error.
 
     Examples
     --------
@@ -251,12 +252,12 @@ def check_value(value: Any, annotation: Any, label: str) -> Any:
 
 
 def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[str, Any]:
-    """Check a dict of keywords that is passed on to a function or class, or to the first of several that knows them.
+    """Validate a dict of keywords that is passed on to a function or class, or to a tuple of them.
 
     Raises
     ------
     ArgumentError
-        With the name that no one knows, or the value that its annotation does not allow.
+        A keyword is unknown to all of them, or its value does not match its annotation.
     """
     checks = _checks_of_all(targets)
     check_known(label, given, checks)
@@ -264,7 +265,7 @@ def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[s
 
 
 def _checks_of_all(targets: Any) -> dict[str, _Check]:
-    """Checks of several functions; what two of them know is as the last one says."""
+    """Collect the checks of several functions; for a name that two of them share, the last one counts."""
     found: dict[str, _Check] = {}
     for target in targets if isinstance(targets, tuple) else (targets,):
         found |= _checks_of(target)
@@ -272,7 +273,7 @@ def _checks_of_all(targets: Any) -> dict[str, _Check]:
 
 
 def _checks_of(function: Callable[..., Any]) -> dict[str, _Check]:
-    """Check of each named argument of a function, or of a class's constructor."""
+    """Build the check of each named argument of a function, or of a class's constructor."""
     if hasattr(function, "__checked__"):
         return function.__checked__.checks
     signature = inspect.signature(function)
@@ -286,14 +287,14 @@ def _checks_of(function: Callable[..., Any]) -> dict[str, _Check]:
         kind = parameter.annotation
         if isinstance(kind, str):
             kind = eval(kind, {}, names)
-        # Others' annotations say "int = None" where they mean "int | None = None".
+        # Other packages annotate "int = None" where they mean "int | None = None".
         optional = parameter.default is None and kind is not parameter.empty
         found[name] = _Check(Any if kind is parameter.empty else Union[kind, None] if optional else kind)  # noqa: UP007
     return found
 
 
 class _Named(type):
-    """Stands for a class that is imported for the checker of types alone: told by its name among an object's bases."""
+    """Stand-in for a class that is imported only under ``TYPE_CHECKING``; instances match by a base class's name."""
 
     def __instancecheck__(cls, value: Any) -> bool:
         return any(base.__name__ == cls.__name__ for base in type(value).__mro__)
@@ -308,9 +309,9 @@ class _Named(type):
 
 
 class _Names(dict[str, Any]):
-    """Names that the annotations of a module may use, with those that it imports for the checker of types alone.
+    """Namespace in which a module's annotations are evaluated, including its imports under ``TYPE_CHECKING``.
 
-    The package's own are imported now; of other packages' classes the name is enough.
+    Names of this package are imported on demand; classes of other packages are represented by :class:`_Named`.
     """
 
     def __init__(self, module: str, names: dict[str, Any]) -> None:
@@ -328,20 +329,20 @@ class _Names(dict[str, Any]):
 
 
 class _Check:
-    """What one annotation allows."""
+    """Validator of one annotation."""
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
 
     @functools.cached_property
     def adapter(self) -> Any:
-        """Pydantic's validator of the annotation."""
+        """Pydantic's type adapter of the annotation."""
         from pydantic import TypeAdapter
 
         return TypeAdapter(_schema(self.annotation))
 
     def __call__(self, value: Any, label: str) -> Any:
-        """Give the value, or raise the error that the annotation asks for."""
+        """Return the validated value, or raise the error type that the annotation specifies."""
         from pydantic import ValidationError
 
         try:
@@ -350,7 +351,7 @@ class _Check:
             raise self._error(value, label, error.errors(include_url=False, include_context=False)) from None
 
     def _error(self, value: Any, label: str, problems: list[Any]) -> InputError:
-        # The innermost value is the culprit: one entry of a list is told beside the list.
+        # The innermost value caused the error: an invalid entry of a list is reported together with the list.
         inner = max(problems, key=lambda problem: len(problem["loc"]))["input"]
         found = _found(value)
         if inner is not value and isinstance(value, list | tuple | Mapping):
@@ -374,7 +375,7 @@ _UNIONS = (Union, types.UnionType)
 
 
 def _schema(kind: Any) -> Any:
-    """The annotation as pydantic is to read it: strict, and classes by ``isinstance`` alone."""
+    """Translate an annotation for pydantic: strict types, and classes checked by ``isinstance`` alone."""
     from pydantic import AllowInfNan, BeforeValidator, Field, PlainValidator, Strict, WrapValidator
 
     origin, inner = get_origin(kind), get_args(kind)
@@ -421,7 +422,7 @@ def _is_path(kind: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Python's number in place of one of numpy's, or of an array without dimensions."""
+    """Convert a numpy scalar or zero-dimensional array to a Python number."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -429,11 +430,11 @@ def _path(value: Any) -> Any:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError
-    os.fsencode(text)  # a ValueError of its own where no file can be called so
+    os.fsencode(text)  # raises ValueError where no file can have this name
     try:
         os.lstat(os.path.expanduser(text))
     except OSError as error:
-        # Elsewhere, what is not there is made or told as not there; these are told by no method of pathlib.
+        # The caller creates or reports missing paths; these two errors would be hidden by pathlib's methods.
         if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
             raise ValueError(error.strerror) from None
     if text.startswith("~") and os.path.expanduser(text) == text:
@@ -442,7 +443,7 @@ def _path(value: Any) -> Any:
 
 
 def _option(options: tuple[Any, ...], value: Any) -> Any:
-    """One of the options, by type too: True is not 1."""
+    """Require one of the options, equal in type too: True is not 1."""
     value = _plain(value)
     kind = str if isinstance(value, str) else type(value)
     if not any(kind is type(option) and value == option for option in options):
@@ -463,7 +464,7 @@ def _callable(value: Any) -> Any:
 
 
 def _listed(value: Any, check: Callable[[Any], Any]) -> Any:
-    """Check the entries of a list, a tuple or an array with one dimension; a set has no order, a generator ends."""
+    """Validate the entries of a list, tuple or 1-D array; sets have no order, and generators can be read only once."""
     if isinstance(value, tuple):
         return tuple(check(list(value)))
     if isinstance(value, range | collections.abc.KeysView):
@@ -482,13 +483,13 @@ def _dict(value: Any) -> Any:
 
 
 def _limits(kind: Any) -> list[Limits]:
-    """All limits in an annotation."""
+    """Collect all limits in an annotation."""
     here = [mark for mark in getattr(kind, "__metadata__", ()) if isinstance(mark, Limits)]
     return here + [limits for one in get_args(kind) for limits in _limits(one) if get_origin(kind) is not Literal]
 
 
 def _options(kind: Any) -> list[Any]:
-    """All words that an annotation lists."""
+    """Collect all options that an annotation lists."""
     if get_origin(kind) is Literal:
         return list(get_args(kind))
     return [option for one in get_args(kind) for option in _options(one)]
@@ -505,7 +506,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _words(kind: Any) -> list[str]:
-    """What an annotation asks for, one entry for each way to meet it."""
+    """Describe the values that an annotation accepts, one entry per alternative."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return [limits.words for limits in _limits(kind)] or _words(inner[0])
@@ -531,7 +532,7 @@ def _words(kind: Any) -> list[str]:
 
 
 def _found(value: Any) -> str:
-    """What was given, in a few characters, as it follows the argument's name."""
+    """Format the given value in a few characters, as it follows the argument's name in a message."""
     if value is None or isinstance(value, str | bytes | int | float | list | tuple | set | dict):
         text = repr(value)
         return f"={text if len(text) <= 60 else f'{text[:57]}...'}"
@@ -544,6 +545,6 @@ def _article(name: str) -> str:
 
 
 def _or(words: list[str]) -> str:
-    """The words in one sentence, each once."""
+    """Join words by commas and a final "or", each once."""
     *first, last = dict.fromkeys(words)
     return f"{', '.join(first)} or {last}" if first else last

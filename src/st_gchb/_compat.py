@@ -1,4 +1,7 @@
-"""The only file with private or experimental names of other packages, and where their versions answer differently."""
+"""Private and experimental names of other packages, and differences between their versions.
+
+No other file of the package may use such names, so that a new version of a dependency affects this file alone.
+"""
 
 from __future__ import annotations
 
@@ -19,38 +22,44 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ARRAY_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, OverflowError)
-"""What numpy, scipy, h5py, zarr, dask and torch raise where an array cannot be read or made plain.
+"""Exceptions of numpy, scipy, h5py, zarr, dask and torch for arrays that cannot be read or converted.
 
-They have no common base: h5py raises OSError, RuntimeError or KeyError of a file that is closed or damaged, zarr's
-codecs RuntimeError and ValueError, numpy ValueError and TypeError of what is no array.
+They have no common base: h5py raises OSError, RuntimeError or KeyError for a closed or damaged file, zarr's codecs
+raise RuntimeError and ValueError, and numpy raises ValueError and TypeError for objects that are not arrays.
 """
 
 
 def named_layers(adata: AnnData) -> dict[str, Any]:
-    """The layers of an object that have a name, by name: what to list, copy or sort in place of ``adata.layers``.
+    """Return the layers of an object that have a name, to list, copy or sort instead of ``adata.layers``.
 
-    From anndata 0.13 on, ``adata.layers`` also holds ``X``, under the key None.
+    Since anndata 0.13, ``adata.layers`` also holds ``X``, under the key None.
     """
     return {name: values for name, values in adata.layers.items() if name is not None}
 
 
 def parse_device_args(*arguments: Any, **options: Any) -> Any:
-    """scvi-tools' own reading of ``accelerator`` and ``devices``, so that ``load`` takes what ``train`` takes."""
+    """Parse ``accelerator`` and ``devices`` as scvi-tools does, so that ``load`` accepts the same values as ``train``.
+
+    Raises
+    ------
+    DeviceError
+        The accelerator is unknown, or the device is not available.
+    """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from scvi.model._utils import parse_device_args as parse
 
     try:
         return parse(*arguments, **options)
     except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
-        # Lightning's own, torch's for a device that is not there, Lightning's for an accelerator that it does not know
-        # or whose package is not installed.
+        # In this order: Lightning's own error, torch's for a device that is not available, and Lightning's for an
+        # accelerator that is unknown or whose package is not installed.
         raise DeviceError(
             f"There is no such accelerator or device here: {arguments} ({error}). Pass accelerator='auto' or 'cpu'."
         ) from error
 
 
 def history_logger() -> Any:
-    """scvi-tools' logger that keeps values in memory; left to itself, its trainer pickles them on several devices."""
+    """Create scvi-tools' in-memory logger; the trainer's default logger pickles the values on several devices."""
     from scvi.train._logger import SimpleLogger
 
     return SimpleLogger()
@@ -58,27 +67,27 @@ def history_logger() -> Any:
 
 @contextmanager
 def runner_quiet() -> Iterator[None]:
-    """Keep a line from users that scvi-tools' runner prints whatever ended a training, and that is about none of it.
+    """Suppress a misleading line that scvi-tools' training runner prints after any exception.
 
-    ``Exception raised during training. <class 'NameError'>``: the runner's author printed the type of another error.
+    The line names ``NameError``, whatever the type of the actual exception.
     """
     from scvi.train import _trainrunner as module
 
     def said(*values: object, **options: Any) -> None:
         if values[:1] != ("Exception raised during training.",):
-            print(*values, **options)  # noqa: T201 (what the runner prints is its own)
+            print(*values, **options)  # noqa: T201 (the runner's other output is unchanged)
 
     runner: Any = module
     runner.print = said
     try:
         yield
     finally:
-        # A training in another thread may have put it back before.
+        # A training run in another thread may have restored it already.
         vars(runner).pop("print", None)
 
 
 def fold_batch_norm(module: Any) -> Any:
-    """A copy of a torch module in eval mode, traced, with batch norm as part of the convolutions before it."""
+    """Return a traced copy of a torch module in eval mode, with batch norm folded into the convolutions before it."""
     from torch.fx.experimental.optimization import fuse
 
     return fuse(module)
@@ -86,10 +95,10 @@ def fold_batch_norm(module: Any) -> Any:
 
 @contextmanager
 def torch_threads_kept() -> Iterator[None]:
-    """Put torch's number of threads back after a block that may start numba.
+    """Restore torch's number of threads after a block that may start numba.
 
-    numba's first parallel loop sets the number of OpenMP threads of the whole process to that of the cores. torch
-    shares it: a process that was told ``OMP_NUM_THREADS=1`` would from then on fight with those beside it.
+    numba's first parallel loop sets the number of OpenMP threads of the whole process to the number of cores. torch
+    shares this setting, so a process started with ``OMP_NUM_THREADS=1`` would then compete with its neighbors.
     """
     import torch
 
@@ -102,7 +111,7 @@ def torch_threads_kept() -> Iterator[None]:
 
 
 def squidpy_tissue(pixels: np.ndarray) -> np.ndarray:
-    """Mask ``(h, w)`` of a picture ``(h, w, 3)`` by squidpy's ``detect_tissue``, which is experimental."""
+    """Compute the tissue mask ``(h, w)`` of an image ``(h, w, 3)`` with squidpy's experimental ``detect_tissue``."""
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel
     from squidpy.experimental.im import detect_tissue
@@ -116,10 +125,27 @@ def squidpy_tissue(pixels: np.ndarray) -> np.ndarray:
 
 
 def squidpy_stain(pixels: np.ndarray, mask: np.ndarray, method: str) -> list[float]:
-    """Numbers of a picture's stain on a mask by squidpy's ``fit_stain_reference``, which is experimental.
+    """Estimate the stain of an image within a mask with squidpy's experimental ``fit_stain_reference``.
 
-    Hematoxylin's and eosin's optical densities, and their 99 % quantiles; for ``"reinhard"`` means and standard
-    deviations. RuntimeError where the dyes found are not those of H&E.
+    Parameters
+    ----------
+    pixels
+        RGB image, ``(h, w, 3)``.
+    mask
+        Tissue mask, ``(h, w)``.
+    method
+        Method of squidpy, such as ``"reinhard"``.
+
+    Returns
+    -------
+    list of float
+        Optical densities of hematoxylin and eosin, then their 99 % quantiles; for ``"reinhard"``, means and standard
+        deviations.
+
+    Raises
+    ------
+    RuntimeError
+        The stains found are not hematoxylin and eosin.
     """
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, Labels2DModel
@@ -137,7 +163,7 @@ def squidpy_stain(pixels: np.ndarray, mask: np.ndarray, method: str) -> list[flo
 
 
 def store_format(store: Path) -> Any:
-    """Format in which elements of a SpatialData store are written: that of the store, which may be an older one."""
+    """Return the format in which elements are written to a SpatialData store: the store's own, even if it is old."""
     import zarr
     from spatialdata._io.format import SpatialDataContainerFormats
 
@@ -146,10 +172,10 @@ def store_format(store: Path) -> Any:
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """What the libraries that read files raise on damaged ones.
+    """Collect the exceptions that file-reading libraries raise for damaged files.
 
-    A damaged byte turns up wherever a library first trips over it, so most of these are Python's own types. The others
-    derive from Exception alone.
+    A damaged byte can cause an error anywhere in a library, so most of these are built-in types. The others derive from
+    Exception directly.
     """
     from anndata._io.specs.registry import IORegistryError
     from openslide import OpenSlideError
@@ -160,18 +186,18 @@ def read_errors() -> tuple[type[Exception], ...]:
         OSError,  # truncated files; h5py, Pillow, gzip
         EOFError,  # gzip
         ValueError,  # pandas, JSON, zarr, numpy; UnicodeDecodeError
-        TypeError,  # elements of another kind than their description says
-        LookupError,  # h5py's, zarr's and spatialdata's missing parts
+        TypeError,  # elements of a kind other than the one declared
+        LookupError,  # missing parts, in h5py, zarr and spatialdata
         AttributeError,  # a group where an array was expected, and the other way round
         ArithmeticError,  # sizes that overflow or are zero
         AssertionError,  # spatialdata and spatialdata-io check with assertions
         RuntimeError,  # h5py's and numcodecs' codecs; NotImplementedError
-        MemoryError,  # a damaged shape that asks for more than there is
+        MemoryError,  # a damaged shape that needs more memory than there is
         SyntaxError,  # Pillow's PNG; XML
-        BufferError,  # codecs, of sizes that do not fit
-        ImportError,  # imagecodecs and Pillow, of a codec that is not built in
-        struct.error,  # headers that end too early
-        csv.Error,  # a field of more characters than csv takes
+        BufferError,  # codecs, for sizes that do not match
+        ImportError,  # imagecodecs and Pillow, for a codec that is not built in
+        struct.error,  # truncated headers
+        csv.Error,  # a field that is longer than csv's limit
         zlib.error,
         lzma.LZMAError,
     )

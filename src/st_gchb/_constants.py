@@ -1,4 +1,4 @@
-"""Names of the keys that the package reads and writes, and defaults that several rooms share."""
+"""Keys that the package reads and writes in AnnData and SpatialData objects, and constants shared by its modules."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ class Keys:
     SLICE: Final = "slice"
     PATIENT: Final = "patient"
     FEATURES: Final = "X_patch"
-    """``obsm``: frozen-trunk features of the patches; ``uns``: how they were made."""
+    """``obsm``: patch features from the frozen encoder; ``uns``: how they were computed."""
     CONNECTIVITIES: Final = "spatial_connectivities"
     DISTANCES: Final = "spatial_distances"
     EMBEDDING: Final = "X_st_gchb"
     LAYER: Final = "st_gchb"
     MEASURED: Final = "measured"
-    """``layers``: measured log-normalized expression beside the prediction, where it is known."""
+    """``layers``: measured log-normalized expression next to the prediction, where it is known."""
     CONFIDENCE: Final = "st_gchb_confidence"
     OUTLIER: Final = "st_gchb_outlier"
     EXPECTED_PCC: Final = "st_gchb_expected_pcc"
     UNS: Final = "st_gchb"
     STAIN: Final = "stain"
-    """``uns["st_gchb"]``: how far each slide's stain lies from the reference's."""
+    """``uns["st_gchb"]``: table of each slide's distance from the reference in stain and tissue."""
     TABLE: Final = "st_gchb"
     TILES: Final = "tiles"
-    """``uns``: how query positions were laid on a bare slide."""
+    """``uns``: layout of the query positions on a slide without spots."""
     TISSUE_SHARE: Final = "tissue_share"
-    """``obs``: how much of a tile is tissue."""
+    """``obs``: share of a tile that is tissue."""
     SCALEFACTORS: Final = "scalefactors"
     IMAGES: Final = "images"
     METADATA: Final = "metadata"
     SOURCE_IMAGE: Final = "source_image_path"
     UM_PER_PX: Final = "microns_per_pixel"
-    """Key that Space Ranger uses in ``scalefactors`` for the size of a full-resolution pixel, µm."""
+    """``scalefactors``: size of a full-resolution pixel, µm, under Space Ranger's name."""
     SPOT_DIAMETER: Final = "spot_diameter_fullres"
 
 
 VISIUM_SPOT_DIAMETER_UM: Final = 55.0
-"""Diameter of a Visium spot, µm: turns ``spot_diameter_fullres`` (px) into µm per px."""
+"""Diameter of a Visium spot, µm; converts ``spot_diameter_fullres`` (px) to µm per px."""
 
 VISIUM_PITCH_UM: Final = 100.0
 """Distance between the centers of neighboring Visium spots, µm."""

@@ -1,4 +1,4 @@
-"""Whether a table of expression holds what it is said to hold: raw counts, or their log-normalized values."""
+"""Validation of expression values: raw counts, or log-normalized values."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MAX_COUNT_LOG = 20.0
-"""No log1p of a count per 10^4 exceeds log1p(10^4) = 9.2; a value above this is no log-normalized one."""
+"""Largest value accepted as log-normalized; log1p of a count per 10^4 never exceeds log1p(10^4) = 9.2."""
 
 _MAX_COUNT = 2.0**31
-"""No spot has as many molecules of a gene; a negative number stored without its sign is larger."""
+"""Largest value accepted as a count; negative numbers stored as unsigned integers exceed it."""
 
 _BLOCK = 2**24
-"""Values that are looked at at once."""
+"""Number of values inspected at a time."""
 
 _ROWS = 1000
-"""Spots whose totals say what was done to a table."""
+"""Number of spots whose totals are used to infer how a table was processed."""
 
 _EQUAL = 0.01
-"""Coefficient of variation of spots' totals up to which they were scaled to one total."""
+"""Coefficient of variation of the spots' totals below which they count as scaled to one total."""
 
 _NARROW, _DEEP, _MANY = 1.5, 1000, 50
-"""Raw totals of this many spots with this many counts in the middle are never this close to each other: between 5 and
-95 % of the spots they differ 12 to 30 times on Visium and legacy ST, 1.3 times once corrected for depth."""
+"""Thresholds for counts that were corrected for depth: ratio of the 95 % to the 5 % quantile of the spots' totals,
+median total, and number of spots. The ratio is 12 to 30 for raw counts of Visium and legacy ST, and 1.3 after a
+correction for depth."""
 
 
 _LOGS = "Pass log1p of counts per 10,000: sc.pp.normalize_total(adata, target_sum=1e4), then sc.pp.log1p(adata)."
@@ -42,20 +43,20 @@ _LOGS = "Pass log1p of counts per 10,000: sc.pp.normalize_total(adata, target_su
 
 @dataclass(frozen=True)
 class Remedy:
-    """Where an object's counts lie, in words for the function that the user called.
+    """Location of an object's counts, described for the function that the user called.
 
     Parameters
     ----------
     adata
-        The object that was handed over; None where there is only a matrix.
+        Object that the user passed; ``None`` if there is only a matrix.
     layer
-        Where expression was taken from, ``None`` for ``X``.
+        Layer from which expression was taken; ``None`` for ``X``.
     takes_layer
-        How the function is told to take a layer, ``"pass layer={!r}"``; empty where it always takes ``X``.
+        Instruction for passing a layer to the function, such as ``"pass layer={!r}"``; empty if it always reads ``X``.
     takes_logs
-        How it is told that the values are log-normalized; empty where it cannot be.
+        Instruction for declaring values as log-normalized; empty if the function does not accept such values.
     called
-        What the user's object is called in a line of code.
+        Name of the user's object in suggested code.
     """
 
     adata: AnnData | None = None
@@ -65,7 +66,7 @@ class Remedy:
     called: str = "adata"
 
     def told(self, *, looks_logged: bool = False) -> str:
-        """Say in a sentence where the counts are, and how the function takes them."""
+        """Describe in a sentence where the counts are and how to pass them to the function."""
         if self.adata is None:
             return "Pass raw counts."
         layers, raw = counts_elsewhere(self.adata, self.layer)
@@ -84,7 +85,7 @@ class Remedy:
 
 
 def are_counts(values: Any) -> bool:
-    """Whether a matrix, whatever holds it, is a table of raw counts with at least one count.
+    """Return whether a matrix of any type that can be read holds raw counts, and at least one that is not 0.
 
     Examples
     --------
@@ -102,7 +103,7 @@ def are_counts(values: Any) -> bool:
 
 
 def why_no_counts(values: Any, name: str) -> str:
-    """Say why a matrix is no table of raw counts; empty where it is one. Spots without counts are no reason."""
+    """Explain why a matrix does not hold raw counts; empty if it does. Spots without any count are accepted."""
     try:
         matrix = matrix_of(values, name)
     except InputError as error:
@@ -111,7 +112,15 @@ def why_no_counts(values: Any, name: str) -> str:
 
 
 def counts_elsewhere(adata: AnnData, layer: str | None) -> tuple[list[str], bool]:
-    """Layers other than ``layer`` that hold counts, those called so first, and whether ``raw.X`` does."""
+    """Find counts outside of the layer in use.
+
+    Returns
+    -------
+    list of str
+        Layers other than ``layer`` that hold counts, those with "count" or "raw" in their name first.
+    bool
+        Whether ``raw.X`` holds counts.
+    """
     others = {name: values for name, values in named_layers(adata).items() if name != layer}
     found = [name for name, values in others.items() if are_counts(values)]
     found.sort(key=lambda name: ("count" not in name.lower(), "raw" not in name.lower()))
@@ -119,24 +128,25 @@ def counts_elsewhere(adata: AnnData, layer: str | None) -> tuple[list[str], bool
 
 
 def check_expression(matrix: Any, *, log_normalized: bool, name: str, remedy: Remedy | None = None) -> None:
-    """Refuse what is not what it is said to be.
+    """Validate that the matrix holds counts, or log-normalized values if it is declared to hold these.
 
     Parameters
     ----------
     matrix
-        ``(n_spots, n_genes)``, whatever :func:`~st_gchb._matrices.matrix_of` reads.
+        Expression, ``(n_spots, n_genes)``, of any type that :func:`~st_gchb._matrices.matrix_of` reads.
     log_normalized
-        Whether it is said to be log-normalized.
+        Whether the values are declared to be log-normalized.
     name
-        What it is called in messages.
+        Name of the matrix in messages.
     remedy
-        Where its object's counts lie.
+        Location of the object's counts.
 
     Raises
     ------
     ExpressionError
-        For NaN or infinite values, negative values, values that are no counts (or, with ``log_normalized``, no
-        log-normalized values), and spots without any count; with what was probably done to it, and where counts are.
+        For NaN or infinite values, negative values, values that are not counts (or, with ``log_normalized``, not
+        log-normalized), and spots without any count. The message says how the values were probably processed, and
+        where counts are.
     """
     remedy = remedy or Remedy()
     matrix = matrix_of(matrix, name, ExpressionError)
@@ -163,9 +173,9 @@ def check_expression(matrix: Any, *, log_normalized: bool, name: str, remedy: Re
 
 
 def tell_depth(matrix: Any, name: str) -> None:
-    """Warn of counts that look corrected for depth: whole numbers, but nearly as many in every spot.
+    """Warn about counts that appear to be corrected for depth: whole numbers with nearly equal totals in all spots.
 
-    They can be used: counts per 10,000 take depth out once more, which changes little.
+    They are used nevertheless: normalization to counts per 10,000 removes depth once more, which changes little.
     """
     totals = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
     if len(totals) < _MANY:
@@ -182,7 +192,7 @@ def tell_depth(matrix: Any, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a pass over the values has shown."""
+    """Summary of a matrix's values."""
 
     bad: int
     low: float
@@ -197,13 +207,13 @@ def _look_at(matrix: Any) -> _Seen:
     for part in _parts(matrix):
         finite = np.isfinite(part)
         n_bad = int(part.size - np.count_nonzero(finite))
-        # Taken apart only where it has to be.
+        # Boolean indexing copies, so it is left out where all values are finite.
         own = part[finite] if n_bad else part
         bad, size = bad + n_bad, size + part.size
         if own.size:
             low, high = min(low, float(own.min())), max(high, float(own.max()))
             fractions += 0 if own.dtype.kind in "biu" else int(np.count_nonzero(own != np.round(own)))
-    # What a sparse matrix does not store is 0.
+    # Values that a sparse matrix does not store are 0.
     if size < np.prod(matrix.shape):
         low, high = min(low, 0.0), max(high, 0.0)
     return _Seen(bad, low, high, fractions, size)
@@ -220,7 +230,7 @@ def _parts(matrix: Any) -> Iterator[np.ndarray]:
 
 
 def _said_of(seen: _Seen, name: str, *, log_normalized: bool, matrix: Any) -> str:
-    """What is wrong with the values; empty where nothing is."""
+    """Describe what is wrong with the values; empty if nothing is."""
     whole = not seen.fractions
     if seen.bad:
         return f"{name} holds {seen.bad} NaN or infinite values."
@@ -252,10 +262,10 @@ def _mended(seen: _Seen, remedy: Remedy, *, log_normalized: bool, looks_logged: 
 
 
 def _what_was_done(matrix: Any, seen: _Seen) -> str:
-    """What totals of the first spots say was done to counts."""
+    """Infer from the totals of the first spots how counts were processed."""
     part = matrix[:_ROWS]
     if seen.high <= _MAX_COUNT_LOG:
-        # Of a sparse matrix zeros stay zeros.
+        # expm1 maps 0 to 0, so a sparse matrix stays sparse.
         raised = part.expm1() if sparse.issparse(part) else np.expm1(part.astype(np.float64))
         if _variation(raised) < _EQUAL:
             return ": it looks normalized to one total and logged (sc.pp.normalize_total, sc.pp.log1p)"

@@ -1,4 +1,4 @@
-"""Typed errors. Each message names what was found, what was expected, and what to do."""
+"""Typed errors of the package. Each message names what was found, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import signal
 
 
 class STGCHBError(Exception):
-    """Base of all errors that the package raises on purpose: ``except STGCHBError`` catches each of them.
+    """Base class of all errors that the package raises deliberately: ``except STGCHBError`` catches each of them.
 
-    :class:`TerminatedError` alone is none of them: it ends a process that was told to end.
+    The only exception is :class:`TerminatedError`, which ends a process that received a signal to end.
     """
 
     def __init_subclass__(cls) -> None:
@@ -17,7 +17,7 @@ class STGCHBError(Exception):
 
 
 def _shown_as_public(cls: type[BaseException]) -> None:
-    """Name a type by the module from which users import it, in tracebacks and in the documentation."""
+    """Set a type's module to the one from which users import it, for tracebacks and the documentation."""
     if cls.__module__ == __name__:
         cls.__module__ = "st_gchb.errors"
 
@@ -28,16 +28,16 @@ _shown_as_public(STGCHBError)
 class InputError(STGCHBError, ValueError):
     """An argument or an object holds something that cannot be used.
 
-    Raised by every function that checks what it is given; the base of the more special kinds below.
+    Raised by every function that validates its input; base class of the more specific errors below.
     """
 
 
 class ArgumentError(InputError, TypeError):
-    """An argument or a setting is not what its annotation says, is unknown, or is missing."""
+    """An argument or a setting does not match its annotation, is unknown, or is missing."""
 
 
 class MissingKeyError(STGCHBError, KeyError):
-    """A key that is needed is absent from an AnnData or SpatialData object, or a column from a table.
+    """A required key is absent from an AnnData or SpatialData object, or a column from a table.
 
     Raised where ``obs``, ``obsm``, ``obsp``, ``uns``, ``layers`` or the elements of a SpatialData are read.
     """
@@ -48,9 +48,9 @@ class MissingKeyError(STGCHBError, KeyError):
 
 
 class MissingFileError(STGCHBError, FileNotFoundError):
-    """A file or folder that is needed is not there.
+    """A required file or folder does not exist.
 
-    Raised where images, sections, models, tables of slides and data sets are opened.
+    Raised when images, sections, models, tables of slides and data sets are opened.
     """
 
 
@@ -62,63 +62,63 @@ class CoordinateError(InputError):
 
 
 class ImageError(InputError):
-    """An image cannot be read, or is no 8-bit RGB image.
+    """An image cannot be read, or is not an 8-bit RGB image.
 
-    Raised by :func:`st_gchb.io.open_image` and wherever an image is handed over.
+    Raised by :func:`st_gchb.io.open_image` and wherever an image is passed.
     """
 
 
 class DamageError(ImageError):
-    """Part of an image cannot be decoded; the rest of it may be whole.
+    """Part of an image cannot be decoded; the rest of it may be intact.
 
-    Raised while patches are read, unless spots on that part are to be left out.
+    Raised while patches are read, unless spots on that part are to be excluded.
     """
 
 
 class TissueError(InputError):
-    """No tissue was found where query positions were to be laid.
+    """No tissue was found on which query positions could be laid.
 
     Raised by :func:`st_gchb.pp.find_tissue` and :func:`st_gchb.pp.tile_tissue`.
     """
 
 
 class StainError(InputError):
-    """The stain of a slide cannot be told, so it cannot be normalized.
+    """The stain of a slide cannot be estimated, so it cannot be normalized.
 
-    Raised by :func:`st_gchb.pp.fit_stain` and where patches are embedded with ``stain_norm``.
+    Raised by :func:`st_gchb.pp.fit_stain` and when patches are embedded with ``stain_norm``.
     """
 
 
 class ScaleError(InputError):
     """The physical size of a pixel is unknown or contradictory.
 
-    Raised wherever a length in µm is turned into pixels.
+    Raised wherever a length in µm is converted to pixels.
     """
 
 
 class EncoderError(InputError):
-    """An unknown encoder, or weights that do not belong to it.
+    """An encoder is unknown, or its weights do not belong to it.
 
     Raised by :func:`st_gchb.pp.get_encoder` and wherever an encoder is named.
     """
 
 
 class MissingExtraError(EncoderError, ImportError):
-    """An optional dependency that is needed is not installed.
+    """An optional dependency that is required here is not installed.
 
-    The message holds the command that installs it.
+    The message contains the command that installs it.
     """
 
 
 class WeightsUnavailableError(MissingFileError):
-    """Encoder weights could not be downloaded or are not at the path given.
+    """Encoder weights could not be downloaded, or are not at the given path.
 
     Raised by :func:`st_gchb.pp.get_encoder`, and by a model that has to embed a query's patches.
     """
 
 
 class ExpressionError(InputError):
-    """Expression is not what it was said to be (counts, or log-normalized values).
+    """Expression is not of the declared kind (counts, or log-normalized values).
 
     Raised when a reference is registered or trained on, and when predictions are compared with measured values.
     """
@@ -127,33 +127,33 @@ class ExpressionError(InputError):
 class SliceError(InputError):
     """Slices cannot be told apart, or one is too small to be used.
 
-    Raised when a reference is registered and when slices are left out.
+    Raised when a reference is registered and when slices are held out.
     """
 
 
 class GraphError(InputError):
-    """The spot graph is missing, has the wrong shape, or joins spots of two slices.
+    """The spot graph is missing, has the wrong shape, or connects spots of two slices.
 
     Raised by :func:`st_gchb.pp.spatial_graph`, by training and by prediction.
     """
 
 
 class StaleError(InputError):
-    """Features or a graph were made from other positions, images or sizes of pixels than the object holds now.
+    """Features or a graph were computed from positions, images or pixel sizes that the object no longer holds.
 
-    Raised when a reference is registered and when a query brings its features.
+    Raised when a reference is registered and when a query comes with its own features.
     """
 
 
 class QueryError(InputError):
-    """A query cannot be predicted by this model: its features, scale or graph are not those of the reference.
+    """A query cannot be predicted by this model: its features, scale or graph do not match the reference's.
 
     Raised by :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>`.
     """
 
 
 class NotTrainedError(InputError):
-    """The model has to be trained before this is possible.
+    """The operation requires a trained model.
 
     Raised by prediction, latent representations and saving.
     """
@@ -167,68 +167,68 @@ class ModelFileError(InputError):
 
 
 class StoreError(STGCHBError, OSError):
-    """A file, folder or store could not be written to; what was there before is as it was.
+    """A file, folder or store could not be written to; its previous contents are unchanged.
 
-    Raised before work begins where the place can be tried out, else when it is written to.
+    Raised before any computation where the location can be tested in advance, otherwise on writing.
     """
 
 
 class CacheError(STGCHBError, OSError):
-    """What has to lie on disk while the work goes on could not be written there; nothing half-written is left.
+    """Data that a computation keeps on disk could not be written; no partial file is left.
 
-    Raised where the feature maps of a trunk's last stage find no room in the cache folder.
+    Raised if the cache folder has no room for the feature maps that the encoder's last stage takes.
     """
 
 
 class CheckpointError(InputError):
-    """A checkpoint of an interrupted training is damaged, or belongs to another training.
+    """A checkpoint of an interrupted training run is damaged, or belongs to another run.
 
     Raised by ``model.train(resume=True)``.
     """
 
 
 class DivergenceError(InputError):
-    """A training ran away: its loss or its weights are no longer finite numbers.
+    """Training diverged: the loss or the weights are no longer finite.
 
     Raised by ``model.train``.
     """
 
 
 class DeviceError(InputError):
-    """A device is not there, several devices cannot train this way, or their memory is too small.
+    """A device is not available, has too little memory, or several devices cannot be used for this training.
 
     Raised by training, by encoders and by loading.
     """
 
 
 class ClusterError(STGCHBError, RuntimeError):
-    """Workers of a cluster cannot do what they are asked for, or the cluster was lost.
+    """Workers of a cluster cannot run their tasks, or the connection to the cluster was lost.
 
     Raised by :func:`st_gchb.cohort.predict_slides` and :func:`st_gchb.cohort.embed_slides`.
     """
 
 
 class DownloadError(MissingFileError):
-    """A data set could not be downloaded, and is not in the folder named either.
+    """A data set could not be downloaded, and is not in the given folder.
 
     Raised by the functions of :mod:`st_gchb.datasets`.
     """
 
 
 class TerminatedError(SystemExit):
-    """The process was told to end by SIGTERM or SIGHUP, as a queue does at its time limit, while the package worked.
+    """The process received SIGTERM or SIGHUP during a computation, as batch systems send at the time limit.
 
-    Raised by training, by evaluation and by the prediction of many slides, after what was half-done is put in order and
-    the signal handlers are as before. A script that does not catch it ends with the status that a shell gives to the
-    signal, 143 for SIGTERM. Like ``KeyboardInterrupt``, which Ctrl-C raises, it is no ``Exception``: a loop over many
-    trainings that goes on after errors does not go on after this one.
+    Raised by training, by evaluation and by the prediction of many slides, after partial output is completed or removed
+    and the signal handlers are restored. A script that does not catch it ends with the exit status that a shell assigns
+    to the signal, 143 for SIGTERM. Like ``KeyboardInterrupt``, which Ctrl-C raises, it is not an ``Exception``: a loop
+    over many training runs that continues after errors does not continue after this one.
 
     Parameters
     ----------
     message
-        What was ended, and how to go on.
+        What was ended, and how to continue.
     number
-        Of the signal.
+        Number of the signal.
     """
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:

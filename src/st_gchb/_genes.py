@@ -1,4 +1,4 @@
-"""Which columns of a table of expression are genes, and of which genome."""
+"""Identification of the columns of an expression table that are genes, and of their genome."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GENE = "Gene Expression"
-"""The kind of a column that is a gene, as Space Ranger calls it."""
+"""Feature type of a gene, as Space Ranger names it."""
 
 _COLUMNS = ("feature_types", "feature_type", "Type")
-"""Columns of ``var`` with the kinds: as scanpy, Space Ranger and DropletUtils call it."""
+"""Columns of ``var`` with feature types, as scanpy, Space Ranger and DropletUtils name them."""
 
 _OTHERS = re.compile(
     r"antibody|crispr|multiplexing|hashtag|^custom$|^peaks$|control|codeword|blank|spike", re.IGNORECASE
 )
-"""Kinds that are no genes even where no column is said to be one."""
+"""Feature types that are not genes, for tables in which no feature is typed as a gene."""
 
 _NAMES = {
     "Antibody Capture": "[_-]TotalSeq|^(?:ADT|HTO)[_-]|^Hashtag[_-]?[0-9]",
@@ -32,23 +32,24 @@ _NAMES = {
     "reads without a gene": "^__(?:no_feature|ambiguous|too_low_aQual|not_aligned|alignment_not_unique)$"
     "|^N_(?:unmapped|multimapping|noFeature|ambiguous)$",
 }
-"""Names that no gene has, by kind: antibodies of TotalSeq, probes and codes of Xenium, CosMx and MERSCOPE, spike-ins,
-and the rest classes of read counters."""
+"""Name patterns of features that are not genes, by feature type: TotalSeq antibodies, control probes and codes of
+Xenium, CosMx and MERSCOPE, spike-ins, and the unassigned classes of read counters."""
 
 _GENOME = re.compile(r"^(GRCh\d+|GRCm\d+|GRCz\d+|hg\d+|mm\d+|rn\d+)_+", re.IGNORECASE)
-"""Genome before a gene's name, as Space Ranger writes it for references of two species."""
+"""Genome prefix of a gene's name, as Space Ranger writes it for references of two species."""
 
 _LISTED = 6
-"""Names up to which they are listed in the line that takes them out."""
+"""Largest number of features that are listed by name in the suggested code."""
 
 _NEGLIGIBLE = 0.01
-"""Share of the counts up to which columns that are no genes are told, and above which they are refused."""
+"""Share of the counts in other features than genes above which a table is rejected; below it, a warning is given."""
 
 
 def feature_kinds(var: pd.DataFrame) -> np.ndarray:
-    """What each column of a table measures, ``(n_columns,)``: :data:`GENE`, or another kind in the table's words.
+    """Determine the feature type of each column of a table, ``(n_columns,)``.
 
-    The column ``feature_types`` decides where it says something, else the names do.
+    It is :data:`GENE`, or another type under the table's name for it. A filled column ``feature_types`` takes
+    precedence over the features' names.
 
     Examples
     --------
@@ -59,7 +60,7 @@ def feature_kinds(var: pd.DataFrame) -> np.ndarray:
     """
     kinds = np.full(len(var), GENE, dtype=object)
     for kind, pattern in _NAMES.items():
-        # A name may be of any type; that is asked for elsewhere.
+        # Names may be of any type here; they are validated elsewhere.
         kinds[[isinstance(name, str) and re.search(pattern, name) is not None for name in var.index]] = kind
     column = next((name for name in _COLUMNS if name in var), None)
     if column is None:
@@ -76,7 +77,7 @@ def feature_kinds(var: pd.DataFrame) -> np.ndarray:
 
 
 def genomes(var: pd.DataFrame) -> np.ndarray:
-    """Genome of each column, ``(n_columns,)``; empty where neither ``var["genome"]`` nor the name tells it.
+    """Determine the genome of each column, ``(n_columns,)``; empty if neither ``var["genome"]`` nor the name gives it.
 
     Examples
     --------
@@ -92,23 +93,24 @@ def genomes(var: pd.DataFrame) -> np.ndarray:
 
 
 def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
-    """Refuse a table in which other things are counted beside genes.
+    """Reject a table in which features other than genes hold a considerable share of the counts.
 
-    Counts per 10,000 are of all columns, so antibodies, whose counts are a hundred times larger, would set them.
+    Normalization to counts per 10,000 uses all columns, so antibodies, whose counts are a hundred times larger, would
+    dominate it.
 
     Parameters
     ----------
     var
-        The table's ``var``.
+        ``var`` of the table.
     totals
         Sum of each column, ``(n_columns,)``.
     name
-        What the table is called in messages.
+        Name of the table in messages.
 
     Raises
     ------
     ExpressionError
-        If columns that are no genes hold more than 1 % of the counts, with the line that takes them out.
+        Features other than genes hold more than 1 % of the counts; the message has the code that removes them.
     """
     kinds = feature_kinds(var)
     others = kinds != GENE
@@ -120,7 +122,7 @@ def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
 
 
 def tell_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
-    """Warn of a few counts of what is no gene, and of a second genome; arguments as of :func:`check_genes`."""
+    """Warn about few counts of features other than genes, and about a second genome; see :func:`check_genes`."""
     kinds = feature_kinds(var)
     others = kinds != GENE
     if others.any():
@@ -130,12 +132,12 @@ def tell_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
 
 
 def _share(totals: np.ndarray, some: np.ndarray) -> float:
-    """Share of the counts that is of some columns."""
+    """Compute the share of the counts that some columns hold."""
     return float(totals[some].sum()) / max(float(totals.sum()), 1e-300)
 
 
 def _said_of(var: pd.DataFrame, kinds: np.ndarray, totals: np.ndarray, name: str) -> str:
-    """What columns there are beside genes, by kind with number, examples and share of the counts."""
+    """Describe the features other than genes: number of each type, examples, and share of the counts."""
     others = kinds != GENE
     listed = ", ".join(f"{int((kinds == kind).sum())} {kind!r}" for kind in dict.fromkeys(kinds[others]))
     return (
@@ -145,7 +147,7 @@ def _said_of(var: pd.DataFrame, kinds: np.ndarray, totals: np.ndarray, name: str
 
 
 def _taken_out(var: pd.DataFrame, kinds: np.ndarray) -> str:
-    """What leaves the genes alone: a line to run, or what was expected."""
+    """Return a line of code that selects the genes, or a description of the expected table if it has none."""
     others = kinds != GENE
     column = next((one for one in _COLUMNS if one in var), None)
     if others.all():
@@ -160,7 +162,7 @@ def _taken_out(var: pd.DataFrame, kinds: np.ndarray) -> str:
 
 
 def _tell_genomes(var: pd.DataFrame, totals: np.ndarray, others: np.ndarray, name: str) -> None:
-    """Warn of genes of several genomes: counts per 10,000 are of all of them."""
+    """Warn about genes of several genomes, all of which enter the counts per 10,000."""
     found = genomes(var)
     found[others] = ""
     names = [one for one in dict.fromkeys(found) if one]

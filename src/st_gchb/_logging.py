@@ -1,4 +1,4 @@
-"""The package's one logger and its progress bars."""
+"""Logger and progress bars of the package."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger("st_gchb")
 
 
 class _Console(logging.Handler):
-    """Write messages to stderr, above a progress bar that is running, not into it.
+    """Write messages to stderr, above a running progress bar instead of into it.
 
-    Messages are also handed on to the handlers of the root logger, so that a log file of the user's and the tests of
-    other projects hear them. Where one of those writes to the console itself, this one keeps still.
+    Records also propagate to the handlers of the root logger, so that the user's log files and the tests of other
+    projects receive them. If one of those handlers writes to the console, this one stays silent.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -31,7 +31,7 @@ class _Console(logging.Handler):
             return
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        # A console that is closed, or cannot show a letter, must not end the work that the message tells of.
+        # A console that is closed, or cannot encode a character, must not abort the work being reported.
         except (OSError, ValueError):
             self.handleError(record)
 
@@ -42,7 +42,7 @@ def _handlers_above() -> list[logging.Handler]:
 
 def _writes_to_console(handler: logging.Handler) -> bool:
     streams = (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
-    # Rich's handler has a console in place of a stream.
+    # Rich's handler has a console instead of a stream.
     return getattr(handler, "stream", None) in streams or hasattr(handler, "console")
 
 
@@ -52,7 +52,7 @@ logger.addHandler(_console)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, delay: float = 0.0) -> Iterator[T]:
-    """Iterate with a progress bar after ``delay`` seconds, where ``settings.progress_bars`` asks for one."""
+    """Iterate with a progress bar, shown after ``delay`` seconds if ``settings.progress_bars`` is on."""
     for item in tqdm(items, desc=description, total=total, disable=bars_disabled(), leave=False, delay=delay):
         check_stopped()
         yield item
@@ -60,7 +60,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, delay:
 
 @contextmanager
 def others_quiet() -> Iterator[None]:
-    """Keep the libraries underneath from reporting steps that the caller did not ask for; warnings still show."""
+    """Suppress messages of other libraries about steps that the caller did not ask for; warnings are still shown."""
     names = ("spatialdata._logging", "scvi", "lightning.pytorch")
     loggers = [logging.getLogger(name) for name in names]
     levels = [other.level for other in loggers]
@@ -75,7 +75,7 @@ def others_quiet() -> Iterator[None]:
 
 @contextmanager
 def steps_quiet() -> Iterator[None]:
-    """Hold back what the package says of each step, where hundreds of models are trained; warnings still show."""
+    """Suppress the package's messages about single steps while hundreds of models are trained, except warnings."""
 
     def important(record: logging.LogRecord) -> bool:
         return record.levelno > logging.INFO

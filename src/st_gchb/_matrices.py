@@ -1,4 +1,4 @@
-"""Matrices of numbers, whatever holds them: memory, a file, dask, torch, pandas."""
+"""Reading of numeric matrices from numpy, scipy, files, dask, torch and pandas as numpy arrays or CSR matrices."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _NUMBERS = "buif"
-"""Kinds of dtype that count as numbers: truth values, whole numbers, real numbers."""
+"""Kinds of dtype that count as numbers: booleans, integers and floats."""
 
 
 def matrix_of(values: Any, name: str, error: type[InputError] = InputError) -> Any:
-    """Read a matrix into memory as a numpy array or as CSR, each in the machine's own byte order.
+    """Read a matrix into memory as a numpy array or CSR matrix in native byte order.
 
-    What is not numpy or scipy is read once: a backed AnnData's ``X`` (dense or sparse), ``h5py`` data sets, zarr and
-    dask arrays, torch tensors, data frames, masked arrays. Masked and missing values become NaN. A numpy array or CSR
-    matrix of numbers is handed on as it is, so the result is not to be written to.
+    Other containers are read once: the ``X`` of a backed AnnData (dense or sparse), h5py data sets, zarr and dask
+    arrays, torch tensors, data frames, masked arrays. Masked and missing values become NaN. A numpy array or CSR matrix
+    of numbers is returned as it is, so the result must not be modified.
 
     Parameters
     ----------
     values
-        ``(n_rows, n_columns)``.
+        Matrix, ``(n_rows, n_columns)``.
     name
-        What it is called in the message, such as ``"layers['counts']"``.
+        Name of the matrix in messages, such as ``"layers['counts']"``.
     error
-        Type of the error.
+        Type of the error to raise.
 
     Returns
     -------
-    ``np.ndarray`` or ``scipy.sparse.csr_matrix`` without duplicate entries.
+    numpy.ndarray or scipy.sparse.csr_matrix
+        The matrix; CSR has no duplicate entries.
 
     Raises
     ------
     InputError
-        Of the type given: it cannot be read, is not two-dimensional, or holds something else than real numbers.
+        Or the given type: the matrix cannot be read, is not two-dimensional, or holds values other than real numbers.
 
     Examples
     --------
@@ -68,18 +69,18 @@ def matrix_of(values: Any, name: str, error: type[InputError] = InputError) -> A
 
 
 def dense_of(values: Any, name: str, error: type[InputError] = InputError) -> np.ndarray:
-    """Read a matrix as a dense numpy array; errors as :func:`matrix_of`."""
+    """Read a matrix as a dense numpy array; parameters and errors are those of :func:`matrix_of`."""
     matrix = matrix_of(values, name, error)
     return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
 
 
 def in_memory(adata: AnnData) -> AnnData:
-    """Copy an AnnData or a view of one; where it is backed, read it, since no second file is to be made."""
+    """Copy an AnnData, or a view of one, into memory; a backed object is read rather than copied to a second file."""
     return adata.to_memory() if adata.isbacked else adata.copy()
 
 
 def is_chunked(values: Any) -> bool:
-    """Whether rows of a dense matrix can be read without the others: ``h5py`` data set, zarr or dask array."""
+    """Return whether rows of a dense matrix can be read without the others: h5py data set, zarr or dask array."""
     return (
         hasattr(values, "chunks")
         and not _is_sparse(values)
@@ -89,15 +90,15 @@ def is_chunked(values: Any) -> bool:
 
 
 def _is_sparse(values: Any) -> bool:
-    """Whether a matrix is sparse, in memory, in a file, in blocks of dask, or as a tensor."""
+    """Return whether a matrix is sparse: in memory, in a file, in dask blocks, or as a tensor."""
     if sparse.issparse(values) or sparse.issparse(getattr(values, "_meta", None)):
         return True
-    # anndata's sparse matrices in a file, and torch's tensors.
+    # anndata's sparse matrices on disk, and torch's sparse tensors.
     return getattr(values, "format", None) in ("csr", "csc") or "sparse" in str(getattr(values, "layout", ""))
 
 
 def _read(values: Any) -> Any:
-    """What numpy and scipy understand, in memory."""
+    """Load a matrix into memory as an object that numpy or scipy understands."""
     if hasattr(values, "detach"):
         return _tensor(values.detach().cpu())
     if hasattr(values, "to_memory"):
@@ -110,7 +111,7 @@ def _read(values: Any) -> Any:
 
 
 def _tensor(tensor: Any) -> Any:
-    """A tensor on the host as numpy or CSR."""
+    """Convert a tensor on the host to a numpy array or CSR matrix."""
     # numpy has no bfloat16.
     tensor = tensor.double() if tensor.is_floating_point() else tensor
     if "sparse" not in str(tensor.layout):
@@ -120,14 +121,14 @@ def _tensor(tensor: Any) -> Any:
 
 
 def _frame(frame: pd.DataFrame) -> np.ndarray:
-    """Columns of a frame side by side; text stays text, which is refused."""
+    """Convert a data frame to an array; text stays text, which the caller rejects."""
     if all(pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_bool_dtype(kind) for kind in frame.dtypes):
         return frame.to_numpy(dtype=np.float64, na_value=np.nan)
     return frame.to_numpy()
 
 
 def _plain(values: Any) -> np.ndarray:
-    """A numpy array without mask, of the machine's byte order."""
+    """Convert to a numpy array without mask, in native byte order."""
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(np.float64), np.nan) if np.ma.is_masked(values) else values.data
     array = np.asarray(values)
@@ -137,10 +138,10 @@ def _plain(values: Any) -> np.ndarray:
 
 
 def _canonical(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """CSR in the machine's byte order whose entries are each there once: the log of a sum is not the sum of logs."""
+    """Convert to native byte order and sum duplicate entries, since the log of a sum is not the sum of logs."""
     if not matrix.dtype.isnative:
         matrix = matrix.astype(matrix.dtype.newbyteorder("="))
-    # Indices that point outside of it would end the process, not the call.
+    # Indices outside of the matrix would crash the process instead of raising an error.
     matrix.check_format(full_check=True)
     if not matrix.has_canonical_format:
         matrix = matrix.copy()

@@ -1,4 +1,4 @@
-"""Package-wide settings, which users know as ``st_gchb.settings``."""
+"""Package-wide settings, available to users as ``st_gchb.settings``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from st_gchb._errors import InputError
 CACHE_VARIABLE = "ST_GCHB_CACHE"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LARGEST_SEED = 2**32 - 1
-"""Largest seed that numpy, torch and scikit-learn all take."""
+"""Largest seed that numpy, torch and scikit-learn all accept."""
 
 _logger = logging.getLogger("st_gchb")
-# Of a context, not of the process: workers of a cluster may be threads of the process that waits for them.
+# Per context, not per process: workers of a cluster may be threads of the process that waits for them.
 _bars_off: ContextVar[bool] = ContextVar("st_gchb_bars_off", default=False)
 
 
 class Settings:
-    """Settings that hold for the whole package until they are changed.
+    """Settings that apply to the whole package until they are changed.
 
-    ``st_gchb.settings`` is the one object of this class. What a function is given as an argument goes before the
-    setting. Values are checked when they are set, and ``None`` puts a setting back to what it was at the start.
+    ``st_gchb.settings`` is the only instance of this class. Arguments of a function take precedence over settings.
+    Values are validated when they are set, and ``None`` restores the initial value.
 
     Examples
     --------
@@ -49,10 +49,10 @@ class Settings:
 
     @property
     def verbosity(self) -> str:
-        """Least level of messages that are shown: ``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"``, ``"CRITICAL"``.
+        """Lowest level of messages shown: ``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"`` or ``"CRITICAL"``.
 
-        A level quieter than ``"INFO"`` also switches progress bars off. Numbers of :mod:`logging` are taken too. At the
-        start, the level is that of Python's root logger, which shows warnings.
+        A level above ``"INFO"`` also turns progress bars off. Numeric levels of :mod:`logging` are accepted too.
+        Initially, the level is that of Python's root logger, which shows warnings.
         """
         return logging.getLevelName(_logger.getEffectiveLevel())
 
@@ -72,10 +72,10 @@ class Settings:
 
     @property
     def progress_bars(self) -> bool:
-        """Whether progress bars are shown: those of the package and those of training.
+        """True if progress bars of the package and of training are shown.
 
-        At the start they are, unless :attr:`verbosity` was set to a level quieter than ``"INFO"``; those of single
-        steps are then left out where the output is no terminal and no notebook, so that log files hold none.
+        Initially they are, unless :attr:`verbosity` is set to a level above ``"INFO"``; bars of single steps then
+        appear only in terminals and notebooks, so that log files contain none.
         """
         if _bars_off.get():
             return False
@@ -91,7 +91,7 @@ class Settings:
     def cache_dir(self) -> Path:
         """Folder of patch features, checkpoints and downloaded data sets.
 
-        At the start it is that of the environment variable ``ST_GCHB_CACHE``, else the user's cache folder.
+        Initially, it is the value of the environment variable ``ST_GCHB_CACHE`` if set, else the user's cache folder.
         """
         if self._cache_dir is not None:
             return self._cache_dir
@@ -115,7 +115,7 @@ class Settings:
 
     @property
     def seed(self) -> int:
-        """Seed where a function is given none: of the model, of evaluation and of synthetic tissue. At the start, 0."""
+        """Seed of models, evaluation and synthetic tissue for calls that are given none; initially 0."""
         return 0 if self._seed is None else self._seed
 
     @seed.setter
@@ -129,7 +129,7 @@ class Settings:
 
     @contextmanager
     def override(self, **values: Any) -> Iterator[Settings]:
-        """Change settings for a block, and put them back when it ends, however it ends.
+        """Change settings for a block, and restore them when it ends, also after an error.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class Settings:
         Raises
         ------
         InputError
-            A setting is unknown or has a value that it cannot take; none is changed then.
+            A setting is unknown or its value is invalid; no setting is changed then.
         """
         unknown = [name for name in values if name not in _NAMES]
         if unknown:
@@ -154,7 +154,7 @@ class Settings:
             _logger.setLevel(level)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A name that is misspelled would change nothing, and nobody would know.
+        # A misspelled name would otherwise be stored without any effect and without an error.
         if name.removeprefix("_") not in _NAMES:
             raise AttributeError(f"st_gchb.settings has no {name!r}; there are the settings {', '.join(_NAMES)}.")
         super().__setattr__(name, value)
@@ -171,7 +171,7 @@ settings = Settings()
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Switch progress bars off in this thread: a worker's bars would run through those of the caller."""
+    """Turn progress bars off in this thread, so that a worker's bars do not mix with those of the caller."""
     token = _bars_off.set(True)
     try:
         yield
@@ -180,24 +180,24 @@ def without_bars() -> Iterator[None]:
 
 
 def bars_disabled() -> bool | None:
-    """Give tqdm's ``disable``: None leaves it to tqdm, which shows a bar on a terminal and in a notebook alone."""
+    """Return tqdm's ``disable``; with None, tqdm shows bars only in terminals and notebooks."""
     if not settings.progress_bars:
         return True
     return None if settings._progress_bars is None else False
 
 
 def as_folder(value: str | os.PathLike[str], what: str) -> Path:
-    """Path of a folder that is there or may be made; refused where it is a file.
+    """Return the path of a folder that exists or can be created.
 
     Raises
     ------
     InputError
-        There is a file of that name.
+        The path is that of a file, or cannot be a path on this system.
     """
     folder = Path(value)
     try:
         folder = folder.expanduser()
-        # Not by exists, which takes a path that no system can have for one that is not there.
+        # Path.exists would report a path that is impossible on this system as merely absent.
         taken = not stat.S_ISDIR(folder.stat().st_mode)
     except FileNotFoundError:
         taken = False

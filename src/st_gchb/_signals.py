@@ -1,4 +1,4 @@
-"""How work ends that is told to end: by an exception, after what lies half-written is whole or gone."""
+"""Termination by signals: an exception ends the work, after partial output has been completed or removed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from st_gchb._errors import TerminatedError
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _SAME_WISH_S = 3.0
-"""Signals that follow within this time are the same wish to end, and must not cut short what the first one began."""
+"""Seconds within which further signals count as one request, and must not interrupt the cleanup after the first."""
 
 
 class Stopped(BaseException):
-    """The process was told to end by a signal; no kind of ``Exception``, so that no library takes it for a failure.
+    """The process received a signal to end; not an ``Exception``, so that no library handles it as a failure.
 
     Parameters
     ----------
     number
-        Of the signal.
+        Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,7 +32,7 @@ class Stopped(BaseException):
 
 
 class _State:
-    """What this process was told; signals come to the process, whichever thread is at work."""
+    """Signal that this process received, shared by all threads."""
 
     active = False
     number: int | None = None
@@ -52,28 +52,28 @@ def _exception(number: int) -> BaseException:
 
 
 def check_stopped() -> None:
-    """Raise again what a signal raised: threads beside the main one hear of it here, and so does a block that lost it.
+    """Raise the exception of a received signal once more, for threads other than the main one and for lost exceptions.
 
     Raises
     ------
     KeyboardInterrupt, Stopped
-        The process was told to end.
+        The process received a signal to end.
     """
     if _State.number is not None:
         raise _exception(_State.number)
 
 
 def is_stopping() -> bool:
-    """Whether a signal has told the work that is going on to end."""
+    """Return whether a signal has requested the current work to end."""
     return _State.number is not None
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the block by an exception, and put the handlers back after it.
+    """Let Ctrl-C, SIGTERM and SIGHUP end the block by an exception, and restore the handlers after it.
 
-    Handlers of the caller's own stay, and signals that are ignored, as under ``nohup``, stay so. In another thread than
-    the main one, which alone may set handlers, and within another such block nothing is changed.
+    The caller's own handlers are kept, and so are ignored signals, as under ``nohup``. Nothing changes within another
+    such block, or in threads other than the main one, which alone may set handlers.
     """
     if _State.active or not _in_main_thread():
         yield
@@ -93,22 +93,22 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def ended_by_signal(what: str, advice: str) -> Iterator[None]:
-    """Let signals end a block of a function that users call, by an error of the package's.
+    """Let signals end a block of a public function by an error of the package.
 
     Parameters
     ----------
     what
-        Sentence's subject, such as ``"Training"``.
+        Subject of the message's sentence, such as ``"Training"``.
     advice
-        How to go on.
+        Advice on how to continue.
 
     Raises
     ------
     TerminatedError
-        The process was told to end by SIGTERM or SIGHUP. Ctrl-C stays a KeyboardInterrupt.
+        The process received SIGTERM or SIGHUP. Ctrl-C still raises KeyboardInterrupt.
     """
     if _State.active:
-        # The outermost block knows best what the user called.
+        # The outermost block belongs to the function that the user called.
         yield
         return
     with stoppable():
@@ -121,14 +121,14 @@ def ended_by_signal(what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Let a short block come to its end before a signal that arrives in it does what it would have done."""
+    """Delay signals that arrive during a short block until the block has ended."""
     if not _in_main_thread():
         yield
         return
     arrived: list[int] = []
     earlier: dict[int, Any] = {}
     for number in SIGNALS:
-        # None is a handler that was not set from Python, and cannot be put back from there.
+        # None stands for a handler that was not set from Python and cannot be restored from Python.
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             earlier[number] = signal.signal(number, lambda found, frame: arrived.append(found))
     try:

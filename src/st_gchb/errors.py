@@ -1,8 +1,8 @@
-"""All errors that the package raises on purpose.
+"""All errors that the package raises deliberately.
 
-Each derives from :class:`STGCHBError` and from the built-in error that one would expect, so ``except ValueError`` works
-too; :class:`TerminatedError`, which ends a process that was told to end, from ``SystemExit`` alone. Messages say what
-was found, what was expected and what to do; the caller's objects are as they were.
+Each derives from :class:`STGCHBError` and from the corresponding built-in error, so ``except ValueError`` works too.
+Only :class:`TerminatedError`, which ends a process that received a signal to end, derives from ``SystemExit`` alone.
+Messages state what was found, what was expected and what to do; the caller's objects are left unchanged.
 """
 
 from st_gchb._errors import (
