@@ -1,4 +1,4 @@
-"""The command ``st-gchb``: one thin file a sub-command, heavy imports when a sub-command runs."""
+"""The command ``st-gchb``: one file per sub-command; heavy imports happen only when a sub-command runs."""
 
 from st_gchb.cli._main import main
 

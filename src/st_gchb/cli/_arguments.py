@@ -1,4 +1,4 @@
-"""Options that several sub-commands share, and the data they name."""
+"""Options shared by several sub-commands, and reading of the data that they name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def new_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """A sub-command whose help ends with a working example."""
+    """Create a sub-command whose help ends with a working example."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -30,7 +30,7 @@ def new_command(commands: Any, name: str, summary: str, example: str) -> argpars
 
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Options that say where slides with expression are."""
+    """Add the options that locate slides with expression."""
     parser.add_argument(
         "--data",
         type=Path,
@@ -42,7 +42,7 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
-    """Options of the patch features."""
+    """Add the options of the patch features."""
     parser.add_argument("--encoder", default="resnet50", help="resnet50, any torchvision model, timm:NAME, or texture")
     parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     parser.add_argument(
@@ -54,12 +54,12 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
 
 
 def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData:
-    """Slides with expression: an .h5ad file, or a folder of her2st sections.
+    """Read slides with expression from an .h5ad file or a folder of her2st sections.
 
     Raises
     ------
     MissingFileError, InputError
-        If there is nothing of the kind, or a slice that was asked for is not in it.
+        The path does not exist or holds no such data, or a requested slice is not in it.
     """
     if not path.exists():
         raise MissingFileError(f"--data {path}: there is no such file or folder.")
@@ -76,12 +76,12 @@ def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData
 
 
 def read_h5ad(path: Path) -> AnnData:
-    """An .h5ad file, as :func:`~st_gchb.io.read_section` reads it.
+    """Read an .h5ad file with :func:`~st_gchb.io.read_section`.
 
     Raises
     ------
     InputError
-        If it cannot be read as one.
+        The file cannot be read as .h5ad.
     """
     from st_gchb.io import read_section
 
@@ -89,7 +89,13 @@ def read_h5ad(path: Path) -> AnnData:
 
 
 def take_slices(adata: AnnData, slices: list[str] | None, slice_key: str) -> AnnData:
-    """The slices asked for, by default all."""
+    """Select the requested slices; by default all.
+
+    Raises
+    ------
+    InputError
+        ``obs`` lacks the column, or a requested slice is not in it.
+    """
     if slices is None:
         return adata
     if slice_key not in adata.obs:
@@ -102,7 +108,7 @@ def take_slices(adata: AnnData, slices: list[str] | None, slice_key: str) -> Ann
 
 
 def embed(adata: Any, arguments: argparse.Namespace) -> None:
-    """Patch features with the encoder that the options name, unless they are there already."""
+    """Compute patch features with the encoder that the options name, unless they are present already."""
     from st_gchb import pp
     from st_gchb._constants import Keys
 
@@ -114,23 +120,23 @@ def embed(adata: Any, arguments: argparse.Namespace) -> None:
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Options by the names that they have in Python, for advice; those that mean something else there are left out."""
+    """Map Python arguments to options, for advice; options with another meaning in Python are left out."""
     renamed, apart = {"spacing": "spacing_um"}, ("layer", "data", "out", "genes")
     return {renamed.get(name, name): f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in apart}
 
 
 def torch_device(arguments: argparse.Namespace) -> Any:
-    """The device as torch names it."""
+    """Return torch's name of the device."""
     return {"gpu": "cuda"}.get(arguments.device, arguments.device)
 
 
 def check_machine(arguments: argparse.Namespace) -> None:
-    """Refuse a device that is not there and an output folder that cannot be made, before hours are spent.
+    """Reject an unavailable device and an output folder that cannot be created, before any long computation.
 
     Raises
     ------
     InputError
-        With the device or the folder.
+        The message names the device or the folder.
     """
     if arguments.device not in ("auto", "cpu"):
         from st_gchb.pp.encoders import choose_device

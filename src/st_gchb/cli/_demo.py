@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Hold the last slice out, train on the others, compare."""
+    """Hold the last slice out, train on the others, and compare the methods."""
     from st_gchb.evaluate import evaluate_fold, markdown, write_report
 
     adata = _slides(arguments)

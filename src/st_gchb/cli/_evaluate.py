@@ -1,4 +1,4 @@
-"""``st-gchb evaluate``: leave one slice or patient out, all methods, tables and pictures."""
+"""``st-gchb evaluate``: compare methods on held-out slices or patients, and write tables and pictures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def when_interrupted(arguments: argparse.Namespace) -> str:
-    """What a user who stopped the command can do next."""
+    """Tell a user who stopped the command how to continue."""
     return f"{'without --overwrite ' if arguments.overwrite else ''}the same command goes on from there"
 
 
@@ -74,7 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(adata: AnnData, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
-    """Refuse what can be refused before patches are embedded, which may take long."""
+    """Validate the options before patches are embedded, which may take long.
+
+    Raises
+    ------
+    InputError
+        A gene, method or slice is unknown, or options contradict each other.
+    """
     from st_gchb.evaluate import choose_methods, hold_one_out, leave_one_out
 
     absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]

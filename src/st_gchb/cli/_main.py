@@ -1,4 +1,4 @@
-"""Parse arguments, run a sub-command, turn our errors into one line and status 2."""
+"""Entry point of the command line: parse arguments, run a sub-command, report errors in one line with status 2."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Arguments; by default the process's.
+        Arguments; by default those of the process.
 
     Returns
     -------
-    Exit status: 0; 1 if some of many slides failed; 2 on bad input; 128 and the number of the signal that ended it: 130
-    for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    int
+        Exit status: 0 on success; 1 if some of many slides failed; 2 on bad input; 128 plus the number of the signal
+        that ended the command: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 
     Examples
     --------
@@ -40,21 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     quiet = settings.override(verbosity="WARNING" if arguments.quiet else "INFO")
     with stoppable(), quiet, warnings.catch_warnings():
-        # Notices of the libraries to their own developers would bury what the command says.
+        # Other libraries' warnings for developers would bury the command's own output.
         for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
             warnings.filterwarnings("ignore", category=category)
         return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a sub-command and turn the way it ends into a status."""
+    """Run a sub-command and turn its outcome into an exit status."""
     try:
         check_machine(arguments)
         with entered(Door("st-gchb", options_of(arguments))):
             status = arguments.run(arguments)
-        # Of a signal whose exception some library has swallowed.
+        # A library may have swallowed the exception of a signal.
         check_stopped()
-    # Also what the system says of files: a full disk is no fault of ours that a traceback would help with.
+    # OSError covers failures of the file system such as a full disk, for which a traceback is of no use.
     except (STGCHBError, OSError) as error:
         print(f"st-gchb: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except Stopped as stop:
         return _ended(arguments, f"ended by {signal.Signals(stop.number).name}", stop.number)
     except SystemExit as stop:
-        # Lightning turns Ctrl-C into an end of its own.
+        # Lightning turns KeyboardInterrupt into SystemExit.
         if isinstance(stop.__context__, KeyboardInterrupt):
             return _ended(arguments, "interrupted", signal.SIGINT)
         raise
@@ -71,21 +72,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _ended(arguments: argparse.Namespace, how: str, number: int) -> int:
-    """Say how to go on, and give the status that a shell gives to the signal."""
+    """Print how to continue, and return the status that a shell assigns to the signal."""
     print(f"st-gchb: {how}; {arguments.when_interrupted(arguments)}", file=sys.stderr)
     return 128 + number
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, and where the help is, instead of printing the usage."""
+    """Argument parser that reports an error in one line with a pointer to the help, instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Leave with status 2."""
+        """Print the message and exit with status 2."""
         self.exit(2, f"st-gchb: error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with all sub-commands."""
+    """Build the parser with all sub-commands."""
     parser = OneLineParser(
         prog="st-gchb",
         description="Gene expression from H&E: train on slides that have both, predict for H&E alone.",

@@ -1,4 +1,4 @@
-"""``st-gchb predict``: a slide with H&E to predicted expression."""
+"""``st-gchb predict``: predict expression for a slide, or for spots, with H&E alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
-    """Options that say what is predicted."""
+    """Add the options that specify the query."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--slide",
@@ -55,7 +55,12 @@ def add_query(parser: argparse.ArgumentParser) -> None:
 
 
 def spacing_um(text: str) -> float:
-    """Turn a length into µm.
+    """Convert a length with a unit to µm; without a unit, it is in µm.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        The text is not a positive length.
 
     Examples
     --------
@@ -70,12 +75,12 @@ def spacing_um(text: str) -> float:
 
 
 def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, dict[str, Any]]:
-    """The query, and how ``model.predict`` is to find positions and image in it.
+    """Read the query, and collect the arguments by which ``model.predict`` finds its positions and image.
 
     Raises
     ------
     InputError, MissingFileError
-        It is not there, cannot be read, or an option does not fit it.
+        The query does not exist or cannot be read, or an option does not apply to it.
     """
     if arguments.slide is None:
         _refuse_grid(arguments, "--data")
@@ -109,12 +114,12 @@ def _refuse_grid(arguments: argparse.Namespace, what: str) -> None:
 
 
 def read_geojson(path: Path) -> list[Any]:
-    """Polygons of a GeoJSON file: a geometry, a feature, or a collection of features.
+    """Read the polygons of a GeoJSON file: a geometry, a feature, or a collection of features.
 
     Raises
     ------
     MissingFileError, InputError
-        There is no such file, or no polygon in it.
+        The file does not exist, is not GeoJSON, or holds no polygon.
     """
     from shapely.errors import ShapelyError
     from shapely.geometry import shape
@@ -168,7 +173,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Predict, write, draw."""
+    """Predict, write the results and draw the chosen genes."""
     from st_gchb._artifacts import write_whole
     from st_gchb.model import STGCHB
 
@@ -190,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_genes(arguments: argparse.Namespace, columns: Any) -> None:
-    """Refuse genes that are not predicted, before the slide is."""
+    """Reject genes that the model does not predict, before the slide is processed."""
     missing = [gene for gene in arguments.genes or () if gene not in columns]
     if missing:
         raise InputError(
@@ -218,7 +223,7 @@ def _spots(prediction: Any, genes: list[str]) -> Any:
 
 
 def _slice_key(prediction: Any, wanted: str) -> str | None:
-    """Column that tells slices apart: the one asked for, or that of a SpatialData's regions."""
+    """Return the column that tells slices apart: the requested one, or the regions of a SpatialData."""
     return next((key for key in (wanted, "region") if key in prediction.obs), None)
 
 

@@ -1,4 +1,4 @@
-"""``st-gchb predict-many``: predicted expression for thousands of slides, here or on a cluster."""
+"""``st-gchb predict-many``: predict expression for thousands of slides, locally or on a dask cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _SHOWN = 5
-"""Failures that are printed; the report has all."""
+"""Number of failures that are printed; the report lists all of them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -58,7 +58,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict all slides; 1 where some failed."""
+    """Predict all slides; return 1 if some of them failed, else 0."""
     from st_gchb.cohort import predict_slides
 
     options = {name: getattr(arguments, name) for name in ("um_per_px", "grid", "tissue", "min_tissue", "layer", "k")}
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _slides(paths: list[Path]) -> Any:
-    """One table, or the paths as they are."""
+    """Return the table of slides if there is one, else the paths."""
     tables = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
     if tables and len(paths) > 1:
         raise InputError(f"{tables[0]} is a table of slides, and {len(paths)} paths were given. Pass the table alone.")
@@ -96,7 +96,7 @@ def _slides(paths: list[Path]) -> Any:
 
 @contextmanager
 def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
-    """Connect to the scheduler, start workers here, or neither."""
+    """Connect to a running scheduler, start local workers, or do neither."""
     if arguments.workers is not None and arguments.workers < 1:
         raise InputError(f"--workers {arguments.workers}; expected at least 1.")
     if arguments.scheduler is None and arguments.workers is None:
@@ -108,11 +108,11 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
 
 @contextmanager
 def _local(n_workers: int) -> Iterator[Client]:
-    """Start workers with one thread each; ``--threads`` says how many a slide may use."""
+    """Start local workers with one thread each; ``--threads`` sets the number that a slide may use."""
     import dask
     from distributed import Client, LocalCluster
 
-    # Within 15 s, dask's own limit, a worker that died is not always back on a busy machine, and is given up for good.
+    # On a busy machine, a worker that died may not restart within dask's limit of 15 s, after which it is given up.
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as local,

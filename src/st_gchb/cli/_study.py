@@ -1,4 +1,4 @@
-"""``st-gchb study``: which parts of the method help, how the default was chosen, what confidence is worth."""
+"""``st-gchb study``: ablations, choice of the default preset, and reliability of confidence on held-out slices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the questions and write their tables; a study that was stopped goes on from ``--out``."""
+    """Run the chosen studies and write their tables; a study that was stopped continues from ``--out``."""
     from st_gchb import evaluate as ev
     from st_gchb.datasets import synthetic_tissue
 

@@ -1,4 +1,4 @@
-"""``st-gchb train``: slides with H&E and expression to a model folder."""
+"""``st-gchb train``: train a model on slides with H&E and expression, and write it to a folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train and save."""
+    """Train the model and save it."""
     from st_gchb._errors import InputError
     from st_gchb.model import STGCHB
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
     options = {"accelerator": arguments.device, "resume": arguments.resume}
     model.train(arguments.max_epochs, **options)
-    # Checkpoints are removed when training has ended: from here on, the model has to be written before all else.
+    # Checkpoints are removed at the end of training, so the model must be written before a signal takes effect.
     with held_back():
         model.save(arguments.out, overwrite=arguments.overwrite)
         arguments.when_interrupted = lambda arguments: f"the model was complete by then, and is in {arguments.out}"
