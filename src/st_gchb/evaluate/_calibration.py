@@ -1,4 +1,4 @@
-"""Does confidence mean what it says? Held-out slices, predicted with calibration, against what was measured."""
+"""Reliability of the model's confidence and expected correlations, measured on held-out slices."""
 
 from __future__ import annotations
 
@@ -22,26 +22,32 @@ from st_gchb.pp.expression import choose_panel, log_normalize
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence beside error, and expected beside real correlation, on held-out slices.
+    """Confidence with error, and expected with observed correlation, on held-out slices.
 
     Parameters
     ----------
     spots
         One row per held-out spot and seed: ``fold``, ``seed``, ``spot``, ``confidence``, ``outlier`` and ``rmse``, the
-        root mean squared error of its panel.
+        root mean squared error over the panel.
     genes
-        One row per held-out slice, seed and gene: ``fold``, ``seed``, ``gene``, ``expected`` and ``pearson``.
+        One row per held-out slice, seed and gene: ``fold``, ``seed``, ``gene``, ``expected`` and ``pearson``, the
+        expected and the observed Pearson correlation.
     """
 
     spots: pd.DataFrame
     genes: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
-        """One row per held-out slice, means over seeds.
+        """Summarize each held-out slice, as means over seeds.
 
-        ``error_least`` and ``error_most`` are the mean errors of the least and the most confident third of spots,
-        ``less_error`` the share by which the second is smaller; ``spearman_spots`` relates confidence and (negative)
-        error, ``spearman_genes`` expected and real correlation.
+        Returns
+        -------
+        pandas.DataFrame
+            One row per held-out slice. ``spots`` is their number and ``outliers`` the share that is flagged;
+            ``error_least`` and ``error_most`` are the mean errors of the least and the most confident third of spots,
+            and ``less_error`` is the relative reduction from the first to the second; ``spearman_spots`` is the rank
+            correlation of confidence with negative error, ``spearman_genes`` that of expected with observed
+            correlation.
         """
         rows = []
         for (fold, seed), spots in self.spots.groupby(["fold", "seed"], sort=False):
@@ -75,23 +81,28 @@ def reliability(
     features_key: str = Keys.FEATURES,
     device: str = "auto",
 ) -> Reliability:
-    """Leave one slice out, predict it by the default preset with its confidence, and compare.
+    """Leave each slice out, predict it with the default preset, and compare its confidence with the actual error.
 
-    Panel, model and calibration see the training slices alone.
+    Panel, model and calibration are fitted on the training slices alone.
 
     Parameters
     ----------
     adata
         Raw counts in ``X``, patch features in ``obsm``.
     n_top_genes, slice_key, features_key, device
-        As :func:`~st_gchb.evaluate.evaluate` takes them.
+        Same as for :func:`~st_gchb.evaluate.evaluate`.
     seeds
-        Every slice is left out once per seed; by default once, with ``st_gchb.settings.seed``.
+        Seeds; every slice is left out once per seed. By default once, with ``st_gchb.settings.seed``.
+
+    Returns
+    -------
+    Reliability
+        Errors and correlations of all held-out slices.
 
     Raises
     ------
     SliceError
-        If there is one slice only.
+        There is only one slice.
 
     Examples
     --------

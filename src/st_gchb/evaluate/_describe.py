@@ -1,4 +1,4 @@
-"""What a method is, in words that are the same in every process, so that its runs can be found again."""
+"""Descriptions of methods that are the same in every process, by which stored runs are found again."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OWN = {name for name, p in inspect.signature(_methods._model).parameters.items(
 
 
 class _UnstableError(Exception):
-    """There are no words for it that another process would find too."""
+    """The object has no description that another process would reproduce."""
 
 
 def model_settings(method: Method) -> tuple[str, ModelSettings] | None:
-    """Preset and resolved settings of a method that trains the model; ``None`` for any other method.
+    """Return preset and resolved settings of a method that trains the model; ``None`` for any other method.
 
     Raises
     ------
     InputError
-        If a keyword is no setting, or its value is out of range.
+        A keyword is not a setting, or its value is out of range.
     """
     if not isinstance(method, partial) or method.func is not _methods._model or method.args:
         return None
@@ -39,11 +39,16 @@ def model_settings(method: Method) -> tuple[str, ModelSettings] | None:
 
 
 def describe(method: Method) -> dict[str, Any] | None:
-    """A description that JSON takes, or ``None`` where none would be the same in another process.
+    """Describe a method by values that JSON can hold.
 
-    The model is described by all of its settings, so that a changed preset is another method; a function by its name,
-    its source and its keywords; an instance of a dataclass by its class and fields. Closures, lambdas and other objects
-    may answer differently with nothing to be seen from outside: they have no description.
+    A model is described by all of its settings, so that a changed preset counts as another method; a function by its
+    name, source and keywords; an instance of a dataclass by its class and fields. Closures, lambdas and other objects
+    may depend on state that cannot be inspected and have no description.
+
+    Returns
+    -------
+    dict or None
+        The description; ``None`` if another process could not reproduce it.
 
     Examples
     --------
@@ -74,7 +79,7 @@ def _callable(method: Any) -> dict[str, Any]:
         called = _callable(method.func)
         return called | {"args": [_value(value) for value in method.args], "keywords": _value(method.keywords)}
     if isinstance(method, FunctionType):
-        # A wrapper goes by the name and the source of what it wraps.
+        # A wrapper has the name and the source of the function that it wraps.
         if method.__closure__ or "<" in method.__qualname__ or hasattr(method, "__wrapped__"):
             raise _UnstableError
         defaults = [_value(value) for value in method.__defaults__ or ()]
@@ -121,5 +126,5 @@ def _source(thing: Any) -> str:
     try:
         return hashlib.sha256(inspect.getsource(thing).encode()).hexdigest()
     except (OSError, TypeError) as error:
-        # Typed into an interpreter: tomorrow's function of this name may be another one.
+        # Defined in an interpreter: another session may define a different function of this name.
         raise _UnstableError from error

@@ -1,4 +1,4 @@
-"""Run methods over folds and seeds, by the protocol that every table of the package follows."""
+"""Evaluation of methods over folds and seeds, by the protocol that all tables of the package follow."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Evaluation:
     genes
         One row per fold, seed, method and gene.
     settings
-        What was run.
+        Folds, methods, seeds and other settings of the evaluation.
     pictured
         Measured and predicted expression of one held-out slice by one method, for the figure.
     runs
-        How many runs were made, and how many were taken from ``runs_dir``.
+        Number of runs that were computed, ``"made"``, and that were read from ``runs_dir``, ``"taken"``.
     """
 
     scores: pd.DataFrame
@@ -47,9 +47,12 @@ class Evaluation:
     runs: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
-        """Mean over folds; then mean and standard deviation over seeds, one row per method.
+        """Average the measures over folds, then compute mean and standard deviation over seeds.
 
-        Columns are pairs of measure and ``"mean"`` or ``"sd"``.
+        Returns
+        -------
+        pandas.DataFrame
+            One row per method; columns are pairs of measure and ``"mean"`` or ``"sd"``.
         """
         measures = [name for name in self.scores if name not in ("fold", "seed", "method")]
         by_seed = self.scores.groupby(["method", "seed"], sort=False)[measures].mean()
@@ -60,7 +63,7 @@ class Evaluation:
 DEFAULT_METHODS = ("default", "bleep", "ridge", "ridge-neighbors", "knn", "mean")
 
 RunId = tuple[str, str, int]
-"""Fold, method, seed."""
+"""Fold, method and seed of a run."""
 
 
 @checked
@@ -79,9 +82,9 @@ def evaluate(
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Leave one slice (or patient) out, predict it by every method, and compare with what was measured.
+    """Leave each slice (or patient) out, predict it by every method, and compare with the measured expression.
 
-    Panel, scaling, PCA and every choice of a model see the training slices alone: the methods are handed the held-out
+    Panel, scaling, PCA and all choices of a model are made on the training slices alone: methods receive the held-out
     slice without its expression.
 
     Parameters
@@ -89,32 +92,39 @@ def evaluate(
     adata
         Raw counts in ``X``, patch features in ``obsm`` (:func:`st_gchb.pp.embed_patches`).
     methods
-        Names from :data:`METHODS`, or a mapping of names to methods of your own.
+        Names from :data:`METHODS`, or a mapping from names to custom methods.
     by
-        What is held out.
+        Unit that is held out.
     n_top_genes
-        Size of the panel, chosen anew on the training slices of each fold.
+        Size of the panel, which is chosen on the training slices of each fold.
     seeds
-        Every method is run once per seed; by default with three, counted up from ``st_gchb.settings.seed``.
+        Seeds; every method runs once per seed. By default three, counted up from ``st_gchb.settings.seed``.
     markers
-        Genes for the measure MG.
-    slice_key, patient_key, features_key
-        Where slices, patients and features are.
+        Marker genes, for the measure MG.
+    slice_key, patient_key
+        Columns of ``obs`` with slices and patients.
+    features_key
+        Key of ``obsm`` with patch features.
     device
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
     runs_dir
-        Folder in which every finished run (one fold, method and seed) is kept at once. A later call takes from there
-        the runs whose data, protocol, method with all of its settings, seed, device and package version are the same,
-        and makes the others: an evaluation that was stopped goes on. A method of your own is known by its name,
+        Folder in which every finished run (one fold, method and seed) is stored. A later call reuses the runs whose
+        data, protocol, method with all of its settings, seed, device and package version are the same, and computes
+        the others, so that an interrupted evaluation can be continued. A custom method is identified by its name,
         source and keywords, not by the functions that it calls; closures, lambdas and objects other than instances
-        of dataclasses are not kept.
+        of dataclasses are not stored.
     overwrite
         Delete the runs in ``runs_dir`` first.
+
+    Returns
+    -------
+    Evaluation
+        Scores of all folds, methods and seeds.
 
     Raises
     ------
     InputError, MissingKeyError
-        Or a subclass, before anything is run.
+        Or a subclass, before any method runs.
 
     Examples
     --------
@@ -145,12 +155,12 @@ def evaluate_fold(
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Hold one slice out, with everything else as in :func:`evaluate`, which takes over the runs in ``runs_dir``.
+    """Leave a single slice out; parameters are those of :func:`evaluate`, which can reuse the runs in ``runs_dir``.
 
     Raises
     ------
     SliceError
-        If there is no such slice.
+        The slice does not exist.
     """
     folds = hold_one_out(adata, held_out, slice_key=slice_key)
     protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device)
@@ -158,7 +168,7 @@ def evaluate_fold(
 
 
 def _evaluate(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
-    """Make all runs that are not kept from an earlier call."""
+    """Compute all runs that are not stored from an earlier call."""
     kept = "Pass runs_dir= to keep finished runs, from which the same call goes on."
     advice = kept if runs_dir is None else f"Finished runs are in {runs_dir}: the same call goes on with the others."
     with ended_by_signal("Evaluation", advice):
@@ -177,7 +187,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
         runs = _taken(folder, keys, pictured)
     missing = [run_id for run_id in ids if run_id not in runs]
     folds = {fold.name: fold for fold in plan.folds}
-    # Runs come fold by fold: one fold at a time is in memory.
+    # Runs are ordered by fold, so only one fold is in memory at a time.
     ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name]))
     for run_id in track(missing, "Evaluating"):
         runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id == pictured)
@@ -195,7 +205,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
 
 
 def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], pictured: RunId) -> dict[RunId, Run]:
-    """Runs that are in the folder already."""
+    """Read the runs that are stored in the folder already."""
     nameless = sorted({name for (_, name, _), key in keys.items() if key is None})
     if nameless:
         logger.info(

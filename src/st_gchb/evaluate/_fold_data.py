@@ -1,4 +1,4 @@
-"""One fold made ready: what a method is shown, and what its answer is held against."""
+"""Data of one fold: inputs of the methods, and measured expression with which predictions are scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from st_gchb.pp import spatial_graph
 
 @dataclass(frozen=True)
 class Prepared:
-    """One fold.
+    """Data of one fold.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Prepared:
     truth
         Log-normalized panel of the held-out spots, ``(n_test, n_genes)``.
     train_mean, train_var
-        Of the panel on the training spots, ``(n_genes,)``.
+        Mean and variance of the log-normalized panel on the training spots, ``(n_genes,)``.
     graph
         Spot graph of the held-out spots.
     """
@@ -48,17 +48,17 @@ class Prepared:
     graph: sparse.csr_matrix
 
     def task(self, protocol: Protocol, seed: int) -> Task:
-        """The fold as a method sees it."""
+        """Build the task that a method receives."""
         keys = protocol.features_key, protocol.slice_key
         return Task(self.train, self.test, self.panel, *keys, seed, protocol.device)
 
     def checked(self, prediction: Any, method: str) -> np.ndarray:
-        """A method's answer.
+        """Validate a method's prediction, and return it as an array ``(n_test, n_genes)``.
 
         Raises
         ------
         InputError
-            If it does not fit the held-out spots and the panel.
+            The prediction is not finite, or its shape is not that of held-out spots and panel.
         """
         values = np.asarray(prediction)
         if values.shape != self.truth.shape or not np.isfinite(values).all():
@@ -69,7 +69,7 @@ class Prepared:
         return values
 
     def score(self, prediction: np.ndarray, protocol: Protocol) -> tuple[dict[str, float], pd.DataFrame]:
-        """Measures of a prediction in all, and gene by gene."""
+        """Score a prediction, as measures over the panel and as a table with one row per gene."""
         frame = per_gene(self.truth, prediction, self.panel)
         markers = present(protocol.markers, self.panel)
         row = summary(frame, train_mean=self.train_mean, train_var=self.train_var, markers=markers)
@@ -77,7 +77,7 @@ class Prepared:
         return row, frame
 
     def picture(self, prediction: np.ndarray) -> AnnData:
-        """Measured and predicted expression side by side."""
+        """Combine measured and predicted expression in one object, for drawing."""
         result = AnnData(self.truth.copy(), obs=self.test.obs.copy(), var=pd.DataFrame(index=self.panel))
         result.layers[Keys.MEASURED], result.layers[Keys.LAYER] = self.truth, prediction.astype(np.float32)
         result.obsm[Keys.SPATIAL] = self.test.obsm[Keys.SPATIAL]
@@ -86,7 +86,7 @@ class Prepared:
 
 
 def prepare(plan: Plan, fold: Fold) -> Prepared:
-    """Cut a fold's tables out of the whole."""
+    """Select the data of a fold, and build the spot graph of its held-out spots."""
     protocol, columns = plan.protocol, plan.columns[fold.name]
     dense = plan.log_values[fold.train][:, columns].toarray()
     truth = plan.log_values[fold.test][:, columns].toarray()

@@ -1,4 +1,4 @@
-"""Splits by slice or patient, and the tables that each side of a split may see."""
+"""Splits by slice or patient, and held-out slices without their expression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from st_gchb.pp.patches import feature_keys
 from st_gchb.pp.spots import sections_of
 
 _NO_NAME = ("", "nan", "None", "<NA>")
-"""An empty cell, and what it becomes when a column is turned into text."""
+"""Text of an empty or missing value after a column is converted to text."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,19 @@ def leave_one_out(
     adata
         Spots of several slices.
     by
-        What is held out.
+        Unit that is held out.
     slice_key, patient_key
-        Columns of ``obs``.
+        Columns of ``obs`` with slices and patients.
+
+    Returns
+    -------
+    list of Fold
+        One fold per slice or patient.
 
     Raises
     ------
     SliceError
-        If there is one slice or patient only, a spot has none, or a slice belongs to two patients.
+        There is only one slice or patient, a spot has none, or a slice belongs to two patients.
 
     Examples
     --------
@@ -83,12 +88,12 @@ def leave_one_out(
 
 
 def hold_one_out(adata: AnnData, held_out: str, *, slice_key: str = Keys.SLICE) -> list[Fold]:
-    """The one fold that holds a slice out.
+    """Build the single fold that holds one slice out.
 
     Raises
     ------
     SliceError
-        If there is no such slice, or no other one.
+        The slice does not exist, or is the only one.
     """
     folds = leave_one_out(adata, "slice", slice_key=slice_key)
     chosen = [fold for fold in folds if fold.name == held_out]
@@ -98,7 +103,13 @@ def hold_one_out(adata: AnnData, held_out: str, *, slice_key: str = Keys.SLICE) 
 
 
 def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, patient_key: str) -> dict[str, np.ndarray]:
-    """Rows of each patient, whose slices are all and only theirs."""
+    """Find the rows of each patient, and require that each slice belongs to a single patient.
+
+    Raises
+    ------
+    SliceError
+        A spot has no patient, or a slice has spots of several patients.
+    """
     column = column_of(adata, patient_key, "patient_key", SliceError)
     names = column.astype(str).str.strip()
     unknown = (column.isna() | names.isin(_NO_NAME)).to_numpy()
@@ -119,7 +130,7 @@ def _patients(adata: AnnData, slices: dict[str, np.ndarray], slice_key: str, pat
 
 
 def hide_expression(adata: AnnData, features_key: str | None = None) -> AnnData:
-    """What a held-out slice may show to a method: positions, images and, where named, patch features; no expression."""
+    """Copy spots without expression: with positions, images and, if ``features_key`` is given, patch features."""
     hidden = AnnData(obs=adata.obs.copy())
     for key in (Keys.SPATIAL, *(feature_keys(adata, features_key) if features_key is not None else ())):
         hidden.obsm[key] = np.array(adata.obsm[key])

@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, and everything that can be refused before the first run."""
+"""Protocol of an evaluation, and all validation that is possible before the first run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, 
 from st_gchb.pp.spots import spot_centers
 
 _LEAST = 50
-"""HVG and HEG are means over this many genes: a smaller panel has to be asked for."""
+"""Smallest panel unless a smaller one is requested: HVG and HEG are means over this many genes."""
 
 _USABLE = (
     "A gene is usable if it is found in every training slice, and in at least 10 training spots in all "
@@ -37,7 +37,7 @@ _USABLE = (
 def choose_panels(
     log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndarray, folds: Sequence[Fold], n_top_genes: int
 ) -> dict[str, np.ndarray]:
-    """Columns of each fold's panel, by the fold's name.
+    """Choose the panel of each fold on its training slices.
 
     Parameters
     ----------
@@ -46,22 +46,27 @@ def choose_panels(
     genes
         Names of its columns.
     slices
-        Slice of each spot.
+        Slice of each spot, ``(n_spots,)``.
     folds
         Splits of the spots.
     n_top_genes
         Size of the panel.
 
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Columns of the panel, by the fold's name.
+
     Raises
     ------
     ExpressionError
-        If the training slices of a fold share too few usable genes.
+        The training slices of a fold share too few usable genes.
     """
     panels = {}
     for fold in folds:
         values, names = log_values[fold.train], slices[fold.train]
         try:
-            # Asked for as many genes as there are, it gives all that a panel can be chosen from.
+            # With n_top_genes equal to the number of genes, all usable genes are returned.
             usable = choose_panel(values, genes, names, len(genes))
         except ExpressionError as error:
             raise ExpressionError(f"Fold {fold.name!r}: {error}") from error
@@ -95,12 +100,12 @@ def _check_usable(
 
 
 def present(markers: Sequence[str] | None, panel: Sequence[str]) -> list[str] | None:
-    """The markers, all of which are in the panel.
+    """Return the markers if all of them are in the panel; ``None`` if there are none.
 
     Raises
     ------
     MissingKeyError
-        With those that are not.
+        The message lists the markers that are not in the panel.
     """
     if not markers:
         return None
@@ -113,27 +118,27 @@ def present(markers: Sequence[str] | None, panel: Sequence[str]) -> list[str] | 
 
 
 def seeds_of(given: Sequence[int] | None, n: int) -> list[int]:
-    """Seeds of a call, each once; where none are given, ``n`` from the setting on."""
+    """Return the seeds of a call without duplicates; by default ``n`` of them, counted up from ``settings.seed``."""
     return list(dict.fromkeys(range(settings.seed, settings.seed + n) if given is None else map(int, given)))
 
 
 @checked
 @dataclass(frozen=True)
 class Protocol:
-    """The same for all folds, methods and seeds.
+    """Settings shared by all folds and methods.
 
     Parameters
     ----------
     by
-        What is held out, ``"slice"`` or ``"patient"``.
+        Unit that is held out, ``"slice"`` or ``"patient"``.
     n_top_genes
         Size of the panel.
     seeds
-        Every method is run once per seed.
+        Seeds; every method runs once per seed.
     markers
-        Genes of the measure MG.
+        Marker genes, for the measure MG.
     slice_key, features_key
-        Where slices and features are.
+        Column of ``obs`` with slices, and key of ``obsm`` with patch features.
     device
         Lightning's accelerator.
     """
@@ -149,14 +154,14 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked protocol on a table of spots.
+    """Validated protocol for a table of spots.
 
     Parameters
     ----------
     adata
-        The caller's table; not changed.
+        Table of the caller; not modified.
     folds, methods, protocol
-        What is run on what.
+        Splits of the spots, methods by name, and shared settings.
     log_values
         Log-normalized expression of all spots, ``(n_spots, n_all_genes)``.
     columns
@@ -171,19 +176,19 @@ class Plan:
     columns: dict[str, np.ndarray]
 
     def panel(self, fold: Fold) -> list[str]:
-        """Genes that the methods predict in a fold."""
+        """Return the genes that the methods predict in a fold."""
         return list(self.adata.var_names[self.columns[fold.name]])
 
 
 def make_plan(
     adata: AnnData, folds: list[Fold], methods: Sequence[str] | Mapping[str, Method], protocol: Protocol
 ) -> Plan:
-    """Check everything that can be checked before a method is run.
+    """Validate all inputs of an evaluation before a method runs, and choose the panels.
 
     Raises
     ------
     InputError, MissingKeyError
-        Or a subclass.
+        Or a subclass, for the first problem found.
     """
     chosen = choose_methods(methods)
     if not chosen or not protocol.seeds:
@@ -204,12 +209,12 @@ def make_plan(
 
 
 def choose_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
-    """Methods by name.
+    """Look up methods by name, or validate a mapping of custom methods.
 
     Raises
     ------
     InputError
-        For an unknown name, or a method that cannot be called.
+        A name is unknown, or a method cannot be called.
     """
     if isinstance(methods, Mapping):
         for name, method in methods.items():

@@ -1,4 +1,4 @@
-"""Methods that average k training spots need that many in every fold."""
+"""Check that every fold has enough training spots for the methods that retrieve k of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from st_gchb.model import check_k
 
 
 def check_reference(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:
-    """Refuse a fold with fewer training spots than a method retrieves.
+    """Reject a fold with fewer training spots than a method retrieves.
 
-    Known are the model, with the settings that its preset and keywords come to, and the nearest neighbors.
+    Methods that train the model are checked with their resolved settings, and so are nearest neighbors; the number of
+    spots that other methods retrieve is not known.
 
     Raises
     ------
     InputError
-        With fold, number of spots, k and method.
+        A fold is too small; the message names fold, method, number of spots and k.
     """
     for fold in folds:
         for name, method in methods.items():

@@ -1,4 +1,4 @@
-"""Files of an evaluation: metrics.json, scores.csv, per_gene.csv, table.md, pictures."""
+"""Files that report an evaluation: metrics.json, scores.csv, per_gene.csv, table.md and pictures."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ _PACKAGES = ("st-gchb", "torch", "torchvision", "torch-geometric", "scvi-tools",
 
 @checked
 def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str] | None = None) -> dict[str, Path]:
-    """Write an evaluation to a folder; each file is written whole or not at all.
+    """Write an evaluation to a folder; each file is written completely or not at all.
 
     Parameters
     ----------
     result
-        What :func:`evaluate` returns.
+        Result of :func:`evaluate`.
     folder
-        Where to write; made if absent.
+        Output folder; created if absent.
     genes
-        Genes of the picture; by default the three best predicted ones among the 50 most variable.
+        Genes to draw; by default the three best predicted among the 50 most variable.
 
     Returns
     -------
-    Paths by name: ``metrics``, ``scores``, ``per_gene``, ``table``, ``tissue``, ``bars``.
+    dict of str to pathlib.Path
+        Paths by name: ``metrics``, ``scores``, ``per_gene``, ``table``, ``bars`` and, if there is a held-out slice to
+        draw, ``tissue``.
 
     Raises
     ------
     MissingKeyError
-        If a gene is not in the panel; nothing is written then.
+        A gene is not in the panel; nothing is written then.
     """
     if result.pictured is not None:
         absent = [gene for gene in genes or [] if gene not in result.pictured.var_names]
@@ -72,7 +74,7 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str]
 
 
 def markdown(result: Evaluation, measures: tuple[str, ...] = _SHOWN) -> str:
-    """The table as Markdown: mean over folds, then mean ± standard deviation over seeds."""
+    """Format the table as Markdown: mean over folds, then mean ± standard deviation over seeds."""
     table = result.table()
     shown = [name for name in measures if name in table.columns.get_level_values(0)]
     lines = ["| method | " + " | ".join(shown) + " |", "| --- |" + " --- |" * len(shown)]
@@ -83,7 +85,7 @@ def markdown(result: Evaluation, measures: tuple[str, ...] = _SHOWN) -> str:
 
 
 def as_json(result: Evaluation) -> dict[str, Any]:
-    """Settings, machine, versions, and the table's numbers."""
+    """Collect settings, machine, versions and the table's numbers for JSON."""
     table = result.table()
     measures = list(dict.fromkeys(table.columns.get_level_values(0)))
     methods = {
@@ -100,7 +102,7 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def machine_and_versions() -> dict[str, Any]:
-    """What a figure depends on beside the settings."""
+    """Collect package versions and machine, on which results depend besides the settings."""
     return {
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "machine": {"system": platform.platform(), "cpus": os.cpu_count()},
@@ -108,7 +110,7 @@ def machine_and_versions() -> dict[str, Any]:
 
 
 def best_genes(pictured: Any, n: int = 3) -> list[str]:
-    """The best predicted genes among the 50 most variable of the held-out slice."""
+    """Select the best predicted genes among the 50 most variable of the held-out slice."""
     truth, predicted = pictured.layers["measured"], pictured.layers["st_gchb"]
     score = pd.Series(pearson(truth, predicted), index=pictured.var_names)
     variable = pd.Series(truth.var(0), index=pictured.var_names).nlargest(50).index
