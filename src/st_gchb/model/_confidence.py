@@ -1,4 +1,8 @@
-"""What the reference's own leave-one-slice-out says of a prediction: confidence, outliers, expected correlation."""
+"""Uncertainty calibration by leave-one-slice-out cross-validation on the reference.
+
+It gives the confidence of each spot, flags spots and slides outside of the reference's range, and the correlation
+expected of each gene.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +21,32 @@ PREDICTORS = ("similarity", "spread", "distance", "level")
 _OUTLIER_QUANTILE = 0.99
 
 _OUTLIER_SLIDE = 1.4
-"""How many times farther than the farthest reference slice the middle of a slide must lie to be flagged as a whole."""
+"""Factor by which a slide's median distance must exceed that of the farthest reference slice to flag it as a whole."""
 
 _SLIDE_SPOTS = 20
-"""A slide of fewer spots has no middle to speak of: its spots are judged one by one."""
+"""Fewest spots for which a slide is judged as a whole: the median over fewer spots is not reliable."""
 
 _LEAST_FOLD = 2
-"""Spots of a fold at least: of one, nothing correlates."""
+"""Fewest spots of a fold: a single spot has no correlation."""
 
 _MAX_FOLDS = 5
-"""Networks that are trained for calibration at most."""
+"""Largest number of networks that are trained for calibration."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How signs of a prediction translate into its error, learned on held-out reference slices.
+    """Model of a prediction's error, fitted on held-out reference slices.
 
     Parameters
     ----------
     center, scale, coefficients
-        Linear model of a spot's error from its standardized :data:`SIGNS`; the coefficients end with the intercept.
+        Linear model of a spot's error, in the standardized :data:`PREDICTORS`; the last coefficient is the intercept.
     expected_errors
-        Sorted expected errors of the reference spots, ``(n_reference,)``: confidence is the share that is worse.
+        Sorted expected errors of the reference spots, ``(n_reference,)``; confidence is the share of larger ones.
     outlier_distance
-        Distance to the nearest reference patches beyond which a spot is flagged, the 99 % quantile of the reference's.
+        Distance to the nearest reference patches beyond which a spot is flagged: the 99 % quantile for the reference.
     outlier_slide
-        Median distance beyond which a whole slide is flagged: a stain shifts all spots a little, none very far.
+        Median distance beyond which a whole slide is flagged; another stain shifts all spots a little, but none far.
     expected_pcc
         Pearson correlation of each panel gene on held-out reference slices, mean over slices, ``(n_genes,)``.
     """
@@ -56,10 +60,10 @@ class Calibration:
     expected_pcc: np.ndarray
 
     def confidence(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
-        """Share of the held-out reference spots that are expected to be predicted worse, ``(n_query,)``, 0 to 1.
+        """Compute the confidence: the share of reference spots with a larger expected error, ``(n_query,)``, 0 to 1.
 
-        Beyond the reference's range nothing was learned of the error: there the share is divided by how many times
-        farther than its limit a spot, or its slide, lies.
+        The error model does not extend beyond the reference's range. There, the share is divided by the ratio of the
+        distance to its limit, for the spot and for its slide.
         """
         error = _linear(predictors, self.center, self.scale, self.coefficients)
         share = 1.0 - np.searchsorted(self.expected_errors, error) / len(self.expected_errors)
@@ -72,7 +76,7 @@ class Calibration:
         return share
 
     def outlier(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
-        """Whether a spot's patch, or its slide as a whole, is unlike those of the reference, ``(n_query,)``."""
+        """Flag spots whose patch, or whose slide as a whole, is out of the reference's range, ``(n_query,)``."""
         flagged = predictors[:, PREDICTORS.index("distance")] > self.outlier_distance
         for name, row in self.slides(predictors, slices).iterrows():
             if not row["in_range"]:
@@ -80,12 +84,13 @@ class Calibration:
         return flagged
 
     def slides(self, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
-        """How far each slide as a whole lies from the reference, one row per slide.
+        """Compare each slide as a whole with the reference.
 
         Returns
         -------
-        ``distance`` (median of its spots), ``limit`` beyond which it is out of range, ``n_spots``, ``in_range`` and
-        ``says``, the same in words. A slide of few spots has no middle to speak of and counts as in range.
+        pandas.DataFrame
+            One row per slide: ``distance`` (median of its spots), ``limit`` beyond which it is out of range,
+            ``n_spots``, ``in_range`` and ``verdict``, a description. A slide of few spots counts as in range.
         """
         distance = predictors[:, PREDICTORS.index("distance")]
         names = np.unique(slices)
@@ -107,10 +112,10 @@ class Calibration:
 def signs_of(
     neighbors: Neighbors, retrieved: np.ndarray, prediction: np.ndarray, table: ReferenceTable, distance: np.ndarray
 ) -> np.ndarray:
-    """What can be seen of a prediction without the truth, ``(n_query, 4)``.
+    """Compute the predictors of a prediction's error, which need no measured expression, ``(n_query, 4)``.
 
-    The weighted similarity of the neighbors, the spread of their expression around its mean ``retrieved``, the
-    distance to the nearest reference patches, and the predicted level of expression.
+    In the order of :data:`PREDICTORS`: the weighted similarity of the neighbors, the spread of their expression around
+    its mean ``retrieved``, the distance to the nearest reference patches, and the mean of the predicted expression.
     """
     similarity = (neighbors.weights * neighbors.similarity).sum(1)
     second = (neighbors.weights * table.mean_squares[neighbors.ids]).sum(1)
@@ -125,14 +130,15 @@ def calibrate(
     truth: sparse.csr_matrix,
     slices: np.ndarray,
 ) -> Calibration:
-    """Leave each fold of the reference out once, and learn from what happens.
+    """Hold each fold of the reference out once, and fit the calibration on the errors of its prediction.
 
     Parameters
     ----------
     folds
         Rows of each held-out part of the reference.
     predict
-        From held-out rows to their prediction ``(n, n_genes)`` and signs ``(n, 4)``, made without these rows.
+        Function from held-out rows to their prediction ``(n, n_genes)`` and its predictors of error ``(n, 4)``, both
+        computed without these rows.
     truth
         Log-normalized panel of the reference, ``(n_reference, n_genes)``.
     slices
@@ -148,7 +154,7 @@ def calibrate(
         correlations.append(pearson(measured, prediction))
     center, scale = predictors.mean(0), np.maximum(predictors.std(0), 1e-8)
     design = np.column_stack([(predictors - center) / scale, np.ones(len(predictors))])
-    # A touch of ridge: similarity and distance carry nearly the same message.
+    # Small ridge penalty: similarity and distance are nearly collinear.
     penalty = np.diag([*[0.01 * len(predictors)] * len(PREDICTORS), 0.0])
     coefficients = np.linalg.solve(design.T @ design + penalty, design.T @ errors)
     expected = np.sort(_linear(predictors, center, scale, coefficients))
@@ -159,14 +165,20 @@ def calibrate(
 
 
 def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
-    """Rows of each slice (of groups of slices where there are many); for a single slice, its left and right half."""
+    """Split the reference into folds for calibration.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Rows of each slice, or of groups of slices if there are many; for a single slice, of its left and right half.
+    """
     names = list(dict.fromkeys(slices))
     if len(names) > 1:
         groups = [names[start::_MAX_FOLDS] for start in range(min(_MAX_FOLDS, len(names)))]
         return [np.flatnonzero(np.isin(slices, group)) for group in groups]
     left = coordinates[:, 0] <= np.median(coordinates[:, 0])
     if min(left.sum(), (~left).sum()) < _LEAST_FOLD:
-        # Spots one above the other: halves by rank.
+        # Most spots have the same x: split by rank.
         left = np.zeros(len(slices), dtype=bool)
         left[np.lexsort((coordinates[:, 1], coordinates[:, 0]))[: len(slices) // 2]] = True
     return [np.flatnonzero(left), np.flatnonzero(~left)]

@@ -1,4 +1,4 @@
-"""The reference's own leave-one-slice-out: train without each slice, predict it, learn what to expect."""
+"""Leave-one-slice-out training on the reference, for the calibration of confidence."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
 Train = Callable[[Any, TrainingData, str], None]
-"""Trains the ``module`` of its first argument; the last is a name for the network."""
+"""Function that trains the ``module`` of its first argument; the last argument is a name for the network."""
 
 
 class Trainee:
-    """What scvi-tools' runner needs of a model, for a network that is trained on the side.
+    """Minimal model for scvi-tools' training runner, around a network that is trained for calibration.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ class Trainee:
         self.is_trained_ = False
 
     def to_device(self, device: torch.device | str) -> None:
-        """Move the network."""
+        """Move the network to a device."""
         self.module.to(device)
 
 
 def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
-    """Make the reference bank of a trained network."""
+    """Embed the reference with a trained network, and build its reference bank."""
     keys = embed(module, fitted.panel, fitted.adjacency, "expression")
     where_spots = (fitted.adjacency, fitted.slices)
     seen = seen_context(module, fitted.rules.context, fitted.context, fitted.features, where_spots)
@@ -56,21 +56,21 @@ def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where:
 def cross_fit(
     adata: AnnData, where: Registered, settings: ModelSettings, whole: Fitted, seed: int, train: Train
 ) -> Calibration:
-    """Train without each slice of the reference in turn, and learn from the errors on it.
+    """Train without each slice of the reference in turn, and calibrate confidence on the errors for that slice.
 
-    Input maps, network and bank of a fold see the other slices alone; the panel is the model's own, since it says for
-    which genes the answer is wanted.
+    Input projections, network and bank of a fold are made from the other slices alone. The panel is the model's own,
+    since calibration is needed for these genes.
 
     Parameters
     ----------
     adata, where
-        The reference.
+        Reference, and the arguments with which it was registered.
     settings, seed
-        Of the model.
+        Settings and seed of the model.
     whole
-        What was fitted on the whole reference.
+        Parts that were fitted on the whole reference.
     train
-        Trains one network.
+        Function that trains one network.
     """
     panel = list(whole.rules.expression.genes)
     numbers = count(1)
@@ -96,9 +96,9 @@ def cross_fit(
 
 
 def _bare(adata: AnnData, features_key: str) -> AnnData:
-    """Copy the spots without expression, features and tables, which a fold has from elsewhere or does not need.
+    """Copy the spots without expression, features and tables, which a fold takes from elsewhere or does not need.
 
-    Versions of the features in other stains stay: training draws from them.
+    Versions of the features in other stains are kept, since training draws from them.
     """
     kept = [name for name in adata.obsm if name == Keys.SPATIAL or is_stain_key(name, features_key)]
     parts = {"obs": adata.obs, "var": adata.var, "obsp": dict(adata.obsp)}

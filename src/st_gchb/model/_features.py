@@ -1,4 +1,7 @@
-"""What is seen of spots and their surroundings: in memory where it fits, else made block by block."""
+"""Context features: linear projections, neighborhood aggregation, and the range of the reference's patch features.
+
+Context features are held in memory where they fit, and computed block by block otherwise.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,27 @@ from st_gchb.pp.patches import FeatureRows, PatchMaps
 from st_gchb.train import edges_between, with_halo
 
 _ROWS = 4096
-"""Spots that are mapped at once."""
+"""Number of spots that are projected at once."""
 
 _APPEARANCE = 32
-"""Components of the patch features in which a query is compared with the reference's range."""
+"""Number of components of the patch features in which a query is compared with the reference's range."""
 
 _PER_COMPONENT = 4
-"""Training spots for each of these components at least: of as many components as spots, the last have no variance
-and nothing is left outside of them, so that every query would lie infinitely far away, or none."""
+"""Fewest training spots per component: with as many components as spots, the last components have no variance and no
+residual is left, so that every query would be infinitely far away, or none."""
 
 _LEAST_REST = 0.02
-"""Least distance from the components' space that is expected of a patch, as a share of its whole distance."""
+"""Lower limit of the mean distance from the components' space, as a share of the mean distance from the center."""
 
 _VARIES = 1e-3
-"""What varies by less than this share of the features' median deviation says nothing: it would be divided by it."""
+"""Features whose standard deviation is below this share of the median one are switched off: division by it would only
+amplify noise."""
 
 _ROUNDING = 1e-6
-"""The same, as a share of the feature's own mean: numbers of 32 bits differ by a tenth of it by rounding."""
+"""The same limit as a share of the feature's own mean; rounding to float32 causes a tenth of it."""
 
 _REAL = 1e-8
-"""Variance of a component, as a share of the largest, up to which it is rounding."""
+"""Variance of a component, as a share of the largest, up to which it is due to rounding."""
 
 SHRINKAGE_SPOTS = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
@@ -43,13 +47,13 @@ SHRINKAGE_SPOTS = 20
 
 @dataclass(frozen=True)
 class LinearProjection:
-    """An affine map, ``(x - offset) @ matrix``, or ``(x - offset) * matrix`` where ``matrix`` has one dimension."""
+    """Affine projection ``(x - offset) @ matrix``, or ``(x - offset) * matrix`` if ``matrix`` has one dimension."""
 
     offset: np.ndarray
     matrix: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Components, ``(n, n_out)``, float32."""
+        """Project features to components, ``(n, n_out)``, float32."""
 
         def part(rows: slice) -> np.ndarray:
             centered = x[rows] - self.offset
@@ -59,7 +63,7 @@ class LinearProjection:
 
 
 def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> LinearProjection:
-    """Standardize each feature, then principal components; fitted on training spots alone.
+    """Fit a standardization of each feature, followed by a projection to principal components, on training spots.
 
     Parameters
     ----------
@@ -68,8 +72,8 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
     n_components
         Number of components; ``None`` only standardizes.
     whitening
-        0 keeps each component's variance, 1 makes them all equal, between is a power of it. Where it is not 0, the
-        components' mean variance is 1.
+        Exponent of whitening: 0 keeps each component's variance, 1 makes all variances equal. If it is not 0, the mean
+        variance of the components is 1.
     seed
         Seed of the solver.
     """
@@ -89,7 +93,7 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
 
 
 def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """One over the deviation of each feature; 0 for what hardly varies, which is switched off."""
+    """Compute the inverse standard deviation of each feature; 0 switches off features that hardly vary."""
     known = scale > _ROUNDING * np.abs(offset)
     typical = float(np.median(scale[known])) if known.any() else 0.0
     result = np.zeros_like(scale)
@@ -98,7 +102,7 @@ def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Principal directions ``(n_features, width)`` and their variances; zeros where nothing varies."""
+    """Compute principal directions ``(n_features, width)`` and their variances; zeros if nothing varies."""
     if not x.any():
         return np.zeros((x.shape[1], width)), np.zeros(width)
     pca = PCA(width, svd_solver=solver, random_state=seed).fit(x)
@@ -107,7 +111,7 @@ def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.nd
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where a patch lies in the reference's range, and how far outside of it.
+    """Range of the reference's patch features, in which the position of a patch and its distance are measured.
 
     Parameters
     ----------
@@ -118,7 +122,8 @@ class FeatureSpace:
     scale
         Inverse standard deviations of the components, over the root of their number, ``(n_components,)``.
     rest
-        Inverse of the training spots' mean distance from the components' space, over the same root, ``(1,)``.
+        Inverse of the training spots' mean distance from the components' space, over the same root, ``(1,)``; the
+        distance of a patch is multiplied by it.
     """
 
     offset: np.ndarray
@@ -128,10 +133,10 @@ class FeatureSpace:
     rest: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Whitened components, and last the distance from their space, ``(n, n_components + 1)``.
+        """Compute whitened components and, as last column, the distance from their space, ``(n, n_components + 1)``.
 
-        A stain that the reference does not hold moves patches where its own patches never vary: components alone
-        would not show it.
+        A stain that the reference lacks shifts patches in directions in which the reference does not vary, which the
+        components alone would not show.
         """
         weight = np.sqrt(len(self.scale)) * self.rest
 
@@ -145,7 +150,7 @@ class FeatureSpace:
 
 
 def fit_appearance(x: np.ndarray, seed: int) -> FeatureSpace:
-    """Fit an :class:`FeatureSpace` on the features of the training spots, ``(n_spots, n_features)``."""
+    """Fit a :class:`FeatureSpace` on the features of the training spots, ``(n_spots, n_features)``."""
     plain = fit_map(x, None, whitening=0.0, seed=seed)
     standard = plain(x)
     width = max(1, min(_APPEARANCE, len(x) // _PER_COMPONENT, x.shape[1]))
@@ -155,31 +160,31 @@ def fit_appearance(x: np.ndarray, seed: int) -> FeatureSpace:
     outside = np.linalg.norm(standard - (standard @ components) @ components.T, axis=1).mean()
     whole = np.linalg.norm(standard, axis=1).mean()
     rest = 1.0 / max(outside, _LEAST_REST * whole, np.finfo(np.float32).tiny)
-    # Distances are means over the components: the folds that set the limit have fewer spots, and so fewer of them.
+    # Distances are averaged over components, since calibration folds have fewer spots and possibly fewer components.
     mean = 1.0 / np.sqrt(max(len(variance), 1))
     arrays = (plain.offset, plain.matrix, components, mean / np.sqrt(variance), np.array([mean * rest]))
-    # Laid out as they are when a saved model is loaded: sums in another order differ in the last digit.
+    # Same memory layout as after loading a saved model: another order of summation changes the last digit.
     return FeatureSpace(*(np.ascontiguousarray(array, dtype=np.float32) for array in arrays))
 
 
 @dataclass(frozen=True)
 class NeighborhoodAggregator:
-    """What is seen of a spot: its own features, and the mean features of the rings of neighbors around it.
+    """Neighborhood-aggregated features: a spot's own and the mean of each ring of neighbors.
 
     Parameters
     ----------
     n_rings
-        Number of rings; 0 sees the spot alone.
+        Number of rings; 0 uses the spot alone.
     center
-        Mean features of the training spots, ``(n_features,)``, where features are centered on their slice; ``None``
-        where they are not. Slides differ in stain and scanner more than their spots do in tissue.
+        Mean features of the training spots, ``(n_features,)``, if features are centered per slice, else ``None``.
+        Stain and scanner differ more between slides than tissue does between spots.
     """
 
     n_rings: int
     center: np.ndarray | None = None
 
     def __call__(self, features: np.ndarray, adjacency: sparse.csr_matrix, slices: np.ndarray) -> np.ndarray:
-        """Context features, ``(n_spots, (n_rings + 1) * n_features)``.
+        """Aggregate features to context features, ``(n_spots, (n_rings + 1) * n_features)``.
 
         Parameters
         ----------
@@ -191,7 +196,7 @@ class NeighborhoodAggregator:
             Slice of each spot, ``(n_spots,)``.
         """
         width = features.shape[1]
-        # Filled in place: of a large slide this is by far the largest array.
+        # Filled in place: for a large slide, this is by far the largest array.
         result = np.empty((len(features), (self.n_rings + 1) * width), dtype=np.float32)
         result[:, :width] = features if self.center is None else centered(features, slices, self.center)
         for start in range(0, self.n_rings * width, width):
@@ -201,10 +206,10 @@ class NeighborhoodAggregator:
 
 
 def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Features less the mean of their slice, ``(n_spots, n_features)``.
+    """Subtract from features the mean of their slice, ``(n_spots, n_features)``.
 
-    A few spots say little of their slide's mean: it is drawn toward ``center``, half-way for a slice of 20
-    spots.
+    Since few spots give a poor estimate of their slice's mean, it is shrunk toward ``center``, halfway for a slice of
+    20 spots.
     """
     result = np.array(features, dtype=np.float32)
     for name in np.unique(slices):
@@ -215,7 +220,7 @@ def centered(features: np.ndarray, slices: np.ndarray, center: np.ndarray) -> np
 
 
 def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndarray:
-    """Mean of the neighbors' features, ``(n_spots, n_features)``; a spot without neighbors keeps its own."""
+    """Average the neighbors' features, ``(n_spots, n_features)``; a spot without neighbors keeps its own."""
     degree = np.asarray(adjacency.sum(axis=1)).ravel()
     graph, dense = adjacency.tocsr(), np.ascontiguousarray(features)
 
@@ -227,7 +232,7 @@ def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndar
 
 
 def _by_rows(part: Callable[[slice], np.ndarray], n_rows: int, width: int) -> np.ndarray:
-    """Rows of a result, ``(n_rows, width)`` float32, made some at a time: steps between are as large as the slide."""
+    """Compute a result ``(n_rows, width)``, float32, in blocks of rows, to keep intermediate arrays small."""
     result = np.empty((n_rows, width), dtype=np.float32)
     for start in range(0, n_rows, _ROWS):
         rows = slice(start, min(start + _ROWS, n_rows))
@@ -236,13 +241,13 @@ def _by_rows(part: Callable[[slice], np.ndarray], n_rows: int, width: int) -> np
 
 
 PLAIN_BYTES = 2**30
-"""Context features up to this size are held in memory: 43,690 spots with 2,048 features and two rings."""
+"""Size up to which context features are held in memory: 43,690 spots with 2,048 features and two rings."""
 
 _SAMPLE_BYTES = 2**29
-"""Context features of the spots on which maps are fitted where not all are held: 21,845 such spots."""
+"""Size of the context features on which projections are fitted if not all are held: those of 21,845 such spots."""
 
 _COLUMNS = 64
-"""Components that are made at once."""
+"""Number of components that are computed at once."""
 
 
 class Context:
@@ -263,24 +268,24 @@ class Context:
         return self.values.shape[0], self.values.shape[1]
 
     def sample(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spots on which maps are fitted, and their context: all of them."""
+        """Return the spots on which projections are fitted, here all of them, and their context."""
         return np.arange(len(self.values)), self.values
 
     def through(self, fixed: LinearProjection) -> np.ndarray:
-        """What a map makes of all spots, ``(n_spots, n_out)``."""
+        """Project the context of all spots, ``(n_spots, n_out)``."""
         return fixed(self.values)
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Context of some spots, ``(n, n_context)``."""
+        """Return the context of some spots, ``(n, n_context)``."""
         rows: np.ndarray = self.values[index]
         return rows
 
 
 class BlockedContext(Context):
-    """Context features that are too large to be held, and are made from the patch features when they are asked for.
+    """Context features that do not fit into memory, and are computed from the patch features on demand.
 
-    A map to components and the mean over neighbors are both linear, so the features are mapped first, and the rings'
-    means are taken of the components: (n_rings + 1) x 2,048 numbers a spot become as many as there are components.
+    Projection and mean over neighbors are both linear, so features are projected first, and the means of the rings are
+    taken over components: a spot needs one number per component instead of (n_rings + 1) x 2,048.
 
     Parameters
     ----------
@@ -291,7 +296,7 @@ class BlockedContext(Context):
     slices
         Slice of each spot.
     rule
-        What is seen of a spot.
+        Aggregation of neighborhoods.
     """
 
     def __init__(
@@ -312,7 +317,7 @@ class BlockedContext(Context):
         return len(self.features), self.features.shape[1] * (self.n_rings + 1)
 
     def sample(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Spots drawn over all slices alike, ascending, and their context."""
+        """Draw spots uniformly over all slices, and return their ascending rows and their context."""
         n_spots, width = self.shape
         n_drawn = max(2, min(n_spots, _SAMPLE_BYTES // (4 * width)))
         chosen = np.sort(np.random.default_rng(seed).permutation(n_spots)[:n_drawn])
@@ -321,7 +326,7 @@ class BlockedContext(Context):
         return chosen, np.concatenate([self.rows(part) for part in np.array_split(chosen, -(-n_drawn // 512))])
 
     def through(self, fixed: LinearProjection) -> np.ndarray:
-        """What a map makes of all spots, ``(n_spots, n_out)``."""
+        """Project the context of all spots, ``(n_spots, n_out)``."""
         result = np.empty((len(self.features), fixed.matrix.shape[-1]), dtype=np.float32)
         if fixed.matrix.ndim == 1:
             for where, _ in self.features.blocks():
@@ -334,14 +339,14 @@ class BlockedContext(Context):
         return result
 
     def _components(self, matrix: np.ndarray) -> np.ndarray:
-        """Context features times some columns of a map."""
+        """Multiply the context features by some columns of a projection."""
         weights = np.split(matrix, self.n_rings + 1)
         rings = [np.empty((len(self.features), matrix.shape[1]), dtype=np.float32) for _ in weights]
         for where, block in self.features.blocks():
             own = block - self._offsets[self._codes[where]]
             for ring, weight in zip(rings, weights, strict=True):
                 ring[where] = own @ weight
-        # From the outermost ring inwards, so that each mean is taken once.
+        # From the outermost ring inward, so that each mean is computed once.
         total = rings.pop()
         while rings:
             total = neighbor_mean(total, self.adjacency)
@@ -349,23 +354,23 @@ class BlockedContext(Context):
         return total
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Context of some spots, ``(n, n_context)``, from their features and those of the spots around them."""
+        """Compute the context of some spots, ``(n, n_context)``, from the features of these and their neighborhood."""
         nodes = with_halo(self.adjacency, np.asarray(index), self.n_rings)
         source, target = edges_between(self.adjacency, nodes)
         shape = (len(nodes), len(nodes))
         graph = sparse.csr_matrix((np.ones(len(source), np.float32), (source, target)), shape=shape)
         rings = [self.features[nodes] - self._offsets[self._codes[nodes]]]
         for _ in range(self.n_rings):
-            # Means at the rim lack neighbors, and reach none of the spots asked for.
+            # Means at the border lack neighbors, but do not enter those of the requested spots.
             rings.append(neighbor_mean(rings[-1], graph))
         return np.hstack([ring[: len(index)] for ring in rings])
 
 
 @dataclass(frozen=True)
 class MappedRows:
-    """Inputs of the image branch, made when a step asks for them.
+    """Inputs of the image branch, computed when a training step asks for them.
 
-    Where no components are taken, inputs are as wide as the context, and all of them cannot be held.
+    Without a projection to components, inputs are as wide as the context, and may not fit into memory.
     """
 
     context: Context
@@ -377,13 +382,13 @@ class MappedRows:
         return self.context.shape
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Inputs of some spots, ``(n, n_inputs)``."""
+        """Compute the inputs of some spots, ``(n, n_inputs)``."""
         return torch.from_numpy(self.fixed(self.context.rows(index.numpy())))
 
 
 @dataclass(frozen=True)
 class MapRows:
-    """What a step gives the trunk's last stage: the maps of its spots, read when it asks for them."""
+    """Feature maps, which the encoder's last stage takes; read when a training step asks for them."""
 
     maps: PatchMaps
 
@@ -393,27 +398,27 @@ class MapRows:
         return self.maps.shape
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Maps of some spots, float16."""
+        """Read the feature maps of some spots, ``(n, n_views, c, h, w)``, float16."""
         return torch.from_numpy(self.maps[index.numpy()])
 
 
 def context_of(
     rule: NeighborhoodAggregator, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray
 ) -> Context:
-    """Context features by a rule, in memory where there are no more than :data:`PLAIN_BYTES` of them."""
+    """Build the context features of spots, held in memory up to a size of :data:`PLAIN_BYTES`."""
     if is_plain(features, rule.n_rings):
         return Context(rule(features.whole(), adjacency, slices))
     return BlockedContext(features, adjacency, slices, rule)
 
 
 def is_plain(features: FeatureRows, n_rings: int) -> bool:
-    """Whether the context of these spots is held in memory."""
+    """Return whether the context of these spots is held in memory."""
     n_spots, width = features.shape
     return 4 * n_spots * width * (n_rings + 1) <= PLAIN_BYTES
 
 
 def slice_sums(features: FeatureRows, codes: np.ndarray, n_slices: int) -> np.ndarray:
-    """Sum of the features of each slice's spots, ``(n_slices, n_features)``, float64."""
+    """Sum the features of each slice's spots, ``(n_slices, n_features)``, float64."""
     sums = np.zeros((n_slices, features.shape[1]))
     for where, block in features.blocks():
         own = codes[where]
@@ -423,7 +428,7 @@ def slice_sums(features: FeatureRows, codes: np.ndarray, n_slices: int) -> np.nd
 
 
 def appearance_of(appearance: FeatureSpace, features: FeatureRows) -> np.ndarray:
-    """Where patches lie in the reference's range, ``(n_spots, n_coordinates)``."""
+    """Compute the positions of patches in the reference's feature space, ``(n_spots, n_components + 1)``."""
     if is_plain(features, 0):
         return appearance(features.whole())
     return np.concatenate([appearance(block) for _, block in features.blocks()])

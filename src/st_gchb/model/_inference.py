@@ -1,4 +1,4 @@
-"""From a prepared query to the answer: embed, retrieve, read out, annotate."""
+"""Prediction for a prepared query: embedding, retrieval, blending with the ridge head, annotation and delivery."""
 
 from __future__ import annotations
 
@@ -54,16 +54,17 @@ from st_gchb.retrieval import (
 from st_gchb.train import edges_between, with_halo
 
 _BLOCK_SPOTS = 4096
-"""Spots that are embedded at once where not all are."""
+"""Number of spots that are embedded at once if not all of them are."""
 
 _STAGE_SPOTS = 64
-"""Spots whose maps are read and passed through the trunk's last stage at once."""
+"""Number of spots whose feature maps are read and passed through the encoder's last stage at once."""
 
 Where = tuple[sparse.csr_matrix, np.ndarray]
+"""Spot graph, and slice of each spot."""
 
 
 def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
-    """L2-normalized joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
+    """Compute the L2-normalized joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
 
     Parameters
     ----------
@@ -89,18 +90,23 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
 def seen_context(
     module: STGCHBModule, rule: NeighborhoodAggregator, context: Context, features: FeatureRows, where: Where
 ) -> Context:
-    """What the image branch sees of spots: their context, made anew where a stage of the trunk was trained.
+    """Compute the context that the image branch takes, from the fine-tuned last stage of the encoder if there is one.
 
     Parameters
     ----------
     module
         The network.
     rule, context
-        How context is made, and that of the features as they are.
+        Aggregation of neighborhoods, and the context of the stored features.
     features
-        Patch features, with their maps where there is a stage.
+        Patch features, with feature maps if the last stage was fine-tuned.
     where
         Spot graph and slices.
+
+    Returns
+    -------
+    Context
+        ``context`` itself if the encoder was frozen.
     """
     stage = module.network.stage
     if stage is None or features.maps is None:
@@ -148,7 +154,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
 
 
 def _inputs(branch: Branch, values: Any) -> Callable[[np.ndarray], Tensor]:
-    """What gives the branch's inputs, after its fixed map, of some spots."""
+    """Return a function from spots to the branch's inputs, after its fixed projection."""
     fixed = LinearProjection(branch.fixed.offset.cpu().numpy(), branch.fixed.matrix.cpu().numpy())
     if isinstance(values, Context):
         if fixed.matrix.ndim == 1:
@@ -162,12 +168,13 @@ def _inputs(branch: Branch, values: Any) -> Callable[[np.ndarray], Tensor]:
 
 
 def check_delivery(query: object, key_added: str, *, write: bool) -> None:
-    """See before anything is computed that the result can go where it is wanted.
+    """Check, before anything is computed, that the result can be added to the query and written to its store.
 
     Raises
     ------
     InputError, MissingFileError, StoreError
-        The name is taken by something that is no earlier result, or there is no store that can be written to.
+        An argument does not apply to an AnnData, the name belongs to an element that is not an earlier result, or
+        there is no store that can be written to.
     """
     if not isinstance(query, SpatialData):
         if write or key_added != Keys.TABLE:
@@ -182,7 +189,7 @@ def check_delivery(query: object, key_added: str, *, write: bool) -> None:
 
 
 def deliver(query: SpatialData, result: AnnData, link: dict[str, str], key_added: str, *, write: bool) -> None:
-    """Add the result to the query, and to its store."""
+    """Add the result to the query and, with ``write``, to its store."""
     earlier = _regions(query.tables.get(key_added))
     write_table(query, result, name=key_added, **link)  # type: ignore[arg-type]
     now = _regions(query.tables[key_added])
@@ -193,7 +200,7 @@ def deliver(query: SpatialData, result: AnnData, link: dict[str, str], key_added
             sorted(earlier - now),
         )
     if write:
-        # A table whose shapes are not in the store would annotate nothing there.
+        # In the store, a table without its shapes would annotate nothing.
         write_elements(query, [*(name for name in sorted(now) if not is_stored(query, name)), key_added])
 
 
@@ -206,14 +213,14 @@ NEIGHBORS_KEY = "st_gchb_neighbors"
 NEIGHBOR_WEIGHTS_KEY = "st_gchb_neighbor_weights"
 
 _NEAREST = 10
-"""Reference patches whose mean distance says how far a query patch lies from the reference."""
+"""Number of nearest reference patches whose mean distance is the distance of a query patch from the reference."""
 _COMPARED = 200_000
-"""Reference patches with which a query patch is compared: of more, as many are drawn, by a fixed seed."""
+"""Largest number of reference patches that are compared; from more, a sample is drawn with a fixed seed."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """The trained parts that a prediction needs, and how the reference is searched."""
+    """Trained parts that a prediction needs, and the search method for the reference."""
 
     module: STGCHBModule
     rules: Preprocessor
@@ -225,7 +232,7 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Answer:
-    """What retrieval and read-out say of a query's panel.
+    """Prediction of a query's panel, with the intermediate results that other tables and confidence need.
 
     Parameters
     ----------
@@ -234,11 +241,11 @@ class Answer:
     neighbors
         Retrieved reference spots.
     linear
-        Inputs of the linear read-out, ``(n_query, n_inputs)``.
+        Inputs of the ridge head, ``(n_query, n_inputs)``.
     panel
         Predicted log-normalized expression of the panel, ``(n_query, n_genes)``.
-    signs
-        What can be seen of the prediction without the truth, ``(n_query, 4)``.
+    predictors
+        Predictors of the prediction's error, ``(n_query, 4)``.
     """
 
     embedding: np.ndarray
@@ -256,16 +263,17 @@ def answer(
     k: int | None = None,
     weighting: Weighting | None = None,
 ) -> Answer:
-    """Embed patches, retrieve reference spots and read out the panel (Algorithm 1 of the paper).
+    """Embed patches, retrieve reference spots and predict the panel (Algorithm 1 of the paper).
 
     Parameters
     ----------
     p
-        The trained parts.
+        Trained parts.
     features, adjacency, slices
         Patch features, spot graph and slices of the query.
     k, weighting
-        By default the model's; a ``k`` of the model's own is at most the size of the reference.
+        Number of retrieved spots, and their weighting; by default the model's, with ``k`` at most the size of the
+        reference.
     """
     features = FeatureRows(features)
     context = context_of(p.rules.context, features, adjacency, slices)
@@ -290,15 +298,15 @@ def answer(
 
 
 def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
-    """Weighted mean of the retrieved spots, blended with the linear read-out, ``(n_query, n_columns)``.
+    """Blend the weighted mean of the retrieved spots with the ridge head, ``(n_query, n_columns)``.
 
-    Within the reference's range of each column: a linear read-out goes on beyond it for patches unlike any of the
-    reference's, to values that no spot can have.
+    Values are clipped to the reference's range of each column: for patches unlike any of the reference, the linear
+    ridge head would extrapolate to impossible values.
     """
     if p.settings.ridge_weight:
         readout = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
         share = _linear_share(p, readout, table)
-        # The same for every query: fitted once.
+        # Fitted once, since it is the same for every query.
         table.readout = table.readout or readout.fit(table.values)
         retrieved = (1.0 - share) * retrieved + share * table.readout.predict(inputs)
     bounded: np.ndarray = np.clip(retrieved, *table.bounds)
@@ -313,7 +321,7 @@ def predict(
     weighting: Weighting | None,
     return_neighbors: bool,
 ) -> AnnData:
-    """Answer a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
+    """Predict a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
     table = p.bank.table(layer)
     found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
     prediction = found.panel
@@ -343,9 +351,9 @@ def predict(
 
 
 def _linear_share(p: Predictor, readout: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
-    """Share of the linear read-out in each column, ``(n_columns,)``, by what it is worth on held-out slices.
+    """Compute the share of the ridge head in each column, ``(n_columns,)``, from its correlation on held-out slices.
 
-    Where ridge knows little of a gene, it mostly adds noise to what was retrieved.
+    For a gene that ridge regression predicts poorly, it would mostly add noise to the retrieved expression.
     """
     whole = np.float32(p.settings.ridge_weight)
     if not p.settings.ridge_full_at:
@@ -358,7 +366,7 @@ def _linear_share(p: Predictor, readout: RidgeHead, table: ReferenceTable) -> np
 
 
 def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Mean distance to the nearest reference patches, ``(n_query,)``."""
+    """Compute the mean distance to the nearest reference patches, ``(n_query,)``."""
     if len(reference) > _COMPARED:
         reference = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:_COMPARED])]
     search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
@@ -367,7 +375,7 @@ def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
-    """Put measured expression into ``X`` where the query has it, on the scale of the prediction."""
+    """Put measured expression, on the scale of the prediction, into ``X`` for the genes that the query measures."""
     measured, present = measured_panel(query, p.rules.expression)
     names = p.rules.expression.genes[present]
     found = result.var_names.get_indexer(names)
@@ -383,7 +391,7 @@ def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
 
 
 def _stain(calibration: Calibration, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
-    """Say of each slide whether it lies in the reference's range, and warn of those that do not."""
+    """Compare each slide with the reference's range, and warn about slides outside of it."""
     slides = calibration.slides(predictors, slices)
     for name, verdict in slides.loc[~slides["in_range"], "verdict"].items():
         logger.warning("slice %r: %s. All its spots are flagged in obs[%r].", name, verdict, Keys.OUTLIER)

@@ -1,4 +1,4 @@
-"""scvi-tools' module around the pure torch network."""
+"""scvi-tools module around the torch network."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from st_gchb.nn import GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork
 
 
 class STGCHBModule(BaseModuleClass):
-    """Thin adapter: batches in, :class:`scvi.module.base.LossOutput` out.
+    """Adapter from batches to :class:`scvi.module.base.LossOutput`.
 
     Parameters
     ----------
     network
-        Sizes of the network.
+        Settings of the network.
     loss
-        Terms of the loss.
+        Settings of the loss.
     stage
-        Last stage of the trunk, where that is trained too.
+        Last stage of the image encoder, if it is fine-tuned.
     """
 
     def __init__(self, network: NetworkSettings, loss: LossSettings, stage: nn.Module | None = None) -> None:
@@ -31,11 +31,11 @@ class STGCHBModule(BaseModuleClass):
         self.pretraining = False
 
     def forward(self, batch: GraphBatch, **_: Any) -> tuple[None, None, LossOutput]:
-        """Loss of one step, in the place where scvi-tools' training plan expects it."""
+        """Compute the loss of one step, and return it in the position where scvi-tools' training plan expects it."""
         return None, None, self.loss(batch)
 
     def loss(self, batch: GraphBatch) -> LossOutput:
-        """Sum of the weighted terms; each is logged by its name."""
+        """Sum the weighted terms of the loss, and pass each on for logging under its name."""
         step = self.network.pretraining_loss if self.pretraining else self.network.loss
         terms = step(batch, self.loss_settings)
         total = torch.stack(list(terms.values())).sum()
@@ -49,12 +49,12 @@ class STGCHBModule(BaseModuleClass):
         return {}
 
     def inference(self, batch: GraphBatch) -> dict[str, Any]:
-        """Representations of both branches."""
+        """Compute the representations of both branches."""
         return {
             "image": self.network.image(self.network.image_inputs(batch.image), batch.edge_index),
             "expression": self.network.expression(batch.expression, batch.edge_index),
         }
 
     def generative(self) -> dict[str, Any]:
-        """Nothing: prediction is retrieval, which needs the reference."""
+        """Return no outputs: prediction retrieves from the reference instead."""
         return {}

@@ -1,4 +1,4 @@
-"""What a model folder holds, field by field and array by array: the one place where it is checked."""
+"""Schema of a model folder, and validation of its JSON fields, arrays and tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIELDS: dict[str, Any] = {
     "history": dict[str, list[Any]],
     "sha256": dict[str, str],
 }
-"""Of the JSON part, each with what it may be."""
+"""Fields of the JSON part, each with the type of its values."""
 
 _INDEX: dict[str, Any] = {"n_probe": Count, "k": Count, "recall": Share}
 
@@ -53,7 +53,7 @@ NETWORK = {
     "appearance.scale": "a",
     "appearance.rest": "1",
 }
-"""Arrays beside the network, with a letter for each axis: axes of one letter are equally long."""
+"""Arrays stored with the network, with a letter for each axis; axes of the same letter have the same length."""
 
 CALIBRATION = {
     "calibration.center": "4",
@@ -74,7 +74,7 @@ def check_record(record: dict[str, Any], place: Path) -> None:
     Raises
     ------
     ModelFileError
-        A field is absent or holds something else than it may; the message names it.
+        A field is absent or its value is invalid; the message names it.
     """
     missing = sorted(set(FIELDS) - set(record))
     if missing:
@@ -89,7 +89,7 @@ def check_record(record: dict[str, Any], place: Path) -> None:
             check_keywords(record["features"], FeatureSpec, "features")
             FeatureSpec.from_uns(record["features"])
         for name, values in record["history"].items():
-            # Losses of a training that ran away are NaN, which JSON holds.
+            # Losses of a diverged training run are NaN, which Python's JSON can hold.
             if not {type(value) for value in values} <= {int, float, type(None)}:
                 raise ModelFileError(f"history: {name} holds something else than numbers.")
         if "index" in record:
@@ -102,7 +102,7 @@ def check_record(record: dict[str, Any], place: Path) -> None:
 
 
 def _check_registry(stored: dict[str, Any]) -> None:
-    """Validate what scvi-tools recorded of the setup call, as far as it is read again."""
+    """Validate the parts of scvi-tools' record of the setup call that are read again."""
     try:
         registry = decode(stored)
     except ARRAY_ERRORS as error:
@@ -125,7 +125,7 @@ def _check_registry(stored: dict[str, Any]) -> None:
 
 
 def _check_together(record: dict[str, Any]) -> None:
-    """Validate what joins several fields."""
+    """Validate that fields are consistent with each other."""
     genes, features = record["genes"], record["features"]
     if not genes or len(set(genes)) < len(genes):
         raise ModelFileError(
@@ -147,12 +147,12 @@ def check_numbers(
     origin: pd.DataFrame,
     place: Path,
 ) -> None:
-    """Validate that arrays are there, hold finite numbers, and fit one another and the JSON part.
+    """Validate that arrays are present, of a floating-point type, and consistent with one another and the JSON part.
 
     Raises
     ------
     ModelFileError
-        The message names the array.
+        An array is absent or does not fit; the message names it.
     """
     lengths = {"1": 1, "4": 4, "5": 5, "g": len(record["genes"]), "f": record["n_features"], "n": len(origin)}
     lengths["c"] = record["n_features"] * (record["context_rings"] + 1)
@@ -174,7 +174,7 @@ def check_numbers(
 def _check_array(name: str, array: np.ndarray | None, axes: str, lengths: dict[str, int], place: Path) -> None:
     if array is None:
         raise ModelFileError(f"{place} has no array {name!r}: it is damaged or was edited. Copy the model again.")
-    # A letter that was not met before takes the length that it is met with.
+    # The first array with a letter sets the letter's length.
     fits = array.size == 1 if not axes else array.ndim == len(axes)
     expected = [lengths.setdefault(axis, length) for axis, length in zip(axes, array.shape, strict=False)]
     if not fits or (axes and list(array.shape) != expected) or array.dtype.kind != "f":
@@ -185,12 +185,12 @@ def _check_array(name: str, array: np.ndarray | None, axes: str, lengths: dict[s
 
 
 def read_table(name: str, columns: list[str], reference: Mapping[str, np.ndarray], n: int, place: Path) -> Any:
-    """A table of the reference, CSR ``(n_reference, n_columns)``.
+    """Read a table of the reference, CSR ``(n_reference, n_columns)``.
 
     Raises
     ------
     ModelFileError
-        A part of it is absent, or they do not fit.
+        An array of the table is absent, or its arrays are not consistent.
     """
     parts = {key: reference.get(f"table.{name}.{key}") for key in ("data", "indices", "indptr", "shape")}
     missing = [f"table.{name}.{key}" for key, part in parts.items() if part is None]

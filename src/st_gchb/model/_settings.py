@@ -1,4 +1,4 @@
-"""All settings of a model in one place, and the named sets of them."""
+"""Settings of a model, and its presets."""
 
 from __future__ import annotations
 
@@ -41,46 +41,47 @@ class ModelSettings:
     n_top_genes
         Size of the panel.
     n_expression_components, n_image_components
-        Principal components that enter the branches; ``None`` leaves PCA out (the paper's ablation B for expression).
+        Number of principal components that enter each branch; ``None`` omits PCA (ablation B of the paper for
+        expression).
     image_whitening
-        0 keeps the variance of the image components, 1 makes them all equal, between is a power of it.
+        Exponent of whitening: 0 keeps the variances of the image components, 1 makes them all equal.
     context_rings
-        Rings of neighbors whose mean patch features stand beside the spot's own.
+        Number of rings of neighbors whose mean patch features are appended to the spot's own.
     center_slices
-        Take the mean patch features of a slice away from its spots, in the reference and in a query.
+        Subtract the mean patch features of a slice from those of its spots, in the reference and in a query.
     n_image_adapter
-        Width of a trainable linear layer on the trunk's features, 0 for none.
+        Width of a trainable linear layer on the patch features; 0 for none.
     finetune, finetune_lr_factor
-        ``"last_stage"``: the trunk's last stage is trained too, on the feature maps that
-        ``pp.embed_patches(save_feature_maps=True)`` has kept, with a learning rate that is this share of the others';
-        ``"none"``: the whole trunk is frozen.
+        ``"last_stage"`` also trains the last stage of the image encoder, on the feature maps that
+        ``pp.embed_patches(save_feature_maps=True)`` stores, at this fraction of the network's learning rate; ``"none"``
+        freezes the whole encoder.
     image_graph, expression_graph
         Graph encoder of each branch: ``"sage"``, ``"gcn"``, ``"gcn_sum"`` or ``"none"``.
     n_hidden, n_embedding, dropout
-        Width of the hidden representation Z, of the joint embedding, and dropout in the projection heads.
+        Width of the hidden representation Z, width of the joint embedding, and dropout in the projection heads.
     paper_equations
-        Equations 1, 6 and 7 to the letter (sums, sum read-out, no L2 normalization).
+        Use equations 1, 6 and 7 as printed (sums instead of means, sum as graph summary, no L2 normalization).
     temperature, soft_targets
-        Of the alignment.
+        Temperature of the contrastive alignment, and whether its targets are soft.
     dgi_image, dgi_expression
-        Weight of equation 1 in each branch; 0 is ablation C or D.
+        Weight of deep graph infomax (equation 1) in each branch; 0 is ablation C or D.
     bottleneck, beta, dependence, sigma
-        Weight of equation 5 (0 is ablation A), weight of what is kept, ``"cka"`` or ``"nhsic"`` (equation 4), and
-        bandwidth of the kernel (``None``: median heuristic).
+        Weight of the bottleneck (equation 5; 0 is ablation A), weight of its term that keeps information, measure of
+        dependence, ``"cka"`` or ``"nhsic"`` (equation 4), and bandwidth of the kernel (``None``: median heuristic).
     pretrain_epochs
-        Epochs of deep graph infomax alone, before the joint loss.
+        Number of epochs of deep graph infomax alone, before the joint loss.
     max_epochs, batch_size, sampler, lr, weight_decay
-        Of the joint training.
+        Length, batches and optimizer of the joint training.
     validation_share, patience
-        Share of each slice's spots kept for early stopping, and epochs without improvement that are waited for.
+        Share of each slice's spots held out for early stopping, and number of epochs without improvement before it.
     k, weighting, query_temperature
-        Of the retrieval.
+        Number of retrieved reference spots, their weighting, and its temperature.
     ridge_weight, ridge_full_at
-        Largest share of the linear read-out in a prediction, and the correlation on held-out reference slices from
-        which on a gene gets it; below, the share falls to 0 with the correlation. 0 gives all genes the same share.
+        Largest share of the ridge head in a prediction, and correlation on held-out reference slices from which on a
+        gene gets this share; below, the share decreases linearly to 0. With 0, all genes get the same share.
     ridge_components, ridge_penalty
-        Principal components of the context features that the read-out sees, and ridge penalty as a share of their
-        variance.
+        Number of principal components of the context features that the ridge head uses, and ridge penalty as a share
+        of their variance.
     """
 
     n_top_genes: Count = 2000
@@ -124,7 +125,7 @@ class ModelSettings:
 
     @property
     def loss(self) -> LossSettings:
-        """The part of the settings that the loss needs."""
+        """Subset of the settings that the loss needs."""
         names = {field.name for field in fields(LossSettings)}
         return LossSettings(**{key: value for key, value in asdict(self).items() if key in names})
 
@@ -158,7 +159,7 @@ PRESETS: dict[str, ModelSettings] = {
         weighting="mean",
         ridge_weight=0.0,
     ),
-    # No graph, DGI, bottleneck and linear read-out; BLEEP's plain mean of 50; inputs with which it did best on her2st.
+    # No graph, DGI, bottleneck or ridge head; BLEEP's unweighted mean of 50; inputs that performed best on her2st.
     "bleep": ModelSettings(
         n_image_components=64,
         image_whitening=1.0,
@@ -173,12 +174,12 @@ PRESETS: dict[str, ModelSettings] = {
 
 
 def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
-    """The settings of a preset with some of them changed.
+    """Return the settings of a preset with some of them overridden.
 
     Raises
     ------
     InputError
-        For an unknown preset or setting, or a value out of range.
+        A preset or setting is unknown, a value is out of range, or settings contradict each other.
     """
     check_value(preset, Preset, "preset")
     settings = replace(PRESETS[preset], **overrides)
@@ -187,7 +188,7 @@ def settings_for(preset: str, overrides: dict[str, Any]) -> ModelSettings:
 
 
 def _check(settings: ModelSettings) -> None:
-    """Refuse settings that do not go together."""
+    """Reject settings that cannot be combined."""
     if settings.pretrain_epochs and not (settings.dgi_image or settings.dgi_expression):
         raise InputError(
             f"pretrain_epochs={settings.pretrain_epochs} with dgi_image=0 and dgi_expression=0: these epochs train on "
@@ -203,15 +204,15 @@ def _check(settings: ModelSettings) -> None:
 
 
 def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:
-    """Refuse to retrieve more spots than there are.
+    """Reject a ``k`` that exceeds the size of the reference.
 
-    A preset's own ``k`` is an upper limit where similarities weigh the spots; a plain mean of all spots would be the
-    same for every query.
+    A preset's own ``k`` is an upper limit if spots are weighted by similarity. With an unweighted mean over all spots,
+    every query would get the same prediction.
 
     Raises
     ------
     InputError
-        If the reference has too few spots.
+        The reference has fewer than ``k`` spots, and ``k`` is not merely an upper limit.
     """
     chosen = settings.k != PRESETS[preset].k
     if settings.k > n_reference and (chosen or settings.weighting == "mean"):
