@@ -1,8 +1,8 @@
-"""Preprocessing: patches and their features, the spot graph, expression, and tables."""
+"""Preprocessing: slices and spots, patches and their features, the spot graph, expression, tissue, and export."""
 
 import lazy_loader
 
-# The stub says where each name is, also those that other rooms ask for; users see these.
+# The stub lists the module of each name, including names for internal use; the public names are those in __all__.
 __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [
     "Encoder",

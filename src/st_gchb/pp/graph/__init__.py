@@ -1,4 +1,4 @@
-"""The spot graph."""
+"""The spot graph: its specification, construction and validation."""
 
 import lazy_loader
 
