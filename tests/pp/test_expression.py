@@ -83,7 +83,7 @@ def test_the_panel_is_scanpys_choice(n_slices):
     values, slices = two_slices()
     if n_slices == 1:
         slices = np.repeat("a", 120)
-    chosen = choose_panel(values, GENES, slices, 12)
+    chosen = choose_panel(values, slices, 12)
     # All genes are found in enough spots, so scanpy may be asked as it is.
     often = np.asarray((values > 0).sum(0)).ravel() >= 2
     adata = AnnData(values[:, often], obs=pd.DataFrame({"s": pd.Categorical(slices)}, index=map(str, range(120))))
@@ -123,7 +123,7 @@ def test_a_gene_found_in_hardly_any_spot_is_not_chosen():
     dense = values.toarray()
     dense[:, 7] = 0
     dense[0, 7] = 9.0
-    assert 7 not in choose_panel(sparse.csr_matrix(dense), GENES, slices, 49)
+    assert 7 not in choose_panel(sparse.csr_matrix(dense), slices, 49)
 
 
 def test_genes_of_one_slice_are_ranked_within_it():
@@ -131,14 +131,14 @@ def test_genes_of_one_slice_are_ranked_within_it():
     values, slices = two_slices()
     dense = values.toarray()
     dense[:, 3] = np.where(slices == "a", 1.0, 6.0) + np.random.default_rng(0).normal(0, 0.01, 120)
-    panel = choose_panel(sparse.csr_matrix(dense), GENES, slices, 12)
+    panel = choose_panel(sparse.csr_matrix(dense), slices, 12)
     assert 3 not in panel
 
 
 def test_a_panel_larger_than_the_table_is_all_expressed_genes(caplog):
     values, slices = two_slices()
     with caplog.at_level("INFO", logger="st_gchb"):
-        chosen = choose_panel(values, GENES, slices, 2000)
+        chosen = choose_panel(values, slices, 2000)
     often = np.asarray((values > 0).sum(0)).ravel() >= 2
     assert chosen.tolist() == np.flatnonzero(often).tolist()
 
@@ -146,16 +146,16 @@ def test_a_panel_larger_than_the_table_is_all_expressed_genes(caplog):
 def test_too_few_genes_to_choose_from():
     lone = sparse.csr_matrix(np.eye(60, 50))
     with pytest.raises(ExpressionError, match="0 genes are found in at least 2 spots.*Check"):
-        choose_panel(lone, GENES, np.repeat("a", 60), 10)
+        choose_panel(lone, np.repeat("a", 60), 10)
 
 
 @pytest.mark.parametrize("n_top_genes", [10, 50])
 def test_genes_that_do_not_vary_are_nothing_to_choose_from(n_top_genes):
     flat = sparse.csr_matrix(np.full((60, 50), 2.0))
     with pytest.raises(ExpressionError, match="one value each.*nothing to learn"):
-        choose_panel(flat, GENES, np.repeat("a", 60), n_top_genes)
+        choose_panel(flat, np.repeat("a", 60), n_top_genes)
     flat[3, 4] = 5.0
-    assert choose_panel(sparse.csr_matrix(flat), GENES, np.repeat("a", 60), 50).size == 50
+    assert choose_panel(sparse.csr_matrix(flat), np.repeat("a", 60), 50).size == 50
 
 
 def test_a_panel_may_be_given_in_any_order():
@@ -184,7 +184,6 @@ def test_the_map_is_a_pca_with_one_scale_for_all_components(n_components):
     variance = found.var(0, ddof=1)
     assert variance.mean() == pytest.approx(1.0, rel=1e-3)
     assert (np.diff(variance) < 1e-6).all()
-    np.testing.assert_allclose(rule.variance, x.var(0), rtol=1e-5)
 
 
 def test_without_pca_the_genes_keep_their_relative_scale():

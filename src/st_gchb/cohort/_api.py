@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from st_gchb.pp.tissue import GridKind, TissueMethod
     from st_gchb.retrieval import Weighting
 
-    pass
-
 Slides: TypeAlias = Iterable[str | PathLike[str]] | pd.DataFrame | str | PathLike[str]
 
 REPORT = "report.csv"
@@ -83,11 +81,6 @@ def check_reading(
     # Workers may have another working directory, so the path must be absolute.
     path = str(Path(path).absolute()) if path is not None and path != "default" else path
     return Reading(Grid(grid, tissue, float(min_tissue)), path, device, float(memory_mb))
-
-
-def check_slides(slides: Slides, um_per_px: float | None, spacing_um: float | None) -> list[Slide]:
-    """Read and validate the slides of a call; errors as in :func:`~st_gchb.cohort._manifest.slides_of`."""
-    return slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
 
 
 def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
@@ -255,7 +248,7 @@ def predict_slides(
     ... )  # doctest: +SKIP
     >>> report.status.value_counts()  # doctest: +SKIP
     """
-    rows = check_slides(slides, um_per_px, spacing_um)
+    rows = slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
     reading = check_reading(
         grid=grid,
         tissue=tissue,
@@ -377,7 +370,7 @@ def embed_slides(
     """
     from st_gchb.pp import FeatureSpec, get_encoder
 
-    rows = check_slides(slides, um_per_px, spacing_um)
+    rows = slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
     reading = check_reading(
         grid=grid,
         tissue=tissue,

@@ -117,7 +117,7 @@ def reliability(
     for fold, seed in track(runs, "Confidence"):
         train, test = adata[fold.train], adata[fold.test]
         log_train = log_normalize(train.X, log_normalized=False)
-        columns = choose_panel(log_train, train.var_names, train.obs[slice_key].astype(str).to_numpy(), n_top_genes)
+        columns = choose_panel(log_train, train.obs[slice_key].astype(str).to_numpy(), n_top_genes)
         where = {"slice_key": slice_key, "features_key": features_key}
         settings = {"panel": list(train.var_names[columns]), "seed": seed}
         with trained(train, where, settings, accelerator=device) as model:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -35,7 +34,7 @@ _USABLE = (
 
 
 def choose_panels(
-    log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndarray, folds: Sequence[Fold], n_top_genes: int
+    log_values: sparse.csr_matrix, slices: np.ndarray, folds: Sequence[Fold], n_top_genes: int
 ) -> dict[str, np.ndarray]:
     """Choose the panel of each fold on its training slices.
 
@@ -43,8 +42,6 @@ def choose_panels(
     ----------
     log_values
         Log-normalized expression of all spots, ``(n_spots, n_all_genes)``.
-    genes
-        Names of its columns.
     slices
         Slice of each spot, ``(n_spots,)``.
     folds
@@ -67,11 +64,11 @@ def choose_panels(
         values, names = log_values[fold.train], slices[fold.train]
         try:
             # With n_top_genes equal to the number of genes, all usable genes are returned.
-            usable = choose_panel(values, genes, names, len(genes))
+            usable = choose_panel(values, names, log_values.shape[1])
         except ExpressionError as error:
             raise ExpressionError(f"Fold {fold.name!r}: {error}") from error
         _check_usable(fold, usable, values, names, n_top_genes)
-        columns = usable if len(usable) <= n_top_genes else choose_panel(values, genes, names, n_top_genes)
+        columns = usable if len(usable) <= n_top_genes else choose_panel(values, names, n_top_genes)
         panels[fold.name] = columns
     return panels
 
@@ -201,7 +198,7 @@ def make_plan(
     check_reference(folds, chosen)
     log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
-    columns = choose_panels(log_values, adata.var_names, slices, folds, protocol.n_top_genes)
+    columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
     plan = Plan(adata, folds, chosen, protocol, log_values, columns)
     for fold in folds:
         present(protocol.markers, plan.panel(fold))

@@ -109,12 +109,12 @@ def machine_and_versions() -> dict[str, Any]:
     }
 
 
-def best_genes(pictured: Any, n: int = 3) -> list[str]:
-    """Select the best predicted genes among the 50 most variable of the held-out slice."""
+def best_genes(pictured: Any) -> list[str]:
+    """Select the three best predicted genes among the 50 most variable of the held-out slice."""
     truth, predicted = pictured.layers["measured"], pictured.layers["st_gchb"]
     score = pd.Series(pearson(truth, predicted), index=pictured.var_names)
     variable = pd.Series(truth.var(0), index=pictured.var_names).nlargest(50).index
-    return list(score[variable].nlargest(n).index)
+    return list(score[variable].nlargest(3).index)
 
 
 def _cell(name: str, mean: float, sd: float) -> str:

@@ -154,7 +154,6 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocess
         log_normalized=stored["log_normalized"],
         offset=network["expression.offset"],
         matrix=network["expression.matrix"],
-        variance=network["expression.variance"],
     )
     return Preprocessor(
         expression=expression,

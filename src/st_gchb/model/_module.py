@@ -41,20 +41,3 @@ class STGCHBModule(BaseModuleClass):
         total = torch.stack(list(terms.values())).sum()
         metrics = {name: value.detach() for name, value in terms.items()}
         return LossOutput(loss=total, n_obs_minibatch=len(batch.rows), extra_metrics=metrics)
-
-    def _get_inference_input(self, tensors: GraphBatch, **_: Any) -> dict[str, GraphBatch]:
-        return {"batch": tensors}
-
-    def _get_generative_input(self, tensors: GraphBatch, inference_outputs: Any, **_: Any) -> dict[str, Any]:
-        return {}
-
-    def inference(self, batch: GraphBatch) -> dict[str, Any]:
-        """Compute the representations of both branches."""
-        return {
-            "image": self.network.image(self.network.image_inputs(batch.image), batch.edge_index),
-            "expression": self.network.expression(batch.expression, batch.edge_index),
-        }
-
-    def generative(self) -> dict[str, Any]:
-        """Return no outputs: prediction retrieves from the reference instead."""
-        return {}

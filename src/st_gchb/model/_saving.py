@@ -136,7 +136,6 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
     network |= {
         "expression.offset": rules.expression.offset,
         "expression.matrix": rules.expression.matrix,
-        "expression.variance": rules.expression.variance,
         "linear.offset": rules.linear.offset,
         "linear.matrix": rules.linear.matrix,
         **{f"appearance.{name}": np.asarray(value) for name, value in vars(rules.appearance).items()},

@@ -43,7 +43,6 @@ _INDEX: dict[str, Any] = {"n_probe": Count, "k": Count, "recall": Share}
 
 NETWORK = {
     "expression.offset": "g",
-    "expression.variance": "g",
     "expression.matrix": "ge",
     "linear.offset": "c",
     "linear.matrix": "cl",

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv, SimpleConv
+from torch_geometric.nn.inits import reset, uniform
 
 from st_gchb.nn._parts import Part
 
@@ -141,6 +142,32 @@ def gcn_edges(edge_index: Tensor, n: int, degree: Tensor | None, dtype: torch.dt
     loops = torch.arange(n, device=target.device)
     weight = torch.cat([root[source] * root[target], root * root])
     return torch.cat([edge_index, torch.stack([loops, loops])], dim=1), weight
+
+
+class Infomax(nn.Module):
+    """Graph encoder and the bilinear discriminator of deep graph infomax (Velickovic et al. 2019).
+
+    Parameters are those of torch-geometric's ``DeepGraphInfomax`` and are drawn in its order. Its corruption and
+    summary are not taken: both are made slice by slice, by ``Branch.dgi``.
+
+    Parameters
+    ----------
+    encoder
+        Makes the node representations Z.
+    n_hidden
+        Width of Z.
+    """
+
+    def __init__(self, encoder: GraphEncoder, n_hidden: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.weight = nn.Parameter(torch.empty(n_hidden, n_hidden))
+        reset(self.encoder)
+        uniform(n_hidden, self.weight)
+
+    def discriminate(self, z: Tensor, summary: Tensor) -> Tensor:
+        """Score nodes ``(n, n_hidden)`` against a summary ``(n_hidden,)``; logits, ``(n,)``."""
+        return z @ (self.weight @ summary)
 
 
 class ProjectionHead(nn.Module):

@@ -11,12 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import DeepGraphInfomax
 
 from st_gchb._arguments import Count, Positive, Share, Temperature, Weight, Width, WidthFromZero, checked
 from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._last_stage import TrainedStage
-from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, ProjectionHead, permute_rows
+from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, Infomax, ProjectionHead, permute_rows
 from st_gchb.nn._losses import alignment_loss, bottleneck_loss, cka, dgi_loss, literal_alignment_loss, nhsic
 from st_gchb.nn._parts import Part, gathered
 
@@ -135,12 +134,8 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         self.fixed = AffineInput(n_raw, n_inputs)
-        self.infomax = DeepGraphInfomax(
-            hidden_channels=settings.n_hidden,
-            encoder=GraphEncoder(self.fixed.n_out, settings.n_hidden, kind, n_tail),
-            summary=mean_readout,
-            corruption=permute_rows,
-        )
+        encoder = GraphEncoder(self.fixed.n_out, settings.n_hidden, kind, n_tail)
+        self.infomax = Infomax(encoder, settings.n_hidden)
         self.head = ProjectionHead(settings.n_hidden, settings.n_embedding, settings.dropout)
 
     def forward(
@@ -188,20 +183,20 @@ class Branch(nn.Module):
             summary = sum_readout(out.hidden[nodes]) if paper_equations else mean_readout(out.hidden[nodes])
             losses.append(
                 dgi_loss(
-                    self.infomax.discriminate(out.hidden[nodes], summary, sigmoid=False),
-                    self.infomax.discriminate(negative[nodes], summary, sigmoid=False),
+                    self.infomax.discriminate(out.hidden[nodes], summary),
+                    self.infomax.discriminate(negative[nodes], summary),
                     "sum" if paper_equations else "mean",
                 )
             )
         return torch.stack(losses).mean()
 
 
-def mean_readout(z: Tensor, *_: Tensor) -> Tensor:
+def mean_readout(z: Tensor) -> Tensor:
     """Compute the summary of the original deep graph infomax, sigmoid(mean Z_i), ``(n_hidden,)``."""
     return torch.sigmoid(z.mean(0))
 
 
-def sum_readout(z: Tensor, *_: Tensor) -> Tensor:
+def sum_readout(z: Tensor) -> Tensor:
     """Compute the summary of equation 1 in the paper, h = sum Z_i, ``(n_hidden,)``."""
     return z.sum(0)
 

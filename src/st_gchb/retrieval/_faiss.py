@@ -27,6 +27,8 @@ _TRAINING_SPOTS = 50
 _ROWS = 64
 """Queries whose candidates are ranked at a time."""
 _BITS = 4
+_SEED = 0
+"""Seed of the clustering and of the sampled keys and queries."""
 
 
 def has_faiss() -> bool:
@@ -70,7 +72,7 @@ class SearchIndex:
     recall: float
 
     @classmethod
-    def build(cls, keys: np.ndarray, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
+    def build(cls, keys: np.ndarray, queries: np.ndarray, k: int) -> SearchIndex:
         """Build the index of some keys, and tune the number of lists that are searched for a query.
 
         Parameters
@@ -81,8 +83,6 @@ class SearchIndex:
             Embeddings like those of future queries, ``(n, d)``: the embeddings of the reference's own patches.
         k
             Number of neighbors.
-        seed
-            Seed of the clustering and of the sampled keys and queries.
 
         Returns
         -------
@@ -106,11 +106,11 @@ class SearchIndex:
         """
         faiss = _faiss()
         keys = np.ascontiguousarray(keys, dtype=np.float32)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(_SEED)
         n_lists = 2 ** round(np.log2(2 * np.sqrt(len(keys))))
         drawn = keys[np.sort(rng.permutation(len(keys))[: _TRAINING_SPOTS * n_lists])]
         means = faiss.Kmeans(
-            keys.shape[1], n_lists, niter=8, seed=seed, spherical=True, min_points_per_centroid=1,
+            keys.shape[1], n_lists, niter=8, seed=_SEED, spherical=True, min_points_per_centroid=1,
             max_points_per_centroid=_TRAINING_SPOTS,
         )  # fmt: skip
         with _threads(faiss):
@@ -120,11 +120,11 @@ class SearchIndex:
             codes = np.concatenate([empty.sa_encode(part) for part in np.array_split(keys, -(-len(keys) // 2**16))])
         codebook = faiss.vector_to_array(empty.pq.centroids).reshape(keys.shape[1], -1).copy()
         made = cls(keys, means.centroids.copy(), codebook, codes, 1, k, 0.0)
-        return made.tuned(queries, k, seed)
+        return made.tuned(queries, k)
 
-    def tuned(self, queries: np.ndarray, k: int, seed: int = 0) -> SearchIndex:
+    def tuned(self, queries: np.ndarray, k: int) -> SearchIndex:
         """Return the index with ``n_probe`` tuned for ``k`` neighbors; parameters as in :meth:`build`."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(_SEED)
         drawn = queries[np.sort(rng.permutation(len(queries))[: 2 * _SAMPLE])]
         exact = nearest(drawn, self.keys, k)[0]
         for_choice, for_measure = np.arange(len(drawn)) % 2 == 0, np.arange(len(drawn)) % 2 == 1

@@ -46,30 +46,9 @@ class RidgeHead:
     inputs: np.ndarray
     penalty: float
 
-    def predict(
-        self, query: np.ndarray, target: sparse.csr_matrix | np.ndarray, allowed: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Predict a table of the reference for query spots.
-
-        Parameters
-        ----------
-        query
-            Inputs of the query spots, ``(n_query, n_inputs)``.
-        target
-            Any table of the reference, ``(n_reference, n_columns)``.
-        allowed
-            Mask of the reference spots that may be used; by default all.
-
-        Returns
-        -------
-        Predictions, ``(n_query, n_columns)``.
-        """
-        return self.fit(target, allowed).predict(query)
-
-    def fit(self, target: sparse.csr_matrix | np.ndarray, allowed: np.ndarray | None = None) -> FittedReadout:
-        """Fit a table of the reference; arguments as of :meth:`predict`."""
-        x = self.inputs if allowed is None else self.inputs[allowed]
-        y = target if allowed is None else target[np.flatnonzero(allowed)]
+    def fit(self, y: sparse.csr_matrix | np.ndarray) -> FittedReadout:
+        """Fit a table of the reference, ``(n_reference, n_columns)``."""
+        x = self.inputs
         center, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
         gram = np.zeros((x.shape[1], x.shape[1]))
         product = np.zeros((x.shape[1], y.shape[1]))

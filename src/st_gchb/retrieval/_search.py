@@ -88,12 +88,6 @@ class Neighbors:
     similarity: np.ndarray
     weights: np.ndarray
 
-    def matrix(self, n_reference: int) -> sparse.csr_matrix:
-        """Return the weights as a sparse matrix, ``(n_query, n_reference)``, so that prediction = matrix @ values."""
-        n_query, k = self.ids.shape
-        indptr = np.arange(0, n_query * k + 1, k)
-        return sparse.csr_matrix((self.weights.ravel(), self.ids.ravel(), indptr), shape=(n_query, n_reference))
-
 
 @checked
 def check_search(n_reference: int, k: Count, weighting: Weighting, search: Search = "auto") -> None:
@@ -129,7 +123,6 @@ def find_neighbors(
     k: Count,
     weighting: Weighting = "softmax",
     temperature: Temperature = 0.1,
-    allowed: np.ndarray | None = None,
     index: SearchIndex | None = None,
     device: torch.device | str = "cpu",
 ) -> Neighbors:
@@ -145,10 +138,8 @@ def find_neighbors(
         ``"mean"``: the plain mean of the paper; ``"softmax"``: weights exp(similarity / temperature), normalized.
     temperature
         Temperature of the softmax.
-    allowed
-        Mask of the keys that may be found, ``(n_reference,)``; by default all.
     index
-        Index of the keys for approximate search; it is not used together with ``allowed``.
+        Index of the keys for approximate search; None compares each query with all keys.
     device
         Torch device on which an exact search computes similarities.
 
@@ -169,16 +160,8 @@ def find_neighbors(
     >>> found.ids.tolist()
     [[0], [1]]
     """
-    n_allowed = len(keys) if allowed is None else int(np.count_nonzero(allowed))
-    check_search(n_allowed, k, weighting)
-    if index is not None and allowed is None:
-        found, similarity = index.search(query, k)
-    elif allowed is None:
-        found, similarity = nearest(query, keys, k, device)
-    else:
-        rows = np.flatnonzero(allowed)
-        found, similarity = nearest(query, keys[rows], k, device)
-        found = rows[found]
+    check_search(len(keys), k, weighting)
+    found, similarity = nearest(query, keys, k, device) if index is None else index.search(query, k)
     return Neighbors(found, similarity, _weights(similarity, weighting, temperature))
 
 

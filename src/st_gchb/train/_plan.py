@@ -137,16 +137,9 @@ class StopEarly(EarlyStopping):
 
 
 class KeepBest(Callback):
-    """Callback that keeps the weights of the epoch with the lowest validation loss and restores them at the end.
+    """Callback that keeps the weights of the epoch with the lowest validation loss and restores them at the end."""
 
-    Parameters
-    ----------
-    monitor
-        Name of the logged value; lower is better.
-    """
-
-    def __init__(self, monitor: str = "validation_loss") -> None:
-        self.monitor = monitor
+    def __init__(self) -> None:
         self.best = float("inf")
         self.epoch: int | None = None
         self._state: dict[str, torch.Tensor] = {}
@@ -155,7 +148,7 @@ class KeepBest(Callback):
         """Copy the weights if the validation loss is the lowest so far."""
         if trainer.sanity_checking or _module(pl_module).pretraining:
             return
-        value = trainer.callback_metrics.get(self.monitor)
+        value = trainer.callback_metrics.get("validation_loss")
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
             self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}

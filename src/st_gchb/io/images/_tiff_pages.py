@@ -27,7 +27,7 @@ _BESIDE_OF_APERIO = re.compile(r"^Aperio[^\n]*\n\s*(label|macro)\b", re.IGNORECA
 """Names that scanners give to associated images (label, macro image, thumbnail)."""
 _SHAPE_TOLERANCE = 0.02
 _NODATA_TAG, _PAGE_NAME_TAG = 42113, 285
-_RGB, _YCBCR, _GRAY = 2, 6, 1
+_YCBCR, _GRAY = 6, 1
 _PHOTOMETRIC = {
     0: "white is zero",
     1: "black is zero",

@@ -42,15 +42,12 @@ class ExpressionRule:
         Mean of each gene over the training spots, ``(n_genes,)``.
     matrix
         Components of the PCA divided by their common scale, ``(n_genes, n_components)``.
-    variance
-        Variance of each gene over the training spots, ``(n_genes,)``.
     """
 
     genes: pd.Index
     log_normalized: bool
     offset: np.ndarray
     matrix: np.ndarray
-    variance: np.ndarray
 
 
 def read_expression(adata: ad.AnnData, layer: str | None, *, log_normalized: bool, remedy: Remedy) -> Matrix:
@@ -138,7 +135,7 @@ def log_normalize(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
     return csr
 
 
-def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
+def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
     """Choose the highly variable genes (HVGs) of the training slices.
 
     Genes are ranked by scanpy's dispersion with one batch per slice, among genes that are detected in at least 10
@@ -148,8 +145,6 @@ def choose_panel(log_values: sparse.csr_matrix, genes: pd.Index, slices: np.ndar
     ----------
     log_values
         Log-normalized expression of the training spots, ``(n_spots, n_all_genes)``.
-    genes
-        Names of the columns.
     slices
         Name of the slice of each spot, ``(n_spots,)``.
     n_top_genes
@@ -246,7 +241,7 @@ def fit_expression(
         There are too few genes to choose from, or none of them varies.
     """
     if panel is None:
-        columns = choose_panel(log_values, genes, slices, n_top_genes)
+        columns = choose_panel(log_values, slices, n_top_genes)
     else:
         if not panel:
             raise InputError(
@@ -261,7 +256,7 @@ def fit_expression(
                 f"{len(missing)} genes of the panel are not in var_names: {missing[:5]}. Take them out."
             )
         columns = genes.get_indexer(pd.Index(panel))
-    dense, offset, variance = _moments(log_values[:, columns], seed)
+    dense, offset = _to_fit_on(log_values[:, columns], seed)
     if n_components is None:
         matrix = np.eye(len(columns)) / max(float(dense.std()), 1e-8)
     else:
@@ -271,13 +266,11 @@ def fit_expression(
         )
         # A single scale for all components preserves their relative weights, which reflect their explained variance.
         matrix = pca.components_.T / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
-    return ExpressionRule(
-        genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32), variance
-    )
+    return ExpressionRule(genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32))
 
 
-def _moments(values: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute mean and variance of each gene, and select the spots on which the PCA is fitted.
+def _to_fit_on(values: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the mean of each gene, and select the spots on which the PCA is fitted.
 
     Parameters
     ----------
@@ -292,16 +285,12 @@ def _moments(values: sparse.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarr
         Expression of all or of the drawn spots, ``(n, n_genes)``, float64.
     mean
         Mean over all spots, ``(n_genes,)``.
-    variance
-        Variance over all spots, ``(n_genes,)``.
     """
     n_spots, n_genes = values.shape
     if 8 * n_spots * n_genes <= DENSE_BYTES:
         dense: np.ndarray = values.toarray().astype(np.float64)
-        return dense, dense.mean(0), dense.var(0)
+        return dense, dense.mean(0)
     chosen = np.sort(np.random.default_rng(seed).permutation(n_spots)[: max(2, DENSE_BYTES // (16 * n_genes))])
     logger.info("PCA of expression is fitted on %d of %d spots, drawn with the model's seed.", len(chosen), n_spots)
     mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
-    square = sparse.csr_matrix((values.data.astype(np.float64) ** 2, values.indices, values.indptr), values.shape)
-    variance = np.maximum(np.asarray(square.mean(axis=0)).ravel() - mean**2, 0.0)
-    return values[chosen].toarray().astype(np.float64), mean, variance
+    return values[chosen].toarray().astype(np.float64), mean

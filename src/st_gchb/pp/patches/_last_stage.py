@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -132,9 +131,9 @@ def last_stage(trunk: nn.Module) -> nn.Module:
     return stage
 
 
-def stage_of_spec(rule: FeatureSpec, weights: str | Path | None = None) -> nn.Module:
+def stage_of_spec(rule: FeatureSpec) -> nn.Module:
     """Build the pretrained last stage of the encoder of a specification; errors as for :func:`encoder_of_spec`."""
-    return last_stage(encoder_of_spec(rule, weights=weights).module)
+    return last_stage(encoder_of_spec(rule).module)
 
 
 def stage_without_weights(rule: FeatureSpec) -> nn.Module:
