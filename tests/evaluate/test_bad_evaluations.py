@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 import st_gchb
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError, SliceError, STGCHBError
-from st_gchb.evaluate import METHODS, evaluate, evaluate_fold
+from st_gchb.evaluate import METHODS, Task, evaluate, evaluate_fold
 
 QUICK = {"n_top_genes": 20, "seeds": [0], "device": "cpu"}
 
@@ -221,3 +221,20 @@ def test_an_unknown_fold(tissue):
 def test_a_method_that_answers_something_else(tissue, answer):
     with pytest.raises(InputError, match="'mine'"):
         evaluate_fold(tissue, "S1", methods={"mine": lambda task: answer}, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"train": None}, "train.*expected an AnnData"),
+        ({"panel": "G1"}, "panel='G1'; expected a list"),
+        ({"seed": -1}, "seed=-1; expected a whole number"),
+        ({"slice_key": 3}, "slice_key=3; expected text"),
+    ],
+)
+def test_a_task_made_by_hand_is_checked(tissue, wrong, match):
+    right = {"train": tissue, "test": tissue, "panel": list(tissue.var_names[:3]), "seed": 0}
+    right |= {"features_key": "X_patch", "slice_key": "slice"}
+    assert Task(**right).targets().shape == (tissue.n_obs, 3)
+    with pytest.raises(InputError, match=match):
+        Task(**right | wrong)

@@ -5,7 +5,7 @@ from st_gchb.evaluate._choice import Choice, choose
 from st_gchb.evaluate._evaluate import DEFAULT_METHODS as DEFAULT_METHODS, Evaluation, evaluate, evaluate_fold
 from st_gchb.evaluate._folds import Fold, hold_one_out as hold_one_out, leave_one_out
 from st_gchb.evaluate._foreign import foreign_sections
-from st_gchb.evaluate._methods import METHODS
+from st_gchb.evaluate._methods import METHODS, Method as Method, Task as Task
 from st_gchb.evaluate._protocol import choose_methods as choose_methods
 from st_gchb.evaluate._report import markdown as markdown, write_report
 from st_gchb.evaluate._study import Study, study
@@ -17,9 +17,11 @@ __all__ = [
     "Evaluation",
     "Fold",
     "METHODS",
+    "Method",
     "Reliability",
     "STUDY",
     "Study",
+    "Task",
     "Variant",
     "candidates",
     "choose",

@@ -1,7 +1,7 @@
-"""The methods that a table compares: the model's presets and ablations, and the baselines on the same features.
+"""The methods that an evaluation compares: the model's presets and ablations, and baselines on the same features.
 
-Each takes a training table, a held-out table without expression, the panel and a seed, and returns predicted
-log-normalized expression of the held-out spots, ``(n_test, n_genes)``.
+A method takes a :class:`Task` and returns the predicted log-normalized expression of its held-out spots,
+``(n_test, n_genes)``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from st_gchb._arguments import Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
 from st_gchb.evaluate._folds import hide_expression
@@ -28,24 +29,47 @@ from st_gchb.pp.expression import log_normalize
 from st_gchb.pp.patches import feature_keys
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
-    """One fold, as a method sees it.
+    """What a method is given: the training spots of one fold, and its held-out spots without expression.
+
+    :func:`evaluate` makes one for each fold and seed. Both tables have ``obsm["spatial"]`` in full-resolution px, patch
+    features in ``obsm[features_key]``, and the slices in ``obs[slice_key]``; images are in ``uns["spatial"]``.
 
     Parameters
     ----------
     train
-        Training slices with expression (raw counts in ``X``).
+        Spots of the training slices, with raw counts in ``X``, ``(n_train, n_all_genes)``. It is not to be changed:
+        all methods of a fold get the same one.
     test
-        Held-out spots without expression.
+        Held-out spots, ``(n_test, 0)``: no genes.
     panel
-        Genes to predict.
-    features_key, slice_key
-        Where features and slices are.
+        Genes to predict, chosen on the training slices.
+    features_key
+        Key in ``obsm`` of the patch features.
+    slice_key
+        Column of ``obs`` that tells the slices apart.
     seed
         Seed of the method.
     device
-        Lightning's accelerator.
+        Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is of another type.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> from st_gchb.evaluate import Task
+    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    >>> train, test = (adata[adata.obs["slice"] == name].copy() for name in ("S1", "S2"))
+    >>> task = Task(train, test, list(adata.var_names[:5]), "X_patch", "slice", seed=0)
+    >>> task.targets().shape
+    (36, 5)
     """
 
     train: AnnData
@@ -53,16 +77,33 @@ class Task:
     panel: list[str]
     features_key: str
     slice_key: str
-    seed: int
+    seed: Seed
     device: str = "auto"
 
     def targets(self) -> np.ndarray:
-        """Log-normalized panel of the training spots, ``(n_train, n_genes)``."""
+        """Log-normalize the training spots and select the panel.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(n_train, n_genes)`` float32, columns in the order of ``panel``.
+        """
         log_values = log_normalize(self.train.X, log_normalized=False)
         return log_values[:, self.train.var_names.get_indexer(self.panel)].toarray()
 
     def features(self, *, neighbors: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Patch features of training and held-out spots, with the neighbors' mean beside them on request."""
+        """Get the patch features of the training and of the held-out spots.
+
+        Parameters
+        ----------
+        neighbors
+            Whether the mean features of each spot's neighbors in the spot graph are appended to its own.
+
+        Returns
+        -------
+        tuple
+            ``(n_train, n_features)`` and ``(n_test, n_features)``, float32; twice as wide with ``neighbors``.
+        """
         tables = (self.train, self.test)
         plain = [np.asarray(table.obsm[self.features_key], dtype=np.float32) for table in tables]
         if not neighbors:
@@ -79,10 +120,32 @@ class Task:
 
 
 Method = Callable[[Task], np.ndarray]
+"""A function of a :class:`Task` that returns predicted log-normalized expression of the held-out spots.
+
+The result is ``(n_test, n_genes)``, finite, its rows in the order of ``task.test``, its columns in that of
+``task.panel``. :func:`evaluate` takes methods by name, ``methods={"mine": function}``, and refuses other results with
+an :class:`~st_gchb.errors.InputError`. Functions at the top of a file, partials of them and dataclasses with
+``__call__`` are identified by their source, so that ``runs_dir`` keeps their runs.
+"""
 
 
 def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData:
-    """Train the model on a task and answer its held-out spots; the model's whole answer."""
+    """Train the model on a task and predict its held-out spots.
+
+    Parameters
+    ----------
+    task
+        Training and held-out spots.
+    preset
+        Preset of :class:`~st_gchb.model.STGCHB`.
+    settings
+        Further settings of the model.
+
+    Returns
+    -------
+    AnnData
+        As :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>`.
+    """
     settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
     where = {"slice_key": task.slice_key, "features_key": task.features_key}
     with trained(task.train, where, settings, accelerator=task.device, calibrate=False) as model:
@@ -91,7 +154,7 @@ def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData
 
 @contextmanager
 def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **options: Any) -> Iterator[STGCHB]:
-    """A model trained on a copy of ``train``, of which nothing stays in memory afterwards.
+    """Train a model on a copy of ``train``, and free the copy afterwards.
 
     scvi-tools keeps every table that was set up for as long as the process lives: over hundreds of runs, gigabytes.
     """
@@ -155,4 +218,4 @@ METHODS: dict[str, Method] = {
     "knn": nearest_neighbors,
     "mean": training_mean,
 }
-"""Methods by the name that tables show. A to D are the ablations of the paper's table 2."""
+"""Methods by the name that tables show. ``paper-A`` to ``paper-D`` are the ablations of the paper's table 2."""

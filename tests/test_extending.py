@@ -1,0 +1,55 @@
+"""The page on extending the package does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+def examples() -> dict[str, str]:
+    """Python blocks of each section, as a reader would paste them one after the other."""
+    sections = re.split(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    code = {
+        title: "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+        for title, text in zip(sections[::2], sections[1::2], strict=True)
+    }
+    return {title: block for title, block in code.items() if block}
+
+
+EXAMPLES = examples()
+
+
+def run(title: str) -> dict[str, object]:
+    names: dict[str, object] = {"__name__": "example"}
+    exec(compile(EXAMPLES[title], f"{PAGE.name}: {title}", "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_example_is_tested_and_fits_on_a_screen():
+    assert set(EXAMPLES) == set(CHECKS)
+    assert max(block.count("\n") for block in EXAMPLES.values()) <= 30
+
+
+def check_method(names):
+    table = names["result"].table()
+    assert table.index.tolist() == ["forest", "ridge"]
+    assert table["AG", "mean"].notna().all()
+
+
+CHECKS = {
+    "A method for the evaluation": check_method,
+}
+
+
+@pytest.mark.parametrize("title", CHECKS)
+def test_examples_run(title):
+    CHECKS[title](run(title))
