@@ -19,7 +19,7 @@ ROOMS = ("datasets", "evaluate", "cohort", "io", "metrics", "model", "pl", "pp",
 # What functions return: nobody makes them by hand, and a wrong one is told by the function that takes it.
 RETURNED = {
     "evaluate": {"Choice", "Evaluation", "Fold", "Reliability", "Study", "Variant"},
-    "io": {"SlideImage"},
+    "io": {"Reader", "SlideImage", "SlideLevel"},
     "pp": {"Encoder", "ExpressionRule", "Resolved", "Slice", "Tissue"},
     "retrieval": {"RidgeHead", "Neighbors", "ReferenceBank", "SearchIndex"},
 }
@@ -173,6 +173,7 @@ def cheap(reference: AnnData, tmp_path: Any) -> dict[str, Any]:
         ),
         "pp.get_encoder": lambda **odd: st_gchb.pp.get_encoder(**{"encoder": "texture"} | odd),
         "io.open_image": lambda **odd: st_gchb.io.open_image(**{"source": PICTURE} | odd),
+        "io.register_reader": lambda **odd: st_gchb.io.register_reader(**{"name": "odd", "suffixes": ".odd"} | odd),
         "io.read_section": lambda **odd: st_gchb.io.read_section(**{"path": tmp_path} | odd),
         "io.write_elements": partial(st_gchb.io.write_elements, reference),
         "metrics.per_gene": lambda **odd: st_gchb.metrics.per_gene(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import st_gchb
+
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
 
@@ -30,8 +32,11 @@ def run(title: str) -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+def _alone(tmp_path, monkeypatch):
+    """Run in a folder of its own, and forget afterwards what was registered."""
     monkeypatch.chdir(tmp_path)
+    yield
+    st_gchb.io.READERS.clear()
 
 
 def test_each_example_is_tested_and_fits_on_a_screen():
@@ -45,8 +50,19 @@ def check_method(names):
     assert table["AG", "mean"].notna().all()
 
 
+def check_format(names):
+    image = st_gchb.io.open_image("slide.raw")
+    assert (image.um_per_px, image.shape_px) == (2.0, (600, 800))
+    assert (image.read(0, 10, 50, 700, 900) == names["pixels"][10:50, 700:]).all()
+    query = names["query"]
+    assert query.obsm["X_patch"].shape == (query.n_obs, 107)
+    assert query.n_obs > 20
+    assert image.levels[0].chunks == (256, 256)
+
+
 CHECKS = {
     "A method for the evaluation": check_method,
+    "A slide format": check_format,
 }
 
 

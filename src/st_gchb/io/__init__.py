@@ -4,7 +4,16 @@ import lazy_loader
 
 # The stub maps every name to its module, including those for other subpackages; __all__ lists the public ones.
 __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = ["SlideImage", "open_image", "read_section", "write_elements"]
+__all__ = [
+    "READERS",
+    "Reader",
+    "SlideImage",
+    "SlideLevel",
+    "open_image",
+    "read_section",
+    "register_reader",
+    "write_elements",
+]
 
 
 def __dir__() -> list[str]:

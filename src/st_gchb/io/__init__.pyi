@@ -21,5 +21,12 @@ from ._pixel_size import (
 )
 from ._reading import reading as reading
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
-from .images import SlideImage as SlideImage, open_image as open_image
+from .images import (
+    READERS as READERS,
+    Reader as Reader,
+    SlideImage as SlideImage,
+    SlideLevel as SlideLevel,
+    open_image as open_image,
+    register_reader as register_reader,
+)
 from .sections import read_section as read_section

@@ -1,4 +1,4 @@
-"""From whatever holds a slide to a :class:`SlideImage`."""
+"""Open slide images from files, arrays and image elements."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from st_gchb.io.images._image_element import open_element, open_lazy, open_tenso
 from st_gchb.io.images._openslide import open_openslide, vendor_of
 from st_gchb.io.images._orientation import UPRIGHT, orientation_in, stored_levels
 from st_gchb.io.images._pillow import open_picture, open_pillow
+from st_gchb.io.images._readers import reader_of
 from st_gchb.io.images._slide_image import SlideImage
 from st_gchb.io.images._tiff import open_tiff
 from st_gchb.io.images._validation import EXPECTED, as_rgb_array
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (None, "generic-tiff", "aperio")
-"""Of the formats that OpenSlide knows, those that tifffile reads as well. Of others a reader of TIFF or JPEG may see
-something, such as the picture of the label, and take it for the slide."""
+"""OpenSlide's names of the formats that tifffile reads as well. In files of other vendors, a reader of TIFF or JPEG may
+find another picture, such as that of the label, and take it for the slide."""
 _LONGEST = 300
-"""Characters of a path in messages."""
+"""Most characters of a path in messages."""
 
 
 @checked
@@ -40,16 +41,16 @@ def open_image(source: Any, um_per_px: PixelSize | None = None, *, name: str | N
     Parameters
     ----------
     source
-        Path of a TIFF (tiled, pyramidal, OME, SVS), JPEG or PNG file, or of a slide that OpenSlide reads (NDPI, MRXS,
-        SCN, VMS, BIF, Philips TIFF, DICOM); an array of shape ``(height, width, 3)``
-        (NumPy, dask, zarr, h5py, torch); a Pillow image; an image element of SpatialData, also one with several scales,
-        or another xarray with dimensions y, x and c; or a :class:`SlideImage`, which is passed on. Files and Pillow
-        images with an orientation tag are read upright, as viewers show them (with a warning); arrays carry no such tag
-        and are taken as they are.
+        Path of a TIFF (tiled, pyramidal, OME, SVS), JPEG or PNG file, of a slide that OpenSlide reads (NDPI, MRXS,
+        SCN, VMS, BIF, Philips TIFF, DICOM), or of a format of :func:`register_reader`; an array of shape
+        ``(height, width, 3)`` (NumPy, dask, zarr, h5py, torch); a Pillow image; an image element of SpatialData, also
+        one with several scales, or another xarray with dimensions y, x and c; or a :class:`SlideImage`, which is
+        returned as it is. Files and Pillow images with an orientation tag are read upright, as viewers show them (with
+        a warning); arrays have no such tag and are not turned.
     um_per_px
-        Size of a pixel of the finest level, µm. Goes before what the file says, with a warning where they disagree.
+        Size of a pixel of the finest level, µm. It replaces the file's own, with a warning where they disagree.
     name
-        What messages call the image.
+        Name of the image in messages.
 
     Returns
     -------
@@ -115,6 +116,9 @@ def _as_path(source: str | os.PathLike) -> Path:
 
 def _open_path(path: Path) -> SlideImage:
     with reading(str(path)[:_LONGEST], "the image", "Check the path and the rights to read it.", ImageError):
+        reader = reader_of(path) if path.exists() else None
+        if reader is not None:
+            return reader.read(path)
         if path.is_dir():
             raise ImageError(
                 f"{path}: found a folder, expected an image file. SpatialData is opened with spatialdata.read_zarr."
@@ -130,7 +134,8 @@ def _open_path(path: Path) -> SlideImage:
             return open_pillow(path)
         image = open_tiff(path)
         unknown = sorted({level.compression for level in stored_levels(image) if not level.decodable})
-        # OpenSlide turns tiles of some compressions one by one, which is no picture: it gets upright files alone.
+        # OpenSlide turns the tiles of some compressions one by one, which gives a wrong picture: it opens only files
+        # that are stored upright.
         if unknown and (vendor is None or orientation_in(image) != UPRIGHT):
             raise ImageError(
                 f"{path}: the TIFF is compressed by a method that cannot be decoded (number {unknown[0]}). Export it "

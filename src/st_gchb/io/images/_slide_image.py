@@ -1,10 +1,10 @@
-"""The one interface through which the package reads slide images."""
+"""The interface through which the package reads slide images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,25 +18,65 @@ from st_gchb.io.images._thumbnail import hash_pixels, shrink
 RGB = npt.NDArray[np.uint8]
 
 
+class SlideLevel(Protocol):
+    """One resolution of a slide, as a reader of :func:`register_reader` provides it.
+
+    NumPy arrays, memory-mapped ones included, are slide levels. Other classes need ``shape`` and ``__getitem__``, and
+    may have more:
+
+    - ``chunks``: height and width of the regions that are decoded as one, or the heights of all and the widths of all,
+      as in dask. Patches are then read chunk by chunk, each chunk once.
+    - ``whole_bytes``: bytes of decoded pixels that the first window brings and that are kept, for formats that can only
+      be decoded whole. A level without it keeps none.
+    - ``read_in_parts()``: called where ``whole_bytes`` is more than is allowed; from then on the level keeps nothing.
+    - ``release()``: give decoded pixels and file handles back. A later window opens the file again.
+    - ``path``: the file, by which an AnnData can name its image without holding the pixels.
+
+    Levels are read by one thread at a time. A window that cannot be decoded is a
+    :class:`~st_gchb.errors.DamageError`, so that the rest of the slide can be used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.io import SlideImage
+    >>> class White:
+    ...     shape = (400, 600, 3)
+    ...
+    ...     def __getitem__(self, window):
+    ...         sides = [len(range(*part.indices(side))) for part, side in zip(window, self.shape)]
+    ...         return np.full((*sides, 3), 255, dtype=np.uint8)
+    >>> SlideImage([White()], [1.0]).read(0, 390, 420, 0, 10).shape
+    (10, 10, 3)
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and 3 channels, ``(h, w, 3)``, px of the level."""
+
+    def __getitem__(self, window: tuple[slice, slice], /) -> Any:
+        """Read a window of rows and columns within the level, ``(h, w, 3)`` uint8."""
+
+
 @dataclass(eq=False)
 class SlideImage:
     """An 8-bit RGB slide image with one or more resolutions, read window by window.
 
-    Made by :func:`open_image`; nothing is decoded before the first :meth:`read`.
+    Made by :func:`open_image`, and by readers of :func:`register_reader`; nothing is decoded before the first
+    :meth:`read`.
 
     Parameters
     ----------
     levels
-        Arrays of shape ``(h, w, 3)``, finest first. Anything with ``shape`` and slicing in two dimensions will do; what
-        is decoded in chunks says so in ``chunks`` (height, width), what is decoded whole in ``whole_bytes``.
+        Resolutions as :class:`SlideLevel` describes them, finest first.
     downsamples
         Size of a pixel of each level in pixels of the first.
     um_per_px
-        Size of a pixel of the finest level, µm, where the file or the caller says so.
+        Size of a pixel of the finest level, µm, where the file or the caller gives it.
     name
-        What messages call the image.
+        Name of the image in messages.
     content_hash
-        Gives a hash of the image's content without decoding it (files: of their bytes). Without it, pixels are hashed.
+        Function that returns a hash of the image's content without decoding it (files: of their bytes). Without it,
+        pixels are hashed.
     """
 
     levels: Sequence[Any]
@@ -51,7 +91,7 @@ class SlideImage:
         return self.level_shape(0)
 
     def level_shape(self, level: int) -> tuple[int, int]:
-        """Height and width of a level, in its own px."""
+        """Get height and width of a level, in its own px."""
         height, width = self.levels[level].shape[:2]
         return int(height), int(width)
 
@@ -92,14 +132,17 @@ class SlideImage:
         window = np.asarray(self.levels[level][rows, columns])
         if window.dtype != np.uint8:
             raise ImageError(f"{self.name}: level {level} holds {window.dtype} pixels; expected uint8.")
+        expected = (max(rows.stop - rows.start, 0), max(columns.stop - columns.start, 0), 3)
+        if window.shape != expected:
+            raise ImageError(f"{self.name}: level {level} gave a window of shape {window.shape}; expected {expected}.")
         return window
 
     def chunks(self, level: int) -> tuple[Edges, Edges]:
-        """Edges of the regions that are decoded as one, along rows and along columns, px of the level."""
+        """Get the edges of the regions that are decoded as one, along rows and along columns, px of the level."""
         return chunk_edges(getattr(self.levels[level], "chunks", None), self.level_shape(level))
 
     def pieces(self, level: int) -> tuple[Edges, Edges]:
-        """Edges of the regions of whole chunks that are best read at once, along rows and along columns."""
+        """Get the edges of the regions of whole chunks that are best read at once, along rows and along columns."""
         return piece_edges(self.chunks(level))
 
     def read_chunks(self, level: int, box: Box) -> tuple[RGB, list[tuple[Box, DamageError]]]:
@@ -125,7 +168,7 @@ class SlideImage:
         try:
             return self.read(level, *box), []
         except DamageError:
-            # Which of the chunks it is shows when each is read alone.
+            # Reading each chunk alone shows which of them is damaged.
             y0, y1, x0, x1 = box
             rows, columns = self.chunks(level)
             pixels = np.zeros((y1 - y0, x1 - x0, 3), dtype=np.uint8)
@@ -139,7 +182,14 @@ class SlideImage:
             return pixels, lost
 
     def hold_at_most(self, level: int, n_bytes: int) -> None:
-        """See that a level keeps no more decoded pixels than this.
+        """Limit the decoded pixels that a level keeps in memory.
+
+        Parameters
+        ----------
+        level
+            Index of the level.
+        n_bytes
+            Most bytes that it may keep.
 
         Raises
         ------
@@ -186,7 +236,17 @@ class SlideImage:
         return pixels, scale
 
     def fingerprint(self, level: int = 0) -> str:
-        """Hash of the content: of a file's bytes, or of the pixels of ``level`` for an array.
+        """Hash the content: a file's bytes, or the pixels of ``level`` for an array.
+
+        Parameters
+        ----------
+        level
+            Level whose pixels are hashed where there is no file to hash.
+
+        Returns
+        -------
+        str
+            SHA-256, hexadecimal.
 
         Examples
         --------
@@ -196,7 +256,7 @@ class SlideImage:
         >>> open_image(black).fingerprint() == open_image(black.copy()).fingerprint()
         True
         """
-        # Not kept: pixels and files may change while the object lives, and the cache must see it.
+        # Not stored: pixels and files may change while the object exists, and the cache has to notice.
         return self.content_hash() if self.content_hash is not None else hash_pixels(self, level)
 
     def release(self) -> None:

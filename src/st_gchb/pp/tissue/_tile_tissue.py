@@ -131,7 +131,8 @@ def _library(name: str, tiles: Tiles, slide: SlideImage, source: Any) -> Library
         picture, scale = slide.thumbnail(_PICTURE_PX)
     images: dict[str, Any] = {"hires": picture}
     metadata: dict[str, Any] = {}
-    path = getattr(slide.levels[0], "path", None)
+    # Levels of a registered reader need not know their file.
+    path = getattr(slide.levels[0], "path", source if isinstance(source, str | os.PathLike) else None)
     if path is not None:
         metadata[Keys.SOURCE_IMAGE] = str(Path(path).resolve())
     elif isinstance(slide.levels[0], np.ndarray):
