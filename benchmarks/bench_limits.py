@@ -1,4 +1,4 @@
-"""Reading and encoding beside what disk, decoder and encoder could do alone, measured in turn with them."""
+"""Reading and encoding of patches, relative to their limits: disk, decoder and encoder alone, measured alternately."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from st_gchb.pp import get_encoder, read_patches, slices_of
 
 PATCH_UM, INPUT_PX = 150.0, 224
 N_ENCODED = {"cpu": 12, "cuda": 40}
-"""Rows and columns of the spots that are encoded: 144 patches, or 1,600, which take a GPU as long."""
+"""Rows and columns of the encoded spots, by device: 144 patches on a CPU, 1,600 on a GPU, which take about as long."""
 PX_AT_MOST = 10**9
 
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    """One slice of DLPFC in full resolution, about 60 megapixels: as a pyramid, and as one JPEG."""
+    """Write one slice of DLPFC size in full resolution, about 60 megapixels, as a pyramid and as one JPEG."""
     folder = tmp_path_factory.mktemp("slice")
     tiff, jpeg = folder / "slice.tif", folder / "slice.jpg"
     adata = tiff_slide(tiff, DLPFC_SPOTS, DLPFC_UM_PER_PX)
@@ -32,7 +32,7 @@ def slides(tmp_path_factory):
 
 
 def forget(path: Path) -> None:
-    """Have the system drop the file's pages, so that it is read from the disk (a file in memory stays there)."""
+    """Drop the file from the page cache, so that it is read from disk (unless it is on a file system in memory)."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -42,14 +42,14 @@ def forget(path: Path) -> None:
 
 
 def disk(path: Path) -> None:
-    """Read the file."""
+    """Read the bytes of the file, without decoding."""
     with path.open("rb", buffering=0) as file:
         while file.read(2**20):
             pass
 
 
 def decode(path: Path) -> None:
-    """Read and decode all pixels of the finest level, and nothing else."""
+    """Read and decode all pixels of the finest level."""
     if path.suffix == ".tif":
         with tifffile.TiffFile(path) as file:
             for _ in file.pages[0].segments(maxworkers=1):
@@ -62,7 +62,7 @@ def decode(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
 @pytest.mark.benchmark(group="limits")
 def bench_reading_rate(measure, slides, kind, monkeypatch):
-    """All patches of a slice: opened, read, decoded, cut, resampled."""
+    """Measure reading all patches of a slice, from opening the file to resampled patches."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PX_AT_MOST)
     paths, adata = slides
     path = paths[kind]
@@ -80,7 +80,7 @@ def bench_reading_rate(measure, slides, kind, monkeypatch):
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
 @pytest.mark.benchmark(group="limits")
 def bench_encoding_rate(measure, slides, name, device):
-    """From the file to features, beside the network's forward pass on the same batches in memory."""
+    """Measure embedding from the file to features, relative to the forward pass on the same batches in memory."""
     paths, adata = slides
     place = (adata.obsm["spatial"] * DLPFC_UM_PER_PX).argsort(axis=0).argsort(axis=0)
     side = round(DLPFC_SPOTS**0.5)
@@ -92,7 +92,7 @@ def bench_encoding_rate(measure, slides, name, device):
         st_gchb.pp.embed_patches(few, encoder=encoder, n_views=1, cache=False, device=device, **where)
 
     caught = network_of(embed)
-    # The first run chooses kernels.
+    # Warm-up: the first run selects kernels.
     caught.forward()
     assert caught.n_patches == few.n_obs, f"{caught.n_patches} patches were seen, of {few.n_obs}"
     with Watch(device) as watch:

@@ -1,4 +1,4 @@
-"""Reading patches, and passing them through an encoder, by the size of the slide."""
+"""Growth of the time and memory of reading and encoding patches with the size of the slide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATCH_UM = 150.0
 
 
 class Cheap(nn.Module):
-    """A trunk that costs little, so that what grows otherwise would show."""
+    """A trunk that takes little time, so that superlinear growth of the other steps is visible."""
 
     input_px = INPUT_PX
 
@@ -42,7 +42,7 @@ def cheap() -> Cheap:
 
 @pytest.fixture(scope="module")
 def slide(scale, tmp_path_factory):
-    """One slide with the spots of 1, 4, 16 or 64 slices of DLPFC: path and spots."""
+    """Write one slide with as many spots as ``scale`` slices of DLPFC; yield its path and spots."""
     folder = tmp_path_factory.mktemp("slide")
     tiff_slide(folder / "warm.tif", 64, UM_PER_PX)
     path = folder / f"{scale}.tif"
@@ -63,7 +63,7 @@ def read(adata, path: Path) -> None:
 
 @pytest.mark.benchmark(group="patches")
 def bench_reading(measure, slide, scale):
-    """All patches of a slide."""
+    """Measure reading all patches of a slide."""
     path, adata = slide
     warm = path.with_name("warm.tif")
     read(on_image(64, UM_PER_PX)[0], warm)
@@ -72,7 +72,7 @@ def bench_reading(measure, slide, scale):
 
 @pytest.mark.benchmark(group="patches")
 def bench_encoding(measure, slide, scale, device):
-    """The same, through an encoder that costs little."""
+    """Measure embedding all patches of a slide with an encoder that takes little time."""
     path, adata = slide
     encoder = cheap()
     encode(on_image(64, UM_PER_PX)[0], path.with_name("warm.tif"), encoder, device)
@@ -80,7 +80,7 @@ def bench_encoding(measure, slide, scale, device):
 
 
 def encode_apart(path: str, n_spots: int, device: str, threads: int) -> dict:
-    """Peak of memory of encoding a slide, beyond that of encoding a small one."""
+    """Measure the peak memory of encoding a slide beyond that of encoding a small one, in the current process."""
     torch.set_num_threads(threads)
     encoder, adata = cheap(), on_image(n_spots, UM_PER_PX)[0]
     encode(on_image(64, UM_PER_PX)[0], Path(path).with_name("warm.tif"), encoder, device)
@@ -92,7 +92,7 @@ def encode_apart(path: str, n_spots: int, device: str, threads: int) -> dict:
 
 @pytest.mark.benchmark(group="memory", timer=CLOCK)
 def bench_encoding_memory(measure, slide, device, threads):
-    """Peak of the process's own memory; the features that are given back are a part of it."""
+    """Measure the peak of a separate process's own memory, which includes the returned features."""
     path, adata = slide
     found = apart(encode_apart, str(path), adata.n_obs, device, threads)
     features_mib = adata.n_obs * 64 * 4 / 2**20

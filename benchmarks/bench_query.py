@@ -1,4 +1,4 @@
-"""The search of the nearest reference spots, beside the bare matrix product."""
+"""Search of the nearest reference spots, relative to the matrix product of queries and reference alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from st_gchb.retrieval import find_neighbors
 from st_gchb.retrieval._exact import _KEYS, _QUERIES
 
 WIDTH, K = 128, 400
-"""Of the default model."""
+"""Embedding dimension and number of neighbors of the default model."""
 
 
 def normalized(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -21,7 +21,7 @@ def normalized(n: int, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.mark.benchmark(group="query")
 def bench_query(measure, scale, device):
-    """The queries of one slice against references of 1 to 64: linear in the reference is 1."""
+    """Measure searching one slice in references of 1 to 64 slices; linear growth has the exponent 1."""
     rng = np.random.default_rng(0)
     keys, queries = normalized(scale * DLPFC_SPOTS, rng), normalized(DLPFC_SPOTS, rng)
     on_device = [torch.as_tensor(array, device=device) for array in (queries, keys)]

@@ -1,4 +1,4 @@
-"""What it takes to start, beside the time of importing scvi-tools."""
+"""Start-up time of the package and of its command line, relative to importing scvi-tools."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 5
 
 
 def started(code: str) -> Sample:
-    """Seconds of a fresh interpreter."""
+    """Measure a fresh interpreter that runs this code, wall-clock and CPU seconds."""
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall, after = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -29,7 +29,7 @@ def started(code: str) -> Sample:
 
 @pytest.fixture(scope="module")
 def starts():
-    """All commands, one after the other, in each of some rounds; a first round fills the caches."""
+    """Measure all commands alternately in several rounds, after one round that fills the caches."""
     rounds = [{name: started(code) for name, code in COMMANDS.items()} for _ in range(ROUNDS + 1)]
     return {name: [one[name] for one in rounds[1:]] for name in COMMANDS}
 
@@ -37,5 +37,5 @@ def starts():
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != SCVI])
 @pytest.mark.benchmark(group="start-up", timer=CLOCK)
 def bench_startup(measure, starts, command):
-    """A fresh interpreter."""
+    """Report a command relative to importing scvi-tools."""
     measure.replay(starts[command], spots=0, case=command, limits={SCVI: starts[SCVI]})

@@ -1,10 +1,10 @@
-"""The benchmarks of this checkout on the source of two commits, in turn, and what the second takes over the first.
+"""Comparison of two commits: runs the benchmarks of this checkout on both sources alternately and reports ratios.
 
     make bench-compare BASE=main
     python benchmarks/compare.py v0.1.0 HEAD --rounds 3 --scales "1 4" -- -k query
 
-Without HEAD, the second is the source as it lies in the checkout. Each round runs both, the first of them last in the
-next round, so that what else the machine does falls on both; a ratio is that of two runs of one round.
+Without HEAD, the second source is the working tree. Each round runs both sources, in alternating order, so that other
+load on the machine affects both; ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STORAGE = ROOT / ".benchmarks" / "compare"
 
 
 def git(*arguments: str) -> str:
-    """What git says."""
+    """Run a git command in the repository and return its output."""
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: git {' '.join(arguments)}: {done.stderr.strip()}")
@@ -37,7 +37,7 @@ def git(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def source_of(commit: str | None) -> Iterator[tuple[str, Path]]:
-    """Name and source folder of a commit, in a work tree that goes when it is no longer needed."""
+    """Yield the name and source folder of a commit, in a temporary work tree; None is the checkout itself."""
     if commit is None:
         yield "checkout", ROOT / "src"
         return
@@ -52,20 +52,20 @@ def source_of(commit: str | None) -> Iterator[tuple[str, Path]]:
 
 
 def run(source: Path, report: Path, arguments: list[str]) -> dict[str, Any]:
-    """One run of the suite on a source; a benchmark that fails there is left out of its report."""
+    """Run the benchmarks once on a source; a benchmark that fails is missing from the report."""
     suite = ROOT / "benchmarks"
     command = [sys.executable, "-m", "pytest", "-c", str(suite / "pytest.ini"), str(suite), "-q", "--benchmark-quiet"]
     command += [f"--benchmark-storage={STORAGE}", f"--benchmark-json={report}", *arguments]
     environment = os.environ | {"PYTHONPATH": str(source)}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr)
-    # 1: some benchmark failed, which an older commit may well.
+    # Exit status 1: some benchmarks failed, as expected for an older commit that lacks a function.
     if done.returncode not in (0, 1) or not report.exists() or not report.stat().st_size:
         raise SystemExit(f"error: the benchmarks could not be run on {source} (exit status {done.returncode}).")
     return json.loads(report.read_text())
 
 
 def compare(base: str, head: str | None, rounds: int, arguments: list[str], out: Path | None) -> str:
-    """Run both in turn; the table."""
+    """Run both sources alternately and return the table of changes."""
     reports: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     with source_of(base) as first, source_of(head) as second, tempfile.TemporaryDirectory() as folder:
         sides = (first, second)
@@ -85,7 +85,7 @@ def compare(base: str, head: str | None, rounds: int, arguments: list[str], out:
 
 
 def main() -> None:
-    """Read the command line, run, print."""
+    """Parse the command line, run the comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="the commit to compare with")
     parser.add_argument("head", nargs="?", help="the other commit (default: the checkout as it is)")

@@ -1,4 +1,4 @@
-"""Sizes, devices and what is kept of each benchmark; the tables at the end of a run."""
+"""Options, fixtures and reports of the benchmarks: sizes, devices, stored measurements, and tables after a run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("--threads"))
-    # Of processes that benchmarks start; this one's libraries read it before it got here.
+    # For processes that benchmarks start; the libraries of this process have already read it.
     os.environ["OMP_NUM_THREADS"] = str(config.getoption("--threads"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "scale" in metafunc.fixturenames:
         scales = [int(scale) for scale in metafunc.config.getoption("--scales").replace(",", " ").split()]
-        # Of the module's scope, all benchmarks of one size follow one another and share what was made for it.
+        # Module scope, so that all benchmarks of one size run consecutively and share its fixtures.
         metafunc.parametrize("scale", scales, ids=[f"{scale}x" for scale in scales], scope="module")
 
 
@@ -52,7 +52,10 @@ def threads(request: pytest.FixtureRequest) -> int:
 
 
 class Measure:
-    """Hands calls, or rounds that were timed elsewhere, to pytest-benchmark, and keeps what it has no place for."""
+    """Interface to pytest-benchmark that also stores CPU time, limits, memory and further facts.
+
+    Times calls, or replays rounds that were timed elsewhere.
+    """
 
     def __init__(self, benchmark: Any, device: str) -> None:
         self.benchmark, self.device = benchmark, device
@@ -68,7 +71,7 @@ class Measure:
         before: Callable[[], Any] | None = None,
         **facts: Any,
     ) -> None:
-        """Time rounds of a call, each after one of every limit; ``before`` is called before each, untimed."""
+        """Time rounds of a call, each preceded by one call of every limit; ``before`` runs untimed before each call."""
         own: list[Sample] = []
         bounds: dict[str, list[Sample]] = {name: [] for name in limits or {}}
 
@@ -93,13 +96,13 @@ class Measure:
         mib: Sequence[float] = (),
         **facts: Any,
     ) -> None:
-        """Rounds that were timed elsewhere; the benchmark is marked with ``timer=CLOCK``."""
+        """Report rounds that were timed elsewhere; the benchmark must be marked with ``timer=CLOCK``."""
         left = iter(samples)
         self.benchmark.pedantic(lambda: CLOCK.advance(next(left)["wall_s"]), rounds=len(samples))
         self._keep(samples, spots, case, limits or {}, mib, facts)
 
     def note(self, **facts: Any) -> None:
-        """Keep what is known only after the rounds."""
+        """Add facts that are known only after the rounds."""
         self.benchmark.extra_info["facts"].update(facts)
 
     def _keep(self, samples: Any, spots: int, case: str, limits: Any, mib: Any, facts: Any) -> None:
@@ -113,11 +116,11 @@ def measure(benchmark: Any, device: str) -> Measure:
     return Measure(benchmark, device)
 
 
-# ---- What is written, and printed at the end ----
+# ---- Report of a run ----
 
 
 def source_folder() -> Path:
-    """Where the package that is measured lies: another checkout where two commits are compared."""
+    """Return the folder of the measured package, which is another checkout when commits are compared."""
     import st_gchb
 
     return Path(st_gchb.__file__).parent
@@ -132,7 +135,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
-    """The commit of the source, not of the benchmarks."""
+    """Record the commit of the measured source, not that of the benchmarks."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(source_folder()), *arguments]

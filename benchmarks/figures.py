@@ -1,6 +1,6 @@
-"""From measured seconds to what is said of them: growth exponents, shares of a limit, verdicts, two commits.
+"""Analysis of measurements: growth exponents, ratios to limits, verdicts on targets, and changes between commits.
 
-Nothing here measures; what is read is the JSON that pytest-benchmark writes.
+Its input is the JSON report of pytest-benchmark; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ class Row:
 
     Parameters
     ----------
-    group, name, case
-        Of the benchmark; ``case`` is the part of its parameters that is not the size.
+    group, name
+        Group and name of the benchmark.
+    case
+        Its parameters other than the size.
     spots
-        Its size.
+        Size, number of spots.
     cost, unit
-        What it takes: CPU seconds on a CPU, seconds on a GPU, MiB for memory.
+        Cost and its unit: CPU seconds on a CPU, seconds on a GPU, MiB for memory.
     wall
-        Seconds, whatever the unit.
+        Wall-clock seconds, independent of ``unit``.
     ratios
-        Its time over that of each limit, measured in turn with it; wall clock.
+        Wall-clock time divided by that of each limit, measured alternately.
     cpu_ratios
-        The same in CPU seconds.
+        CPU time divided by that of each limit.
     facts
-        What else was counted.
+        Further measurements.
     """
 
     group: str
@@ -50,13 +52,13 @@ class Row:
 
     @property
     def title(self) -> str:
-        """Name for people."""
+        """Name in tables."""
         return f"{self.name.replace('_', ' ')} ({self.case})" if self.case else self.name.replace("_", " ")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target and what was found."""
+    """A target, the measured value, and whether the target is met."""
 
     what: str
     target: str
@@ -65,17 +67,17 @@ class Verdict:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, smallest and largest."""
+    """Compute median, smallest and largest value."""
     return median(values), min(values), max(values)
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Slope of cost against size, both as logarithms (least squares): 1 is linear, 2 is quadratic.
+    """Fit the slope of log cost against log size by least squares: 1 is linear, 2 is quadratic growth.
 
     Raises
     ------
     ValueError
-        For fewer than two sizes, or a size or cost that is not above 0.
+        There are fewer than two sizes, or a size or cost is not positive.
     """
     if len(sizes) != len(costs) or len(set(sizes)) < 2 or min(*sizes, *costs) <= 0:
         raise ValueError(f"sizes={list(sizes)}, costs={list(costs)}; expected as many of both, two sizes, all above 0.")
@@ -84,11 +86,11 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
 
 
-# ---- Reading what pytest-benchmark wrote ----
+# ---- Reading the report of pytest-benchmark ----
 
 
 def rows_of(report: Mapping[str, Any]) -> list[Row]:
-    """The benchmarks of a run, in their order."""
+    """Read the benchmarks of a report, in order."""
     return [_row(entry) for entry in report["benchmarks"]]
 
 
@@ -105,14 +107,17 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def cost_unit(info: Mapping[str, Any]) -> str:
-    """Unit of a benchmark's cost: other work on the machine does not lengthen CPU time, and a GPU's has no such."""
+    """Choose the unit of a benchmark's cost.
+
+    CPU seconds are preferred because other load hardly affects them; for a GPU only wall-clock seconds exist.
+    """
     if info["mib"]:
         return "MiB"
     return "CPU s" if info["device"] == "cpu" else "s"
 
 
 def costs(info: Mapping[str, Any]) -> list[float]:
-    """Cost of each round."""
+    """Read the cost of each round."""
     key = {"MiB": None, "CPU s": "cpu_s", "s": "wall_s"}[cost_unit(info)]
     return list(info["mib"]) if key is None else [sample[key] for sample in info["samples"]]
 
@@ -127,13 +132,13 @@ GROWTH = {"encoding", "graph", "epoch", "query"}
 """Benchmarks whose growth exponent has a target."""
 GROWTH_AT_MOST = 1.1
 RATE_AT_LEAST = {("encoding_rate", "raw forward"): 0.9}
-"""Smallest share of a limit that is to be reached, wall clock."""
+"""Target of the fraction of a limit that is reached, wall clock."""
 STARTUP_AT_MOST = {"import st_gchb": 0.1, "st-gchb --help": 0.2}
-"""Largest part of the time of ``import scvi``, wall clock."""
+"""Target of the time relative to ``import scvi``, wall clock."""
 
 
 def series(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows of one benchmark at several sizes, in order of size."""
+    """Group the rows of each benchmark that was run at several sizes, in order of size."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.group, row.name, row.case), []).append(row)
@@ -143,13 +148,13 @@ def series(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 
 def growth(some: Sequence[Row]) -> tuple[float, float]:
-    """Exponent over all sizes, and between the two largest, where what does not grow weighs least."""
+    """Compute the growth exponent over all sizes, and over the two largest, where constant costs matter least."""
     sizes, found = [row.spots for row in some], [row.cost[0] for row in some]
     return exponent(sizes, found), exponent(sizes[-2:], found[-2:])
 
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """Every target that a run says something of."""
+    """Evaluate every target for which the run has measurements."""
     found = []
     for (_, name, _), some in series(rows).items():
         if name in GROWTH:
@@ -170,12 +175,12 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
 # ---- Two commits ----
 
 CHANGE = 1.1
-"""Ratio beyond which all rounds must lie for a change to be called one."""
+"""Ratio that all rounds must exceed for a benchmark to count as changed."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A benchmark at two commits: what the second takes over what the first takes, round by round."""
+    """Cost of a benchmark at two commits, and the ratio of the second to the first over the rounds."""
 
     name: str
     unit: str
@@ -185,7 +190,7 @@ class Change:
 
     @property
     def says(self) -> str:
-        """Whether the head takes more or less than the base, in all rounds and by more than a tenth."""
+        """``"more"`` or ``"less"`` if the head costs over a tenth more or less than the base in all rounds."""
         _, low, high = self.ratio
         if low > CHANGE:
             return "more"
@@ -193,12 +198,19 @@ class Change:
 
 
 def changes(base: Sequence[Mapping[str, Any]], head: Sequence[Mapping[str, Any]]) -> tuple[list[Change], list[str]]:
-    """Compare runs that were made in turn, pair by pair; and the benchmarks that one of the commits cannot run.
+    """Compare alternating runs of two commits, pair by pair.
 
     Parameters
     ----------
     base, head
-        Reports of as many runs each, as pytest-benchmark wrote them.
+        Reports of pytest-benchmark, equally many of each commit.
+
+    Returns
+    -------
+    changes
+        Benchmarks that are in all reports.
+    missing
+        Names of benchmarks that are missing from some reports.
     """
     if not base or len(base) != len(head):
         raise ValueError(f"{len(base)} runs of the base and {len(head)} of the head; expected as many of both.")

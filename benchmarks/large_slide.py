@@ -1,10 +1,10 @@
-"""A whole slide of 40,000 x 40,000 px from the file to predicted expression: memory, throughput, what is decoded.
+"""Prediction of a whole slide of 40,000 x 40,000 px, from the file: memory, throughput and decoded chunks.
 
     python benchmarks/large_slide.py --out large_slide.json
     python benchmarks/large_slide.py --encoder mobilenet_v2 --weights mobilenet_v2_imagenet.safetensors
 
-The slide is made first (a pyramid of JPEG tiles, about 220 MB) and kept in --folder; a small model is trained on
-synthetic sections. Each of these runs in a process of its own, so that the figures are those of the prediction alone.
+The slide is generated first (a pyramid of JPEG tiles, about 220 MB) and kept in --folder, and a small model is trained
+on synthetic slices. Each step runs in a separate process, so that the figures are those of the prediction alone.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from slides import GLASS, PERIOD, TILE, texture
 UM_PER_PX = 0.5
 LEVELS = 6
 BLOBS = [(0.30, 0.36, 0.22, 0.30), (0.62, 0.58, 0.26, 0.24), (0.35, 0.76, 0.16, 0.14)]
-"""Pieces of tissue: center (x, y) and half axes, in widths of the slide."""
+"""Ellipses of tissue: center (x, y) and semi-axes, as fractions of the side of the slide."""
 
 
 def tiles(size: int, factor: int, tissue: np.ndarray) -> Iterator[np.ndarray]:
-    """Tiles of a level, row after row; no more than one is held."""
+    """Generate the tiles of a level row by row, one at a time."""
     period = len(tissue)
     side = -(-size // factor)
     for top in range(0, side, TILE):
@@ -44,7 +44,7 @@ def tiles(size: int, factor: int, tissue: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def make_slide(path: Path, size: int, levels: int = LEVELS) -> None:
-    """Write the pyramid, tile by tile."""
+    """Write a synthetic slide as a pyramid, tile by tile."""
     import tifffile
 
     tissue = texture()
@@ -91,15 +91,15 @@ class Counted:
 
 
 def status(key: str) -> float:
-    """A figure of this process, MB."""
+    """Read an entry of ``/proc/self/status`` of this process, MB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 @contextmanager
 def stage(name: str, figures: dict[str, Any]) -> Iterator[None]:
-    """Time of a stage, and its peak of resident memory beyond the imports."""
-    # Sets the peak that Linux keeps back to what is resident now.
+    """Measure the time of a stage and its peak resident memory beyond that after the imports."""
+    # Resets Linux's record of the peak (VmHWM) to the current resident memory.
     Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()
     yield
@@ -113,7 +113,7 @@ def stage(name: str, figures: dict[str, Any]) -> Iterator[None]:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train a small model on synthetic sections and save it."""
+    """Train a small model on synthetic slices and save it."""
     import st_gchb
     from st_gchb.model import STGCHB
 
@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Find tissue, lay positions, read and embed patches, predict; figures of each."""
+    """Run the stages of a prediction (tissue, positions, patches, prediction) and collect their figures."""
     from dataclasses import fields
 
     import spatialdata  # noqa: F401
@@ -168,7 +168,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         embed_patches(query, encoder=encoder, device="cpu", cache=arguments.cache, **options)
     decoded = max((level.times.copy() for level in levels), key=np.sum)
     with stage("reading", figures):
-        # Once more without an encoder: what would be added if the two did not overlap.
+        # Reading once more without an encoder: the time that would be added if reading and encoding did not overlap.
         (only,) = slices_of(query, image=slide)
         for _ in read_patches(only, rule.patch_um / only.um_per_px, encoder.input_px, memory_mb=arguments.memory_mb):
             pass
@@ -199,7 +199,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the slide and the model where they are not there, then measure."""
+    """Generate the slide and the model if they do not exist, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=40_000, help="side of the slide, px (default: 40000)")
     parser.add_argument("--levels", type=int, default=LEVELS, help="levels of the pyramid (default: 6)")

@@ -1,12 +1,12 @@
-"""What 10,000 slides cost on CPUs: seconds of the parts of a slide, what dask adds, core hours computed from both.
+"""Cost of predicting 10,000 slides on CPUs: seconds per step of a slide, overhead of dask, and resulting core hours.
 
     python benchmarks/many_slides.py                                    # prints the tables; two to five minutes
     python benchmarks/many_slides.py --out many.json --docs docs/results/speed/many_slides.md
 
-A synthetic slide (that of large_slide.py, smaller) is predicted by a worker of a LocalCluster with one thread, once for
-each encoder, after a first slide that pays for imports and loading. Encoders have random weights, which cost what
-trained ones do. Then 10,000 slides that are done already go through the same cluster: what is left is the scheduler's
-work and the receipts'. Figures hold on a quiet machine only.
+For each encoder, a synthetic slide (as in large_slide.py, but smaller) is predicted by a LocalCluster of one worker
+with one thread, after a first slide that includes imports and loading. Encoders have random weights, which take as long
+as trained ones. Then 10,000 slides that are already done are submitted, so that only the work of the scheduler and of
+the receipts remains. Figures are valid on an otherwise idle machine only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPOTS = (3_000, 20_000)
 
 
 def main() -> None:
-    """Measure, compute, print, write."""
+    """Parse the command line, measure, and print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", nargs="+", default=["texture", "mobilenet_v2", "resnet50"])
     parser.add_argument("--size", type=int, default=5_000, help="side of the slide, px of 0.5 µm (default: 5000)")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Figures of one slide for each encoder, and of many tasks."""
+    """Measure one slide for each encoder, and many tasks."""
     import torch
     from dask.distributed import Client, LocalCluster
 
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def train(folder: Path, encoder: str, arguments: argparse.Namespace) -> None:
-    """A small model, of one epoch: what a prediction costs does not depend on how good it is."""
+    """Train a small model for one epoch, since the cost of a prediction does not depend on its quality."""
     import st_gchb
     from st_gchb.model import STGCHB
 
@@ -96,7 +96,7 @@ def train(folder: Path, encoder: str, arguments: argparse.Namespace) -> None:
 
 
 def one_slide(model: Path, small: Path, slide: Path, dask: Any) -> dict[str, Any]:
-    """Seconds of the parts of the slide, those that a worker needs once, and its peak of memory."""
+    """Measure the seconds of each step of a slide, those that a worker needs once, and the worker's peak memory."""
     import st_gchb
 
     start = time.perf_counter()
@@ -116,7 +116,7 @@ def one_slide(model: Path, small: Path, slide: Path, dask: Any) -> dict[str, Any
 
 
 def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
-    """Seconds of a call on slides that are all done: links to one result, with a receipt for each."""
+    """Measure a call on slides that are all done; their results are links to one file, with a receipt for each."""
     from dataclasses import asdict
 
     import st_gchb
@@ -141,7 +141,7 @@ def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
 
 
 def core_hours(figures: dict[str, Any], encoder: str, spots: int, slides: int = SLIDES) -> dict[str, float]:
-    """Core hours: slides x (read + spots x (encode + predict + write) per spot + scheduler)."""
+    """Compute core hours as slides x (read + spots x (encode + predict + write) per spot + scheduler)."""
     one = figures["encoders"][encoder]
     per_spot = {part: one["seconds"][part] / one["spots"] for part in PARTS if part != "read"}
     hours = {part: slides * spots * seconds / 3600 for part, seconds in per_spot.items()}
@@ -151,7 +151,7 @@ def core_hours(figures: dict[str, Any], encoder: str, spots: int, slides: int = 
 
 
 def tables(figures: dict[str, Any]) -> str:
-    """Markdown of the measured and the computed figures."""
+    """Format the measured and the computed figures as Markdown."""
     encoders = figures["encoders"]
     head = "| | " + " | ".join(encoders) + " |\n| --- |" + " --- |" * len(encoders) + "\n"
 

@@ -1,4 +1,4 @@
-"""Seconds, memory and processes: what the benchmarks measure with."""
+"""Measurement of time and memory, and separate processes for benchmarks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Sample = dict[str, float]
 
 
 def synchronize(device: str) -> None:
-    """Wait for what a GPU was given to do; a CPU is never behind."""
+    """Wait until a GPU has completed its queued work; a CPU computes synchronously."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], Any], device: str = "cpu") -> Sample:
-    """Seconds of a call, with what it left for the device to do."""
+    """Measure wall-clock and CPU seconds of a call, including work that it queued on the device."""
     synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     call()
@@ -31,10 +31,10 @@ def timed(call: Callable[[], Any], device: str = "cpu") -> Sample:
 
 
 class Clock:
-    """A clock that moves by what it is told: rounds that were timed elsewhere are replayed to pytest-benchmark.
+    """A manually advanced clock, by which rounds that were timed elsewhere are replayed to pytest-benchmark.
 
-    An epoch is timed inside a training, and an import in an interpreter of its own; neither is a call that could be
-    timed from outside.
+    For example, an epoch is timed within training and an import within a fresh interpreter; neither can be timed as a
+    call from outside.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Clock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Move on."""
+        """Advance the clock."""
         self.now += seconds
 
 
@@ -52,9 +52,9 @@ CLOCK = Clock()
 
 
 class Watch:
-    """Peak of this process's own memory, sampled, and mean utilization of a GPU where torch can tell it.
+    """Sampled peak of this process's own memory, KiB, and mean utilization of a GPU if torch reports it.
 
-    Pages of mapped files, which the system drops at need, count in ``with_files`` alone. All in KiB.
+    Pages of memory-mapped files, which the system can drop when memory is short, count only in ``with_files``.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -82,19 +82,19 @@ class Watch:
 
     @property
     def mean_utilization(self) -> float | None:
-        """Percent of the time in which the GPU was at work; None where that cannot be told."""
+        """Mean percentage of time in which the GPU was busy; None if torch does not report it."""
         return sum(self.utilization) / len(self.utilization) if self.utilization else None
 
 
 def resident_kib() -> tuple[int, int]:
-    """Memory of this process: its own (anonymous), and with the pages of mapped files, KiB."""
+    """Read the resident memory of this process, KiB: anonymous, and including pages of memory-mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "VmRSS"))}
     return kib["RssAnon"], kib["VmRSS"]
 
 
 def gpu_utilization(device: str) -> int | None:
-    """Percent of the last sampling interval in which the GPU was at work; None where torch cannot tell."""
+    """Read the percentage of the last sampling interval in which the GPU was busy; None if torch does not report it."""
     if torch.device(device).type != "cuda":
         return None
     try:
@@ -104,11 +104,11 @@ def gpu_utilization(device: str) -> int | None:
 
 
 def gpu_mib(device: str) -> float | None:
-    """Largest memory that tensors took on a GPU since the process began, MiB; None on a CPU."""
+    """Read the peak memory of tensors on a GPU since the process started, MiB; None on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if torch.device(device).type == "cuda" else None
 
 
 def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run in a process of its own: peaks of memory do not add up."""
+    """Run a function in a separate process, so that its peak memory is not affected by other benchmarks."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -1,4 +1,4 @@
-"""A million spots in training, their features on disk: peak memory, seconds of each stage.
+"""Training on a million spots with features on disk: peak memory, and seconds of each stage.
 
 python benchmarks/million.py --docs docs/results/speed
 python benchmarks/million.py --spots 100000 --epochs 3
@@ -17,7 +17,7 @@ from training_size import NETWORKS, one_size
 
 
 def main() -> None:
-    """Read the command line, measure, print and write."""
+    """Parse the command line, measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=1_000_000)
     parser.add_argument("--slices", type=int, default=16)

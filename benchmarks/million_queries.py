@@ -1,11 +1,11 @@
-"""10,000 queries against a million reference spots: exact search beside the bare product, and the index beside it.
+"""Search of 10,000 queries in a million reference spots: exact search against the matrix product alone, and the index.
 
     python benchmarks/million_queries.py --docs docs/results/speed
     python benchmarks/million_queries.py --spots 200000 --queries 2000
 
-Embeddings have directions as uneven as those of a model trained on her2st (half of the variance in about five of 128),
-and a query lies as far from its own key as there (cosine 0.66). The worst case, directions that are all alike, is
-measured beside them: there the index looks into most of its lists.
+Synthetic embeddings have a spectrum as uneven as those of a model trained on her2st (half of the variance in about five
+of 128 directions), and the same similarity of a query to the key of its own spot (cosine 0.66). The worst case, an
+isotropic distribution, is measured too: there the index has to probe most of its lists.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ OWN = 0.66
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
+    """Scale rows to unit length, float32."""
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
 def embeddings(n_keys: int, n_queries: int, *, uneven: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and queries, ``(n, 128)``."""
+    """Draw keys and queries, ``(n_keys, 128)`` and ``(n_queries, 128)``."""
     rng = np.random.default_rng(0)
     share = np.arange(1, WIDTH + 1) ** (-1.25 if uneven else 0.0)
     share[48:] *= 0.05 if uneven else 1.0
@@ -48,12 +48,12 @@ def embeddings(n_keys: int, n_queries: int, *, uneven: bool) -> tuple[np.ndarray
 
     keys = drawn(n_keys, np.sqrt(share))
     own = keys[rng.integers(0, n_keys, n_queries)]
-    # What patches say beside is spread more evenly than what expression says.
+    # The deviation of a query from its key, which comes from the image, has a more even spectrum than expression.
     return keys, unit(OWN * own + np.sqrt(1 - OWN**2) * drawn(n_queries, share**0.25))
 
 
 def product(queries: np.ndarray, keys: np.ndarray) -> Callable[[], None]:
-    """The bare matrix product, in blocks as large as the search's."""
+    """Build a function that computes the matrix product alone, in blocks of the size of the search."""
     one, other = torch.from_numpy(queries), torch.from_numpy(keys)
 
     def run() -> None:
@@ -65,7 +65,7 @@ def product(queries: np.ndarray, keys: np.ndarray) -> Callable[[], None]:
 
 
 def searches(n_keys: int, n_queries: int, k: int, uneven: bool, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds of the product, the exact search and the index, in turn; recall and peak of the memory."""
+    """Measure the product, the exact search and the index alternately, and recall and peak memory."""
     torch.set_num_threads(threads)
     keys, queries = embeddings(n_keys, 2 * n_queries, uneven=uneven)
     for_tuning, queries = queries[n_queries:], queries[:n_queries]
@@ -96,13 +96,13 @@ def searches(n_keys: int, n_queries: int, k: int, uneven: bool, rounds: int, thr
 
 
 def ratio(found: dict[str, Any], over: str, under: str) -> float:
-    """Median over the rounds of the ratio of two wall clocks."""
+    """Compute the median over the rounds of the ratio of two wall-clock times."""
     pairs = zip(found["seconds"][over], found["seconds"][under], strict=True)
     return statistics.median(one["wall_s"] / other["wall_s"] for one, other in pairs)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A line for each number of neighbors and kind of embeddings."""
+    """Format one line per number of neighbors and kind of embeddings."""
     header = ["embeddings", "k", "exact / bare product", "index, times faster than exact", "recall stated", "recall"]
     header += ["lists probed", "index built in, s"]
     lines = [
@@ -122,7 +122,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Read the command line, measure, print and write."""
+    """Parse the command line, measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=10_000)

@@ -1,14 +1,14 @@
-"""The whole of training of four her2st sections: the published schedule, a plain loop, and this package.
+"""Total training time on four her2st slices: the published schedule, a plain loop, and this package.
 
     python benchmarks/published.py --data her2st --weights mobilenet_v2_imagenet.safetensors --docs docs/results/speed
     python benchmarks/published.py --encoders resnet50            # synthetic sections, random weights: cost the same
 
-Ours is measured whole, from the image files to the trained model. Of the others every part is measured and multiplied
-by how often the schedule has it: the encoder's forward pass over a slice (patches in memory, nothing read or
-resampled), and the step of the trainable layers (those of ours, on a batch of ours, without Lightning). The encoder is
-run in two ways: the very network and batches of ours, with batch norm folded into it, and torchvision's trunk as it
-comes, which is what the published code runs. All parts are measured in turn in every round; ratios are those of a
-round.
+This package is measured as a whole, from the image files to the trained model. For the other schedules each part is
+measured and multiplied by its number of repetitions: the encoder's forward pass over a slice (with patches in memory,
+without reading or resampling), and a step of the trainable layers (those of this package, on one of its batches,
+without Lightning). The encoder is run in two ways: with the network and batches of this package, in which batch norm is
+folded, and with torchvision's unmodified trunk, as in the published code. All parts are measured alternately in every
+round, and ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from st_gchb.model import STGCHB
 
 SECTIONS = ["C2", "C3", "C4", "C5"]
 SPOTS = [187, 180, 184, 181]
-"""Of these sections; with synthetic tissue there are about as many."""
+"""Number of spots of these slices; synthetic slices have about as many."""
 PATCH_PX = 112
 """Side of the published patches, px of the image in full resolution."""
 PLAIN_EPOCHS = 20
@@ -44,7 +44,7 @@ HALF = "bfloat16"
 
 
 class Batches(Callback):
-    """Keeps a step of infomax and one of the joint loss of each slice, as training saw them."""
+    """Record one batch of the infomax stage and one of the joint stage of each slice during training."""
 
     def __init__(self) -> None:
         self.infomax: dict[int, Any] = {}
@@ -56,15 +56,15 @@ class Batches(Callback):
 
 
 def as_it_comes(encoder: Any, caught: Caught) -> Caught:
-    """The encoder's trunk, nothing folded, on the same patches in torch's usual order."""
+    """Build the encoder's trunk without folding, on the same patches in torch's default memory format."""
     device = caught.inputs[0].device
-    # Another copy of it: ours may have been put in another order.
+    # A copy, because this package may have changed the memory format of the module.
     module = copy.deepcopy(encoder.module).to(device, memory_format=torch.contiguous_format).eval()
     return Caught(module, [batch.float().contiguous() for batch in caught.inputs])
 
 
 class Bench:
-    """Four sections, an encoder, and the parts that are timed."""
+    """Four slices, an encoder, and the parts that are timed."""
 
     def __init__(self, adata: Any, encoder: Any, device: str) -> None:
         self.adata, self.encoder, self.device = adata, encoder, device
@@ -78,25 +78,25 @@ class Bench:
         self.steps = {"paper": self.batches("paper", pretrain_epochs=1), "bleep": self.batches("bleep")}
 
     def embed(self, adata: Any, precision: str = "float32") -> None:
-        """Features of all patches, from the files."""
+        """Embed all patches, from the image files."""
         options = {"patch_px": PATCH_PX, "n_views": 1, "cache": False, "device": self.device, "slice_key": "slice"}
         st_gchb.pp.embed_patches(adata, encoder=self.encoder, precision=precision, **options)
 
     def train(self, preset: str, n_epochs: int, *callbacks: Any, **settings: Any) -> Any:
-        """Fit and train."""
+        """Fit and train a model."""
         model = STGCHB(self.adata, preset, n_top_genes=min(2000, self.adata.n_vars), **settings)
         options = {"calibrate": False, "early_stopping": False, "enable_progress_bar": False}
         model.train(n_epochs, accelerator=accelerator_of(self.device), callbacks=list(callbacks), **options)
         return model
 
     def batches(self, preset: str, **settings: Any) -> tuple[Any, Batches]:
-        """Network and steps of a short training."""
+        """Train for one epoch and return the network and the recorded batches."""
         kept = Batches()
         model = self.train(preset, 1, kept, **settings)
         return model.module, kept
 
     def step(self, preset: str, stage: str, group: int) -> None:
-        """A step of the trainable layers, without an encoder before it."""
+        """Run one optimizer step of the trainable layers, without the encoder."""
         module, kept = self.steps[preset]
         optimizer = torch.optim.AdamW(module.parameters())
         module.train()
@@ -106,17 +106,17 @@ class Bench:
         module.zero_grad()
 
     def forward(self, trunk: str, number: int) -> Sample:
-        """The encoder over a slice."""
+        """Time the encoder on one slice."""
         return timed(self.trunks[trunk][number].forward, self.device)
 
     def stepped(self, preset: str, stage: str, group: int, n: int = 3) -> Sample:
-        """Median of some steps."""
+        """Time several steps and return the median."""
         samples = [timed(lambda: self.step(preset, stage, group), self.device) for _ in range(n)]
         return {clock: spread([sample[clock] for sample in samples])[0] for clock in CLOCKS}
 
 
 def one_round(bench: Bench) -> dict[str, Sample]:
-    """Seconds of the published schedule, of the plain loop, and of this package, all measured now."""
+    """Measure all parts once, and compute the seconds of the published schedule, the plain loop and this package."""
     groups = list(bench.steps["paper"][1].joint)
     numbers = range(len(bench.names))
     forward = {trunk: [bench.forward(trunk, i) for i in numbers] for trunk in bench.trunks}
@@ -159,12 +159,12 @@ RATIOS = [
 
 
 def in_half(one: dict[str, Sample], ours: str) -> float:
-    """CPU seconds of ours where patches are encoded in half precision."""
+    """Compute the CPU seconds of this package if patches are encoded in half precision."""
     return one[ours]["cpu_s"] - one["of it encoding"]["cpu_s"] + one[f"of it encoding in {HALF}"]["cpu_s"]
 
 
 def lines_of(encoder: str, report: dict[str, Any]) -> list[list[str]]:
-    """Lines of the table: seconds, counted encodings, times faster."""
+    """Format the lines of the table: numbers of encodings, seconds and speed-ups."""
     count = report["encodings"]
     counted = [count["joint"], count["joint"] + count["infomax"], count["every_epoch"]]
     rounds, lines = report["rounds"], []
@@ -186,14 +186,14 @@ HEADER = [
 
 
 def sections(data: Path | None) -> Any:
-    """The real sections, or synthetic ones of their size."""
+    """Load the her2st slices, or generate synthetic ones of their size."""
     if data is not None:
         return st_gchb.datasets.her2st(SECTIONS, path=data)
     return st_gchb.datasets.synthetic_tissue(4, n_rows=15, n_cols=13, n_genes=2000)
 
 
 def main() -> None:
-    """Read the command line, measure, print and write."""
+    """Parse the command line, measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the her2st sections (default: synthetic ones)")
     parser.add_argument("--encoders", nargs="+", default=["resnet50", "mobilenet_v2"])

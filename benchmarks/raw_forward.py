@@ -1,4 +1,4 @@
-"""The encoder's forward pass by itself, on the very tensors that it was given."""
+"""Forward pass of an encoder alone, replayed on the tensors that the package passed to it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 @dataclass
 class Caught:
-    """A network as it was called: what is nearest to it that can be run without the rest.
+    """A network with the inputs of its calls, so that its forward pass can be replayed without reading patches.
 
     Parameters
     ----------
     module
-        The network itself, folded or compiled where the package does so.
+        Network that was called, folded or compiled as in the package.
     inputs
-        Batches as they came: size, type, order in memory, device.
+        Batches with their original size, type, memory format and device.
     autocast
-        Precision of torch's automatic mixed precision, or None.
+        Precision of torch's automatic mixed precision; None if it was off.
     """
 
     module: nn.Module | None = None
@@ -32,12 +32,12 @@ class Caught:
 
     @property
     def n_patches(self) -> int:
-        """Patches in all batches."""
+        """Number of patches in all batches."""
         return sum(len(batch) for batch in self.inputs)
 
     @torch.inference_mode()
     def forward(self) -> list[Tensor]:
-        """The network on all batches, and nothing else."""
+        """Run the network on all batches."""
         if self.module is None:
             raise RuntimeError("No network was called on images: there is nothing whose rate could be measured.")
         kind = self.inputs[0].device.type
@@ -47,9 +47,9 @@ class Caught:
 
 @contextmanager
 def catch_network() -> Iterator[Caught]:
-    """Note the outermost network that is called on images, ``(b, 3, h, w)``, and what it is called on.
+    """Record the outermost network that is called on images, ``(b, 3, h, w)``, and its inputs.
 
-    It is found by torch's hooks for all modules, so it does not matter what a commit does to the encoder first.
+    Torch's global module hooks are used, so that this works for every commit, whatever it does to the encoder.
     """
     caught, depth = Caught(), [0]
 
@@ -58,7 +58,7 @@ def catch_network() -> Iterator[Caught]:
         images = inputs[0] if inputs else None
         if depth[0] == 1 and isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] == 3:
             caught.module = module
-            # A copy, in the same order: what it was given may be overwritten by the next batch.
+            # A copy in the same memory format, because the next batch may overwrite the input.
             caught.inputs.append(images.clone(memory_format=torch.preserve_format))
             kind = images.device.type
             caught.autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -75,7 +75,7 @@ def catch_network() -> Iterator[Caught]:
 
 
 def network_of(call: Callable[[], Any]) -> Caught:
-    """The network that a call runs."""
+    """Run a call and return the network that it ran, with its inputs."""
     with catch_network() as caught:
         call()
     return caught

@@ -1,4 +1,4 @@
-"""How many patches a schedule of training encodes."""
+"""Numbers of patch encodings of training schedules, and their total time from the times of their parts."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BATCH, INFOMAX_EPOCHS, JOINT_EPOCHS = 16, 50, 4
-"""Of the published schedule: spots of a mini-batch; epochs of infomax on images (as many on expression); joint ones."""
+"""Published schedule: spots per mini-batch, epochs of infomax on images (as many on expression), and joint epochs."""
 
-# The page on the method says of DLPFC: "42 million patch encodings where 40,629 are needed". The ten slices that are
-# not 151675 and 151676 have 40,629 spots. 4 joint epochs with a mini-batch for every 16 spots, and the whole slice
-# encoded for each mini-batch, are 41.8 million encodings. So the figure counts the joint epochs alone. The 50 epochs of
-# infomax on images see a slice a step and have its patches encoded, too, unless they are kept: 2.0 million more (43.8),
-# which "42 million" leaves out; with a mini-batch of 16 a step they would be 521 million more. Infomax on expression
-# encodes nothing. Both readings are given: joint epochs alone, and with a slice encoded in every step of infomax on
-# images. On slices of 180 spots the second counts twice as many, since a slice has 12 mini-batches there, not 250.
+# The page on the method states for DLPFC "42 million patch encodings where 40,629 are needed". The ten slices other
+# than 151675 and 151676 have 40,629 spots. Four joint epochs, with one mini-batch per 16 spots and the whole slice
+# encoded for each mini-batch, are 41.8 million encodings, so that figure counts the joint epochs alone. The 50 epochs
+# of infomax on images process one slice per step and encode its patches too, unless features are stored: 2.0 million
+# more (43.8), which "42 million" excludes; with mini-batches of 16 they would be 521 million more. Infomax on
+# expression encodes nothing. Both counts are reported: joint epochs alone, and including one encoding of the slice per
+# step of infomax on images. For slices of 180 spots the second is twice as large, because a slice then has 12 mini-
+# batches instead of 250.
 
 
 @dataclass(frozen=True)
 class Encodings:
-    """Patches that go through the encoder.
+    """Numbers of patches that are encoded.
 
     Parameters
     ----------
     needed
-        Each spot's once.
+        Encodings if each spot is encoded once.
     joint
-        Of the published schedule's joint epochs.
+        Encodings in the joint epochs of the published schedule.
     infomax
-        Of its epochs of infomax on images, where these encode a slice a step.
+        Encodings in its epochs of infomax on images, if they encode one slice per step.
     every_epoch
-        Of a loop that encodes each spot once an epoch.
+        Encodings of a loop that encodes each spot once per epoch.
     """
 
     needed: int
@@ -41,12 +42,12 @@ class Encodings:
 
 
 def mini_batches(n_spots: int) -> int:
-    """Mini-batches of a slice in an epoch of the published schedule."""
+    """Count the mini-batches of a slice in an epoch of the published schedule."""
     return math.ceil(n_spots / BATCH)
 
 
 def encodings(slices: Sequence[int], n_epochs: int = 20) -> Encodings:
-    """Count the encodings of slices with so many spots; ``n_epochs`` are those of the plain loop."""
+    """Count the encodings of slices with these numbers of spots; ``n_epochs`` refers to the plain loop."""
     needed = sum(slices)
     joint = JOINT_EPOCHS * sum(n * mini_batches(n) for n in slices)
     return Encodings(needed, joint, INFOMAX_EPOCHS * needed, n_epochs * needed)
@@ -54,16 +55,16 @@ def encodings(slices: Sequence[int], n_epochs: int = 20) -> Encodings:
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of what the schedules are made of.
+    """Seconds of the parts of the schedules.
 
     Parameters
     ----------
     forward
-        The encoder over each slice.
+        Forward pass of the encoder on each slice.
     infomax, joint
-        A step of the trainable layers on each slice, in either stage of the published schedule.
+        Step of the trainable layers on each slice, in the two stages of the published schedule.
     plain
-        A step of the plain loop.
+        Step of the plain loop.
     """
 
     forward: Sequence[float]
@@ -73,16 +74,21 @@ class Parts:
 
 
 def seconds(slices: Sequence[int], parts: Parts, n_epochs: int, plain_batch: int) -> dict[str, float]:
-    """Seconds of whole schedules, by name: each part as often as the schedule has it.
+    """Compute the seconds of whole schedules from those of their parts.
 
     Parameters
     ----------
     slices
-        Spots of each.
+        Number of spots of each slice.
     parts
-        What was measured.
+        Measured seconds of the parts.
     n_epochs, plain_batch
-        Epochs of the plain loop, and spots of its steps.
+        Epochs of the plain loop, and spots per step.
+
+    Returns
+    -------
+    dict
+        Seconds of each schedule, by name.
     """
     every = range(len(slices))
     in_joint = [JOINT_EPOCHS * mini_batches(n) for n in slices]

@@ -1,4 +1,4 @@
-"""Synthetic slides of the DLPFC geometry: tables with features on disk, and images as files."""
+"""Synthetic slides with the geometry of DLPFC: AnnData with features on disk, and image files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from anndata import AnnData
 from scipy import sparse
 
 DLPFC_SPOTS = 3600
-"""Spots of a slice of the DLPFC data, about; 60 rows and columns of a hexagonal array."""
+"""Approximate number of spots of a DLPFC slice: 60 rows and columns of a hexagonal array."""
 PITCH_UM = 100.0
 DLPFC_UM_PER_PX = 0.73
-"""Of its images in full resolution, about."""
+"""Approximate size of a pixel of the full-resolution images of DLPFC, µm."""
 
 N_GENES, N_EXPRESSED = 400, 60
 N_FEATURES = 2048
@@ -26,7 +26,7 @@ GLASS = np.array([240, 236, 241], dtype=np.uint8)
 
 
 def hexagonal(n_spots: int) -> np.ndarray:
-    """Centers of a hexagonal array that is about as wide as high, µm, ``(n_spots, 2)``."""
+    """Compute the centers of a hexagonal array with about as many rows as columns, µm, ``(n_spots, 2)``."""
     columns = math.ceil(math.sqrt(n_spots))
     row, column = np.divmod(np.arange(n_spots), columns)
     return np.column_stack([column * PITCH_UM + row % 2 * PITCH_UM / 2, row * PITCH_UM * math.sqrt(0.75)])
@@ -36,7 +36,7 @@ def hexagonal(n_spots: int) -> np.ndarray:
 
 
 def table(n_spots: int, folder: Path, n_slices: int = 1, seed: int = 0) -> AnnData:
-    """Slices with features of 2,048 numbers (float16) in a file and counts of 400 genes."""
+    """Generate slices with counts of 400 genes and 2,048 features per spot (float16) in a memory-mapped file."""
     rng = np.random.default_rng(seed)
     each = -(-n_spots // n_slices)
     xy = np.tile(hexagonal(each), (n_slices, 1))[:n_spots]
@@ -56,7 +56,7 @@ def table(n_spots: int, folder: Path, n_slices: int = 1, seed: int = 0) -> AnnDa
 
 
 def counts(n_spots: int, rng: np.random.Generator) -> AnnData:
-    """Spots with 60 of 400 genes each."""
+    """Generate counts in which each spot expresses up to 60 of 400 genes."""
     indices = rng.integers(0, N_GENES, (n_spots, N_EXPRESSED), dtype=np.int32)
     values = rng.integers(1, 5, (n_spots, N_EXPRESSED)).astype(np.float32)
     x = sparse.csr_matrix((values.ravel(), indices.ravel(), np.arange(n_spots + 1) * N_EXPRESSED), (n_spots, N_GENES))
@@ -69,7 +69,7 @@ def counts(n_spots: int, rng: np.random.Generator) -> AnnData:
 
 @functools.cache
 def texture() -> np.ndarray:
-    """Tissue-like H&E that can be put side by side without a seam, ``(PERIOD, PERIOD, 3)``."""
+    """Generate a periodic H&E-like texture that tiles without seams, ``(PERIOD, PERIOD, 3)``."""
     from scipy import ndimage
 
     rng = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def texture() -> np.ndarray:
 
 @functools.cache
 def encoded_tiles(factor: int) -> list[list[bytes]]:
-    """The texture, made smaller, as JPEG tiles: encoded once, and written as often as a slide needs them."""
+    """Encode the downsampled texture as JPEG tiles, which are then repeated over a slide."""
     import imagecodecs
 
     side = PERIOD // factor
@@ -115,7 +115,7 @@ def _level(width: int, height: int, factor: int) -> Iterator[bytes]:
 
 
 def on_image(n_spots: int, um_per_px: float) -> tuple[AnnData, tuple[int, int]]:
-    """Spots, and width and height of the image that they lie on, with 150 µm around them."""
+    """Place spots on an image with a margin of 150 µm; return them and the width and height of the image."""
     xy = (hexagonal(n_spots) + 150.0) / um_per_px
     width, height = (math.ceil(side + 150.0 / um_per_px) for side in xy.max(axis=0))
     adata = AnnData(obs=pd.DataFrame(index=[f"s{i}" for i in range(n_spots)]))
@@ -124,7 +124,7 @@ def on_image(n_spots: int, um_per_px: float) -> tuple[AnnData, tuple[int, int]]:
 
 
 def tiff_slide(path: Path, n_spots: int, um_per_px: float, levels: int = 3) -> AnnData:
-    """Spots on a slide that is a pyramid of JPEG tiles."""
+    """Write a slide as a pyramid of JPEG tiles, and return its spots."""
     import tifffile
 
     adata, (width, height) = on_image(n_spots, um_per_px)
@@ -151,7 +151,7 @@ def tiff_slide(path: Path, n_spots: int, um_per_px: float, levels: int = 3) -> A
 
 
 def jpeg_slide(path: Path, n_spots: int, um_per_px: float) -> AnnData:
-    """Spots on a slide that is one JPEG."""
+    """Write a slide as a single JPEG, and return its spots."""
     from PIL import Image
 
     adata, (width, height) = on_image(n_spots, um_per_px)

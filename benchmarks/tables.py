@@ -1,4 +1,4 @@
-"""Tables of what was measured, for the terminal and for the documentation."""
+"""Tables of measurements in Markdown, for the terminal and the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from figures import Change, Row, Spread, growth, series, verdicts
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table with its columns in line, so that it also reads in a terminal."""
+    """Format a Markdown table with aligned columns, so that it is readable in a terminal too."""
     widths = [max(len(str(line[i])) for line in [header, *lines]) for i in range(len(header))]
     rows = [header, ["-" * width for width in widths], *lines]
     return "\n".join(
@@ -19,18 +19,18 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Format a number with three significant digits, or as an integer from 100 on."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def between(values: Spread, turn: bool = False) -> str:
-    """Median, with the range of the rounds; ``turn`` gives what the ratio is the other way round."""
+    """Format the median with the range of the rounds; ``turn`` inverts the ratio."""
     middle, low, high = (1 / values[0], 1 / values[2], 1 / values[1]) if turn else values
     return f"{number(middle)} ({number(low)} to {number(high)})"
 
 
 def growth_table(rows: Sequence[Row]) -> str:
-    """Cost by size and its exponent, a line a benchmark."""
+    """Format cost by size and growth exponents, one line per benchmark."""
     found = series(rows)
     sizes = sorted({row.spots for some in found.values() for row in some})
     lines = []
@@ -42,7 +42,7 @@ def growth_table(rows: Sequence[Row]) -> str:
 
 
 def limit_table(rows: Sequence[Row]) -> str:
-    """Share of each limit that is reached, a line a benchmark and limit."""
+    """Format the fraction of each limit that is reached, one line per benchmark and limit."""
     lines = []
     for row in rows:
         for limit, ratio in row.ratios.items():
@@ -54,12 +54,12 @@ def limit_table(rows: Sequence[Row]) -> str:
 
 
 def rate(row: Row) -> str:
-    """Spots a second by the wall clock."""
+    """Format the number of spots per second of wall-clock time."""
     return number(row.spots / row.wall[0])
 
 
 def startup_table(rows: Sequence[Row]) -> str:
-    """What starting takes, as a part of importing scvi-tools."""
+    """Format start-up times, and their ratio to the time of importing scvi-tools."""
     lines = [
         [row.case, between(row.wall), between(ratio), between(row.cpu_ratios[limit])]
         for row in rows
@@ -70,13 +70,13 @@ def startup_table(rows: Sequence[Row]) -> str:
 
 
 def verdict_table(rows: Sequence[Row]) -> str:
-    """Targets and whether they are met."""
+    """Format the targets, and whether they are met."""
     lines = [[v.what, v.target, number(v.found), "met" if v.met else "NOT met"] for v in verdicts(rows)]
     return markdown(["", "target", "found", ""], lines)
 
 
 def change_table(changes: Sequence[Change], base: str, head: str) -> str:
-    """Two commits, a line a benchmark."""
+    """Format the comparison of two commits, one line per benchmark."""
     lines = [
         [c.name.removeprefix("bench_"), c.unit, number(c.base), number(c.head), between(c.ratio), c.says]
         for c in changes
@@ -85,7 +85,7 @@ def change_table(changes: Sequence[Change], base: str, head: str) -> str:
 
 
 def machine_line(report: Mapping[str, Any]) -> str:
-    """Where and of what a run was made."""
+    """Describe the machine, the commit and the package versions of a run."""
     machine, commit = report["machine_info"], report["commit_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     dirty = ", with changes that are not committed" if commit["dirty"] else ""
@@ -97,7 +97,7 @@ def machine_line(report: Mapping[str, Any]) -> str:
 
 
 def all_tables(report: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
-    """The tables that have lines, by name."""
+    """Format all tables that are not empty, by name."""
     tables = {
         "growth": growth_table(rows),
         "limits": limit_table(rows),

@@ -1,9 +1,9 @@
-"""What it costs to train the trunk's last stage: an epoch on cached maps, and one with the whole trunk in every step.
+"""Cost of training the trunk's last stage: an epoch on cached feature maps, and one with the whole trunk in each step.
 
     python benchmarks/tail.py --encoder resnet50 --spots 242  --docs tail.md
 
-Both train the same network in the same loop, one epoch of the one after one of the other; the maps of the first are
-read from their files. Random weights cost what trained ones do. Only ratios hold on a shared machine.
+Both train the same network in the same loop, in alternating epochs; the cached maps are read from files. Random weights
+take as long as trained ones. On a shared machine only ratios are valid.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SIZES = ("mobilenet_v2", "efficientnet_b0", "resnet18", "resnet50", "convnext_ti
 
 
 class Cut(Exception):
-    """The maps are there: the rest of the trunk is not needed."""
+    """Raised to stop a forward pass once the feature maps before the last stage are computed."""
 
 
 class WholeTrunk:
-    """Maps of a step's spots, made of their patches each time they are asked for."""
+    """Feature maps that are computed from the patches whenever a batch requests them."""
 
     def __init__(self, encoder: Any, patches: np.ndarray) -> None:
         from st_gchb.pp.patches._last_stage import first_of
@@ -46,7 +46,7 @@ class WholeTrunk:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         self.maps = []
-        # As many patches at once as pp.embed_patches passes on a CPU.
+        # The batch size of pp.embed_patches on a CPU.
         for part in self.patches[index].split(8):
             try:
                 self.encoder(part)
@@ -56,7 +56,7 @@ class WholeTrunk:
 
 
 def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
-    """CPU seconds of both kinds of epoch, and of encoding once."""
+    """Measure the CPU seconds of both kinds of epoch, and of encoding all patches once."""
     import st_gchb
     from st_gchb.model import STGCHB, _fit as fitting
     from st_gchb.pp.encoders import get_encoder
@@ -95,14 +95,14 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
                 model.module.loss(batch).loss.backward()
                 optimizer.step()
             seconds[kind].append(time.process_time() - start)
-    # The first epoch of each warms up.
+    # The first epoch of each kind is a warm-up.
     epochs = {kind: statistics.median(found[1:]) for kind, found in seconds.items()}
     ratios = [whole / cached for cached, whole in zip(seconds["cached"][1:], seconds["whole"][1:], strict=True)]
     return {"encoder": name, "spots": adata.n_obs, "encode": encode, "on_disk": on_disk, "ratio": ratios} | epochs
 
 
 def sizes() -> list[tuple[str, tuple[int, int, int]]]:
-    """Maps of one patch by encoder, at the encoder's own input size."""
+    """Determine the shape of the feature maps of one patch for each encoder, at its own input size."""
     from st_gchb.pp.encoders import get_encoder
     from st_gchb.pp.patches._last_stage import shape_of_maps
 
@@ -110,7 +110,7 @@ def sizes() -> list[tuple[str, tuple[int, int, int]]]:
 
 
 def report(found: list[dict[str, Any]], n_epochs: int) -> str:
-    """Both tables as Markdown."""
+    """Format both tables as Markdown."""
     lines = [
         "| encoder | spots | encoded once, CPU s | epoch on cached maps, CPU s | epoch with the whole trunk, CPU s | "
         "times longer (range) | file, kB a spot |",
@@ -137,7 +137,7 @@ def report(found: list[dict[str, Any]], n_epochs: int) -> str:
 
 
 def main() -> None:
-    """Read the command line, measure, print and write."""
+    """Parse the command line, measure, and print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", nargs="+", default=["resnet50", "mobilenet_v2"])
     parser.add_argument("--spots", type=int, default=128)

@@ -1,4 +1,4 @@
-"""One training at one size, in a process of its own: seconds of each stage, and the peak of memory."""
+"""Training at one size, run in a separate process: seconds of each stage, and peak memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "default": {},
     "messages": {"image_graph": "sage", "expression_graph": "gcn", "context_rings": 0},
 }
-"""The default network, and one whose both branches pass messages between spots, instead of means over rings."""
+"""Settings of the default network, and of one with message passing in both branches instead of means over rings."""
 
 
 class EpochTimes(Callback):
-    """Seconds of each epoch."""
+    """Measure the seconds of each epoch."""
 
     def __init__(self, device: str) -> None:
         self.device, self.samples = device, list[Sample]()
@@ -36,16 +36,16 @@ class EpochTimes(Callback):
 
 
 def accelerator_of(device: str) -> str:
-    """As Lightning names it."""
+    """Return Lightning's name of a device."""
     return "cpu" if torch.device(device).type == "cpu" else "gpu"
 
 
 def one_size(
     n_spots: int, n_slices: int, n_epochs: int, network: str, device: str = "cpu", threads: int = 1
 ) -> dict[str, Any]:
-    """Graph, fit, epochs, bank and, for the default network, the prediction of one slice; peak memory, MiB.
+    """Measure graph, fit, epochs, bank and, for the default network, the prediction of one slice; peak memory, MiB.
 
-    The first epoch is left out where there are more: it begins with what is made once.
+    The first epoch is excluded if there are several, because it includes one-time initialization.
     """
     import st_gchb
     from st_gchb.model import STGCHB
