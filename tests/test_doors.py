@@ -172,6 +172,7 @@ def cheap(reference: AnnData, tmp_path: Any) -> dict[str, Any]:
             **{"source": PICTURE, "um_per_px": 4.0, "tissue": "all"} | odd
         ),
         "pp.get_encoder": lambda **odd: st_gchb.pp.get_encoder(**{"encoder": "texture"} | odd),
+        "pp.register_encoder": lambda **odd: st_gchb.pp.register_encoder(**{"name": "odd", "overwrite": True} | odd),
         "io.open_image": lambda **odd: st_gchb.io.open_image(**{"source": PICTURE} | odd),
         "io.register_reader": lambda **odd: st_gchb.io.register_reader(**{"name": "odd", "suffixes": ".odd"} | odd),
         "io.read_section": lambda **odd: st_gchb.io.read_section(**{"path": tmp_path} | odd),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def examples() -> dict[str, str]:
 EXAMPLES = examples()
 
 
+def registered() -> dict[str, object]:
+    """Encoders of this process."""
+    return importlib.import_module("st_gchb.pp.encoders._registry")._FACTORIES
+
+
 def run(title: str) -> dict[str, object]:
     names: dict[str, object] = {"__name__": "example"}
     exec(compile(EXAMPLES[title], f"{PAGE.name}: {title}", "exec"), names)
@@ -37,6 +43,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     st_gchb.io.READERS.clear()
+    registered().clear()
 
 
 def test_each_example_is_tested_and_fits_on_a_screen():
@@ -60,7 +67,15 @@ def check_format(names):
     assert image.levels[0].chunks == (256, 256)
 
 
+def check_encoder(names):
+    predicted = names["predicted"]
+    assert predicted.layers["st_gchb"].shape == (names["query"].n_obs, 20)
+    assert predicted.uns["st_gchb"]["encoder"] == "small-cnn"
+    assert names["reference"].uns["X_patch"]["n_features"] == 64
+
+
 CHECKS = {
+    "An encoder": check_encoder,
     "A method for the evaluation": check_method,
     "A slide format": check_format,
 }

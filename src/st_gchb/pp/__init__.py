@@ -20,6 +20,7 @@ __all__ = [
     "get_encoder",
     "rasterize",
     "read_patches",
+    "register_encoder",
     "resolve",
     "slices_of",
     "spatial_graph",

@@ -9,7 +9,7 @@ import difflib
 import http.client
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -142,8 +142,8 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def torchvision_trunk(name: str, weights: str | None) -> Trunk:
-    """Build a torchvision classification model without its last layer.
+def torchvision_trunk(name: str, weights: str | None, registered: Sequence[str] = ()) -> Trunk:
+    """Build a torchvision classification model without its last layer; ``registered`` names are told of in errors.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def torchvision_trunk(name: str, weights: str | None) -> Trunk:
         The weights could not be downloaded, or there is no file at the path.
     """
     if name not in torchvision_names():
-        raise EncoderError(_unknown(name))
+        raise EncoderError(_unknown(name, list(registered)))
     preset = torchvision.models.get_model_weights(name).DEFAULT
     # Only the numbers of the preset's transform are used: the transform itself crops the border of the patch.
     numbers = preset.transforms()
@@ -325,11 +325,12 @@ def _label(weights: str | None) -> str:
     return "none" if weights is None else str(weights)
 
 
-def _unknown(name: str) -> str:
-    names = [*torchvision_names(), "texture"]
+def _unknown(name: str, registered: list[str]) -> str:
+    names = [*torchvision_names(), "texture", *registered]
     close = difflib.get_close_matches(name, names, n=3)
     hint = f"Did you mean {' or '.join(repr(item) for item in close)}?" if close else "Known: see torchvision.models."
     return (
         f"unknown encoder {name!r}. {hint} Expected a torchvision classification model such as 'resnet50', "
-        "'timm:<name>', 'texture', or a torch.nn.Module."
+        "'timm:<name>', 'texture', a name registered in this process with st_gchb.pp.register_encoder "
+        f"({', '.join(map(repr, registered)) or 'there is none'}), or a torch.nn.Module."
     )

@@ -1,11 +1,11 @@
-"""From the name of an encoder to a frozen trunk that turns patches into features."""
+"""Frozen encoders, built by name or from a module."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from st_gchb._arguments import checked
 from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
 from st_gchb.pp.encoders._backbones import Trunk, timm_trunk, torchvision_names, torchvision_trunk
+from st_gchb.pp.encoders._registry import call_factory, registered_names
 from st_gchb.pp.encoders._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
 
 _MODULE_INPUT_PX = 224
@@ -25,12 +26,14 @@ _MODULE_INPUT_PX = 224
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """A frozen trunk with all that is needed to use it the same way again.
+    """A frozen encoder with everything that is needed to use it the same way again.
+
+    Made by :func:`get_encoder`.
 
     Parameters
     ----------
     name
-        As :func:`get_encoder` takes it.
+        Name, as :func:`get_encoder` takes it.
     weights
         ``"default"``, ``"none"`` (random), ``"module"``, or the path of a file.
     weights_sha256
@@ -38,15 +41,15 @@ class Encoder:
     input_px
         Side of the patches that it takes, px.
     n_features
-        Features per patch.
+        Number of features per patch.
     module
         The trunk, without its head, in eval mode, without gradients.
     mean, std
-        Of the channels, in 0 to 1, with which patches are standardized.
+        Mean and standard deviation of the channels, in 0 to 1, with which patches are standardized.
     transform
-        Used instead of mean and std where a module brought its own.
+        Function that is used instead of mean and std where a module has its own.
     identity
-        What tells its answers from those of any other encoder: part of the key of cached features.
+        Text that differs between encoders whose features differ: part of the key of cached features.
     """
 
     name: str
@@ -62,15 +65,15 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, patches: Tensor) -> Tensor:
-        """Features of patches, ``(b, 3, input_px, input_px)`` uint8 to ``(b, n_features)`` float32."""
+        """Encode patches, ``(b, 3, input_px, input_px)`` uint8, to features ``(b, n_features)`` float32."""
         return _pool(self.module(self._prepare(patches)), self.module).float()
 
     @cached_property
     def folded(self) -> nn.Module:
         """The trunk with batch norm folded into the convolutions before it, where it is one of torchvision's.
 
-        These can all be traced. What the answer loses by it is rounding; MobileNetV2 takes little more than half the
-        time. Other trunks are what they are.
+        All trunks of torchvision can be traced. Features change by rounding only; MobileNetV2 takes little more than
+        half the time. Other trunks are not changed.
         """
         if self.name not in torchvision_names() or self.weights == "module":
             return self.module
@@ -79,9 +82,9 @@ class Encoder:
     def _prepare(self, patches: Tensor) -> Tensor:
         if self.transform is not None:
             return _apply_transform(self.transform, patches, self.name)
-        # Convolutions of uint8 images, which come channels last, are a third faster in that order on a CPU.
+        # On a CPU, convolutions of uint8 images, which come channels last, are a third faster in that order.
         values = patches.to(torch.float32, memory_format=torch.channels_last, copy=True)
-        # Rows of an image, their pixels' channels in turn: three numbers at a time would take four times as long.
+        # Whole rows with interleaved channels: three numbers at a time would take four times as long.
         lines = values.permute(0, 2, 3, 1).view(len(patches), patches.shape[2], -1)
         mean, std = (lines.new_tensor(numbers).repeat(patches.shape[3]) for numbers in (self.mean, self.std))
         lines.div_(255).sub_(mean).div_(std)
@@ -101,12 +104,15 @@ def get_encoder(
     ----------
     encoder
         Name of a torchvision classification model, ``"timm:<name>"`` (extra ``timm``), ``"texture"`` (statistics, no
-        weights), or a :class:`torch.nn.Module` that gives features. A module is copied, not changed.
+        weights), a name of :func:`register_encoder`, or a :class:`torch.nn.Module` that gives features. A module is
+        copied, not changed.
     weights
         ``"default"`` (the library's pretrained weights, downloaded once), a path of a ``.safetensors`` or state-dict
-        file, or None for random weights from a fixed seed. Of no account for ``"texture"`` and modules.
+        file, or None for random weights from a fixed seed. Ignored for ``"texture"`` and modules; passed to a
+        registered factory that takes it.
     transform
-        For a module: turns patches ``(b, 3, h, w)`` uint8 into what it takes. Its attribute ``transform`` otherwise.
+        Function that turns patches ``(b, 3, h, w)`` uint8 into what a module takes; by default the module's attribute
+        ``transform``.
 
     Returns
     -------
@@ -116,7 +122,8 @@ def get_encoder(
     Raises
     ------
     EncoderError
-        The name is unknown, the weights are another architecture's, or the module gives no features.
+        The name is unknown or not registered in this process, the weights are another architecture's, or the module
+        gives no features.
     WeightsUnavailableError
         The weights could not be downloaded, or are not at the path.
 
@@ -138,10 +145,12 @@ def get_encoder(
     if encoder == "texture":
         trunk = Trunk(Texture(), TEXTURE_INPUT_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "default")
         return _freeze(encoder, trunk, f"texture-{TEXTURE_VERSION}")
+    if encoder in registered_names():
+        return _from_factory(encoder, named)
     if encoder.startswith("timm:"):
         trunk = timm_trunk(encoder.removeprefix("timm:"), named)
     else:
-        trunk = torchvision_trunk(encoder, named)
+        trunk = torchvision_trunk(encoder, named, registered_names())
     return _freeze(encoder, trunk, f"{encoder}-{trunk.input_px}-{trunk.mean}-{trunk.std}")
 
 
@@ -154,6 +163,27 @@ def _freeze(name: str, trunk: Trunk, identity: str) -> Encoder:
     object.__setattr__(encoder, "identity", f"{identity}-{sha256}")
     module.to(memory_format=torch.channels_last)
     return encoder
+
+
+def _from_factory(name: str, weights: str | None) -> Encoder:
+    """Build a registered encoder.
+
+    Raises
+    ------
+    EncoderError
+        The factory returns no module with a transform, or one that gives no features.
+    """
+    made = call_factory(name, weights)
+    if isinstance(made, nn.Module) and callable(getattr(made, "transform", None)):
+        made = _from_module(made, None)
+    if not isinstance(made, Encoder) or made.transform is None:
+        found = f"the encoder {made.name!r}" if isinstance(made, Encoder) else f"a {type(made).__name__}"
+        raise EncoderError(
+            f"the factory of encoder {name!r} returned {found}; expected a torch.nn.Module with the attributes "
+            "transform and input_px, or st_gchb.pp.get_encoder(module, transform=...)."
+        )
+    label = "none" if weights is None else weights
+    return replace(made, name=name, weights=label, identity=f"registered:{name}-{made.identity}")
 
 
 def _from_module(module: nn.Module, transform: Callable[[Tensor], Tensor] | None) -> Encoder:
@@ -170,7 +200,7 @@ def _from_module(module: nn.Module, transform: Callable[[Tensor], Tensor] | None
     sha256 = state_sha256(frozen)
     encoder = Encoder(name, "module", sha256, input_px, 0, frozen, transform=own)
     answer = _probe(encoder)
-    # Code and transform have no hash of their own; what they make of a fixed patch tells them from others.
+    # Code and transform have no hash of their own: their features of a fixed patch identify them.
     rounded = hashlib.sha256((answer * 1e3).round().to(torch.int64).numpy().tobytes()).hexdigest()
     object.__setattr__(encoder, "n_features", answer.shape[1])
     object.__setattr__(encoder, "identity", f"{name}-{input_px}-{sha256}-{rounded}")
@@ -178,7 +208,7 @@ def _from_module(module: nn.Module, transform: Callable[[Tensor], Tensor] | None
 
 
 def _probe(encoder: Encoder) -> Tensor:
-    """Answer to one fixed patch: shows whether the encoder gives features, and how many."""
+    """Encode one fixed patch, which shows whether the encoder gives features, and how many."""
     generator = torch.Generator().manual_seed(0)
     size = (1, 3, encoder.input_px, encoder.input_px)
     patch = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
@@ -210,7 +240,7 @@ def _apply_transform(transform: Callable[[Tensor], Tensor], patches: Tensor, nam
 
 
 def _pool(answer: Any, module: nn.Module) -> Tensor:
-    """One vector per patch: of feature maps the mean, of tokens the class token beside the mean of the others."""
+    """Pool to one vector per patch: the mean of feature maps; of tokens, the class token and the mean of the others."""
     if not isinstance(answer, Tensor) or answer.ndim not in (2, 3, 4):
         found = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise EncoderError(
@@ -225,7 +255,7 @@ def _pool(answer: Any, module: nn.Module) -> Tensor:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's tensors, hexadecimal.
+    """Hash names, types, shapes and bytes of a module's tensors: SHA-256, hexadecimal.
 
     Examples
     --------

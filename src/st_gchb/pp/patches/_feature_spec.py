@@ -17,7 +17,7 @@ from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.io import one_number
 from st_gchb.pp._stain_normalization import Stain, StainMethod
-from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder
+from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder, is_known
 
 EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
 """Current names of fields that earlier versions stored under other names."""
@@ -236,6 +236,12 @@ def encoder_of_spec(
                 Fix("encoder", why="with it again"),
                 otherwise="Make them first: st_gchb.pp.embed_by_rule(query, model.rules_.features, encoder=...).",
             )
+        )
+    if encoder is None and not is_known(rule.encoder):
+        raise EncoderError(
+            f"the features were made with the encoder {rule.encoder!r}, which is not registered in this process. "
+            f"Register its factory first: st_gchb.pp.register_encoder({rule.encoder!r}, factory), or import the module "
+            "that does so."
         )
     stored = None if rule.weights == "none" else rule.weights
     trunk = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
