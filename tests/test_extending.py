@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 import st_gchb
+from st_gchb.pp.encoders import FACTORIES
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -26,11 +26,6 @@ def examples() -> dict[str, str]:
 EXAMPLES = examples()
 
 
-def registered() -> dict[str, object]:
-    """Encoders of this process."""
-    return importlib.import_module("st_gchb.pp.encoders._registry")._FACTORIES
-
-
 def run(title: str) -> dict[str, object]:
     names: dict[str, object] = {"__name__": "example"}
     exec(compile(EXAMPLES[title], f"{PAGE.name}: {title}", "exec"), names)
@@ -43,7 +38,7 @@ def _alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     st_gchb.io.READERS.clear()
-    registered().clear()
+    FACTORIES.clear()
 
 
 def test_each_example_is_tested_and_fits_on_a_screen():

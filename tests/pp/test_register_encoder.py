@@ -15,7 +15,7 @@ import st_gchb
 from st_gchb._errors import ArgumentError, EncoderError, WeightsUnavailableError
 from st_gchb.model import STGCHB
 from st_gchb.pp import FeatureSpec, embed_patches_like, get_encoder, register_encoder
-from st_gchb.pp.encoders import _registry
+from st_gchb.pp.encoders import FACTORIES
 
 PATCHES = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -23,7 +23,7 @@ PATCHES = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=tor
 @pytest.fixture(autouse=True)
 def _none_is_left():
     yield
-    _registry._FACTORIES.clear()
+    FACTORIES.clear()
 
 
 class MeanColor(nn.Module):
@@ -116,7 +116,7 @@ def test_bad_registrations(call, match):
         return
     with pytest.raises(ArgumentError, match=match):
         call()
-    assert not _registry._FACTORIES
+    assert not FACTORIES
 
 
 def lost():
@@ -174,7 +174,7 @@ def test_further_features_are_made_by_the_name():
     register_encoder("color", lambda: MeanColor(2.0), overwrite=True)
     with pytest.raises(EncoderError, match="encoder 'color': the weights .* have the hash"):
         embed_patches_like(slide(), rule, cache=False)
-    _registry._FACTORIES.clear()
+    FACTORIES.clear()
     with pytest.raises(EncoderError, match=r"'color', which is not registered in this process.*register_encoder"):
         embed_patches_like(slide(), rule, cache=False)
 

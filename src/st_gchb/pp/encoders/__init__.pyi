@@ -1,6 +1,6 @@
 from ._backbones import bare_trunk as bare_trunk
 from ._encoder import Encoder as Encoder, get_encoder as get_encoder
-from ._registry import is_known as is_known, register_encoder as register_encoder
+from ._registry import FACTORIES as FACTORIES, is_known as is_known, register_encoder as register_encoder
 from ._runner import (
     Batch as Batch,
     Engine as Engine,

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from st_gchb._arguments import checked
 from st_gchb._errors import ArgumentError, EncoderError, STGCHBError
 from st_gchb.pp.encoders._backbones import torchvision_names
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from st_gchb.pp.encoders._encoder import Encoder
-
-Factory = Callable[..., "nn.Module | Encoder"]
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FACTORIES: dict[str, Factory] = {}
+FACTORIES: dict[str, Callable[..., Any]] = {}
+"""Registered factories by the name of their encoder."""
 _PREFIXES = ("timm:", "module:")
 
 
@@ -81,7 +76,7 @@ def register_encoder(
         raise EncoderError(
             f"register_encoder: {name!r} is the name of one of the package's own encoders. Choose another."
         )
-    if name in _FACTORIES and not overwrite:
+    if name in FACTORIES and not overwrite:
         raise EncoderError(
             f"register_encoder: an encoder {name!r} is registered already. Choose another name, or pass overwrite=True "
             "to replace it."
@@ -93,7 +88,7 @@ def register_encoder(
                 f"register_encoder: found a {type(function).__name__} for {name!r}; expected a function that returns "
                 "a torch.nn.Module."
             )
-        _FACTORIES[name] = function
+        FACTORIES[name] = function
         return function
 
     return register if factory is None else register(factory)
@@ -101,12 +96,12 @@ def register_encoder(
 
 def registered_names() -> list[str]:
     """List the names of registered encoders."""
-    return list(_FACTORIES)
+    return list(FACTORIES)
 
 
 def is_known(name: str) -> bool:
     """Tell whether a name is one of the package's encoders or a registered one."""
-    return name == "texture" or name.startswith(_PREFIXES) or name in _FACTORIES or name in torchvision_names()
+    return name == "texture" or name.startswith(_PREFIXES) or name in FACTORIES or name in torchvision_names()
 
 
 def call_factory(name: str, weights: str | None) -> Any:
@@ -117,7 +112,7 @@ def call_factory(name: str, weights: str | None) -> Any:
     EncoderError
         The factory fails, or takes no weights where some are named.
     """
-    factory = _FACTORIES[name]
+    factory = FACTORIES[name]
     takes_weights = "weights" in inspect.signature(factory).parameters
     if not takes_weights and weights != "default":
         raise EncoderError(
