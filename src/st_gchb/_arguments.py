@@ -63,7 +63,6 @@ WidthFromZero = Annotated[int, Limits("a whole number from 0 to 65,536", low=0, 
 Epochs = Annotated[int, Limits("a whole number from 1 to 1,000,000", low=1, high=10**6)]
 EpochsFromZero = Annotated[int, Limits("a whole number from 0 to 1,000,000", low=0, high=10**6)]
 Rings = Annotated[int, Limits("0 (the spot alone) or a whole number up to 50", low=0, high=50)]
-Versions = Annotated[int, Limits("0 (none) or a whole number up to 1,000", low=0, high=1000)]
 Seed = Annotated[int, Limits("a whole number from 0 to 4,294,967,295", low=0, high=2**32 - 1)]
 Share = Annotated[float, Limits("a share between 0 and 1", low=0, high=1)]
 PositiveShare = Annotated[float, Limits("a share above 0, at most 1", above=0, high=1)]

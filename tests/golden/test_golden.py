@@ -36,10 +36,14 @@ RENAMED = {"views": "n_views", "says": "verdict", "linear_weight": "ridge_weight
 """Names in provenance at the time of the recording, and their names today."""
 
 
+DROPPED = {"stain_augment"}
+"""Names in provenance at the time of the recording that are gone."""
+
+
 def today(value: Any) -> Any:
     """A recorded value under today's names."""
     if isinstance(value, dict):
-        return {RENAMED.get(key, key): today(item) for key, item in value.items()}
+        return {RENAMED.get(key, key): today(item) for key, item in value.items() if key not in DROPPED}
     return [today(item) for item in value] if isinstance(value, list) else value
 
 

@@ -204,7 +204,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path):
 
 
 def test_arguments_are_refused_before_a_patch_is_read(embedded, encoder):
-    for options in ({"cache": False}, {"stain_augment": 1}, {"save_feature_maps": "layer4"}):
+    for options in ({"cache": False}, {"save_feature_maps": "layer4"}):
         with pytest.raises(InputError, match=next(iter(options))):
             embedded(**options)
     own = nn.Flatten()

@@ -88,17 +88,16 @@ def test_what_cannot_be_cut_is_refused_with_what_can(name):
     else:
         encoder = get_encoder(name, None)
     with pytest.raises(EncoderError, match=r"no last stage.*layer4.*mobilenet_v2.*leave save_feature_maps= out"):
-        check_feature_maps(encoder, cache=True, stain_augment=0, compiled=False)
+        check_feature_maps(encoder, cache=True, compiled=False)
 
 
 def test_arguments_that_do_not_go_together_are_refused():
     encoder = replace(encoder_of("mobilenet_v2"))
     for arguments, message in (
         ({"cache": False}, "cache folder"),
-        ({"stain_augment": 2}, "stain_augment=0"),
         ({"compiled": True}, "compiled=False"),
     ):
-        given = {"cache": True, "stain_augment": 0, "compiled": False} | arguments
+        given = {"cache": True, "compiled": False} | arguments
         with pytest.raises(InputError, match=message):
             check_feature_maps(encoder, **given)
-    check_feature_maps(encoder, cache=True, stain_augment=0, compiled=False)
+    check_feature_maps(encoder, cache=True, compiled=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from skimage.color import hed2rgb, rgb2hed
+from skimage.color import hed2rgb, rgb2hed, rgb_from_hed
 
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
@@ -112,4 +112,29 @@ def recolored(image: np.ndarray) -> np.ndarray:
         stains[..., 2] = _BROWN * stains[..., 1]
         stains[..., 1] = 0.0
         result[start : start + _STRIP] = np.round(255 * np.clip(hed2rgb(stains), 0, 1)).astype(np.uint8)
+    return result
+
+
+def restained(image: np.ndarray, factors: Sequence[float]) -> np.ndarray:
+    """Multiply the amounts of hematoxylin, eosin and the third component of a section.
+
+    Parameters
+    ----------
+    image
+        H&E, uint8, ``(height, width, 3)``.
+    factors
+        Three factors.
+
+    Returns
+    -------
+    numpy.ndarray
+        The section with other amounts of its dyes, uint8, ``(height, width, 3)``.
+    """
+    dyes = np.asarray(rgb_from_hed, dtype=np.float64)
+    change = np.linalg.inv(dyes) @ np.diag(np.asarray(factors, dtype=np.float64)) @ dyes
+    result = np.empty_like(image)
+    for start in range(0, len(image), _STRIP):
+        density = np.log(256.0 / (image[start : start + _STRIP] + 1.0))
+        pixels = 256.0 * np.exp(-density @ change) - 1.0
+        result[start : start + _STRIP] = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     return result

@@ -24,7 +24,7 @@ from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import as_csr
-from st_gchb.pp.patches import content_key, pixel_sizes, stained_versions
+from st_gchb.pp.patches import content_key, pixel_sizes
 from st_gchb.pp.spots import sections_of, spot_centers
 
 
@@ -105,8 +105,6 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
         "slices": [str(name) for name in adata.obs[slice_key]],
         "um_per_px": _sizes(adata, slice_key, features_key),
     }
-    # Not named where there are none: runs that were kept before there were any are found again.
-    parts |= {f"stain{i}": features for i, features in enumerate(stained_versions(adata, features_key))}
     if Keys.CONNECTIVITIES in adata.obsp:
         # The model takes a graph that is there already.
         parts |= _matrix("graph", as_csr(adata.obsp[Keys.CONNECTIVITIES]))

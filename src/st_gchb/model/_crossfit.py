@@ -17,7 +17,6 @@ from st_gchb.model._inference import Predictor, answer, embed, seen_context
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
-from st_gchb.pp.patches import is_stain_key
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
@@ -74,7 +73,7 @@ def cross_fit(
     """
     panel = list(whole.rules.expression.genes)
     numbers = count(1)
-    bare = _bare(adata, where.features_key)
+    bare = _bare(adata)
 
     def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         others = np.setdiff1d(np.arange(adata.n_obs), rows)
@@ -95,11 +94,7 @@ def cross_fit(
     )
 
 
-def _bare(adata: AnnData, features_key: str) -> AnnData:
-    """Copy the spots without expression, features and tables, which a fold takes from elsewhere or does not need.
-
-    Versions of the features in other stains are kept, since training draws from them.
-    """
-    kept = [name for name in adata.obsm if name == Keys.SPATIAL or is_stain_key(name, features_key)]
+def _bare(adata: AnnData) -> AnnData:
+    """Copy the spots without expression, features and tables, which a fold takes from elsewhere or does not need."""
     parts = {"obs": adata.obs, "var": adata.var, "obsp": dict(adata.obsp)}
-    return AnnData(obsm={name: adata.obsm[name] for name in kept}, uns=dict(adata.uns), **parts)
+    return AnnData(obsm={Keys.SPATIAL: adata.obsm[Keys.SPATIAL]}, uns=dict(adata.uns), **parts)

@@ -25,6 +25,19 @@ EARLIEST_SETTINGS = {today: earlier for earlier, today in _SETTINGS.items()}
 _ARRAYS = {"calibration.centre": "calibration.center", "centres": "centers"}
 
 
+_DROPPED = {"features": {"stain_augment"}}
+"""Fields of parts of the record that are not read any more: versions of the reference in other stains."""
+
+
+def without_dropped(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove the fields of features that no longer exist from the JSON part of a model folder."""
+    result = dict(record)
+    for part, names in _DROPPED.items():
+        if isinstance(result.get(part), Mapping):
+            result[part] = {key: value for key, value in result[part].items() if key not in names}
+    return result
+
+
 def record_of_today(record: dict[str, Any]) -> dict[str, Any]:
     """Give the JSON part of a model folder under today's names; what is damaged in it stays so."""
     result = dict(record)

@@ -43,10 +43,8 @@ from st_gchb.pp.graph import graph_of, rule_of
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
     FeatureRows,
-    is_stain_key,
     made_key,
     stage_of_spec,
-    stained_versions,
     with_maps,
 )
 from st_gchb.pp.spots import sections_of, spot_centers
@@ -214,7 +212,6 @@ def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
         image = MappedRows(context, image_map) if on_demand else torch.from_numpy(context.through(image_map))
     return TrainingData(
         image=image,
-        stained=_stained(fitted, adata),
         expression=torch.from_numpy(_mapped(fitted.panel, expression)),
         adjacency=fitted.adjacency,
         groups=pd.factorize(fitted.slices)[0],
@@ -226,19 +223,6 @@ def default_block_size(fitted: Fitted) -> int:
     """Spots of the largest block: of maps, a step holds no more than :data:`_STEP_BYTES`."""
     maps = fitted.features.maps
     return BLOCK_SIZE if maps is None else max(2, min(BLOCK_SIZE, _STEP_BYTES // (2 * int(np.prod(maps.shape[1:])))))
-
-
-def _stained(fitted: Fitted, adata: AnnData) -> torch.Tensor | None:
-    """Inputs of the image branch in other stains, ``(n_versions, n_spots, n_inputs)``; None where there are none.
-
-    Each version of a slice is seen as if it were the slice: with neighbors of the same stain, centered on itself.
-    """
-    look = fitted.rules.context
-    versions = [
-        context_of(look, FeatureRows(features), fitted.adjacency, fitted.slices).through(fitted.image_map)
-        for features in stained_versions(adata, fitted.rules.features_key, fitted.features.shape)
-    ]
-    return torch.from_numpy(np.stack(versions)) if versions else None
 
 
 def mean_features(features: FeatureRows, settings: ModelSettings) -> np.ndarray:
@@ -281,8 +265,7 @@ def build_bank(
         name: (f"layers[{name!r}]", values, adata.var_names) for name, values in named_layers(adata).items()
     }
     for name, values in adata.obsm.items():
-        version = is_stain_key(name, where.features_key)
-        if not version and name not in own and name not in others and _is_numeric(values):
+        if name not in own and name not in others and _is_numeric(values):
             columns = getattr(values, "columns", [f"{name}_{i}" for i in range(values.shape[1])])
             others[name] = (f"obsm[{name!r}]", values, columns)
     for name, (place, values, columns) in others.items():

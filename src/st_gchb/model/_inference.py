@@ -407,7 +407,6 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "weights_sha256": "" if features is None else features.weights_sha256,
         "precision": (features and features.precision) or "float32",
         "stain_norm": (features and features.stain_norm) or "none",
-        "stain_augment": (features and features.stain_augment) or 0,
         "layer": layer or "panel",
         "k": k,
         "weighting": weighting,

@@ -16,7 +16,7 @@ from st_gchb._artifacts import decode, digest, is_there, sha256_of
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError
 from st_gchb.model._confidence import Calibration
-from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today
+from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today, without_dropped
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._query import Preprocessor
 from st_gchb.model._saving import (
@@ -74,8 +74,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         )
     if written_digest != digest(settings):
         raise ModelFileError(f"{folder / JSON} is not as it was written: it is damaged. Copy the model again.")
-    if written < RENAMED_IN:
-        settings = record_of_today(settings)
+    settings = without_dropped(record_of_today(settings) if written < RENAMED_IN else settings)
     check_record(settings, folder / JSON)
     for name in settings["sha256"]:
         if name not in (TENSORS, REFERENCE, ORIGIN, INDEX):

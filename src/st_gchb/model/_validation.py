@@ -21,7 +21,7 @@ from st_gchb.io import column_of
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp.expression import read_expression, tell_expression
 from st_gchb.pp.graph import check_lengths, graph_of
-from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, is_stain_key, made_key, stained_versions
+from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key
 from st_gchb.pp.spots import Sections, check_lone_slice, check_positions, sections_of, spot_centers
 
 _LEAST_SPOTS = 4
@@ -133,7 +133,6 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     if where.features_key in adata.obsm:
         check_features(adata, where.features_key)
         check_made(adata, where.features_key, sections, "Run st_gchb.pp.embed_patches again, then set up again.")
-        stained_versions(adata, where.features_key)
     if where.connectivities_key in adata.obsp:
         check_graph(adata, where.connectivities_key, sections)
     elif not where.connectivities_key.endswith(_CONNECTIVITIES):
@@ -248,7 +247,7 @@ def complete_table(adata: AnnData, where: Registered) -> set[str]:
     fresh: set[str] = set()
     if key not in adata.obsm:
         embed_patches(made, slice_key=where.slice_key, key_added=key)
-        fresh = {name for name in made.obsm if name in (key, made_key(key)) or is_stain_key(name, key)} | {key}
+        fresh = {name for name in made.obsm if name in (key, made_key(key))} | {key}
     if where.connectivities_key not in adata.obsp:
         prefix = where.connectivities_key.removesuffix(_CONNECTIVITIES)
         spatial_graph(made, slice_key=where.slice_key, key_added=prefix, features_key=key)

@@ -1,17 +1,14 @@
-"""The stain of a slide in a few numbers, and maps that move the colors of patches from one stain to another."""
+"""Stain normalization: estimate the stain of a slide, and map the colors of patches from one stain to another."""
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from skimage.color import rgb_from_hed
 from torch import Tensor
 
 from st_gchb._arguments import PixelSize, checked
@@ -25,14 +22,12 @@ StainMethod = Literal["macenko", "vahadane", "reinhard"]
 
 _NUMBERS = {"macenko": 8, "vahadane": 8, "reinhard": 6}
 _VERSION = 1
-"""To be raised whenever the same stain and target come to another map: part of the key of cached features."""
+"""Part of the key of cached features; increased whenever a stain and its target give another color map."""
 _FEWEST_PX = 200
-"""Pixels of tissue from which a stain can be told."""
-_JITTER = 1.4
-"""The amount of a dye is multiplied or divided by this at most."""
+"""Minimum number of tissue pixels from which a stain is estimated."""
 _WHITE = math.log(256.0)
 
-# Cone responses, and the axes of lightness and color of their logarithms (Ruderman et al. 1998, Reinhard et al. 2001).
+# Cone responses, and axes of lightness and color of their logarithms (Ruderman et al. 1998, Reinhard et al. 2001).
 _CONES = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _AXES = np.diag([1 / 3**0.5, 1 / 6**0.5, 1 / 2**0.5]) @ np.array([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
 
@@ -42,16 +37,16 @@ Matrix = npt.NDArray[np.float64]
 @checked
 @dataclass(frozen=True)
 class Stain:
-    """The stain of a slide, to which others can be normalized.
+    """Stain of a slide, to which other slides can be normalized.
 
     Parameters
     ----------
     method
-        ``"macenko"`` or ``"vahadane"``: the colors of hematoxylin and eosin and how much of each there is.
-        ``"reinhard"``: mean and spread of lightness and color.
+        ``"macenko"`` or ``"vahadane"``: colors and amounts of hematoxylin and eosin. ``"reinhard"``: mean and standard
+        deviation of lightness and color.
     numbers
-        Optical densities of hematoxylin and of eosin in R, G, B, each of length 1, and the 99 % quantiles of their
-        amounts (8 numbers); for ``"reinhard"`` three means and three standard deviations.
+        Optical densities of hematoxylin and of eosin in R, G and B, as vectors of length 1, and the 99 % quantiles of
+        their amounts (8 numbers); for ``"reinhard"`` three means and three standard deviations.
 
     Examples
     --------
@@ -73,16 +68,16 @@ class Stain:
 
 @dataclass(frozen=True, eq=False)
 class Recolor:
-    """A map of colors, affine in the logarithm of what a basis of colors sees.
+    """Color map that is affine in the logarithm of linear combinations of the channels.
 
-    Of the pixels ``x`` it makes ``basis^-1 (exp(matrix log(basis x + 1) + offset) - 1)``.
+    A pixel ``x`` becomes ``basis^-1 (exp(matrix log(basis x + 1) + offset) - 1)``.
 
     Parameters
     ----------
-    basis, matrix
-        ``(3, 3)``.
-    offset
-        ``(3,)``.
+    basis
+        Linear combinations of R, G and B, ``(3, 3)``.
+    matrix, offset
+        The affine map of their logarithms, ``(3, 3)`` and ``(3,)``.
     """
 
     basis: Matrix
@@ -90,7 +85,7 @@ class Recolor:
     offset: Matrix
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Recolor patches, ``(b, 3, h, w)`` uint8 on any device."""
+        """Apply the map to patches, ``(n, 3, height, width)`` uint8 on any device."""
         basis, back, matrix, offset = (
             torch.as_tensor(values, dtype=torch.float32, device=patches.device)
             for values in (self.basis, np.linalg.inv(self.basis), self.matrix, self.offset)
@@ -102,30 +97,29 @@ class Recolor:
 
 @checked
 def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSize | None = None) -> Stain:
-    """Measure the stain of a slide on the tissue of a picture of low resolution.
-
-    The fit is squidpy's ``fit_stain_reference``.
+    """Estimate the stain of a slide from the tissue on a thumbnail, with squidpy's ``fit_stain_reference``.
 
     Parameters
     ----------
     image
-        As :func:`st_gchb.io.open_image` takes it.
+        Image, as in :func:`st_gchb.io.open_image`.
     method
-        ``"macenko"`` or ``"vahadane"`` separate hematoxylin and eosin, ``"reinhard"`` describes colors as a whole.
+        ``"macenko"`` or ``"vahadane"`` separate hematoxylin and eosin; ``"reinhard"`` describes the colors as a
+        whole.
     um_per_px
-        Size of a pixel of the finest level, µm, where the file does not say so.
+        Size of a pixel of the finest level, µm, if the file does not record it.
 
     Returns
     -------
     Stain
-        To be passed to :func:`embed_patches` as ``stain_norm``.
+        The stain, which :func:`embed_patches` takes as ``stain_norm``.
 
     Raises
     ------
     StainError
-        No tissue was found, or its colors are not those of hematoxylin and eosin.
+        The slide has no tissue, or its colors are not those of hematoxylin and eosin.
     ScaleError
-        The size of a pixel is not known, so tissue cannot be found.
+        The size of a pixel is not known, and tissue cannot be detected without it.
     InputError
         ``method`` is unknown.
 
@@ -151,12 +145,12 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSi
             f"{slide.name}: its colors are not those of hematoxylin and eosin ({reason}). Leave the slide out, or "
             "work without stain_norm."
         ) from error
-    # As the files hold them: a stain that was stored is the stain that was used.
+    # Rounded to float32, as files store them, so that a stored stain equals the one that was applied.
     return Stain(method, tuple(float(np.float32(number)) for number in numbers))
 
 
 def normalizing(source: Stain, target: Stain) -> Recolor:
-    """Get the map from one stain to another of the same method."""
+    """Compute the color map from one stain to another one of the same method."""
     numbers, aims = np.array(source.numbers), np.array(target.numbers)
     if source.method == "reinhard":
         axes, back = _AXES, np.linalg.inv(_AXES)
@@ -166,69 +160,24 @@ def normalizing(source: Stain, target: Stain) -> Recolor:
     return _of_densities(_dyes(aims) @ np.diag(ratio) @ np.linalg.inv(_dyes(numbers)))
 
 
-def restained(factors: Sequence[float]) -> Recolor:
-    """Get the map that multiplies the amounts of hematoxylin, eosin and the rest by factors.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from st_gchb.pp._stain_normalization import restained
-    >>> restained([1.0, 1.0, 1.0])(torch.full((1, 3, 1, 1), 90, dtype=torch.uint8)).flatten().tolist()
-    [90, 90, 90]
-    """
-    dyes = np.asarray(rgb_from_hed, dtype=np.float64).T
-    return _of_densities(dyes @ np.diag(np.asarray(factors, dtype=np.float64)) @ np.linalg.inv(dyes))
-
-
-def jitter_factors(name: str, version: int, seed: int) -> tuple[float, ...]:
-    """Draw how much more or less of each dye a slice has in a version, whatever the order of the slices."""
-    rng = np.random.default_rng([seed, version, zlib.crc32(name.encode())])
-    return tuple(np.exp(rng.uniform(-math.log(_JITTER), math.log(_JITTER), 3)).tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Restain:
-    """What is done to the colors of a slice's patches before the encoder.
-
-    Parameters
-    ----------
-    target
-        Stain to which the slice is normalized.
-    factors
-        Amounts of the dyes, relative to what they are after that.
-    """
-
-    target: Stain | None = None
-    factors: tuple[float, ...] | None = None
-
-    @property
-    def identity(self) -> list[Any]:
-        """What tells the colors from those of any other treatment: part of the key of cached features."""
-        target = None if self.target is None else [self.target.method, *self.target.numbers]
-        return [_VERSION, target, None if self.factors is None else list(self.factors)]
-
-    def maps(self, slide: Slice) -> list[Recolor]:
-        """Fit the maps that patches go through; errors as :func:`fit_stain`."""
-        maps = []
-        if self.target is not None:
-            maps.append(normalizing(stain_of(slide, self.target.method), self.target))
-        if self.factors is not None:
-            maps.append(restained(self.factors))
-        return maps
-
-
 def stain_of(slide: Slice, method: StainMethod) -> Stain:
-    """Measure the stain of a slice's whole image, whichever spots it has; errors as :func:`fit_stain`."""
+    """Estimate the stain of the whole image of a slice, independent of its spots; errors as in :func:`fit_stain`."""
     return fit_stain(slide.image, method=method, um_per_px=slide.um_per_px)
 
 
+def stain_record(stain: Stain) -> list[Any]:
+    """Return the part of the key of cached features that identifies normalization to a stain."""
+    # The last entry was for the amounts of the dyes; it stays, so that the keys of existing caches remain valid.
+    return [_VERSION, [stain.method, *stain.numbers], None]
+
+
 def _of_densities(matrix: Matrix) -> Recolor:
-    """Turn a map of optical densities, ``log(256 / (x + 1))``, into one of logarithms."""
+    """Convert a linear map of optical densities, ``log(256 / (x + 1))``, to a color map."""
     return Recolor(np.eye(3), matrix, _WHITE * (1.0 - matrix.sum(1)))
 
 
 def _dyes(numbers: Matrix) -> Matrix:
-    """Hematoxylin, eosin, and what is neither, in the columns."""
+    """Return optical densities of hematoxylin, eosin and a third, orthogonal component as columns, ``(3, 3)``."""
     hematoxylin, eosin = numbers[:3], numbers[3:6]
     rest = np.cross(hematoxylin, eosin)
     return np.column_stack([hematoxylin, eosin, rest / np.linalg.norm(rest)])

@@ -50,8 +50,6 @@ class TrainingData:
         Slice number of each spot, ``(n_spots,)``.
     coordinates
         Spot centers, px, ``(n_spots, 2)``.
-    stained
-        Inputs of the image branch from stain-augmented patches, ``(n_versions, n_spots, n_inputs)``, or ``None``.
     """
 
     image: Rows
@@ -59,7 +57,6 @@ class TrainingData:
     adjacency: sparse.csr_matrix
     groups: np.ndarray
     coordinates: np.ndarray
-    stained: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -81,7 +78,7 @@ class TrainingData:
         """List the rows of each slice, in the order of the slice numbers."""
         return [np.flatnonzero(self.groups == group) for group in np.unique(self.groups)]
 
-    def batch(self, rows: np.ndarray, n_hops: int, rng: np.random.Generator | None = None) -> GraphBatch:
+    def batch(self, rows: np.ndarray, n_hops: int) -> GraphBatch:
         """Make the batch of one step: some spots, and the neighbors on which their embeddings depend.
 
         The neighbors make the embeddings of ``rows`` equal to those computed on the whole graph.
@@ -92,8 +89,6 @@ class TrainingData:
             Spots of the step, ``(n_rows,)``.
         n_hops
             Number of hops over which an embedding depends on the graph.
-        rng
-            Generator that draws a stain for each spot, from its own and those of ``stained``. ``None`` takes its own.
 
         Returns
         -------
@@ -104,7 +99,7 @@ class TrainingData:
         positions = torch.arange(len(rows))
         index = torch.from_numpy(nodes.astype(np.int64))
         return GraphBatch(
-            image=self._seen(index, rng),
+            image=self.image[index],
             expression=self.expression[index],
             edge_index=torch.from_numpy(edges_between(self.adjacency, nodes)),
             groups=torch.from_numpy(self.groups[nodes].astype(np.int64)),
@@ -112,13 +107,6 @@ class TrainingData:
             inner=positions,
             degree=torch.from_numpy(self.degree[nodes]),
         )
-
-    def _seen(self, index: Tensor, rng: np.random.Generator | None) -> Tensor:
-        if rng is None or self.stained is None:
-            return self.image[index]
-        version = torch.from_numpy(rng.integers(0, len(self.stained) + 1, len(index)))
-        other = self.stained[(version - 1).clamp(min=0), index]
-        return torch.where((version == 0)[:, None], self.image[index], other)
 
 
 def split_spots(data: TrainingData, validation_share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -175,10 +163,8 @@ class _Steps(IterableDataset):
         module, trainer = self.module, self.module.trainer
         epoch = self.epoch if trainer is None or not self.shuffle else trainer.current_epoch
         self.epoch = epoch + 1
-        # Stains are drawn from their own generator, so that the order of the spots does not depend on them.
-        stains = np.random.default_rng([module.seed, 1, epoch]) if self.shuffle else None
         for chosen, inner in self._of_epoch(epoch):
-            batch = module.data.batch(chosen if inner is None else inner, module.n_hops, stains)
+            batch = module.data.batch(chosen if inner is None else inner, module.n_hops)
             if inner is not None:
                 batch.rows = torch.from_numpy(np.searchsorted(inner, np.sort(chosen)))
             yield module.shared(batch, chosen if inner is None else inner)

@@ -13,8 +13,6 @@ from ._feature_spec import (
     EARLIER_NAMES as EARLIER_NAMES,
     FeatureSpec as FeatureSpec,
     encoder_of_spec as encoder_of_spec,
-    is_stain_key as is_stain_key,
-    stained_versions as stained_versions,
 )
 from ._last_stage import stage_of_spec as stage_of_spec, stage_without_weights as stage_without_weights
 from ._provenance import (

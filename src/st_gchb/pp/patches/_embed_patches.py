@@ -13,15 +13,14 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb import __version__
-from st_gchb._arguments import Count, Megabytes, Micrometers, PatchSize, PixelSize, Seed, Versions, checked
+from st_gchb._arguments import Count, Megabytes, Micrometers, PatchSize, PixelSize, checked
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
-from st_gchb._settings import settings
-from st_gchb.pp._stain_normalization import Restain, Stain, StainMethod, jitter_factors, stain_of
+from st_gchb.pp._stain_normalization import Stain, StainMethod, stain_of
 from st_gchb.pp.encoders import Encoder, Engine, Pace, Precision, Views, choose_device, get_encoder
 from st_gchb.pp.patches._cache import cache_folder
 from st_gchb.pp.patches._embed_slices import OnDamage, embed_slices
 from st_gchb.pp.patches._feature_maps import FILES_KEY
-from st_gchb.pp.patches._feature_spec import FeatureSpec, is_stain_key, stain_key
+from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.patches._last_stage import check_feature_maps, tapped
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import MEMORY_MB
@@ -41,8 +40,6 @@ def embed_patches(
     patch_px: PatchSize | None = None,
     n_views: Views = 4,
     stain_norm: StainMethod | Stain | None = None,
-    stain_augment: Versions = 0,
-    stain_seed: Seed | None = None,
     save_feature_maps: bool = False,
     image: Any = None,
     image_key: str | None = None,
@@ -82,11 +79,6 @@ def embed_patches(
         ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: normalize the stain of each slice to that of the first one,
         which is kept in the specification, so that queries are normalized to it too. A :class:`Stain` from
         :func:`fit_stain`: normalize to that one. None: leave colors unchanged.
-    stain_augment
-        For training: number of additional versions of the features, for which the amount of each dye in each slice is
-        varied at random. Training draws from these versions; each takes as long to compute as the features themselves.
-    stain_seed
-        Seed of these versions; by default ``st_gchb.settings.seed``.
     save_feature_maps
         Also store the feature maps before the trunk's last stage, in files in the cache folder, so that
         ``STGCHB(finetune="last_stage")`` can train that stage. Supported for torchvision's resnet, resnext,
@@ -126,10 +118,9 @@ def embed_patches(
     -------
     AnnData or None
         With ``copy``, the object with the features; otherwise None, and the features are written to ``data`` (for
-        SpatialData: to its table). Features are in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, their
-        specification is in ``uns[key_added]``, and versions in other stains are in ``obsm[key_added + "_stain1"]``
-        and so on. ``obsm[key_added + "_made"]``, ``(n_spots, 5)``, records the position, pixel size and image of each
-        spot, so that features that no longer belong to their spots are detected.
+        SpatialData: to its table). Features are in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and their
+        specification is in ``uns[key_added]``. ``obsm[key_added + "_made"]``, ``(n_spots, 5)``, records the position,
+        pixel size and image of each spot, so that features that no longer belong to their spots are detected.
 
     Raises
     ------
@@ -158,23 +149,18 @@ def embed_patches(
     >>> adata.obsm["X_patch"].shape
     (2, 107)
     """
-    stain_seed = settings.seed if stain_seed is None else stain_seed
     chosen = choose_device(device)
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [side_px(slide, patch_um, patch_px) for slide in slices]
     trunk = get_encoder(encoder, weights, transform=transform)
     if save_feature_maps:
-        check_feature_maps(trunk, cache=cache, stain_augment=stain_augment, compiled=compiled)
+        check_feature_maps(trunk, cache=cache, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
     pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
     engine = Engine(trunk, n_views, pace, tapped if save_feature_maps else None)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
-    made = {}
-    for version in range(stain_augment + 1):
-        restains = [_restain(slide.name, stain, version, stain_seed) for slide in slices]
-        name = stain_key(key_added, version) if version else key_added
-        made[name], excluded, files = embed_slices(slices, sides, engine, folder, on_damage, restains)
+    features, excluded, files = embed_slices(slices, sides, engine, folder, on_damage, stain)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
@@ -187,15 +173,11 @@ def embed_patches(
         n_features=trunk.n_features,
         stain_norm=None if stain is None else stain.method,
         stain_target=None if stain is None else stain.numbers,
-        stain_augment=stain_augment or None,
         precision=None if precision == "float32" else precision,
         feature_maps=save_feature_maps,
     )
     target = resolved.target(copy=copy)
-    for key in [key for key in target.obsm if is_stain_key(key, key_added)]:
-        del target.obsm[key]
-    for key, features in made.items():
-        target.obsm[key] = features
+    target.obsm[key_added] = features
     target.obsm[made_key(key_added)] = made_at(slices, rule)
     target.uns[key_added] = _provenance(rule, slices)
     if files:
@@ -203,13 +185,6 @@ def embed_patches(
     if len(excluded):
         target.uns[key_added]["excluded"] = target.obs_names[excluded].to_numpy(dtype=str)
     return target if copy else None
-
-
-def _restain(name: str, stain: Stain | None, version: int, seed: int) -> Restain | None:
-    """Build the color transformation of a slice; None if its colors are left unchanged."""
-    if stain is None and version == 0:
-        return None
-    return Restain(stain, jitter_factors(name, version, seed) if version else None)
 
 
 def _provenance(rule: FeatureSpec, slices: list[Slice]) -> dict[str, Any]:

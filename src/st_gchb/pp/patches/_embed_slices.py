@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from st_gchb._advice import Fix, advise
 from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
-from st_gchb.pp._stain_normalization import Restain
+from st_gchb.pp._stain_normalization import Stain, normalizing, stain_of, stain_record
 from st_gchb.pp.encoders import Batch, Engine
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
 from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
@@ -38,8 +38,8 @@ class _Job:
         Spots and image.
     side
         Side of a patch, px.
-    restain
-        Color transformation; None to leave colors unchanged.
+    stain
+        Stain to which colors are normalized; None to leave them unchanged.
     key
         Key of the features in the cache; None if they are not cached.
     features
@@ -59,7 +59,7 @@ class _Job:
 
     slide: Slice
     side: float
-    restain: Restain | None
+    stain: Stain | None
     key: str | None
     features: Features
     damage: Damage
@@ -92,7 +92,7 @@ def embed_slices(
     engine: Engine,
     folder: Path | None,
     on_damage: OnDamage,
-    restains: Sequence[Restain | None] | None = None,
+    stain: Stain | None = None,
 ) -> tuple[Features, npt.NDArray[np.int64], list[Path]]:
     """Compute the features of all slices, or load them from the cache.
 
@@ -108,8 +108,8 @@ def embed_slices(
         Folder of the cache; None for no cache.
     on_damage
         ``"raise"``: raise an error if pixels of some spots cannot be decoded; ``"nan"``: exclude these spots.
-    restains
-        Color transformation of each slice; None to leave colors unchanged.
+    stain
+        Stain to which the colors of all slices are normalized; None to leave them unchanged.
 
     Returns
     -------
@@ -133,13 +133,13 @@ def embed_slices(
     jobs, files = [], []
     shape = None if engine.tap is None else (engine.n_views, *shape_of_maps(engine.encoder))
     try:
-        for slide, side, restain in zip(slices, sides, restains or [None] * len(slices), strict=True):
-            key = None if folder is None else _cache_key(slide, side, engine, restain)
+        for slide, side in zip(slices, sides, strict=True):
+            key = None if folder is None else _cache_key(slide, side, engine, stain)
             empty = np.full((len(slide.rows), engine.encoder.n_features), np.nan, dtype=np.float32)
             found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
             path = None
             if folder is not None and shape is not None:
-                path = maps_path(folder, key or _key(slide, side, engine, restain, on_damage=slide.image.name))
+                path = maps_path(folder, key or _key(slide, side, engine, stain, on_damage=slide.image.name))
                 files.append(path)
             if found is not None:
                 logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
@@ -150,7 +150,7 @@ def embed_slices(
             if path is not None and shape is not None:
                 check_room(path, len(slide.rows), shape)
             damage = Damage(slide.name, slide.image.name, len(slide.rows))
-            jobs.append(_Job(slide, side, restain, key, empty, damage, path=path, known=found))
+            jobs.append(_Job(slide, side, stain, key, empty, damage, path=path, known=found))
         if jobs:
             _encode(jobs, engine, folder, on_damage)
     finally:
@@ -201,7 +201,7 @@ def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[
     """Yield batches of patches, slice by slice, so that no more than one image is held in memory."""
     pace = engine.pace
     for job in jobs:
-        recolors = [] if job.restain is None else job.restain.maps(job.slide)
+        recolors = [] if job.stain is None else [normalizing(stain_of(job.slide, job.stain.method), job.stain)]
         try:
             for rows, patches in whole_patches(
                 job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
@@ -237,19 +237,19 @@ def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
         )
 
 
-def _cache_key(slide: Slice, side: float, engine: Engine, restain: Restain | None) -> str | None:
+def _cache_key(slide: Slice, side: float, engine: Engine, stain: Stain | None) -> str | None:
     """Compute the key of cached features; None if the image cannot be hashed because it is damaged."""
     try:
         image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
     except DamageError:
         logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
         return None
-    return _key(slide, side, engine, restain, image=image)
+    return _key(slide, side, engine, stain, image=image)
 
 
-def _key(slide: Slice, side: float, engine: Engine, restain: Restain | None, **image: str) -> str:
+def _key(slide: Slice, side: float, engine: Engine, stain: Stain | None, **image: str) -> str:
     """Compute the key of features from their specification and an identifier of the image."""
-    # Without a color transformation nothing is added, so that the keys of existing caches remain valid.
-    colors = {} if restain is None else {"um_per_px": slide.um_per_px, "restain": restain.identity}
+    # Without normalization nothing is added, so that the keys of existing caches remain valid.
+    colors = {} if stain is None else {"um_per_px": slide.um_per_px, "restain": stain_record(stain)}
     made = {"side": side, "encoder": engine.identity, "views": engine.n_views}
     return content_key(centers=slide.centers_px, **made, **colors, **image)

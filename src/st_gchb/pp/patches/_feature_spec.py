@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb._advice import Fix, advise
-from st_gchb._arguments import Count, Micrometers, PatchSize, Versions, checked
+from st_gchb._arguments import Count, Micrometers, PatchSize, checked
 from st_gchb._errors import EncoderError, MissingKeyError
 from st_gchb.io import one_number
 from st_gchb.pp._stain_normalization import Stain, StainMethod
@@ -44,8 +43,6 @@ class FeatureSpec:
         Features per patch.
     stain_norm, stain_target
         Method and numbers of the :class:`Stain` to which slides are normalized; None without normalization.
-    stain_augment
-        Number of additional versions of the training spots in other stains; None without, as for queries.
     precision
         Half precision in which the encoder computes; None for float32.
     feature_maps
@@ -61,7 +58,6 @@ class FeatureSpec:
     n_features: Count
     stain_norm: StainMethod | None = None
     stain_target: tuple[float, ...] | None = None
-    stain_augment: Versions | None = None
     precision: Precision | None = None
     feature_maps: bool = False
 
@@ -119,7 +115,6 @@ class FeatureSpec:
             n_features=_count(stored, "n_features"),
             stain_norm=stain,
             stain_target=None if stain is None else _numbers(stored.get("stain_target", ())),
-            stain_augment=_count(stored, "stain_augment") if "stain_augment" in stored else None,
             precision=precision,
             feature_maps="feature_maps" in stored,
         )
@@ -156,66 +151,6 @@ def _numbers(values: Any) -> tuple[float, ...]:
             "pp.embed_patches writes them. Run pp.embed_patches again."
         )
     return tuple(number for number in found if number is not None)
-
-
-def stain_key(key: str, version: int) -> str:
-    """Return the key in ``obsm`` of a version of the features in another stain; versions are counted from 1."""
-    return f"{key}_stain{version}"
-
-
-def is_stain_key(name: str, key: str) -> bool:
-    """Return True if ``obsm[name]`` is a version of ``obsm[key]`` in another stain.
-
-    Examples
-    --------
-    >>> from st_gchb.pp.patches._feature_spec import is_stain_key
-    >>> is_stain_key("X_patch_stain2", "X_patch"), is_stain_key("X_patch", "X_patch")
-    (True, False)
-    """
-    return name.removeprefix(f"{key}_stain").isdecimal() and name.startswith(key)
-
-
-def stained_versions(adata: AnnData, key: str, shape: tuple[int, ...] | None = None) -> list[np.ndarray]:
-    """Read the versions of the features in other stains that ``uns[key]`` lists.
-
-    Parameters
-    ----------
-    adata
-        Reference with features.
-    key
-        Key of the features in ``obsm`` and ``uns``.
-    shape
-        Expected shape; None for the shape of ``obsm[key]``.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        Features in other stains, each ``(n_spots, n_features)`` float32; empty if there are none.
-
-    Raises
-    ------
-    MissingKeyError
-        A version is absent.
-    EncoderError
-        A version has another shape than the features, or holds NaN or infinite values.
-    """
-    stored = adata.uns.get(key)
-    n = _count(stored, "stain_augment") if isinstance(stored, Mapping) and "stain_augment" in stored else 0
-    shape = np.shape(adata.obsm[key]) if n and shape is None else shape
-    versions = []
-    for name in (stain_key(key, version) for version in range(1, n + 1)):
-        if name not in adata.obsm:
-            raise MissingKeyError(
-                f"obsm has no {name!r} (found {list(adata.obsm)}), and uns[{key!r}] says that {n} versions in other "
-                'stains were made. Run pp.embed_patches again, or delete uns\' "stain_augment" to go without.'
-            )
-        versions.append(np.asarray(adata.obsm[name], dtype=np.float32))
-        if versions[-1].shape != shape or not np.isfinite(versions[-1]).all():
-            raise EncoderError(
-                f"obsm[{name!r}] has shape {versions[-1].shape}; expected finite values of shape {shape}, as "
-                f"obsm[{key!r}]. Run pp.embed_patches again."
-            )
-    return versions
 
 
 def encoder_of_spec(

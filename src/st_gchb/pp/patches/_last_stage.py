@@ -27,20 +27,20 @@ little more than the head.
 """
 
 
-def check_feature_maps(encoder: Encoder, *, cache: bool, stain_augment: int, compiled: bool) -> None:
+def check_feature_maps(encoder: Encoder, *, cache: bool, compiled: bool) -> None:
     """Validate that feature maps can be stored.
 
     Parameters
     ----------
     encoder
         Encoder whose last stage is to be trained.
-    cache, stain_augment, compiled
+    cache, compiled
         As in :func:`embed_patches`.
 
     Raises
     ------
     InputError
-        There is no cache, there are versions in other stains, or the encoder is to be compiled.
+        There is no cache, or the encoder is to be compiled.
     EncoderError
         The encoder's last stage cannot be separated; the message lists supported families.
     """
@@ -48,11 +48,6 @@ def check_feature_maps(encoder: Encoder, *, cache: bool, stain_augment: int, com
         raise InputError(
             "save_feature_maps=True with cache=False: feature maps lie in the cache folder. Leave cache= out; "
             "cache_dir= names another folder."
-        )
-    if stain_augment:
-        raise InputError(
-            f"save_feature_maps=True with stain_augment={stain_augment}: maps are kept of the patches' own stain "
-            "alone. Pass stain_augment=0, or leave save_feature_maps= out."
         )
     if compiled:
         raise InputError(

@@ -292,8 +292,8 @@ def _array_id(image: npt.NDArray[Any]) -> int:
 
 
 def _rule_id(rule: FeatureSpec) -> int:
-    # The path of the weights, versions in other stains and feature maps do not affect the features.
-    kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "stain_augment", "feature_maps")}
+    # The path of the weights and feature maps do not affect the features.
+    kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "feature_maps")}
     # Hashed under its earlier name, so that hashes in existing objects remain valid.
     kept["views"] = kept.pop("n_views")
     return _number(json.dumps(kept, sort_keys=True).encode())
