@@ -36,7 +36,7 @@ help:
 	@echo "make test PYTHON=python3.13 CONSTRAINTS=   the same with the newest versions of all libraries"
 	@echo "make test-newest PYTHON=python3.13 CONSTRAINTS=   the life cycle of a model alone, with these"
 	@echo "make lint               linters and types alone"
-	@echo "make format             put the code in the house's format"
+	@echo "make format             format the code"
 	@echo "make docs               the site, in docs/_build/html"
 	@echo "make clean              remove what was built; make distclean removes the environments too"
 
