@@ -78,7 +78,7 @@ ONLY: dict[str, set[str]] = {
     "_settings": {"platformdirs"},
     "_signals": set(),
     "_versions": set(),
-    "_artifacts": {"numpy"},
+    "_artifacts": {"numpy", "safetensors", "torch"},
     "_logging": {"tqdm"},
     "_advice": set(),
     # Imported where an argument is first checked: what is imported at the top would be paid for by every room.

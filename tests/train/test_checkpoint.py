@@ -118,7 +118,7 @@ def test_a_full_disk_stops_nothing_and_is_said_once(tmp_path, caplog, monkeypatc
         # What safetensors says of a full disk.
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("st_gchb.train._checkpoints.save_file", full)
+    monkeypatch.setattr("st_gchb._artifacts.save_file", full)
     folder = CheckpointFolder(tmp_path, {}, resume=False)
     with caplog.at_level(logging.WARNING, logger="st_gchb"), folder.kept_on_error():
         folder.put("network", {"epoch": 1})

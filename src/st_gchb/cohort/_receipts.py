@@ -1,8 +1,7 @@
-"""What a result was made of, kept beside it, so that no slide is done twice and none is lost."""
+"""Receipts: records beside the results of slides of what each was made from, so that no slide is computed twice."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from st_gchb._artifacts import sha256_of, write_whole
+from st_gchb._artifacts import DamagedFileError, encode, read_json, sha256_of, write_json
 from st_gchb._errors import MissingFileError
 from st_gchb._logging import logger
 
@@ -23,32 +22,32 @@ DONE, KEPT, FAILED = "done", "kept", "failed"
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was done for one slide.
+    """Record of the result of a slide.
 
     Parameters
     ----------
     name, path
-        Of the slide.
+        Name and path of the slide.
     status
         ``"done"`` in this call, ``"kept"`` from an earlier one, or ``"failed"``.
     n_spots
-        Rows of the result.
+        Number of spots of the result.
     seconds
-        By part: ``read``, ``encode``, ``predict``, ``write``.
+        Duration of each part: ``read``, ``encode``, ``predict``, ``write``.
     worker
-        Host and process that did it.
+        Host and process that computed the result.
     output
-        Path of the result; empty where there is none.
+        Path of the result; empty if there is none.
     message
-        The error, or what was warned of.
+        Error, or warnings.
     made_of
-        Slide, settings, model and version.
+        Slide, content of its files, settings and version that the result depends on.
     call
-        The call in which it was done.
+        Identity of the call that computed the result.
     size, sha256
-        Of the result's bytes.
+        Number and SHA-256 of the result's bytes.
     attempts
-        How often it was begun in that call: more than once where a worker died.
+        Number of times that the slide was begun in that call: more than 1 if workers died.
     """
 
     name: str
@@ -67,27 +66,37 @@ class Receipt:
 
 
 def here() -> str:
-    """Host and process."""
+    """Return the name of the host and the number of the process."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def output_path(out: Path, name: str) -> Path:
-    """Where a slide's result lies."""
+    """Return the path of a slide's result."""
     return out / f"{name}.h5ad"
 
 
 def receipt_path(out: Path, name: str) -> Path:
-    """Where its receipt lies."""
+    """Return the path of a slide's receipt."""
     return out / FOLDER / f"{name}.json"
 
 
 def content_of(path: str | Path) -> dict[str, int]:
-    """Files, bytes and time of the latest change, without reading them: of a file, a folder, or an MRXS with its own.
+    """Summarize the content of a slide without reading it.
+
+    Parameters
+    ----------
+    path
+        A file, a folder, or an MRXS file, which includes the folder of its name.
+
+    Returns
+    -------
+    dict
+        Number of files, bytes, and time of the latest change in ns.
 
     Raises
     ------
     MissingFileError
-        There is nothing at the path.
+        Nothing exists at the path.
     """
     path = Path(path)
     if not path.exists():
@@ -105,40 +114,67 @@ def content_of(path: str | Path) -> dict[str, int]:
 
 
 def find_receipt(out: Path, name: str, made_of: dict[str, Any]) -> Receipt | None:
-    """The receipt of a result that is there and was made of the same; None where there is none."""
+    """Find the receipt of a result that need not be computed again.
+
+    Parameters
+    ----------
+    out
+        Folder of the results.
+    name
+        Name of the slide.
+    made_of
+        Slide, content, settings and version that the result has to depend on.
+
+    Returns
+    -------
+    Receipt | None
+        None if there is no result, it was made from something else, or, with a warning, its receipt is damaged.
+    """
     path = receipt_path(out, name)
     try:
-        stored = Receipt(**json.loads(path.read_text(encoding="utf-8")))
+        stored = Receipt(**read_json(path))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (DamagedFileError, TypeError) as error:
         logger.warning("The receipt %s is damaged (%s): the slide is done again.", path, error)
         return None
     output = output_path(out, name)
-    # Through JSON, as the stored one went.
-    same = stored.made_of == json.loads(json.dumps(made_of))
+    # JSON turned its tuples into lists.
+    same = stored.made_of == encode(made_of)
     if not same or not output.is_file() or output.stat().st_size != stored.size:
         return None
     return replace(stored, output=str(output))
 
 
 def discard(out: Path, name: str) -> None:
-    """Remove what is there of a slide; the receipt first, so that it never speaks of another result."""
+    """Delete the receipt of a slide, then its result: so a receipt never describes another result."""
     receipt_path(out, name).unlink(missing_ok=True)
     output_path(out, name).unlink(missing_ok=True)
 
 
 def sign(out: Path, receipt: Receipt) -> Receipt:
-    """Write the receipt of a result that lies there, last of all."""
+    """Write the receipt of a result, after the result itself.
+
+    Parameters
+    ----------
+    out
+        Folder of the results.
+    receipt
+        Receipt without path, size and hash of the result.
+
+    Returns
+    -------
+    Receipt
+        Complete receipt.
+    """
     output = output_path(out, receipt.name)
     signed = replace(receipt, output=str(output), size=output.stat().st_size, sha256=sha256_of(output))
-    with write_whole(receipt_path(out, receipt.name)) as part:
-        part.write_text(json.dumps(asdict(signed), indent=1), encoding="utf-8")
+    write_json(receipt_path(out, receipt.name), asdict(signed), indent=1)
     return signed
 
 
 def times_begun(out: Path, name: str, call: str) -> int:
-    """How often a slide was begun in a call, and not ended: each time its worker died."""
+    """Count how often a slide was begun in a call without being finished: each time its worker died."""
     try:
         lines = _begun_path(out, name).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -148,10 +184,15 @@ def times_begun(out: Path, name: str, call: str) -> int:
 
 @contextmanager
 def begun(out: Path, name: str, call: str) -> Iterator[int]:
-    """Note that a slide is begun, and forget it when the block ends; gives how often it was begun in the call.
+    """Note that a slide is begun, and delete the note when the block ends.
 
-    A process that is killed forgets nothing. dask itself blames every slide that a dead worker had been given, also
-    those that only waited there.
+    A process that is killed leaves its note, which names the slide that it died of. dask counts a worker's death for
+    every slide assigned to it, also for those that were waiting.
+
+    Yields
+    ------
+    int
+        Number of times that the slide was begun in the call.
     """
     path = _begun_path(out, name)
     if path.exists():
@@ -165,12 +206,12 @@ def begun(out: Path, name: str, call: str) -> Iterator[int]:
 
 
 def stop(out: Path, call: str) -> None:
-    """Note that a call is over, for tasks of it that wait on a worker: dask cannot take those back."""
+    """Note that a call has ended, for its tasks that wait on a worker, which dask cannot cancel."""
     _stop_path(out, call).touch()
 
 
 def is_stopped(out: Path, call: str) -> bool:
-    """Whether a call is over before all its slides are done."""
+    """Return whether a call ended before all of its slides were done."""
     return _stop_path(out, call).exists()
 
 
@@ -183,7 +224,7 @@ def _begun_path(out: Path, name: str) -> Path:
 
 
 def _sweep(out: Path, name: str) -> None:
-    """Remove the part of a result that a process left which was killed while it wrote."""
+    """Delete the temporary file of a result that a killed process left."""
     left = re.compile(rf"\.{re.escape(name)}\.\w{{8}}\.h5ad")
     for path in out.iterdir():
         if left.fullmatch(path.name):

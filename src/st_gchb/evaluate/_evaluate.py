@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from st_gchb._arguments import Pair, Seed, checked
+from st_gchb._artifacts import encode
 from st_gchb._constants import Keys
 from st_gchb._logging import logger, track
 from st_gchb._signals import ended_by_signal
@@ -19,7 +20,7 @@ from st_gchb.evaluate._fold_data import Prepared, prepare
 from st_gchb.evaluate._folds import hold_one_out, leave_one_out
 from st_gchb.evaluate._methods import Method
 from st_gchb.evaluate._protocol import Plan, Protocol, make_plan, seeds_of
-from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of, plain
+from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of
 
 
 @dataclass
@@ -242,5 +243,5 @@ def _settings(plan: Plan) -> dict[str, Any]:
         "methods": list(plan.methods),
         "n_top_genes": protocol.n_top_genes,
         "seeds": list(protocol.seeds),
-        "features": plain(dict(plan.adata.uns.get(protocol.features_key, {}))),
+        "features": encode(dict(plan.adata.uns.get(protocol.features_key, {})), strict=True),
     }

@@ -1,8 +1,7 @@
-"""Finished runs on disk: each a file of its own, written whole, read again only where it is the answer."""
+"""Cache of finished runs on disk: a file for each fold, method and seed, read only for the same data and settings."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,16 @@ import pandas as pd
 from anndata import AnnData
 
 from st_gchb import __version__
-from st_gchb._artifacts import digest, sha256_of, write_whole
+from st_gchb._artifacts import (
+    DamagedFileError,
+    encode,
+    has_own_digest,
+    parse_json,
+    sha256_of,
+    with_digest,
+    write_json,
+    write_whole,
+)
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
@@ -30,14 +38,14 @@ from st_gchb.pp.spots import sections_of, spot_centers
 
 @dataclass(frozen=True)
 class RunKey:
-    """One fold, method and seed, and all that its result depends on.
+    """Identity of a run: fold, method, seed, and all that its result depends on.
 
     Parameters
     ----------
     fold, method, seed
-        Which run.
+        Names of the fold and of the method, and the seed.
     depends_on
-        Package version, data, protocol, method and device, as JSON takes them.
+        Package version, data, protocol, method and device, as JSON holds them.
     """
 
     fold: str
@@ -47,27 +55,38 @@ class RunKey:
 
     @property
     def sha256(self) -> str:
-        """Hash of the key."""
+        """SHA-256 of the key."""
         return content_key(**self.record)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The key as the file holds it."""
+        """Key as it is stored in the file."""
         return {"fold": self.fold, "method": self.method, "seed": self.seed, **self.depends_on}
 
     @property
     def stem(self) -> str:
-        """Name of the run's file without its ending: readable, and its own by the hash at the end."""
+        """Name of the run's file without its ending: readable, and unique by the hash at its end."""
         words = (re.sub(r"[^A-Za-z0-9]+", "_", name)[:40] for name in (self.fold, self.method))
         return "-".join([*words, f"seed{self.seed}", self.sha256[:12]])
 
 
 def keys_of(plan: Plan) -> dict[tuple[str, str, int], RunKey | None]:
-    """The key of every run in the order of the table; ``None`` for a method that cannot be described."""
+    """Return the key of every run.
+
+    Parameters
+    ----------
+    plan
+        Data, protocol, methods and folds of the evaluation.
+
+    Returns
+    -------
+    dict
+        By fold, method and seed, in the order of the table; None for a method that cannot be described.
+    """
     protocol = plan.protocol
     methods = {name: describe(method) for name, method in plan.methods.items()}
     data = data_sha256(plan.adata, protocol.slice_key, protocol.features_key)
-    # A GPU's sums are not a CPU's to the last bit.
+    # Sums on a GPU differ from those on a CPU in the last bit.
     device = choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device)).type
     keys: dict[tuple[str, str, int], RunKey | None] = {}
     for fold in plan.folds:
@@ -96,7 +115,17 @@ def _protocol(plan: Plan, fold: Fold) -> dict[str, Any]:
 
 
 def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
-    """Hash of what the methods of the package read of a table: counts, genes, features, positions, slices, graph."""
+    """Compute the SHA-256 of the data that the package's methods read.
+
+    Parameters
+    ----------
+    adata
+        Counts, genes, features, coordinates, slices and, if there is one, the spot graph.
+    slice_key
+        Column of ``obs`` with the slices.
+    features_key
+        Key of ``obsm`` with the patch features.
+    """
     counts = as_csr(adata.X)
     parts: dict[str, Any] = _matrix("counts", counts) | {
         "genes": [str(gene) for gene in adata.var_names],
@@ -106,22 +135,22 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
         "um_per_px": _sizes(adata, slice_key, features_key),
     }
     if Keys.CONNECTIVITIES in adata.obsp:
-        # The model takes a graph that is there already.
+        # The model uses an existing graph.
         parts |= _matrix("graph", as_csr(adata.obsp[Keys.CONNECTIVITIES]))
         stem = Keys.CONNECTIVITIES.removesuffix("_connectivities")
-        parts["graph_rule"] = plain(dict(adata.uns.get(f"{stem}_neighbors", {}).get("params", {})))
+        parts["graph_rule"] = encode(dict(adata.uns.get(f"{stem}_neighbors", {}).get("params", {})), strict=True)
     return content_key(**parts)
 
 
 def _sizes(adata: AnnData, slice_key: str, features_key: str) -> float | dict[str, float] | None:
-    """Known sizes of pixels, in the form in which they were always hashed."""
+    """Return the known sizes of pixels in µm, in the form that is hashed: one number if all slices share it."""
     sizes = pixel_sizes(adata, sections_of(adata, slice_key), features_key=features_key)
     known = {name: size for name, size in sizes.items() if size is not None}
     return next(iter(known.values())) if len(known) == 1 else (known or None)
 
 
 def _matrix(name: str, matrix: Any) -> dict[str, np.ndarray]:
-    """The arrays of a sparse matrix in the one form that equal matrices have in common."""
+    """Return the arrays of a sparse matrix in canonical form, so that equal matrices have equal arrays."""
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     matrix.sort_indices()
@@ -129,34 +158,23 @@ def _matrix(name: str, matrix: Any) -> dict[str, np.ndarray]:
     return {f"{name}_values": matrix.data, f"{name}_columns": indices, f"{name}_rows": indptr}
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON takes it."""
-    simple = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    if isinstance(simple, dict):
-        return {str(key): plain(item) for key, item in simple.items()}
-    if isinstance(simple, list | tuple):
-        return [plain(item) for item in simple]
-    # JSON has no word for what is not a number.
-    return None if isinstance(simple, float) and not np.isfinite(simple) else simple
-
-
 _FORMAT = 1
 _OURS = re.compile(r"\.?.+-[0-9a-f]{12}(\.[^.]+)?\.(json|npy)(\.damaged\d*)?")
-"""Names that this file gives, also to what a killed process left half-written."""
+"""Names of the files of runs, including the temporary files that a killed process left."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Result of a run.
 
     Parameters
     ----------
     row
-        Its measures.
+        Measures by name.
     genes
-        The same gene by gene: index ``gene``, one column a measure.
+        Measures of each gene: index ``gene``, one column for each measure.
     prediction
-        Predicted log-normalized expression, ``(n_test, n_genes)``, where the picture needs it.
+        Predicted log-normalized expression, ``(n_test, n_genes)``, of the runs that are drawn.
     """
 
     row: dict[str, float]
@@ -165,17 +183,17 @@ class Run:
 
 
 class RunFolder:
-    """A folder of finished runs.
+    """Folder of finished runs.
 
     Parameters
     ----------
     path
-        Made if absent.
+        Folder, created if absent.
 
     Raises
     ------
     InputError
-        If there is a file of that name, or the folder cannot be made.
+        There is a file of that name, or the folder cannot be created.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -186,14 +204,27 @@ class RunFolder:
             raise InputError(f"runs_dir={str(path)!r} is no folder and cannot be made one ({error}).") from error
 
     def clear(self) -> None:
-        """Delete the runs; files of other names stay."""
+        """Delete all runs; files of other names are kept."""
         ours = [path for path in self.path.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
         for path in ours:
             path.unlink()
         logger.info("%d files of old runs deleted from %s.", len(ours), self.path)
 
     def read(self, key: RunKey, *, with_prediction: bool = False) -> Run | None:
-        """A run that was kept; ``None`` where there is none, or the file is damaged (with a warning)."""
+        """Read a run.
+
+        Parameters
+        ----------
+        key
+            Identity of the run.
+        with_prediction
+            Read the predicted expression as well.
+
+        Returns
+        -------
+        Run | None
+            None if there is no such run, or, with a warning, if its file is damaged.
+        """
         path = self.path / f"{key.stem}.json"
         try:
             content = path.read_bytes()
@@ -213,26 +244,32 @@ class RunFolder:
         return None if prediction is None else Run(run.row, run.genes, prediction)
 
     def write(self, key: RunKey, run: Run) -> None:
-        """Keep a run; where the disk refuses, say so and go on: the result is in memory."""
+        """Write a run; errors of the disk are logged as a warning, since the result is in memory.
+
+        Parameters
+        ----------
+        key
+            Identity of the run.
+        run
+            Its result.
+        """
         record: dict[str, Any] = {
             "format": _FORMAT,
             "key": key.record,
             "key_sha256": key.sha256,
-            "row": plain(run.row),
+            "row": encode(run.row, strict=True),
             "genes": {"gene": [str(gene) for gene in run.genes.index]}
-            | {str(column): plain(run.genes[column].to_numpy()) for column in run.genes},
+            | encode({column: run.genes[column].to_numpy() for column in run.genes}, strict=True),
             "prediction_sha256": None,
         }
         path = self.path / f"{key.stem}.json"
         try:
             if run.prediction is not None:
-                # First the array: a record is written when everything that it names is there.
+                # The array comes first: a record is written when all files that it names exist.
                 with write_whole(path.with_suffix(".npy")) as part:
                     np.save(part, run.prediction.astype(np.float32), allow_pickle=False)
                     record["prediction_sha256"] = sha256_of(part)
-            record["record_sha256"] = digest(record)
-            with write_whole(path) as part:
-                part.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+            write_json(path, with_digest(record), allow_nan=False)
         except OSError as error:
             logger.warning("Run %s could not be kept (%s): a later call makes it again.", path, error)
 
@@ -260,19 +297,34 @@ class RunFolder:
 
 
 def parse(content: bytes, key: RunKey) -> tuple[Run, str | None] | str:
-    """A run and the hash of its prediction from the bytes of its file; or what is wrong with them, in words."""
+    """Decode the file of a run.
+
+    Parameters
+    ----------
+    content
+        Bytes of the file.
+    key
+        Identity of the expected run.
+
+    Returns
+    -------
+    tuple or str
+        The run and the SHA-256 of its prediction, which is None if there is none; or the reason why the content is
+        not that run, to follow the name of the file.
+    """
     try:
-        record = json.loads(content)
-        if not isinstance(record, dict) or record.get("record_sha256") != digest(record):
-            return "is damaged or was cut short"
-    except (ValueError, RecursionError):
+        record = parse_json(content)
+    except DamagedFileError:
         return "is no JSON, or was cut short"
+    if not has_own_digest(record):
+        return "is damaged or was cut short"
     if record.get("format") != _FORMAT or record.get("key_sha256") != key.sha256:
         return "is the file of another run"
     return _run_of(record)
 
 
 def _run_of(record: dict[str, Any]) -> tuple[Run, str | None] | str:
+    """Build a run from its record; results as :func:`parse`."""
     row, genes, expected = record.get("row"), record.get("genes"), record.get("prediction_sha256")
     if not isinstance(row, dict) or not isinstance(genes, dict) or not isinstance(expected, str | None):
         return "lacks scores"

@@ -1,18 +1,23 @@
-"""Model folders read back: every file's hash is checked, and nothing of them is run."""
+"""Read model folders: the hash of every file is checked, and no code of theirs is executed."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from st_gchb._artifacts import decode, digest, is_there, sha256_of
+from st_gchb._artifacts import (
+    DamagedFileError,
+    decode,
+    has_own_digest,
+    is_there,
+    read_json,
+    read_tensors,
+    sha256_of,
+)
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError
 from st_gchb.model._confidence import Calibration
@@ -37,27 +42,32 @@ from st_gchb.pp.expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank, ReferenceTable, SearchIndex
 
 _NUMBERS = ("keys", "image_keys", "linear", "appearance", "table.panel.data", "table.all_genes.data")
-"""Parts of the reference that are finite in every model; other tables are the user's."""
+"""Parts of the reference that are finite in every model; other tables belong to the user."""
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The JSON part of a model folder, with every other file's hash checked.
+    """Read the JSON part of a model folder, and check the hashes of its other files.
+
+    Returns
+    -------
+    dict
+        Fields of ``model.json`` under their present names.
 
     Raises
     ------
     MissingFileError
-        If the folder or one of its files is not there.
+        The folder or one of its files does not exist.
     ModelFileError
-        If a file is not what was written.
+        A file is damaged, or of a format that this version does not read.
     """
     if not is_there(folder, Path.is_dir):
         raise MissingFileError(f"There is no model folder {folder}. Pass the folder that model.save wrote.")
     for name in (JSON, TENSORS, REFERENCE, ORIGIN):
         _check_there(folder, name)
     try:
-        settings = json.loads((folder / JSON).read_text(encoding="utf-8"))
-        kind, written, written_digest = settings["kind"], int(settings["format"]), settings.get("record_sha256")
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
+        settings = read_json(folder / JSON)
+        kind, written = settings["kind"], int(settings["format"])
+    except (DamagedFileError, ValueError, KeyError, TypeError, OverflowError, OSError) as error:
         raise ModelFileError(
             f"{folder / JSON} cannot be read ({error}): it is damaged. Copy the model again."
         ) from error
@@ -72,7 +82,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder} was written by st-gchb {settings.get('version')} in format {written}; this version reads format "
             f"{OLDEST_FORMAT} and newer. Train the model again."
         )
-    if written_digest != digest(settings):
+    if not has_own_digest(settings):
         raise ModelFileError(f"{folder / JSON} is not as it was written: it is damaged. Copy the model again.")
     settings = without_dropped(record_of_today(settings) if written < RENAMED_IN else settings)
     check_record(settings, folder / JSON)
@@ -93,12 +103,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_there(folder: Path, name: str) -> None:
+    """Check that a file of a model folder exists."""
     if not is_there(folder / name, Path.is_file):
         raise MissingFileError(f"{folder} has no {name}: it is no st-gchb model, or was copied in part. Copy it again.")
 
 
 def read_registry(folder: Path) -> dict[str, Any]:
-    """The registry saved with a model."""
+    """Read the registry of scvi-tools saved with a model; errors as :func:`read_settings`."""
     return decode(read_settings(folder)["registry"])
 
 
@@ -106,10 +117,10 @@ def read_model(folder: Path) -> SavedModel:
     """Read a model folder; errors as :func:`read_settings`."""
     stored = read_settings(folder)
     try:
-        network, reference = arrays_of_today(load_file(folder / TENSORS)), load_file(folder / REFERENCE)
-        index = arrays_of_today(load_file(folder / INDEX)) if "index" in stored else None
+        network, reference = arrays_of_today(read_tensors(folder / TENSORS)[0]), read_tensors(folder / REFERENCE)[0]
+        index = arrays_of_today(read_tensors(folder / INDEX)[0]) if "index" in stored else None
         origin = pd.read_parquet(folder / ORIGIN)
-    except (SafetensorError, *ARRAY_ERRORS) as error:
+    except (DamagedFileError, *ARRAY_ERRORS) as error:
         raise ModelFileError(f"{folder} cannot be read ({error}): it is damaged. Copy the model again.") from error
     check_numbers(stored, network, reference, origin, folder)
     _check_finite(folder, network, {key: reference[key] for key in _NUMBERS if key in reference})
@@ -131,6 +142,7 @@ def read_model(folder: Path) -> SavedModel:
 
 
 def _check_finite(folder: Path, *parts: dict[str, np.ndarray]) -> None:
+    """Check that arrays are finite: those of a training that diverged are not."""
     bad = [key for part in parts for key, values in part.items() if not np.isfinite(values).all()]
     if bad:
         raise ModelFileError(

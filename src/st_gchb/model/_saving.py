@@ -1,11 +1,7 @@
-"""Model files: safetensors for numbers, Parquet for the reference's origin, JSON for the rest; no pickle."""
+"""Write model folders: safetensors for arrays, Parquet for the origin of reference spots, JSON for the rest."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +10,25 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from st_gchb import __version__
-from st_gchb._artifacts import digest, encode, make_readable, sha256_of
-from st_gchb._errors import InputError, StoreError
+from st_gchb._artifacts import (
+    encode,
+    sha256,
+    sha256_of,
+    with_digest,
+    write_folder_whole,
+    write_json,
+    write_tensors,
+)
+from st_gchb._errors import InputError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor
 from st_gchb.retrieval import ReferenceBank
 
 FORMAT, OLDEST_FORMAT = 4, 2
-"""The format that is written, and the oldest that is read."""
+"""Format that is written, and oldest format that is read."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -37,27 +39,27 @@ JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
 )
 
 INDEX_ARRAYS, INDEX_NUMBERS = ("centers", "codebook", "codes"), ("n_probe", "k", "recall")
-"""Parts of a search index, beside the keys, which the reference holds."""
+"""Parts of a search index; its keys are stored with the reference."""
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """All that a model folder holds.
+    """Content of a model folder.
 
     Parameters
     ----------
     preset, seed, settings
         Arguments of the model.
     registry
-        scvi-tools' registry of the setup call.
+        Registry of the setup call, as scvi-tools records it.
     state
-        The network's numbers.
+        State dictionary of the network.
     rules, bank, calibration
-        The fitted parts.
+        Fitted preprocessing, reference bank and calibration of the confidence.
     history
         Losses by epoch.
     model_id
-        Identity of the trained model.
+        Identity of the trained model, from :func:`new_model_id`.
     """
 
     preset: str
@@ -75,45 +77,39 @@ class SavedModel:
 def write_model(
     saved: SavedModel, folder: Path, *, overwrite: bool, adata: AnnData | None, write: dict[str, Any]
 ) -> None:
-    """Write all files to a folder beside, then put it in place."""
+    """Write a model folder as a whole or not at all.
+
+    Parameters
+    ----------
+    saved
+        Content of the folder.
+    folder
+        Folder to write.
+    overwrite
+        Replace an existing model folder.
+    adata
+        Training data that are saved with the model; None to leave them out.
+    write
+        Arguments of ``adata.write_h5ad``.
+
+    Raises
+    ------
+    InputError
+        The folder exists and ``overwrite`` is False, or it holds files that are no part of a model.
+    StoreError
+        The folder cannot be written.
+    """
     _check_target(folder, overwrite)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise StoreError(f"{folder}: nothing can be written there ({error}). Name another folder.") from error
-    try:
+    with write_folder_whole(folder) as part:
         _write_tensors(saved, part)
         saved.bank.origin.to_parquet(part / ORIGIN)
-        (part / JSON).write_text(json.dumps(_settings(saved, part), indent=1), encoding="utf-8")
+        write_json(part / JSON, _settings(saved, part), indent=1)
         if adata is not None:
             adata.write_h5ad(part / _ADATA, **write)
-        part.chmod(0o755)
-        for file in part.iterdir():
-            make_readable(file)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            folder.replace(old / folder.name)
-            try:
-                part.replace(folder)
-            except OSError:
-                (old / folder.name).replace(folder)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            try:
-                part.replace(folder)
-            except OSError as error:
-                raise StoreError(
-                    f"{folder}: no folder can be put there ({error.strerror}). Name another one."
-                ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_target(folder: Path, overwrite: bool) -> None:
-    """Refuse to replace what is there, unless it was asked for and is a model and nothing else."""
+    """Check that nothing is replaced unless requested, and then a model folder without other files alone."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -153,11 +149,8 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
     if bank.index is not None:
         files[INDEX] = {name: getattr(bank.index, name) for name in INDEX_ARRAYS}
     for name, tensors in files.items():
-        try:
-            save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / name)
-        except SafetensorError as error:
-            # So it calls a full disk.
-            raise OSError(f"{folder / name} could not be written: {error}") from error
+        # Numbers are stored as arrays of length 1.
+        write_tensors(folder / name, {key: np.atleast_1d(value) for key, value in tensors.items()})
 
 
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
@@ -187,13 +180,25 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     }
     if saved.bank.index is not None:
         record["index"] = {name: getattr(saved.bank.index, name) for name in INDEX_NUMBERS}
-    return record | {"record_sha256": digest(record)}
+    return with_digest(record)
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
-    """Identity of a trained model: hash of its network's numbers, its genes and its reference spots."""
-    sha = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        sha.update(key.encode() + value.cpu().numpy().tobytes())
-    sha.update("\n".join([*genes, *bank.origin["name"]]).encode())
-    return sha.hexdigest()[:16]
+    """Compute the identity of a trained model from its weights, gene names and reference spots.
+
+    Parameters
+    ----------
+    module
+        Trained network.
+    genes
+        Names of the panel's genes.
+    bank
+        Reference bank.
+
+    Returns
+    -------
+    str
+        First 16 digits of a SHA-256.
+    """
+    weights = (part for item in sorted(module.state_dict().items()) for part in item)
+    return sha256(*weights, "\n".join([*genes, *bank.origin["name"]]))[:16]

@@ -1,8 +1,7 @@
-"""How far a training has come: kept in memory from epoch to epoch, on disk from time to time and when it ends early."""
+"""Checkpoints of a training: taken at each epoch, written from time to time and when the training ends early."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from st_gchb._artifacts import write_whole
+from st_gchb._artifacts import (
+    DamagedFileError,
+    decode,
+    digest,
+    encode,
+    read_hashed_tensors,
+    write_hashed_tensors,
+)
 from st_gchb._compat import history_logger
 from st_gchb._errors import CheckpointError
 from st_gchb._logging import logger
@@ -27,122 +30,75 @@ FORMAT = 1
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state to a file, whole or not at all.
+    """Write the state of a training to a file, as a whole or not at all.
 
     Parameters
     ----------
     path
-        The file.
+        File to write.
     state
         Dictionaries, lists and tuples of tensors, numbers, strings, booleans and None.
 
     Raises
     ------
     OSError
-        If the disk is full or refuses.
+        The disk is full or refuses.
+    TypeError
+        The state holds a value of another type.
     """
     tensors: dict[str, Tensor] = {}
-    record = json.dumps({"format": FORMAT, "state": _plain(state, tensors)})
-    with write_whole(path) as part:
-        try:
-            save_file(tensors, part, metadata={"record": record, "sha256": _digest(record, tensors)})
-        except SafetensorError as error:
-            # So it calls a full disk; what it cannot hold has been refused before.
-            raise OSError(f"{path} could not be written: {error}") from error
+    record = json.dumps({"format": FORMAT, "state": encode(state, tensors=tensors)})
+    write_hashed_tensors(path, tensors, record)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that :func:`write_checkpoint` was given.
+    """Read the state that :func:`write_checkpoint` was given.
 
     Raises
     ------
     CheckpointError
-        If the file is cut short, changed, or no checkpoint.
+        The file is damaged, is no checkpoint, or is of another format.
     """
-    damaged = f"The checkpoint {path} is damaged ({{}}). Delete it, and train again from the beginning."
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(damaged.format(error)) from error
-    record = metadata.get("record", "")
-    if metadata.get("sha256") != _digest(record, tensors):
-        raise CheckpointError(damaged.format("its hash is not that of what it holds"))
+        tensors, record = read_hashed_tensors(path, framework="pt")
+        if record is None:
+            raise DamagedFileError("it has no record")
+    except DamagedFileError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is damaged ({error}). Delete it, and train again from the beginning."
+        ) from error
     stored = json.loads(record)
     if stored["format"] != FORMAT:
         raise CheckpointError(
             f"The checkpoint {path} is of format {stored['format']}, this version of st-gchb reads {FORMAT}. "
             "Go on with the version that wrote it, or delete it and train again."
         )
-    state: dict[str, Any] = _restored(stored["state"], tensors)
+    state: dict[str, Any] = decode(stored["state"], tensors)
     return state
 
 
-def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON: what JSON does not know is marked, tensors are put aside."""
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        # A copy each: safetensors refuses tensors that share memory.
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, dict):
-        # As pairs: keys may be numbers, and the order of an optimizer's parameters counts.
-        return {"pairs": [[_plain(key, tensors), _plain(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, tuple):
-        return {"tuple": [_plain(item, tensors) for item in value]}
-    if isinstance(value, list):
-        return [_plain(item, tensors) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"A checkpoint cannot hold a {type(value).__name__}.")
-
-
-def _restored(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_restored(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "tuple" in value:
-        return tuple(_restored(item, tensors) for item in value["tuple"])
-    return {_restored(key, tensors): _restored(item, tensors) for key, item in value["pairs"]}
-
-
-def _digest(record: str, tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256(record.encode())
-    for name in sorted(tensors):
-        sha.update(name.encode())
-        sha.update(np.ascontiguousarray(tensors[name].reshape(-1).view(torch.uint8).numpy()).data)
-    return sha.hexdigest()
-
-
 SECONDS_BETWEEN_WRITES = 10.0
-"""An epoch may take milliseconds: what a process loses that is killed is this long at most, and one epoch."""
+"""Shortest time between two writes: a process that is killed loses at most this much, and one epoch."""
 
 State = dict[str, Any]
 
 
 class CheckpointFolder:
-    """Checkpoints of one call of ``model.train``: of the network, and of those that are trained to calibrate it.
+    """Checkpoints of a call of ``model.train``: one for the network and for each network trained for its calibration.
 
     Parameters
     ----------
     folder
-        Where they lie, one file for each network.
+        Folder of the files, one for each network.
     identity
-        What the training depends on, by name: settings and hashes of the data.
+        Settings and hashes of the data that the training depends on, by name.
     resume
-        Go on with those that are there. Otherwise they are replaced as the new training comes along.
+        Continue from the checkpoints in the folder; otherwise they are replaced as the new training proceeds.
 
     Raises
     ------
     CheckpointError
-        If a checkpoint is there to go on with, and is damaged or of another training.
+        ``resume`` is True, and a checkpoint is damaged or of another training.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str], *, resume: bool) -> None:
@@ -176,17 +132,25 @@ class CheckpointFolder:
         return state
 
     def found(self, stage: str) -> State | None:
-        """What there is to go on with, and None where there is nothing."""
+        """Return the state that the training of a network continues from, or None."""
         return self._found.get(stage)
 
     def put(self, stage: str, state: State) -> None:
-        """Take a state; it is written if the last one was some time ago."""
+        """Keep a network's state; write it if :data:`SECONDS_BETWEEN_WRITES` have passed since the last write."""
         self._waiting[stage] = state
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             self.write()
 
     def write(self) -> bool:
-        """Write what is waiting; where the disk refuses, say so once and go on."""
+        """Write the states that were kept since the last write.
+
+        Errors of the disk are logged once, and the training continues.
+
+        Returns
+        -------
+        bool
+            True if all states were written.
+        """
         try:
             for stage in list(self._waiting):
                 state = self._waiting[stage] | {"identity": self.identity}
@@ -201,7 +165,7 @@ class CheckpointFolder:
 
     @contextmanager
     def kept_on_error(self) -> Iterator[None]:
-        """Write what is waiting where the block ends by an error or Ctrl-C, and say how to go on; else clean up."""
+        """Write the last states if the block ends with an error or Ctrl-C; delete the checkpoints if it succeeds."""
         try:
             yield
         except BaseException:
@@ -214,8 +178,8 @@ class CheckpointFolder:
             self.folder.rmdir()
 
     def _keep(self) -> None:
-        """Write what is waiting, and say how to go on."""
-        # Of a training that has not gone through an epoch there is nothing to go on from.
+        """Write the last states, and log how the training is continued."""
+        # A training that has not completed an epoch has no state to continue from.
         begun = any(state["epoch"] for state in self._waiting.values()) or self._files()
         if begun and self.write():
             epochs = {stage: int(read_checkpoint(file)["epoch"]) for stage, file in self._files().items()}
@@ -227,7 +191,7 @@ class CheckpointFolder:
 
     @property
     def key(self) -> str:
-        """Name of the training, by what it depends on."""
+        """Return the name of the training, from what it depends on."""
         return key_of(self.identity)
 
     def _files(self) -> dict[str, Path]:
@@ -235,37 +199,37 @@ class CheckpointFolder:
 
 
 class NoCheckpoints:
-    """Stands for a :class:`CheckpointFolder` where none are kept."""
+    """Replacement of :class:`CheckpointFolder` that keeps no checkpoints."""
 
     def found(self, stage: str) -> None:
-        """Nothing is there to go on with."""
+        """Return None: there is no state to continue from."""
 
     def put(self, stage: str, state: State) -> None:
-        """Let a state go."""
+        """Discard a state."""
 
     @contextmanager
     def kept_on_error(self) -> Iterator[None]:
-        """Do nothing about errors."""
+        """Let errors pass."""
         yield
 
 
 def key_of(identity: dict[str, str]) -> str:
-    """Short name of a training, by what it depends on."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    """Compute a short name of a training from what it depends on."""
+    return digest(identity)[:16]
 
 
 class Progress(Callback):
-    """Takes the state at the start of every epoch, and puts one back.
+    """Callback that takes the state at the start of every epoch, and restores one when a training is resumed.
 
-    All that the rest of the training depends on: weights, optimizer, random numbers, what the other callbacks have
-    counted, and what was logged. The order of the spots depends on the epoch's number alone.
+    The state is all that the rest of the training depends on: weights, optimizers, random number generators, the
+    states of other callbacks, and logged values. The order of the spots depends on the number of the epoch alone.
 
     Parameters
     ----------
     state
-        What an earlier callback of this kind has taken, to go on from there.
+        State taken by an earlier callback of this class, to continue from.
     keep
-        Called with each state that is taken, on the process that writes.
+        Function that is called with each state, on the process of rank 0.
     """
 
     def __init__(self, state: State | None = None, keep: Callable[[State], None] | None = None) -> None:
@@ -274,14 +238,14 @@ class Progress(Callback):
         self._resuming = state is not None
 
     def prepare(self, trainer: Trainer, module: torch.nn.Module) -> None:
-        """Put weights and the epoch's number back, before the trainer makes its loaders."""
+        """Restore the weights and the number of the epoch, before the trainer creates its loaders."""
         if self.state is not None:
             module.load_state_dict(self.state["module"])
             current: Any = trainer.fit_loop.epoch_progress.current
             current.ready = current.started = current.processed = current.completed = int(self.state["epoch"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put optimizers, callbacks and the history back."""
+        """Restore optimizers, callbacks and the history."""
         if self.state is None:
             return
         for optimizer, stored in zip(trainer.optimizers, self.state["optimizers"], strict=True):
@@ -297,7 +261,7 @@ class Progress(Callback):
             data.update(history_frames(self.state["history"]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random numbers back where a training goes on; else take the state."""
+        """Restore the random number generators if a training is resumed, else take the state."""
         if self._resuming and self.state is not None:
             self._resuming = False
             _set_random(self.state["random"])
@@ -307,11 +271,11 @@ class Progress(Callback):
             self.keep(self.state)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
-        """End here where a signal told so, and something below has lost the exception."""
+        """Stop if a signal asked for it and the exception was lost in other code."""
         check_stopped()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Note Ctrl-C: Lightning turns it into the end of the whole program."""
+        """Note Ctrl-C, which Lightning turns into the end of the program."""
         self.interrupted = isinstance(exception, KeyboardInterrupt)
 
     def _taken(self, trainer: Trainer, pl_module: LightningModule) -> State:
@@ -330,14 +294,14 @@ class Progress(Callback):
 
 
 def history_points(history: dict[str, Any]) -> dict[str, list[list[float]]]:
-    """Logged values of scvi-tools' history as pairs of epoch and value."""
+    """Convert the history of scvi-tools to pairs of epoch and value, by name of the logged value."""
     return {
         name: [[int(epoch), float(value)] for epoch, value in frame[name].items()] for name, frame in history.items()
     }
 
 
 def history_frames(points: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """What :func:`history_points` was given."""
+    """Restore the history that :func:`history_points` was given."""
     log = history_logger().experiment
     for name, values in points.items():
         for epoch, value in values:
@@ -347,13 +311,13 @@ def history_frames(points: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 
 def _history(trainer: Trainer) -> dict[str, Any] | None:
-    """Values that scvi-tools' logger has kept on this process; None with another logger or on another process."""
+    """Return the values kept by the logger of scvi-tools; None with another logger or on another process."""
     data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
     return data if isinstance(data, dict) else None
 
 
 def _copied(value: Any) -> Any:
-    """The same with copies of all tensors."""
+    """Copy nested containers with all tensors."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -364,10 +328,10 @@ def _copied(value: Any) -> Any:
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Lay an optimizer's moments out in memory like their parameters, which a file does not keep.
+    """Give an optimizer's moments the memory format of their parameters, which a file does not keep.
 
-    torch's fused optimizers, which scvi-tools takes from 1.5 on, walk through the memory of a parameter and of its
-    moments side by side: of a convolution that is held channels last, they would pair the wrong numbers.
+    The fused optimizers of torch, which scvi-tools uses from version 1.5, traverse the memory of a parameter and of
+    its moments in parallel: for a convolution in channels-last format they would pair the wrong numbers.
     """
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():

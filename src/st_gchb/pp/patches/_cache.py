@@ -1,18 +1,22 @@
-"""Features on disk, found again by the content of what they were made from."""
+"""Cache of patch features on disk, addressed by the content that they were computed from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from st_gchb._artifacts import write_whole
+from st_gchb._artifacts import (
+    ChangedFileError,
+    DamagedFileError,
+    read_hashed_tensors,
+    sha256,
+    write_hashed_tensors,
+)
 from st_gchb._logging import logger
 from st_gchb._settings import settings
 
@@ -24,7 +28,12 @@ Features = npt.NDArray[np.float32]
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Folder of cached features: in the folder that is given, else in ``settings.cache_dir``.
+    """Return the folder of cached features.
+
+    Parameters
+    ----------
+    cache_dir
+        Folder of the cache; ``settings.cache_dir`` if None.
 
     Examples
     --------
@@ -36,7 +45,12 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 
 
 def content_key(**parts: Any) -> str:
-    """Hash of everything that the features depend on; arrays count by their bytes.
+    """Compute the SHA-256 of everything that a result depends on.
+
+    Parameters
+    ----------
+    **parts
+        Values by name, in any order: arrays, which count by data type, shape and numbers, and what JSON holds.
 
     Examples
     --------
@@ -45,43 +59,67 @@ def content_key(**parts: Any) -> str:
     >>> content_key(a=np.zeros(2)) == content_key(a=np.ones(2))
     False
     """
-    digest = hashlib.sha256(f"st_gchb-{CODE_VERSION}".encode())
-    for name, value in sorted(parts.items()):
-        if isinstance(value, np.ndarray):
-            digest.update(f"{name}:{value.dtype}:{value.shape}:".encode())
-            digest.update(np.ascontiguousarray(value).data)
-        else:
-            digest.update(json.dumps([name, value]).encode())
-    return digest.hexdigest()
+
+    def content() -> Iterator[str | npt.NDArray[Any]]:
+        yield f"st_gchb-{CODE_VERSION}"
+        for name, value in sorted(parts.items()):
+            if isinstance(value, np.ndarray):
+                yield f"{name}:{value.dtype}:{value.shape}:"
+                yield value
+            else:
+                yield json.dumps([name, value])
+
+    return sha256(*content())
 
 
 def load_features(folder: Path, key: str, shape: tuple[int, int]) -> Features | None:
-    """Load features that were stored; None where there are none, or the file is damaged (with a warning)."""
+    """Load cached features.
+
+    Parameters
+    ----------
+    folder
+        Folder of the cache.
+    key
+        Content key of the features.
+    shape
+        Expected ``(n_spots, n_features)``.
+
+    Returns
+    -------
+    Features | None
+        ``(n_spots, n_features)``; None if there are none, or, with a warning, if the file is damaged.
+    """
     path = folder / f"{key}.safetensors"
     if not path.is_file():
         return None
+    features: Features | None = None
     try:
-        with safe_open(path, framework="numpy") as file:
-            stored_hash = (file.metadata() or {}).get("sha256")
-            features = file.get_tensor(_KEY)
-    except (SafetensorError, OSError) as error:
+        features = read_hashed_tensors(path)[0].get(_KEY)
+    except ChangedFileError:
+        pass
+    except DamagedFileError as error:
         logger.warning("The cached features in %s are damaged (%s): they are computed again.", path, error)
         return None
-    if features.shape != shape or features.dtype != np.float32 or _sha256(features) != stored_hash:
+    if features is None or features.shape != shape or features.dtype != np.float32:
         logger.warning("The cached features in %s are not what was stored: they are computed again.", path)
         return None
     return features
 
 
 def store_features(folder: Path, key: str, features: Features) -> None:
-    """Store features; where the disk refuses, say so and go on, since they are in memory."""
+    """Store features in the cache; a disk that refuses is a warning, since the features are in memory.
+
+    Parameters
+    ----------
+    folder
+        Folder of the cache, created if absent.
+    key
+        Content key of the features.
+    features
+        ``(n_spots, n_features)``.
+    """
     path = folder / f"{key}.safetensors"
     try:
-        with write_whole(path) as part:
-            save_file({_KEY: np.ascontiguousarray(features)}, part, metadata={"sha256": _sha256(features)})
-    except (OSError, SafetensorError) as error:
+        write_hashed_tensors(path, {_KEY: features})
+    except OSError as error:
         logger.warning("Features could not be cached in %s (%s): the next run computes them again.", path, error)
-
-
-def _sha256(features: Features) -> str:
-    return hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()

@@ -1,15 +1,14 @@
-"""Feature maps of spots, in files of the cache folder, found again by the spots' features.
+"""Feature maps of spots in files of the cache folder, addressed by the features of the spots.
 
-Maps are 10 to 200 times larger than features, so they are never a part of an AnnData: a copy would read all of them
-into memory, a cut would copy them, and ``write_h5ad`` would store them once more. ``uns`` holds the files' names, and a
-spot's maps are found by its features, which they were pooled to: each file has the hash of every spot's features. So
-spots may be copied, cut out, put in another order and stored, and maps can never be taken for those of other features.
+Maps are 10 to 200 times larger than features, so they are no part of an AnnData: a copy would read all of them into
+memory, a subset would copy them, and ``write_h5ad`` would store them once more. ``uns`` holds the names of their files.
+A spot's maps are found by its features, which were pooled from them: each file holds the hash of every spot's features.
+So spots may be copied, subset, reordered and stored, and maps are never mistaken for those of other features.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import shutil
 import zlib
@@ -20,10 +19,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from st_gchb._advice import Fix, advise
-from st_gchb._artifacts import write_whole
+from st_gchb._artifacts import DamagedFileError, map_tensor, tensor_header, write_whole
 from st_gchb._errors import CacheError, EncoderError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb.pp.patches._cache import Features, cache_folder
@@ -35,22 +33,33 @@ _LARGEST = np.finfo(np.float16).max
 
 
 def ids_of(features: Features) -> Ids:
-    """Hash of each row of features, ``(n_spots,)``."""
+    """Compute a hash of each spot's features, ``(n_spots,)``."""
     rows = np.ascontiguousarray(features, dtype=np.float32)
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
 def maps_path(folder: Path, key: str) -> Path:
-    """File of a slice's maps, beside that of its features."""
+    """Return the path of a slice's maps, beside the file of its features."""
     return folder / f"{key}.maps.safetensors"
 
 
 class MapsWriter:
-    """A file of maps while it is being written, some spots at a time, in any order.
+    """Write the maps of a slice to a file, some spots at a time, in any order.
 
-    It is a safetensors file, laid out by hand since its numbers are never in memory together: first the hashes of the
-    spots' features, then check sums of their maps, then the maps.
+    The file is a safetensors file that is written piece by piece, since its maps are never in memory together: first
+    the hashes of the spots' features, then the CRC-32 of their maps, then the maps.
+
+    Parameters
+    ----------
+    file
+        Open file.
+    n_spots
+        Number of spots of the slice.
+    shape
+        Shape of a spot's maps, ``(n_views, c, h, w)``.
+    room
+        Translates errors of the disk.
     """
 
     def __init__(self, file: BinaryIO, n_spots: int, shape: tuple[int, ...], room: _Room) -> None:
@@ -60,14 +69,21 @@ class MapsWriter:
         self._sums = np.zeros(n_spots, dtype=np.int64)
 
     def put(self, rows: npt.NDArray[np.int64], maps: Maps) -> None:
-        """Write the maps of some spots, ``(b, n_views, c, h, w)``.
+        """Write the maps of some spots.
+
+        Parameters
+        ----------
+        rows
+            Rows of the spots among those of the slice, ``(n,)``.
+        maps
+            ``(n, n_views, c, h, w)``.
 
         Raises
         ------
         EncoderError
-            A value is beyond what float16 can hold.
+            A value exceeds the range of float16.
         CacheError
-            The disk refuses.
+            The disk is full or refuses.
         """
         if not np.isfinite(maps).all():
             raise EncoderError(
@@ -84,7 +100,18 @@ class MapsWriter:
                 self._file.write(content)
 
     def finish(self, features: Features) -> None:
-        """Write to which features the maps belong; spots without maps (their features are NaN) keep zeros."""
+        """Write the header and the hashes of the features; spots without maps, whose features are NaN, keep zeros.
+
+        Parameters
+        ----------
+        features
+            Features that were pooled from the maps, ``(n_spots, n_features)``.
+
+        Raises
+        ------
+        CacheError
+            The disk is full or refuses.
+        """
         with self._room:
             self._file.seek(0)
             self._file.write(self._header + ids_of(features).tobytes() + self._sums.tobytes())
@@ -93,13 +120,13 @@ class MapsWriter:
 
 
 class _Room:
-    """Turns what the disk refuses into an error that says how much is needed and where."""
+    """Context that raises errors of the disk as an error that names the bytes needed and the folder."""
 
     def __init__(self, path: Path, n_bytes: int) -> None:
         self.folder, self.n_bytes = path.parent, n_bytes
 
     def check(self) -> None:
-        """Refuse before hours of encoding what cannot fit."""
+        """Check that the disk has enough free space, before hours of encoding."""
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < self.n_bytes:
@@ -120,12 +147,26 @@ class _Room:
 
 @contextmanager
 def writing(path: Path, n_spots: int, shape: tuple[int, ...]) -> Iterator[MapsWriter]:
-    """A file of maps, ``(n_spots, *shape)``: whole when the block ends after ``finish``, else not there at all.
+    """Open a file of maps for writing; it is kept as a whole if the block ends without an error, else not at all.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    n_spots
+        Number of spots of the slice.
+    shape
+        Shape of a spot's maps, ``(n_views, c, h, w)``.
+
+    Yields
+    ------
+    MapsWriter
+        Its ``finish`` has to be called before the block ends.
 
     Raises
     ------
     CacheError
-        The folder has too little room, or cannot be written to.
+        The disk has too little free space, or the folder cannot be written to.
     """
     room = _room_for(path, n_spots, shape)
     with ExitStack() as stack:
@@ -137,7 +178,7 @@ def writing(path: Path, n_spots: int, shape: tuple[int, ...]) -> Iterator[MapsWr
 
 
 def check_room(path: Path, n_spots: int, shape: tuple[int, ...]) -> None:
-    """Refuse what cannot fit; errors as :func:`writing`."""
+    """Check that a file of maps fits on the disk; parameters and errors as :func:`writing`."""
     with _room_for(path, n_spots, shape) as room:
         room.check()
 
@@ -147,24 +188,28 @@ def _room_for(path: Path, n_spots: int, shape: tuple[int, ...]) -> _Room:
 
 
 def _header(n_spots: int, shape: tuple[int, ...]) -> bytes:
-    layout, start = {}, 0
-    parts = (("ids", "I64", (n_spots,), 8), ("sums", "I64", (n_spots,), 8), ("maps", "F16", (n_spots, *shape), 2))
-    for name, kind, size, width in parts:
-        end = start + width * int(np.prod(size))
-        layout[name] = {"dtype": kind, "shape": list(size), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(layout).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return tensor_header(
+        {"ids": (np.int64, (n_spots,)), "sums": (np.int64, (n_spots,)), "maps": (np.float16, (n_spots, *shape))}
+    )
 
 
 def is_stored(path: Path, features: Features, shape: tuple[int, ...]) -> bool:
-    """Whether a file holds the maps of just these features, whole and as they were written."""
+    """Check that a file holds the maps of given features, as they were written; log a warning if it is damaged.
+
+    Parameters
+    ----------
+    path
+        File of maps, which need not exist.
+    features
+        ``(n_spots, n_features)``.
+    shape
+        Expected shape of a spot's maps, ``(n_views, c, h, w)``.
+    """
     if not path.is_file():
         return False
     try:
         ids, sums, maps = read_maps(path)
-    except (SafetensorError, OSError, KeyError) as error:
+    except DamagedFileError as error:
         logger.warning("The cached feature maps in %s are damaged (%s): they are made again.", path, error)
         return False
     same = maps.shape == (len(features), *shape) and np.array_equal(ids, ids_of(features))
@@ -176,16 +221,25 @@ def is_stored(path: Path, features: Features, shape: tuple[int, ...]) -> bool:
 
 
 def read_maps(path: Path) -> tuple[Ids, Ids, Maps]:
-    """Hashes, check sums, and the maps still on disk; safetensors sees that the file has its length."""
-    with safe_open(path, framework="numpy") as file:
-        ids, sums = file.get_tensor("ids"), file.get_tensor("sums")
-        shape = tuple(file.get_slice("maps").get_shape())
-    start = path.stat().st_size - 2 * int(np.prod(shape))
-    return ids, sums, np.memmap(path, dtype=np.float16, mode="r", offset=start, shape=shape)
+    """Open a file of maps.
+
+    Returns
+    -------
+    tuple
+        Hashes of the spots' features ``(n_spots,)``, CRC-32 of their maps ``(n_spots,)``, and the maps
+        ``(n_spots, n_views, c, h, w)``, mapped to memory.
+
+    Raises
+    ------
+    DamagedFileError
+        The file is cut short, or is no file of maps.
+    """
+    ids, sums = (np.array(map_tensor(path, name, np.int64)) for name in ("ids", "sums"))
+    return ids, sums, map_tensor(path, "maps", np.float16)
 
 
 def let_go(array: Any) -> None:
-    """Give pages of a mapped file that were read back to the system, which would else count as this process's."""
+    """Release the pages of a mapped file that were read, which count as memory of this process until then."""
     file = getattr(array, "base", None)
     # Pages that were written to a private copy ("c") are nowhere else.
     if isinstance(array, np.memmap) and array.mode in ("r", "r+") and isinstance(file, mmap.mmap):
@@ -193,21 +247,21 @@ def let_go(array: Any) -> None:
 
 
 MEMORY_BYTES = 2**30
-"""Maps up to this size are held in memory; of more, those of a step are read from their files."""
+"""Largest size of maps that are kept in memory; larger maps are read from their files at each step."""
 
 FILES_KEY = "maps"
-"""Key in ``uns[features_key]`` of the files' names."""
+"""Key of the names of the files in ``uns[features_key]``."""
 
 
 class PatchMaps:
-    """Feature maps of spots, read when they are asked for.
+    """Feature maps of spots, read from disk by indexing.
 
     Parameters
     ----------
     sources
         Arrays of maps, ``(n, n_views, c, h, w)`` each, in memory or mapped from files.
     source, row
-        Where each spot's maps are, ``(n_spots,)`` both.
+        Number of the array that holds each spot's maps, and row in it, ``(n_spots,)`` both.
     """
 
     def __init__(self, sources: list[Maps], source: Ids, row: Ids) -> None:
@@ -222,7 +276,7 @@ class PatchMaps:
         return len(self._row)
 
     def __getitem__(self, index: npt.NDArray[np.int64]) -> Maps:
-        """Maps of some spots, in any order, ``(n, n_views, c, h, w)``."""
+        """Read the maps of some spots, in any order, ``(n, n_views, c, h, w)``."""
         result = np.empty((len(index), *self.shape[1:]), dtype=np.float16)
         source, row = self._source[index], self._row[index]
         for number in np.unique(source):
@@ -234,11 +288,11 @@ class PatchMaps:
         return result
 
     def subset(self, rows: npt.NDArray[np.int64]) -> PatchMaps:
-        """Those of some spots, not yet read."""
+        """Return the maps of some spots without reading them."""
         return PatchMaps(self._sources, self._source[rows], self._row[rows])
 
     def held(self) -> PatchMaps:
-        """The same, in memory where they are no more than :data:`MEMORY_BYTES`."""
+        """Return the maps in memory if they are no larger than :data:`MEMORY_BYTES`, else as they are."""
         n_bytes = 2 * int(np.prod(self.shape))
         if n_bytes > MEMORY_BYTES:
             logger.info("Feature maps take %.3g GB: each step reads those of its spots from disk.", n_bytes / 1e9)
@@ -248,23 +302,28 @@ class PatchMaps:
 
 
 def find_maps(stored: Mapping[str, Any], ids: Ids, key: str) -> PatchMaps:
-    """The maps of spots, by the hashes of their features.
+    """Find the maps of spots by the hashes of their features.
 
     Parameters
     ----------
     stored
         ``uns[key]``, as :func:`~st_gchb.pp.embed_patches` writes it.
     ids
-        As :func:`ids_of` gives them.
+        Hashes of the spots' features from :func:`ids_of`, ``(n_spots,)``.
     key
         Key of the features.
+
+    Returns
+    -------
+    PatchMaps
+        Maps in the order of the spots.
 
     Raises
     ------
     MissingKeyError
-        No maps were made, or not of all spots.
+        No maps were stored, or not those of all spots.
     MissingFileError
-        A file is no longer there, or cut short.
+        A file is missing or damaged.
     """
     again = "Run st_gchb.pp.embed_patches(..., save_feature_maps=True) again; features are found in the cache."
     if FILES_KEY not in stored:
@@ -273,7 +332,7 @@ def find_maps(stored: Mapping[str, Any], ids: Ids, key: str) -> PatchMaps:
     for path in (_where(str(name), again) for name in np.atleast_1d(stored[FILES_KEY])):
         try:
             own, _, maps = read_maps(path)
-        except (SafetensorError, OSError, KeyError) as error:
+        except DamagedFileError as error:
             raise MissingFileError(f"The feature maps in {path} are damaged ({error}). {again}") from error
         sources.append(maps)
         found.append(own)
@@ -292,7 +351,7 @@ def find_maps(stored: Mapping[str, Any], ids: Ids, key: str) -> PatchMaps:
 
 
 def _where(name: str, again: str) -> Path:
-    """A file where it was, or in today's cache folder."""
+    """Return the path of a file where it was written, or in the present cache folder."""
     path = Path(name)
     for candidate in (path, cache_folder() / path.name):
         if candidate.is_file():
