@@ -69,8 +69,15 @@ def check_encoder(names):
     assert names["reference"].uns["X_patch"]["n_features"] == 64
 
 
+def check_graph(names):
+    built, taken = names["rule"], names["model"].rules_.graph
+    assert (built.mode, taken.mode, taken.n_neighbors) == ("delaunay", "knn", 6)
+    assert names["predicted"].n_obs == names["query"].n_obs
+
+
 CHECKS = {
     "An encoder": check_encoder,
+    "A spot graph": check_graph,
     "A method for the evaluation": check_method,
     "A slide format": check_format,
 }

@@ -10,10 +10,11 @@ import squidpy as sq
 from anndata import AnnData
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
+from squidpy.gr.neighbors import DelaunayBuilder, GridBuilder, KNNBuilder, RadiusBuilder
 
 from st_gchb._errors import CoordinateError, GraphError, InputError, SliceError
 from st_gchb.pp import GraphSpec, spatial_graph
-from st_gchb.pp.graph import rule_of
+from st_gchb.pp.graph import graph_of, rule_of
 
 CONNECTIVITIES, DISTANCES = "spatial_connectivities", "spatial_distances"
 
@@ -226,8 +227,8 @@ def test_a_spot_far_from_all_others_is_kept():
 
 
 def test_an_unknown_mode():
-    with pytest.raises(InputError, match="'delaunay'.*'radius' or 'knn'"):
-        spatial_graph(spots(square()), rule=GraphSpec("delaunay", 1.0, "px"))
+    with pytest.raises(InputError, match="'voronoi'.*'radius', 'knn', 'delaunay' or 'grid'"):
+        spatial_graph(spots(square()), rule=GraphSpec("voronoi", 1.0, "px"))
 
 
 @pytest.mark.parametrize(
@@ -338,12 +339,10 @@ def test_the_rule_of_a_graph_over_slices_of_different_scale():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda a: sq.gr.spatial_neighbors_knn(a, n_neighs=4),
-        lambda a: sq.gr.spatial_neighbors(a, coord_type="generic", delaunay=True),
         lambda a: a.obsp.__setitem__(CONNECTIVITIES, sparse.csr_matrix((a.n_obs, a.n_obs))),
         lambda a: a.obsp.__setitem__(CONNECTIVITIES, sparse.csr_matrix(np.eye(a.n_obs)[::-1])),
     ],
-    ids=["knn", "delaunay", "empty", "arbitrary"],
+    ids=["empty", "arbitrary"],
 )
 def test_a_graph_that_no_rule_gives(make):
     adata = spots(np.random.default_rng(0).random((30, 2)) * 1000)
@@ -361,4 +360,202 @@ def test_a_graph_that_lacks_one_edge_is_no_radius_graph():
     graph[0, 1] = graph[1, 0] = 0
     adata.obsp[CONNECTIVITIES] = graph.tocsr()
     with pytest.raises(GraphError):
+        rule_of(adata, CONNECTIVITIES, None, None)
+
+
+# ---- squidpy's builders and records ----
+
+
+def scattered(n=60, seed=0):
+    return np.random.default_rng(seed).random((n, 2)) * 1000
+
+
+def pattern(adata):
+    """Edges between different spots, in both directions."""
+    graph = (adata.obsp[CONNECTIVITIES] > 0).astype(int)
+    graph = graph.maximum(graph.T).tolil()
+    graph.setdiag(0)
+    return graph.tocsr()
+
+
+BUILDERS = {
+    "knn": (KNNBuilder(n_neighs=4), GraphSpec("knn", n_neighbors=4)),
+    "radius": (RadiusBuilder(radius=180.0), GraphSpec("radius", 180.0, "px")),
+    "radius from 0": (RadiusBuilder(radius=(0.0, 180.0)), GraphSpec("radius", 180.0, "px")),
+    "delaunay": (DelaunayBuilder(), GraphSpec("delaunay")),
+    "short delaunay": (DelaunayBuilder(radius=150.0), GraphSpec("delaunay", 150.0, "px")),
+    "grid": (GridBuilder(n_neighs=6), GraphSpec("grid")),
+    "two rings": (GridBuilder(n_neighs=4, n_rings=2), GraphSpec("grid", n_neighbors=4, n_rings=2)),
+    "rings of a delaunay": (GridBuilder(delaunay=True, n_rings=2), GraphSpec("delaunay", n_rings=2)),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_builder_gives_squidpys_graph_slice_by_slice(name):
+    builder, spec = BUILDERS[name]
+    adata, expected = spots(scattered(), scattered(40, 1)), spots(scattered(), scattered(40, 1))
+    used = spatial_graph(adata, builder=builder, slice_key="slice")
+    sq.gr.spatial_neighbors_from_builder(expected, builder, library_key="slice")
+    assert (pattern(adata) != pattern(expected)).nnz == 0
+    graph = adata.obsp[CONNECTIVITIES]
+    assert (graph != graph.T).nnz == 0
+    assert not graph.diagonal().any()
+    assert set(graph.data) == {1}
+    assert (used.mode, used.radius, used.n_rings) == (spec.mode, spec.radius, spec.n_rings)
+    again = spots(scattered(), scattered(40, 1))
+    assert spatial_graph(again, rule=used, slice_key="slice") == used
+    assert same_graph(again, adata)
+
+
+@pytest.mark.parametrize("size", [0.3, 0.5, 0.7265])
+def test_a_builders_length_is_held_in_um_and_loses_no_edge(size):
+    adata = spots(square(), square(), um_per_px=[size, size])
+    used = spatial_graph(adata, builder=RadiusBuilder(radius=100.0), slice_key="slice")
+    assert used.unit == "um"
+    assert used.radius == pytest.approx(100.0 * size)
+    assert degrees(adata).max() == 4
+    finer = spots(square(pitch=50.0), um_per_px=[2 * size])
+    spatial_graph(finer, rule=used)
+    assert degrees(finer).max() == 4
+
+
+class Mine(KNNBuilder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("builder", "match"),
+    [
+        (Mine(), "builder is a Mine, which a saved model cannot hold.*KNNBuilder"),
+        (KNNBuilder(transform="spectral"), "transform='spectral'.*GraphSpec"),
+        (RadiusBuilder(radius=150.0, percentile=95.0), "percentile=95.0.*radius"),
+        (DelaunayBuilder(set_diag=True), "set_diag=True"),
+        (RadiusBuilder(radius=(50.0, 150.0)), r"radius=\(50.0, 150.0\).*no shortest edge"),
+        (DelaunayBuilder(radius=(50.0, 150.0)), r"radius=\(50.0, 150.0\).*no shortest edge"),
+    ],
+)
+def test_builders_that_a_query_could_not_follow(builder, match):
+    adata = spots(square())
+    with pytest.raises(GraphError, match=match):
+        spatial_graph(adata, builder=builder)
+    assert not adata.obsp
+
+
+def test_a_rule_and_a_builder_at_once():
+    with pytest.raises(GraphError, match="rule= and builder= were both given"):
+        spatial_graph(spots(square()), rule=GraphSpec(), builder=KNNBuilder())
+    with pytest.raises(InputError, match="builder='knn'; expected a GraphBuilder or None"):
+        spatial_graph(spots(square()), builder="knn")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mode": "radius", "n_rings": 2}, "n_rings=2 goes with mode 'delaunay' or 'grid'; found 'radius'"),
+        ({"mode": "knn", "n_rings": 1}, "n_rings=1 goes with"),
+        ({"mode": "grid", "radius": 10.0}, "radius=10 does not go with mode 'grid'"),
+        (
+            {"mode": "delaunay", "radius": 10.0, "n_rings": 2},
+            "radius=10 does not go with.*and n_rings=2",
+        ),
+        ({"mode": "grid", "n_rings": 0}, "n_rings=0; expected a whole number from 1 to 50"),
+    ],
+)
+def test_specifications_that_contradict_themselves(options, match):
+    with pytest.raises(InputError, match=match):
+        GraphSpec(**options)
+
+
+@pytest.mark.parametrize("xy", [np.column_stack([np.arange(5.0), np.zeros(5)]), scattered(2)], ids=["a line", "two"])
+def test_what_cannot_be_triangulated(xy):
+    adata = spots(square(), xy)
+    with pytest.raises(GraphError, match=rf"The {len(xy)} positions of slice 'b' cannot be triangulated.*'knn'"):
+        spatial_graph(adata, builder=DelaunayBuilder(), slice_key="slice")
+    assert not adata.obsp
+
+
+@pytest.mark.parametrize(
+    "spec", [GraphSpec("delaunay", 160.0, "px", pitch=100.0), GraphSpec("grid", pitch=100.0, unit="px")]
+)
+def test_finer_positions_are_meshed_in_grids_of_the_references_pitch(spec):
+    fine = spots(square(12, 14, pitch=50.0))
+    spatial_graph(fine, rule=spec)
+    lengths = fine.obsp[DISTANCES].data
+    assert lengths.min() == 100
+    assert degrees(fine).min() >= 2
+
+
+def recorded_as_before(make, adata, **options):
+    """Record a graph as squidpy did before 1.8: one list of parameters for all kinds, silent on triangulations."""
+    make(adata, library_key="slice", **options)
+    adata.uns["spatial_neighbors"]["params"] = {
+        "n_neighbors": 6,
+        "coord_type": "generic",
+        "radius": None,
+        "transform": None,
+    }
+
+
+RECORDED = {
+    "knn": (lambda a: sq.gr.spatial_neighbors_knn(a, n_neighs=4, library_key="slice"), "knn"),
+    "delaunay": (lambda a: sq.gr.spatial_neighbors_delaunay(a, library_key="slice"), "delaunay"),
+    "short delaunay": (lambda a: sq.gr.spatial_neighbors_delaunay(a, radius=150.0, library_key="slice"), "delaunay"),
+    "radius": (lambda a: sq.gr.spatial_neighbors_radius(a, radius=180.0, library_key="slice"), "radius"),
+    "grid": (lambda a: sq.gr.spatial_neighbors_grid(a, n_neighs=4, n_rings=2, library_key="slice"), "grid"),
+    "old knn": (lambda a: recorded_as_before(sq.gr.spatial_neighbors_knn, a, n_neighs=6), "knn"),
+    "old delaunay": (lambda a: recorded_as_before(sq.gr.spatial_neighbors_delaunay, a), "delaunay"),
+    "with a diagonal": (
+        lambda a: sq.gr.spatial_neighbors_knn(a, n_neighs=4, set_diag=True, library_key="slice"),
+        "knn",
+    ),
+    "spectral": (
+        lambda a: sq.gr.spatial_neighbors_delaunay(a, transform="spectral", library_key="slice"),
+        "delaunay",
+    ),
+}
+
+
+@pytest.mark.parametrize("um_per_px", [None, 0.3])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_graph_of_squidpy_is_taken_with_the_rule_that_it_recorded(name, um_per_px, tmp_path):
+    make, mode = RECORDED[name]
+    adata = spots(scattered(), scattered(40, 1))
+    make(adata)
+    params = adata.uns["spatial_neighbors"]["params"]
+    if isinstance(params.get("radius"), tuple):
+        # No h5ad takes the pair as squidpy leaves it.
+        params["radius"] = list(params["radius"])
+    adata.write_h5ad(tmp_path / "spots.h5ad")
+    for table in (adata, anndata.read_h5ad(tmp_path / "spots.h5ad")):
+        rule = rule_of(table, CONNECTIVITIES, "slice", um_per_px)
+        assert rule.mode == mode
+        again = spots(scattered(), scattered(40, 1))
+        spatial_graph(again, rule=rule, slice_key="slice", um_per_px=um_per_px)
+        assert (pattern(again) != pattern(adata)).nnz == 0
+
+
+def test_squidpys_directed_graph_is_read_as_a_symmetric_one():
+    adata = spots(scattered())
+    sq.gr.spatial_neighbors_knn(adata, n_neighs=4)
+    directed = adata.obsp[CONNECTIVITIES]
+    assert (directed != directed.T).nnz
+    read = graph_of(adata, CONNECTIVITIES)
+    assert (read != read.T).nnz == 0
+    assert ((read > 0) != (pattern(adata) > 0)).nnz == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: sq.gr.spatial_neighbors_delaunay(a, percentile=80.0),
+        lambda a: sq.gr.spatial_neighbors_radius(a, radius=(60.0, 180.0)),
+        lambda a: sq.gr.spatial_neighbors_knn(a, n_neighs=4, transform="cosine"),
+        lambda a: (sq.gr.spatial_neighbors_knn(a, n_neighs=4), a.obsm.__setitem__("spatial", scattered(seed=9))),
+    ],
+    ids=["percentile", "a shortest length", "cosine", "moved spots"],
+)
+def test_a_graph_that_its_record_does_not_give(make):
+    adata = spots(scattered())
+    make(adata)
+    with pytest.raises(GraphError, match=r"not what squidpy's record says.*'generic'.*builder=.*del adata"):
         rule_of(adata, CONNECTIVITIES, None, None)

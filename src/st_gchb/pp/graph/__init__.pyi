@@ -1,2 +1,3 @@
-from ._graph import GraphSpec as GraphSpec, check_reach as check_reach, spatial_graph as spatial_graph
+from ._graph import check_reach as check_reach, spatial_graph as spatial_graph
+from ._graph_spec import GraphSpec as GraphSpec
 from ._infer import check_lengths as check_lengths, graph_of as graph_of, rule_of as rule_of

@@ -1,67 +1,32 @@
-"""The spot graph: squidpy's neighbors, one slice at a time, by a rule that is stored with the model."""
+"""Spot graphs by squidpy, built one slice at a time by a rule that is stored with the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import squidpy as sq
 from anndata import AnnData
 from scipy import sparse
+from scipy.spatial import QhullError
+from squidpy.gr.neighbors import GraphBuilder
 
 from st_gchb._advice import Fix, advise
-from st_gchb._arguments import Limits, PixelSize, checked
+from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError
 from st_gchb._logging import logger, others_quiet
+from st_gchb.pp.graph._builders import in_um, spec_of_builder
+from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
 from st_gchb.pp.patches import pixel_sizes
 from st_gchb.pp.spots import Slice, check_lone_slice, check_object, check_positions, sections_of, spot_centers
 
-GraphMode = Literal["radius", "knn"]
-
 PITCH_FACTOR = 1.6
 """Radius in units of the distance between spots: 6 neighbors on a hexagonal array, 8 on a square one."""
-
-
-Length = Annotated[float, Limits("a length above 0, up to 1,000,000", above=0, high=1e6)]
-LengthFromZero = Annotated[float, Limits("a length of 0 or more, up to 1,000,000", low=0, high=1e6)]
-Neighbors = Annotated[int, Limits("a whole number from 1 to 1,000", low=1, high=1000)]
-
-
-@checked
-@dataclass(frozen=True)
-class GraphSpec:
-    """How spots become neighbors; the same rule serves training slices and queries.
-
-    Parameters
-    ----------
-    mode
-        ``"radius"``: spots closer than ``radius``; ``"knn"``: the ``n_neighbors`` nearest, made symmetric.
-    radius
-        In ``unit``; ``None`` takes 1.6 times the median distance to the nearest spot, over all slices given.
-    unit
-        ``"um"`` where the size of a pixel is known, else ``"px"``.
-    n_neighbors
-        For ``"knn"``.
-    pitch
-        Median distance from a spot to the nearest, in ``unit``, in the finest of the slices that the rule was made on.
-        Positions that lie finer, such as a dense grid, are taken apart into interleaved grids of about this pitch, so
-        that a position sees what a spot of the reference sees. ``None`` takes it from the slices given.
-    """
-
-    mode: GraphMode = "radius"
-    radius: Length | None = None
-    unit: Literal["um", "px"] = "um"
-    n_neighbors: Neighbors = 6
-    pitch: LengthFromZero | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and ``uns``; what does not apply is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @checked
@@ -69,6 +34,7 @@ def spatial_graph(
     adata: AnnData,
     *,
     rule: GraphSpec | None = None,
+    builder: GraphBuilder | None = None,
     slice_key: str | None = None,
     um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
     key_added: str = "spatial",
@@ -84,7 +50,11 @@ def spatial_graph(
     adata
         Spots with ``obsm["spatial"]`` in full-resolution px.
     rule
-        How spots become neighbors; by default all spots within 1.6 times the array's pitch.
+        Rule by which spots become neighbors; by default all spots within 1.6 times the array's pitch.
+    builder
+        Instead of ``rule``, one of squidpy's graph builders: ``KNNBuilder``, ``RadiusBuilder``, ``DelaunayBuilder`` or
+        ``GridBuilder`` of ``squidpy.gr.neighbors``. Its lengths are px of ``obsm["spatial"]``; where all slices have
+        one known size of a pixel, the rule holds them in µm.
     slice_key
         Column of ``obs`` that tells the slices apart; found as :func:`slices_of` finds it.
     um_per_px
@@ -98,7 +68,8 @@ def spatial_graph(
 
     Returns
     -------
-    The rule with radius and pitch filled in, which :class:`~st_gchb.model.STGCHB` stores and applies to queries.
+    GraphSpec
+        The rule with radius and pitch filled in, which :class:`~st_gchb.model.STGCHB` stores and applies to queries.
 
     Raises
     ------
@@ -107,7 +78,7 @@ def spatial_graph(
     SliceError
         If a slice has one spot only, or slices cannot be told apart.
     GraphError
-        If no spot of a slice has a neighbor.
+        If no spot of a slice has a neighbor, a slice cannot be triangulated, or a query could not follow the builder.
 
     Examples
     --------
@@ -118,19 +89,28 @@ def spatial_graph(
     160.0
     >>> int(adata.obsp["spatial_connectivities"].sum(1).max())
     8
+    >>> from squidpy.gr.neighbors import DelaunayBuilder
+    >>> st_gchb.pp.spatial_graph(adata, builder=DelaunayBuilder()).mode
+    'delaunay'
     """
     check_object(adata)
+    if rule is not None and builder is not None:
+        raise GraphError("rule= and builder= were both given; expected one of them. Leave the other out.")
+    if builder is not None:
+        rule = spec_of_builder(builder)
     coordinates = spot_centers(adata)
     check_positions(coordinates, adata.obs_names)
     sections = sections_of(adata, slice_key)
     check_lone_slice(adata, sections, coordinates)
     sections.check_at_least(2, "a graph needs")
     members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)
+    if builder is not None and rule is not None:
+        rule = in_um(rule, scale)
     rule = _fill(rule or GraphSpec(), coordinates, members, scale)
     n = adata.n_obs
     pieces = []
     for name, rows in members.items():
-        distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name])
+        distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name], name)
         if distances.nnz == 0:
             raise GraphError(_too_far(name, spacing_of(coordinates[rows]) / _px(rule, scale[name]), rule))
         alone = int((np.diff(distances.indptr) == 0).sum())
@@ -172,10 +152,10 @@ def check_reach(slices: list[Slice], rule: GraphSpec) -> None:
 def _fill(
     rule: GraphSpec, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
 ) -> GraphSpec:
-    """Complete a rule from the slices that it is made on."""
+    """Fill in radius, unit and pitch of a rule from the slices that it is made on."""
     known = all(value is not None for value in scale.values())
     in_radius = rule.mode == "radius"
-    # Nearest neighbors ask for no µm; a radius, or the pitch that it goes with, does.
+    # Nearest neighbors need no µm; a radius does, and so does the pitch that belongs to it.
     what, length = ("radius", rule.radius) if rule.radius is not None else ("pitch", rule.pitch if in_radius else None)
     if rule.unit == "um" and not known and length is not None:
         unknown = [name for name, value in scale.items() if value is None]
@@ -209,7 +189,7 @@ def _fill(
 
 
 def _px(rule: GraphSpec, um_per_px: float | None) -> float:
-    """Size of the rule's unit, px."""
+    """Convert the rule's unit to px."""
     return 1.0 / um_per_px if rule.unit == "um" and um_per_px else 1.0
 
 
@@ -228,11 +208,11 @@ def _too_far(name: str, spacing: float, rule: GraphSpec) -> str:
 
 
 def _slice_distances(
-    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphSpec, um_per_px: float | None
+    coordinates: np.ndarray, obs: pd.DataFrame, rule: GraphSpec, um_per_px: float | None, name: str
 ) -> sparse.csr_matrix:
-    """Symmetric distances between neighbors in one slice, px, CSR without a diagonal."""
+    """Compute symmetric distances between neighbors in one slice, px, CSR without a diagonal."""
     px = _px(rule, um_per_px)
-    # Nearest neighbors ask for no µm: where these are unknown, positions are taken as they lie.
+    # Nearest neighbors need no µm: where these are unknown, positions are not taken apart.
     comparable = rule.unit == "px" or um_per_px is not None
     pitch, spacing = float(rule.pitch or 0) * px, spacing_of(coordinates)
     stride = round(pitch / spacing) if spacing > 0 and comparable else 1
@@ -245,14 +225,11 @@ def _slice_distances(
             pitch / spacing,
             len(np.unique(parts)),
         )
-    spots = AnnData(obsm={Keys.SPATIAL: placed})
-    with others_quiet():
-        if rule.mode == "radius":
-            sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
-        else:
-            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(coordinates) - 1))
+    if rule.mode in ("radius", "knn"):
+        edges = _near(placed, rule, px)
+    else:
+        edges = _meshed(coordinates, parts, rule, px, name)
     # squidpy's kNN graph is directed, and its distances drop pairs at one place: rebuild both from the edges.
-    edges = spots.obsp[Keys.CONNECTIVITIES]
     edges = sparse.triu(edges.maximum(edges.T), k=1).tocoo()
     # A part with fewer positions than neighbors are asked for reaches into another.
     within = parts[edges.row] == parts[edges.col]
@@ -260,3 +237,56 @@ def _slice_distances(
     length = np.linalg.norm(coordinates[edges.row] - coordinates[edges.col], axis=1)
     i, j = np.concatenate([edges.row, edges.col]), np.concatenate([edges.col, edges.row])
     return sparse.csr_matrix((np.tile(length, 2), (i, j)), shape=(len(coordinates),) * 2)
+
+
+def _near(placed: np.ndarray, rule: GraphSpec, px: float) -> sparse.csr_matrix:
+    """Join spots that are near one another, ``(n, n)``."""
+    spots = AnnData(obsm={Keys.SPATIAL: placed})
+    with others_quiet():
+        if rule.mode == "radius":
+            sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
+        else:
+            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(placed) - 1))
+    return spots.obsp[Keys.CONNECTIVITIES]
+
+
+def _meshed(coordinates: np.ndarray, parts: np.ndarray, rule: GraphSpec, px: float, name: str) -> sparse.csr_matrix:
+    """Join spots by a triangulation or a grid, each interleaved part by itself, ``(n, n)``.
+
+    Raises
+    ------
+    GraphError
+        Positions of a part lie on a line, so that they cannot be triangulated.
+    """
+    least = 3 if rule.mode == "delaunay" else 2
+    none = np.empty(0, dtype=np.int64)
+    pieces = [(none, none)]
+    for part in np.unique(parts):
+        rows = np.flatnonzero(parts == part)
+        if len(rows) < min(least, len(coordinates)):
+            continue
+        spots = AnnData(obsm={Keys.SPATIAL: coordinates[rows]})
+        try:
+            with others_quiet():
+                _mesh(spots, rule)
+        except QhullError as error:
+            raise GraphError(
+                f"The {len(rows)} positions of slice {name!r} cannot be triangulated: they are fewer than 3, or lie on "
+                "a line. Drop the slice, or build the graph with st_gchb.pp.spatial_graph(rule=GraphSpec('knn'))."
+            ) from error
+        edges = spots.obsp[Keys.CONNECTIVITIES].tocoo()
+        pieces.append((rows[edges.row], rows[edges.col]))
+    i, j = (np.concatenate(ends) for ends in zip(*pieces, strict=True))
+    if rule.radius is not None:
+        short = np.linalg.norm(coordinates[i] - coordinates[j], axis=1) <= rule.radius * px
+        i, j = i[short], j[short]
+    return sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(len(coordinates),) * 2)
+
+
+def _mesh(spots: AnnData, rule: GraphSpec) -> None:
+    n_rings = rule.n_rings or 1
+    n_neighbors = min(rule.n_neighbors, spots.n_obs - 1)
+    if rule.mode == "delaunay" and n_rings == 1:
+        sq.gr.spatial_neighbors_delaunay(spots)
+    else:
+        sq.gr.spatial_neighbors_grid(spots, n_neighs=n_neighbors, n_rings=n_rings, delaunay=rule.mode == "delaunay")
