@@ -162,7 +162,7 @@ def tables(figures: dict[str, Any]) -> str:
     says |= {"predict": "predict", "write": "write"}
     text = (
         f"Measured on one slide of {figures['slide_px']:,} x {figures['slide_px']:,} px, {figures['genes']:,} genes, "
-        f"{figures['views']} orientation(s) of each patch; {figures['machine']}; "
+        f"{figures['n_views']} orientation(s) of each patch; {figures['machine']}; "
         + ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
         + f":\n\n{head}"
     )

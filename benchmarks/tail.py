@@ -73,11 +73,11 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
     STGCHB.setup_anndata(adata, slice_key="slice")
     plain = {"image_graph": "none", "expression_graph": "none", "dgi_image": 0.0, "dgi_expression": 0.0}
     model = STGCHB(adata, "paper", finetune="last_stage", sampler="spots", n_top_genes=40, k=10, **plain)
-    cached = fitting.training_data(model._fitted, adata)
+    cached = fitting.training_data(model._fit(), adata)
     encoder = get_encoder(name, None)
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (adata.n_obs, encoder.input_px, encoder.input_px, 3), dtype=np.uint8)
-    whole = fitting.training_data(model._fitted, adata)
+    whole = fitting.training_data(model._fit(), adata)
     whole.image = WholeTrunk(encoder, patches)  # type: ignore[assignment]
     optimizer = torch.optim.AdamW([one for one in model.module.parameters() if one.requires_grad], lr=1e-5)
     options = {"n_hops": 0, "batch_size": BATCH, "sampler": "spots", "validation_share": 0.0, "seed": 0}

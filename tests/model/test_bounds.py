@@ -86,7 +86,7 @@ def test_a_reference_without_anything_to_learn_from_is_refused(reference):
     flat = features_of(reference, np.ones(reference.obsm["X_patch"].shape))
     STGCHB.setup_anndata(flat, slice_key="slice")
     with pytest.raises(EncoderError, match="same for all spots.*tissue"):
-        STGCHB(flat)
+        STGCHB(flat).train(enable_progress_bar=False)
     few = reference[:3].copy()
     with pytest.raises(SliceError, match="3 spots; expected at least 4"):
         STGCHB.setup_anndata(few)

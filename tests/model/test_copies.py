@@ -79,7 +79,7 @@ def test_the_copy_keeps_what_was_said_at_set_up(reference: AnnData):
     reference.layers["counts"] = reference.X.copy()
     reference.X = np.zeros(reference.shape, np.float32)
     STGCHB.setup_anndata(reference, layer="counts", slice_key="slice")
-    assert len(small(reference.copy()).rules_.expression.genes) == 10
+    assert len(small(reference.copy())._fit().rules.expression.genes) == 10
 
 
 def test_a_copy_that_lost_its_slices_is_told(registered: AnnData):

@@ -35,7 +35,7 @@ def test_normalizing_between_setup_and_model_is_told(reference):
     STGCHB.setup_anndata(reference)
     normalized(reference)
     with pytest.raises(ExpressionError, match=r"changed after STGCHB\.setup_anndata.*no whole numbers.*logged"):
-        STGCHB(reference)
+        STGCHB(reference).train(**QUIET)
 
 
 def test_counts_that_were_kept_are_found_and_the_advice_works(reference):
@@ -43,20 +43,30 @@ def test_counts_that_were_kept_are_found_and_the_advice_works(reference):
     STGCHB.setup_anndata(reference)
     normalized(reference)
     with pytest.raises(ExpressionError, match=r"Counts lie in layers\['kept'\]") as caught:
-        STGCHB(reference)
+        STGCHB(reference).train(**QUIET)
     advice = re.search(r"call (STGCHB\.setup_anndata\(.*?\)) again", str(caught.value)).group(1)
     eval(advice, {"STGCHB": STGCHB, "adata": reference})
     model = STGCHB(reference, n_top_genes=10)
     expected = log_normalize(reference.layers["kept"], log_normalized=False)
-    assert (model._fitted.log_values != expected).nnz == 0
+    assert (model._fit().log_values != expected).nnz == 0
 
 
-def test_what_is_done_to_the_table_after_the_model_is_made_changes_nothing(reference, held_out):
+def test_normalizing_between_model_and_training_is_told(reference):
+    STGCHB.setup_anndata(reference)
+    model = STGCHB(reference, n_top_genes=10)
+    normalized(reference)
+    with pytest.raises(ExpressionError, match=r"changed after STGCHB\.setup_anndata.*no whole numbers.*logged"):
+        model.train(**QUIET)
+    assert not model.is_trained_
+
+
+def test_what_is_done_to_the_table_after_training_changes_nothing(reference, held_out):
     answers = []
     for spoil in (lambda adata: None, normalized):
         adata = reference.copy()
         STGCHB.setup_anndata(adata)
         model = STGCHB(adata, n_top_genes=10)
+        model.train(**QUIET)
         spoil(adata)
         model.train(**QUIET)
         answers.append(model.predict(held_out))

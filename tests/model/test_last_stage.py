@@ -169,16 +169,16 @@ def test_maps_on_disk_train_the_same_network(ref, monkeypatch):
     held.train(**QUIET, calibrate=False)
     monkeypatch.setattr(maps_module, "MEMORY_BYTES", 1000)
     mapped = new(ref)
-    assert isinstance(mapped._fitted.features.maps._sources[0], np.memmap)
+    assert isinstance(mapped._fit().features.maps._sources[0], np.memmap)
     mapped.train(**QUIET, calibrate=False)
     assert_same(weights_of(held), weights_of(mapped))
 
 
 def test_a_step_holds_maps_of_a_bounded_size(ref, monkeypatch, caplog):
-    maps = new(ref)._fitted.features.maps
+    maps = new(ref)._fit().features.maps
     monkeypatch.setattr(fitting, "_STEP_BYTES", 10 * 2 * int(np.prod(maps.shape[1:])))
     model = new(ref, max_epochs=1)
-    assert fitting.default_block_size(model._fitted) == 10
+    assert fitting.default_block_size(model._fit()) == 10
     with caplog.at_level("INFO", logger="st_gchb"):
         model.train(**QUIET, calibrate=False)
     assert "more than 10 spots (block_size)" in caplog.text
@@ -240,7 +240,7 @@ def test_what_cannot_go_together_is_refused_at_the_door(ref):
 def test_maps_that_were_deleted_are_missed_by_name(ref, tmp_path):
     ref.uns["X_patch"]["maps"] = np.array([str(tmp_path / "gone.maps.safetensors")])
     with pytest.raises(MissingFileError, match=r"gone.*embed_patches"):
-        new(ref)
+        new(ref).train(**QUIET)
     assert not Path(tmp_path / "gone.maps.safetensors").exists()
 
 

@@ -65,7 +65,7 @@ def test_features_and_graph_that_are_there_are_kept(reference, made):
     assert made == []
     np.testing.assert_array_equal(reference.obsm["X_patch"], mine)
     assert (reference.obsp["spatial_connectivities"] != graph).nnz == 0
-    assert STGCHB(reference).rules_.graph.mode == "knn"
+    assert STGCHB(reference)._fit().rules.graph.mode == "knn"
 
 
 def test_no_edge_joins_two_slices(reference):

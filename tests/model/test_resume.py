@@ -64,6 +64,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(reference, tmp_pat
     whole = new(reference, **settings)
     whole.train(calibrate=False, **QUIET)
     one = new(reference, **settings)
+    one._fit()
     before = {name: value.clone() for name, value in one.module.state_dict().items()}
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(type(error)), caplog.at_level(logging.WARNING, logger="st_gchb"):

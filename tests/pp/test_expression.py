@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from st_gchb._counts import check_expression
 from st_gchb._errors import ExpressionError, MissingKeyError
-from st_gchb.pp.expression import choose_panel, fit_expression, log_normalize
+from st_gchb.pp.expression import check_panel, choose_panel, fit_expression, log_normalize
 
 KINDS = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "array": sparse.csr_array}
 
@@ -164,7 +164,7 @@ def test_a_panel_may_be_given_in_any_order():
     assert rule.genes.tolist() == ["g30", "g2", "g11"]
     np.testing.assert_allclose(rule.offset, values.toarray()[:, [30, 2, 11]].mean(0), rtol=1e-5)
     with pytest.raises(MissingKeyError, match=r"2 genes.*\['XIST', 'ESR1'\]"):
-        fit(values, slices, panel=["XIST", "g1", "ESR1"])
+        check_panel(["XIST", "g1", "ESR1"], GENES)
 
 
 # ---- PCA ----

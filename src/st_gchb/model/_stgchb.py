@@ -54,6 +54,7 @@ from st_gchb.model._validation import (
     guess_patient_key,
     kept_on_error,
 )
+from st_gchb.pp.expression import check_panel
 from st_gchb.pp.patches import MEMORY_MB, FeatureRows, stage_without_weights
 from st_gchb.pp.spots import check_object, sections_of
 from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search, index_for
@@ -234,19 +235,17 @@ class STGCHB(BaseModelClass):
         super().__init__(adata, registry)
         self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)
+        self._panel = None if panel is None else list(panel)
+        self._fitted: Fitted | None = None
         self.rules_: Preprocessor | None = None
         self.bank_: ReferenceBank | None = None
         self.calibration_: Calibration | None = None
         self.model_id_: str | None = None
         if adata is not None:
-            genes = None if panel is None else list(panel)
             check_k(self.settings, preset, adata.n_obs)
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
-                self._fitted: Fitted = fit(adata, self._where, self.settings, genes, self.seed)
-                self.module = build_module(self._fitted, self.settings)
-            self.rules_ = self._fitted.rules
-            self._describe()
+            if self._panel is not None:
+                check_panel(self._panel, adata.var_names)
+        self._describe()
         self.init_params_ = self._get_init_params(locals())
 
     @property
@@ -322,17 +321,17 @@ class STGCHB(BaseModelClass):
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
         if resume and not enable_checkpointing:
             raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
+        fitted, where = self._fit(), self._where
         options = TrainingOptions(
             max_epochs=max_epochs or self.settings.max_epochs,
             batch_size=batch_size or self.settings.batch_size,
-            block_size=block_size or default_block_size(self._fitted),
+            block_size=block_size or default_block_size(fitted),
             early_stopping=early_stopping,
             accelerator=accelerator,
             devices=devices,
             plan_kwargs=check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)"),
             trainer_kwargs=trainer_kwargs,
         )
-        fitted, where = self._fitted, self._where
         checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
         if enable_checkpointing:
             identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
@@ -608,6 +607,29 @@ class STGCHB(BaseModelClass):
         importlib.import_module("rich.pretty")
         AnnDataManager.view_setup_method_args(STGCHB.load_registry(dir_path))
 
+    def _fit(self) -> Fitted:
+        """Fit panel, normalization, principal components and input maps on the training slices, once.
+
+        A model that was loaded keeps the numbers with which its network was trained: fitted anew, components may differ
+        in the last digit or in sign.
+        """
+        if self._fitted is not None:
+            return self._fitted
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            fitted = fit(self.adata, self._where, self.settings, self._panel, self.seed)
+            if self.rules_ is None:
+                self.module = build_module(fitted, self.settings)
+        if self.rules_ is None:
+            self.rules_ = fitted.rules
+            self._describe()
+        else:
+            fixed = self.module.network.image.fixed
+            image_map = LinearProjection(fixed.offset.cpu().numpy(), fixed.matrix.cpu().numpy())
+            fitted = replace(fitted, rules=self.rules_, image_map=image_map)
+        self._fitted = fitted
+        return fitted
+
     def _restore(self, saved: SavedModel) -> None:
         """Take over everything that was read from a folder."""
         self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
@@ -621,9 +643,6 @@ class STGCHB(BaseModelClass):
             sizes = network_settings(saved.rules, image_map, self.settings)
             self.module = STGCHBModule(sizes, self.settings.loss, stage)
         self.module.load_state_dict(saved.state)
-        if self._adata is not None:
-            # Fitted anew, components may differ in the last digit or in sign from those that the network knows.
-            self._fitted = replace(self._fitted, rules=saved.rules, image_map=image_map)
         self._describe()
 
     def _trained_bank(self, what: str) -> ReferenceBank:
@@ -635,11 +654,10 @@ class STGCHB(BaseModelClass):
 
     def _describe(self) -> None:
         """Fill in the line that ``repr`` shows."""
+        known = ""
         if self.rules_ is not None:
-            self._model_summary_string = (
-                f"STGCHB, preset {self.preset!r}: {len(self.rules_.expression.genes)} genes, "
-                f"{self.rules_.n_features} patch features, embedding of {self.settings.n_embedding}"
-            )
+            known = f"{len(self.rules_.expression.genes)} genes, {self.rules_.n_features} patch features, "
+        self._model_summary_string = f"STGCHB, preset {self.preset!r}: {known}embedding of {self.settings.n_embedding}"
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle of a model holds: all but the trainer of a training that is over.

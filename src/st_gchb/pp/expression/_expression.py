@@ -194,6 +194,26 @@ def _varies(values: sparse.csr_matrix) -> bool:
     return bool((values.max(axis=0) != values.min(axis=0)).nnz)
 
 
+def check_panel(panel: list[str], genes: pd.Index) -> None:
+    """Validate that a panel names genes of a table, each once.
+
+    Raises
+    ------
+    InputError
+        It is empty, or names a gene twice.
+    MissingKeyError
+        A gene is not in the table.
+    """
+    if not panel:
+        raise InputError("panel=[] names no gene. Name at least one, or leave panel out for the most variable ones.")
+    twice = [gene for gene, n in Counter(panel).items() if n > 1]
+    if twice:
+        raise InputError(f"panel names {len(twice)} genes more than once: {twice[:5]}. Name each once.")
+    missing = [gene for gene in panel if gene not in genes]
+    if missing:
+        raise MissingKeyError(f"{len(missing)} genes of the panel are not in var_names: {missing[:5]}. Take them out.")
+
+
 def fit_expression(
     log_values: sparse.csr_matrix,
     genes: pd.Index,
@@ -233,28 +253,12 @@ def fit_expression(
 
     Raises
     ------
-    InputError
-        ``panel`` is empty or names a gene more than once.
-    MissingKeyError
-        A gene of ``panel`` is not in the table.
     ExpressionError
         There are too few genes to choose from, or none of them varies.
     """
     if panel is None:
         columns = choose_panel(log_values, slices, n_top_genes)
     else:
-        if not panel:
-            raise InputError(
-                "panel=[] names no gene. Name at least one, or leave panel out for the most variable ones."
-            )
-        twice = [gene for gene, n in Counter(panel).items() if n > 1]
-        if twice:
-            raise InputError(f"panel names {len(twice)} genes more than once: {twice[:5]}. Name each once.")
-        missing = [gene for gene in panel if gene not in genes]
-        if missing:
-            raise MissingKeyError(
-                f"{len(missing)} genes of the panel are not in var_names: {missing[:5]}. Take them out."
-            )
         columns = genes.get_indexer(pd.Index(panel))
     dense, offset = _to_fit_on(log_values[:, columns], seed)
     if n_components is None:

@@ -169,7 +169,7 @@ def encoder_of_spec(
             f"the features were made with a module of the caller's ({rule.encoder!r}), which is not stored. "
             + advise(
                 Fix("encoder", why="with it again"),
-                otherwise="Make them first: st_gchb.pp.embed_by_rule(query, model.rules_.features, encoder=...).",
+                otherwise="Make them first: st_gchb.pp.embed_patches_like(query, model.rules_.features, encoder=...).",
             )
         )
     if encoder is None and not is_known(rule.encoder):
