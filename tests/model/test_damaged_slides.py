@@ -128,7 +128,7 @@ def test_features_that_were_made_before(model, broken_tiff):
     prediction = model.predict(query)
     np.testing.assert_array_equal(prediction.uns["st_gchb"]["excluded"], expected.uns["st_gchb"]["excluded"])
     np.testing.assert_allclose(values(prediction), values(expected), rtol=1e-5, atol=1e-6)
-    with pytest.raises(DamageError, match=r"left_out"):
+    with pytest.raises(DamageError, match=r"excluded"):
         model.get_latent_representation(query, modality="image")
 
 
