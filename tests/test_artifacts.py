@@ -431,7 +431,7 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("nth", range(5))
+@pytest.mark.parametrize("nth", range(7))
 @pytest.mark.parametrize("error", [DiskError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "stop"])
 def test_a_folder_that_fails_at_any_step_leaves_the_old_one_or_nothing(tmp_path, monkeypatch, there, nth, error):
     target = tmp_path / "folder"
