@@ -20,7 +20,7 @@ from st_gchb.cli import main
 from st_gchb.cli._main import build_parser
 from st_gchb.model import STGCHB
 
-COMMANDS = ["demo", "train", "predict", "evaluate", "study"]
+COMMANDS = ["demo", "train", "predict", "evaluate"]
 TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
 
 

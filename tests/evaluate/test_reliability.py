@@ -8,8 +8,7 @@ import pytest
 
 import st_gchb
 from st_gchb._errors import SliceError
-from st_gchb.evaluate import Reliability, foreign_sections, reliability, write_foreign, write_reliability
-from st_gchb.evaluate._foreign import recolored
+from st_gchb.evaluate import Reliability, reliability, write_reliability
 
 
 def made_up():
@@ -59,30 +58,6 @@ def test_held_out_slices_are_held_out(tissue):
     assert found.spots["confidence"].between(0, 1).all()
     assert len(found.spots) == tissue.n_obs
     assert len(found.genes) == 3 * 20
-
-
-def test_another_stain_is_drawn_in_brown():
-    pink = np.full((600, 4, 3), (220, 120, 180), dtype=np.uint8)
-    brown = recolored(pink)
-    assert brown.shape == pink.shape
-    assert brown.dtype == np.uint8
-    red, green, blue = brown[0, 0].astype(int)
-    assert red > green > blue
-    assert (brown == brown[0, 0]).all()
-    white = np.full((3, 3, 3), 255, dtype=np.uint8)
-    assert (recolored(white) > 250).all()
-
-
-def test_foreign_sections(tissue, tmp_path):
-    other = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, seed=9)
-    before = other.copy()
-    found = foreign_sections(tissue, {"other": other}, n_top_genes=20, device="cpu")
-    assert found["section"].tolist() == ["S3", "S3, eosin as brown", "other"]
-    assert found["outliers"].between(0, 1).all()
-    assert found["outliers"][1] > max(0.9, found["outliers"][0])
-    assert other.obs.equals(before.obs)
-    assert set(other.obsm) == set(before.obsm)
-    assert "S3, eosin as brown" in write_foreign(found, tmp_path)[1].read_text()
 
 
 def test_one_slice_is_too_few(tissue):

@@ -9,17 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
-from hypothesis import given, settings, strategies as st
-from skimage.color import rgb2hed
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 from squidpy.experimental.im import StainReference, normalize_stains
 
 import st_gchb
 from st_gchb._errors import InputError, ScaleError, StainError
-from st_gchb.evaluate._foreign import recolored, restained
 from st_gchb.pp import FeatureSpec, Stain, embed_patches, embed_patches_like, find_tissue, fit_stain
 from st_gchb.pp._stain_normalization import normalizing
+from studies._stains import recolored, restained
 
 OPTIONS = {"encoder": "texture", "n_views": 1, "um_per_px": 1.0, "device": "cpu"}
 DYES = (0.69, 0.63, 0.356, 0.30, 0.84, 0.453)
@@ -62,21 +60,6 @@ def test_nothing_changes_where_nothing_is_asked_for():
     lab = Stain("reinhard", (8.6, -0.2, 0.0, 0.5, 0.1, 0.02))
     for change in (normalizing(same, same), normalizing(lab, lab)):
         assert (change(colors).int() - colors.int()).abs().max() <= 1
-    image = colors[0].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(restained(image, [1, 1, 1]), image)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0.6, 1.6), min_size=3, max_size=3), st.integers(0, 2**31))
-def test_dyes_are_multiplied(factors, seed):
-    """In skimage's separation of the dyes, where no channel leaves 0 to 255."""
-    pixels = np.random.default_rng(seed).integers(90, 200, (1, 20, 3), dtype=np.uint8)
-    moved = restained(pixels, factors)
-    inside = ((moved > 3) & (moved < 252)).all(2)[0]
-    # skimage cuts amounts below 0: only pixels with all dyes are compared.
-    before, after = (rgb2hed(image.astype(float) / 255)[0] for image in (pixels, moved))
-    kept = inside & (before > 0.02).all(1)
-    np.testing.assert_allclose(after[kept], before[kept] * factors, atol=0.02)
 
 
 def test_the_reinhard_map_is_squidpys(pixels):

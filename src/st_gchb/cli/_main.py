@@ -14,7 +14,7 @@ from st_gchb._advice import Door, entered
 from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
 from st_gchb._signals import Stopped, check_stopped, stoppable
-from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _study, _train
+from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _train
 from st_gchb.cli._arguments import check_machine, options_of
 
 
@@ -94,8 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="{demo,train,predict,predict-many,evaluate,study}"
+        title="commands", required=True, metavar="{demo,train,predict,predict-many,evaluate}"
     )
-    for module in (_demo, _train, _predict, _predict_many, _evaluate, _study):
+    for module in (_demo, _train, _predict, _predict_many, _evaluate):
         module.add_parser(commands)
     return parser

@@ -16,6 +16,7 @@ from st_gchb import pl
 from st_gchb._arguments import checked
 from st_gchb._artifacts import write_whole
 from st_gchb._errors import MissingKeyError
+from st_gchb.evaluate._calibration import Reliability
 from st_gchb.evaluate._evaluate import Evaluation
 from st_gchb.metrics import pearson
 
@@ -71,6 +72,50 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str]
         axes = pl.measured_vs_predicted(result.pictured, genes or best_genes(result.pictured), slice_key=None)
         pl.save(axes, paths["tissue"])
     return paths
+
+
+@checked
+def write_reliability(result: Reliability, folder: str | Path) -> list[Path]:
+    """Write ``confidence_spots.csv``, ``confidence_genes.csv``, ``confidence.md`` and ``confidence.png``.
+
+    Parameters
+    ----------
+    result
+        Result of :func:`reliability`.
+    folder
+        Folder to write to; created if absent. Each file is written whole or not at all.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files.
+    """
+    out = Path(folder)
+    heads = (
+        "held-out slice",
+        "spots",
+        "flagged as outliers",
+        "error, least confident third",
+        "error, most confident third",
+        "less error",
+        "Spearman, confidence and error",
+        "Spearman, expected and real correlation",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for fold, row in result.summary().iterrows():
+        lines.append(
+            f"| {fold} | {row['spots']:.0f} | {row['outliers']:.1%} | {row['error_least']:.3f} | "
+            f"{row['error_most']:.3f} | {row['less_error']:.0%} | {row['spearman_spots']:.2f} | "
+            f"{row['spearman_genes']:.2f} |"
+        )
+    pl.save(pl.reliability(result.spots, result.genes), out / "confidence.png")
+    with write_whole(out / "confidence_spots.csv") as part:
+        result.spots.to_csv(part, index=False)
+    with write_whole(out / "confidence_genes.csv") as part:
+        result.genes.to_csv(part, index=False)
+    with write_whole(out / "confidence.md") as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [out / name for name in ("confidence_spots.csv", "confidence_genes.csv", "confidence.md", "confidence.png")]
 
 
 def markdown(result: Evaluation, measures: tuple[str, ...] = _SHOWN) -> str:

@@ -3,7 +3,7 @@
 from st_gchb.pl._diagnostics import history, reliability
 from st_gchb.pl._figure import save, transparent_cmap
 from st_gchb.pl._overview import slide_overview
-from st_gchb.pl._scores import gene_ranking, metric_bars, variants
+from st_gchb.pl._scores import gene_ranking, metric_bars
 from st_gchb.pl._spatial import confidence, measured_vs_predicted
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "save",
     "transparent_cmap",
     "slide_overview",
-    "variants",
 ]

@@ -8,20 +8,14 @@ import pytest
 
 import st_gchb
 from st_gchb._errors import InputError, SliceError
-from st_gchb.evaluate import (
-    STUDY,
-    Variant,
-    _choice as choice_module,
-    _study as study_module,
-    candidates,
-    choose,
-    evaluate,
-    study,
-    write_choice,
-    write_study,
-)
+from st_gchb.evaluate import evaluate
 from st_gchb.model import settings_for
 from st_gchb.model._settings import PRESETS
+from studies import _choice as choice_module, _study as study_module
+from studies._choice import choose
+from studies._files import write_choice, write_study
+from studies._study import study
+from studies._variants import STUDY, Variant, candidates
 
 ENCODED = {"n_views": 1, "cache": False}
 

@@ -17,10 +17,10 @@ from st_gchb.model import STGCHB
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bare_slide.py",
+        prog="python -m studies.bare_slide",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python docs/scripts/bare_slide.py --data ../shared/data/her2st "
+        epilog="example:\n  python -m studies.bare_slide --data ../shared/data/her2st "
         "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/_static/bare_slide.png",
     )
     add = parser.add_argument
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     pred = model.predict(query)
     _, (slide, gene, trust) = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(1, 1.25, 1.25), layout="constrained")
     st_gchb.pl.slide_overview(query, ax=slide)
-    st_gchb.pl.measured_vs_predicted(pred, args.gene, show_tissue=False, axs=[[gene]])
+    st_gchb.pl.measured_vs_predicted(pred, args.gene, show_tissue=False, axs=np.array([[gene]]))
     st_gchb.pl.confidence(pred, ax=trust)
     slide.figure.savefig(args.out, dpi=85)
     print(f"{args.out}: {pred.n_obs} positions, {args.out.stat().st_size / 1000:.0f} kB")

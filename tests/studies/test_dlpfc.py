@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
@@ -20,8 +19,8 @@ from scipy import sparse
 import st_gchb
 from st_gchb.datasets.synthetic import _geometry
 from st_gchb.evaluate import METHODS
+from studies import dlpfc
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "scripts" / "dlpfc.py"
 SLICES = ("151673", "151675", "151676")
 N_ROWS, N_COLS = 9, 8
 SMALL = ["--slices", *SLICES, "--encoder", "texture", "--views", "1", "--n-top-genes", "60", "--device", "cpu"]
@@ -30,10 +29,7 @@ PAPER = ["MG", "HVG", "HEG", "Cor>0.3", "AG"]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("dlpfc_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return dlpfc
 
 
 @pytest.fixture(autouse=True)
@@ -264,4 +260,4 @@ def test_help_shows_an_example(script, capsys):
     with pytest.raises(SystemExit) as end:
         script.main(["--help"])
     assert end.value.code == 0
-    assert "example:\n  python docs/scripts/dlpfc.py --out dlpfc/" in capsys.readouterr().out
+    assert "example:\n  python -m studies.dlpfc --out dlpfc/" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """What folding, half precision and compilation are worth: time per patch, what changes in features and scores.
 
-    python docs/scripts/encoding.py --data ../shared/data/her2st \
+    python -m studies.encoding --data ../shared/data/her2st \
         --weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/results/speed/encoding.md
 
 Ways are timed in turn, so that other work on the machine meets all of them; medians.
@@ -14,7 +14,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,13 +24,12 @@ import torch
 import torchvision
 
 import st_gchb
-from st_gchb._artifacts import write_whole
 from st_gchb.evaluate import METHODS, evaluate
 from st_gchb.pp import Encoder, embed_patches, get_encoder
 from st_gchb.pp.encoders import Engine, Pace
 
 N_PATCHES = 64
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, compiled": {"compiled": True},
     "bfloat16": {"precision": "bfloat16"},
@@ -55,7 +56,7 @@ def milliseconds(encoder: Encoder, n_rounds: int) -> dict[str, float]:
     calls = {"as torchvision gives it": plain(get_encoder(encoder.name, None), patches)}
     for name, options in WAYS.items():
         engine = Engine(encoder, 1, Pace(N_PATCHES, torch.device("cpu"), 1000.0, **options))
-        calls[name] = lambda engine=engine: engine.run([(0, patches, [])], lambda *_: None)
+        calls[name] = partial(engine.run, [(0, patches, [])], lambda *_: None)
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -118,8 +119,7 @@ def main() -> None:
         times[name] = milliseconds(get_encoder(name, weights), given.rounds)
         print(name, {way: round(value, 2) for way, value in times[name].items()}, flush=True)
     text = page(times, *scores(given.data, given.weights), given.threads)
-    with write_whole(given.out) as part:
-        part.write_text(text, encoding="utf-8")
+    given.out.write_text(text, encoding="utf-8")
     print(text)
 
 

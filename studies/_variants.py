@@ -1,4 +1,4 @@
-"""What the study compares: for each question, the default with something changed."""
+"""Variants of the model that the ablation study compares: for each question, the default with one part changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from st_gchb.evaluate._methods import Method, _model
+from st_gchb.evaluate import METHODS
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Variant:
     Parameters
     ----------
     name
-        What is changed, as tables show it.
+        Name in the tables, which says what is changed.
     settings
         Fields of :class:`~st_gchb.model.ModelSettings`.
     preset
-        What the other settings are taken from.
+        Preset of the other settings.
     features
         Arguments of :func:`~st_gchb.pp.embed_patches` that differ from the study's own, such as ``patch_um``.
     """
@@ -32,13 +32,13 @@ class Variant:
     features: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Any:
         """The variant as a method of :func:`~st_gchb.evaluate.evaluate`."""
-        return partial(_model, preset=self.preset, **self.settings)
+        return partial(METHODS[self.preset], **self.settings)
 
 
 def each(setting: str, *values: Any, label: str | None = None, **also: Any) -> list[Variant]:
-    """One variant per value of a setting."""
+    """Make one variant per value of a setting."""
     return [Variant(f"{label or setting} {value}", {setting: value, **also}) for value in values]
 
 
@@ -138,7 +138,7 @@ STUDY: dict[str, list[Variant]] = {
         *each("dropout", 0.2, 0.4, 0.6, label="dropout"),
     ],
     "patch": [Variant(f"patch of {side} µm", features={"patch_um": float(side)}) for side in (75, 100, 150, 200, 300)],
-    "n_views": [
+    "views": [
         Variant(f"mean of {n} view{'s' * (n > 1)}{note}", features={"n_views": n})
         for n, note in ((1, ""), (4, " (rotations)"), (8, " (rotations and mirror images)"))
     ],
@@ -147,7 +147,7 @@ STUDY: dict[str, list[Variant]] = {
 
 
 def candidates() -> list[Variant]:
-    """What the default is chosen from, by inner validation: each neighborhood with and without each other part."""
+    """List the candidates for the default preset: each neighborhood with and without each other part."""
     neighborhoods: dict[str, dict[str, Any]] = {
         "no graph": {"context_rings": 0},
         "GraphSAGE + DGI": _SAGE | {"dgi_image": 0.1, "dgi_expression": 0.1},

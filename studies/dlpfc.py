@@ -13,7 +13,11 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+import pandas as pd
+from anndata import AnnData
+
 import st_gchb
+from st_gchb.evaluate import Evaluation
 
 SLICES = ("151669", "151670", "151673", "151674", "151675", "151676")
 MARKERS = ("ATP2B4", "RASGRF2", "LAMP5", "B3GALT2")
@@ -43,8 +47,8 @@ def build_parser() -> OneLineParser:
         prog="dlpfc.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python docs/scripts/dlpfc.py --out dlpfc/\n"
-        "  python docs/scripts/dlpfc.py --simulated HumanPilot/ --methods default bleep ridge --seeds 1",
+        epilog="example:\n  python -m studies.dlpfc --out dlpfc/\n"
+        "  python -m studies.dlpfc --simulated HumanPilot/ --methods default bleep ridge --seeds 1",
     )
     add = parser.add_argument
     add("--out", type=Path, help="folder for tables and pictures (default: dlpfc, or dlpfc_simulated)")
@@ -127,14 +131,14 @@ def run(parser: OneLineParser, args: argparse.Namespace) -> None:
     caption = (
         f"{title}. Held out: {held_out}; trained on the other {len(args.slices) - 1}. {len(panel)} genes, chosen on "
         f"the training slices. {args.seeds} seed(s): mean{' ± standard deviation over seeds' * (args.seeds > 1)}. "
-        f"Features: {args.encoder} ({Path(args.weights).name}), {args.views} view(s), patches of "
+        f"Features: {args.encoder} ({Path(args.weights).name}), {args.n_views} view(s), patches of "
         f"{args.patch_um:g} µm. {note}"
     )
     write(result, out, title, caption)
     print(f"\n{(out / 'paper_table.md').read_text(encoding='utf-8')}\nwritten to {out}")
 
 
-def simulated_slices(args: argparse.Namespace):
+def simulated_slices(args: argparse.Namespace) -> tuple[AnnData, str, str]:
     geometry = [st_gchb.datasets.dlpfc_geometry(name, args.simulated) for name in args.slices]
     n_genes = max(20, 3 * args.n_top_genes // 2)  # more than the panel, so that it has something to choose from
     adata = st_gchb.datasets.synthetic_tissue(n_genes=n_genes, geometry=geometry, seed=args.seed)
@@ -145,7 +149,9 @@ def simulated_slices(args: argparse.Namespace):
     return adata, "SIMULATED counts and images on the spots of DLPFC slices", f"simulated_{args.held_out}"
 
 
-def choose_markers(parser: OneLineParser, args: argparse.Namespace, var, panel: list[str]) -> tuple[list[str], str]:
+def choose_markers(
+    parser: OneLineParser, args: argparse.Namespace, var: pd.DataFrame, panel: list[str]
+) -> tuple[list[str], str]:
     """Markers of MG that the panel holds, and a sentence about them."""
     wanted, rule = list(args.markers or MARKERS), ""
     if args.simulated and not args.markers:
@@ -161,7 +167,7 @@ def choose_markers(parser: OneLineParser, args: argparse.Namespace, var, panel: 
     return present, note
 
 
-def write(result, out: Path, title: str, caption: str) -> None:
+def write(result: Evaluation, out: Path, title: str, caption: str) -> None:
     """The package's report and the paper's table, each with a word about the data in it."""
     genes, (held_out,), method = result.settings["markers"], result.settings["folds"], result.settings["methods"][0]
     paths = st_gchb.evaluate.write_report(result, out, genes=genes or None)
@@ -173,12 +179,13 @@ def write(result, out: Path, title: str, caption: str) -> None:
     bars = st_gchb.pl.metric_bars(result.scores, ["MG"] * bool(genes) + ["HVG", "HEG", "AG"], highlight=method)
     bars.set_title(title, fontsize=9)
     st_gchb.pl.save(bars, paths["bars"])
+    assert result.pictured is not None  # a fold that was evaluated by itself has a picture
     maps = st_gchb.pl.measured_vs_predicted(result.pictured, genes or result.pictured.var_names[:3], slice_key=None)
     maps[0, 0].figure.suptitle(f"{title}\n{method}, held out: {held_out}")
     st_gchb.pl.save(maps, paths["tissue"])
 
 
-def paper_table(scores) -> str:
+def paper_table(scores: pd.DataFrame) -> str:
     """Mean ± standard deviation over seeds in the paper's columns, one row a method."""
     table = scores.reindex(columns=["method", *COLUMNS.values()]).groupby("method", sort=False).agg(["mean", "std"])
     lines = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * len(COLUMNS)]

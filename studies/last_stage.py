@@ -13,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import st_gchb
-from st_gchb.evaluate._methods import Task, fit_predict
+from st_gchb.evaluate import METHODS, evaluate
 
 SECTIONS = ("C2", "C3", "C4", "C5")
 COLUMNS = ("AG", "HVG", "HEG", "n>0.3", "RMSE")
@@ -38,10 +37,10 @@ DEFAULT = [name for name in VARIANTS if name != "paper: last stage"]
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tail.py",
+        prog="python -m studies.last_stage",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python docs/scripts/tail.py --data ../shared/data/her2st "
+        epilog="example:\n  python -m studies.last_stage --data ../shared/data/her2st "
         "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors",
     )
     add = parser.add_argument
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
     st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, n_views=1, save_feature_maps=True)
     methods = {name: method(VARIANTS[name], args) for name in args.variants}
-    result = st_gchb.evaluate.evaluate(adata, methods=methods, seeds=range(args.seeds), runs_dir=args.runs)
+    result = evaluate(adata, methods=methods, seeds=range(args.seeds), runs_dir=args.runs)
     text = table(result.scores, args)
     print(text)
     if args.docs:
@@ -80,11 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 def method(settings: dict[str, Any], args: argparse.Namespace) -> Any:
     own = {"pretrain_epochs": args.pretrain_epochs} if settings["preset"] == "paper" else {}
     own |= {"finetune_lr_factor": args.lr_share} if "finetune" in settings else {}
-    return partial(answer, **settings | own)
-
-
-def answer(task: Task, **settings: Any) -> np.ndarray:
-    return np.asarray(fit_predict(task, **settings).layers["st_gchb"])
+    changed = {name: value for name, value in settings.items() if name != "preset"}
+    return partial(METHODS[settings["preset"]], **changed | own)
 
 
 def table(scores: Any, args: argparse.Namespace) -> str:
@@ -100,7 +96,7 @@ def table(scores: Any, args: argparse.Namespace) -> str:
     caption = (
         f"*her2st {', '.join(SECTIONS)}, each left out once, {args.seeds} seed(s), 1,000 genes, {args.encoder}, one "
         f"view; paper preset with {args.pretrain_epochs} epochs of infomax and spots drawn over all slices; learning "
-        f"rate of the stage {args.lr_share:g} of the others'; `docs/scripts/tail.py`.*"
+        f"rate of the stage {args.lr_share:g} of the others'; `python -m studies.last_stage`.*"
     )
     return "\n".join([*lines, "", caption]) + "\n"
 

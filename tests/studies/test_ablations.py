@@ -1,18 +1,28 @@
-"""``st-gchb study``: the tables that it was asked for, and no others."""
+"""The command of the ablation study: the tables that it was asked for, and no others."""
 
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
-from st_gchb.cli import main
+import st_gchb
+from studies.ablations import main
 
 QUICK = ["--encoder", "texture", "--views", "1", "--device", "cpu", "--n-top-genes", "20", "--seeds", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Three slices with counts and images."""
+    path = tmp_path_factory.mktemp("slides") / "slides.h5ad"
+    st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=4).write_h5ad(path)
+    return path
 
 
 def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "study"
-    arguments = ["study", "--data", str(slides), "--questions", "read-out", "confidence", "--out", str(out), *QUICK]
+    arguments = ["--data", str(slides), "--questions", "read-out", "confidence", "--out", str(out), *QUICK]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     written = {path.name for path in out.iterdir()}
@@ -27,7 +37,20 @@ def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
 
 
-def test_an_unknown_question_is_told_before_anything_is_read(refused, tmp_path):
-    said = refused("study", "--data", tmp_path, "--questions", "color", "--out", tmp_path / "out")
+def refused(capsys, *arguments):
+    assert main([*map(str, arguments), *QUICK]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("ablations: error: ")
+    return said.err
+
+
+def test_an_unknown_question_is_told_before_anything_is_read(capsys, tmp_path):
+    said = refused(capsys, "--data", tmp_path, "--questions", "color", "--out", tmp_path / "out")
     assert "--questions ['color']: unknown; known are together, alone" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_are_not_there(capsys, tmp_path):
+    said = refused(capsys, "--data", tmp_path / "no.h5ad", "--questions", "graph", "--out", tmp_path / "out")
+    assert "no.h5ad: there is no such file or folder" in said

@@ -17,11 +17,11 @@ import pandas as pd
 from anndata import AnnData
 
 import st_gchb
-from st_gchb.evaluate import leave_one_out
-from st_gchb.evaluate._folds import hide_expression
-from st_gchb.evaluate._foreign import recolored, restained
+from st_gchb.errors import StainError
+from st_gchb.evaluate import hide_expression, leave_one_out
 from st_gchb.metrics import pearson
 from st_gchb.model import STGCHB
+from studies._stains import recolored, restained
 
 SECTIONS = ("C2", "C3", "C4", "C5")
 TREATMENTS: dict[str, dict[str, Any]] = {
@@ -40,10 +40,10 @@ SHIFTS: dict[str, tuple[float, float, float] | None] = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="stain.py",
+        prog="python -m studies.stain",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python docs/scripts/stain.py --data ../shared/data/her2st "
+        epilog="example:\n  python -m studies.stain --data ../shared/data/her2st "
         "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/results/stain/",
     )
     add = parser.add_argument
@@ -91,8 +91,8 @@ def one_fold(train: AnnData, test: AnnData, made: dict[str, Any], seeds: range) 
         for seed in seeds:
             model = STGCHB(reference, n_top_genes=1000, seed=seed)
             model.train(enable_progress_bar=False)
-            for (shift, treatment), query in queries.items():
-                if treatment == name and query is not None:
+            for (shift, treated), query in queries.items():
+                if treated == name and query is not None:
                     rows.append({"stain": shift, "treatment": name, "seed": seed} | score(model, query, test))
                     logging.getLogger("st_gchb").info("%s", rows[-1])
     return pd.DataFrame(rows)
@@ -119,7 +119,7 @@ def embedded(test: AnnData, reference: AnnData, image: np.ndarray, um_per_px: fl
     rule = st_gchb.pp.FeatureSpec.from_uns(reference.uns["X_patch"])
     try:
         st_gchb.pp.embed_patches_like(query, rule, image=image, um_per_px=um_per_px)
-    except st_gchb._errors.StainError as error:
+    except StainError as error:
         logging.getLogger("st_gchb").warning("%s", error)
         return None
     return query

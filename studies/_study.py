@@ -1,7 +1,8 @@
-"""Which parts of the method help: every variant of every question through the same protocol."""
+"""Ablation study: every variant of every question, evaluated by the same protocol."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,20 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from st_gchb._arguments import Pair, Seed, checked
-from st_gchb._constants import Keys
-from st_gchb._errors import InputError
-from st_gchb._logging import logger
-from st_gchb.evaluate._evaluate import evaluate
-from st_gchb.evaluate._protocol import seeds_of
-from st_gchb.evaluate._variants import STUDY, Variant
+import st_gchb
+from st_gchb.errors import InputError
+from st_gchb.evaluate import evaluate
 from st_gchb.pp import embed_patches
+from studies._variants import STUDY, Variant
+
+logger = logging.getLogger("st_gchb.studies")
 
 MEASURES = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Scores of all variants.
+    """Scores of the variants of all questions.
 
     Parameters
     ----------
@@ -32,34 +32,33 @@ class Study:
         One row per question, variant, fold and seed; the columns of :class:`~st_gchb.evaluate.Evaluation` with the
         ``method`` named ``variant``.
     settings
-        What was run.
+        Questions, encoder, panel size and seeds of the study.
     """
 
     scores: pd.DataFrame
     settings: dict[str, Any]
 
     def table(self, question: str) -> pd.DataFrame:
-        """Mean over folds; then mean and standard deviation over seeds, one row per variant."""
+        """Average over folds, and return mean and standard deviation over seeds, one row per variant."""
         rows = self.scores[self.scores["question"] == question]
         by_seed = rows.groupby(["variant", "seed"], sort=False)[list(MEASURES)].mean()
         table = by_seed.groupby("variant", sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
         return table.loc[list(dict.fromkeys(rows["variant"]))]
 
 
-@checked
 def study(
     adata: AnnData,
     questions: Sequence[str] | None = None,
     *,
     encoder: Any = "resnet50",
-    n_top_genes: Pair = 1000,
-    seeds: Sequence[Seed] | None = None,
-    slice_key: str = Keys.SLICE,
+    n_top_genes: int = 1000,
+    seeds: Sequence[int] | None = None,
+    slice_key: str = "slice",
     runs_dir: str | Path | None = None,
     device: str = "auto",
     features: dict[str, Any] | None = None,
 ) -> Study:
-    """Leave one slice out with every variant of the model that a question asks for.
+    """Evaluate the variants of some questions by leave-one-slice-out cross-validation.
 
     Parameters
     ----------
@@ -68,34 +67,29 @@ def study(
     questions
         Keys of :data:`STUDY`; by default all.
     encoder
-        As :func:`~st_gchb.pp.embed_patches` takes it.
+        Encoder, as in :func:`~st_gchb.pp.embed_patches`.
     n_top_genes, seeds, slice_key, device
-        As :func:`~st_gchb.evaluate.evaluate` takes them.
+        Same as for :func:`~st_gchb.evaluate.evaluate`; by default three seeds.
     runs_dir
-        Where finished runs are kept; a study that was stopped goes on from there.
+        Folder of finished runs, from which an interrupted study continues.
     features
         Further arguments of :func:`~st_gchb.pp.embed_patches`: ``weights``, ``patch_um``, ``n_views``, ``cache``.
+
+    Returns
+    -------
+    Study
+        Scores of all variants.
 
     Raises
     ------
     InputError
-        For an unknown question, or what :func:`~st_gchb.evaluate.evaluate` refuses.
-
-    Examples
-    --------
-    >>> import st_gchb
-    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=60)
-    >>> result = st_gchb.evaluate.study(
-    ...     adata, ["read-out"], encoder="texture", n_top_genes=50, seeds=[0], features={"cache": False}
-    ... )
-    >>> len(result.table("read-out"))
-    10
+        A question is unknown, or an argument of :func:`~st_gchb.evaluate.evaluate` is invalid.
     """
     asked = list(STUDY) if questions is None else list(questions)
     unknown = [name for name in asked if name not in STUDY]
     if unknown or not asked:
         raise InputError(f"Unknown questions {unknown}; known: {list(STUDY)}.")
-    seeds = seeds_of(seeds, 3)
+    seeds = seeds_of(seeds)
     rest: dict[str, Any] = {
         "n_top_genes": n_top_genes,
         "seeds": seeds,
@@ -119,8 +113,14 @@ def study(
     return Study(scores[front + [name for name in scores if name not in front]], settings | plain)
 
 
+def seeds_of(given: Sequence[int] | None) -> list[int]:
+    """Return the seeds of a study; by default three, counted up from ``st_gchb.settings.seed``."""
+    first = st_gchb.settings.seed
+    return list(range(first, first + 3) if given is None else given)
+
+
 def by_features(variants: Sequence[Variant]) -> dict[tuple[tuple[str, Any], ...], list[Variant]]:
-    """Variants that see the same patch features, together."""
+    """Group variants that use the same patch features."""
     groups: dict[tuple[tuple[str, Any], ...], list[Variant]] = {}
     for variant in variants:
         groups.setdefault(tuple(variant.features.items()), []).append(variant)
@@ -130,8 +130,8 @@ def by_features(variants: Sequence[Variant]) -> dict[tuple[tuple[str, Any], ...]
 def features_for(
     adata: AnnData, changed: dict[str, Any], *, encoder: Any, slice_key: str, features: dict[str, Any]
 ) -> str:
-    """Make patch features unless they are there, and name their key in ``obsm``."""
-    name = "_".join([Keys.FEATURES, *(f"{key}_{value}" for key, value in changed.items())])
+    """Compute patch features unless they are present, and return their key in ``obsm``."""
+    name = "_".join(["X_patch", *(f"{key}_{value}" for key, value in changed.items())])
     if name not in adata.obsm:
         options = features | changed
         embed_patches(adata, encoder=encoder, slice_key=slice_key, key_added=name, **options)
@@ -139,7 +139,7 @@ def features_for(
 
 
 def study_table(result: Study, question: str) -> str:
-    """A question's table as Markdown: mean over folds, then mean ± standard deviation over seeds."""
+    """Format the table of a question as Markdown: mean over folds, then mean ± standard deviation over seeds."""
     table = result.table(question)
     lines = ["| variant | " + " | ".join(MEASURES) + " |", "| --- |" + " ---: |" * len(MEASURES)]
     for variant, row in table.iterrows():

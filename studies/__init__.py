@@ -1,0 +1,1 @@
+"""Studies that make the tables and pictures of the documentation; not part of the installed package."""
