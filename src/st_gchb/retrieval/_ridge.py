@@ -47,7 +47,7 @@ class RidgeHead:
     penalty: float
 
     def fit(self, y: sparse.csr_matrix | np.ndarray) -> FittedReadout:
-        """Fit a table of the reference, ``(n_reference, n_columns)``."""
+        """Fit the regression to a table of the reference, ``(n_reference, n_columns)``."""
         x = self.inputs
         center, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
         gram = np.zeros((x.shape[1], x.shape[1]))
