@@ -1,4 +1,4 @@
-"""Linear read-out beside retrieval: ridge regression on patch features and their neighbors' mean."""
+"""Ridge regression on the patch features of a spot and its neighbors, which is blended with retrieval."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 from scipy import sparse
 
 _BLOCK_VALUES = 2**25
-"""Values of a table that are dense at once: 256 MiB of float64."""
+"""Number of values of a table that are held densely at a time: 256 MiB of float64."""
 
 
 _BLOCK_ROWS = 2**16
-"""Reference spots whose inputs are in double precision at once."""
+"""Number of reference spots whose inputs are held in double precision at a time."""
 
 
 @dataclass(frozen=True)
 class FittedReadout:
-    """Coefficients of a linear read-out, ``(n_inputs, n_columns)``, and the means that they go with."""
+    """Fitted ridge regression: coefficients, ``(n_inputs, n_columns)``, and the means of inputs and targets."""
 
     coefficients: np.ndarray
     center: np.ndarray
     mean: np.ndarray
 
     def predict(self, query: np.ndarray) -> np.ndarray:
-        """Predictions for inputs of query spots, ``(n_query, n_columns)``."""
+        """Predict from the inputs of query spots, ``(n_query, n_inputs)``; returns ``(n_query, n_columns)`` float32."""
         found: np.ndarray = (query.astype(np.float64) - self.center) @ self.coefficients + self.mean
         return found.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class RidgeHead:
-    """Ridge regression, kept as its inputs so that any table of the reference can be its target.
+    """Ridge regression from the inputs of the reference to any of its tables.
 
     Parameters
     ----------
@@ -62,14 +62,14 @@ class RidgeHead:
         return FittedReadout(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), center, mean)
 
     def held_out_correlation(self, target: sparse.csr_matrix, folds: Sequence[np.ndarray]) -> np.ndarray:
-        """How well each column of a table is predicted where the read-out was not fitted.
+        """Compute the cross-validated correlation between predicted and measured values of each column of a table.
 
         Parameters
         ----------
         target
             Any table of the reference, ``(n_reference, n_columns)``.
         folds
-            Rows of each part of the reference that is left out once, such as its slices.
+            Rows of the parts of the reference that are held out in turn, such as its slices.
 
         Returns
         -------
@@ -101,7 +101,7 @@ class RidgeHead:
         return mean
 
     def _centered(self, rows: np.ndarray) -> np.ndarray:
-        """Inputs of some spots in double precision, around the mean of all: sums of squares keep their digits."""
+        """Return the inputs of some spots in double precision, centered on the mean of all spots for precision."""
         return self.inputs[rows].astype(np.float64) - self._shift
 
     def _part(self, rows: np.ndarray) -> _Part:
@@ -114,7 +114,7 @@ class RidgeHead:
         return _Part(rows, total, gram)
 
     def _product(self, rows: np.ndarray, columns: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-        """X'Y of some spots, ``(n_inputs, n_columns)``, and the sums of Y."""
+        """Compute X'Y of some spots, ``(n_inputs, n_columns)``, and the column sums of Y."""
         product, total = np.zeros((self.inputs.shape[1], columns.shape[1])), np.zeros(columns.shape[1])
         for some in _blocks(rows):
             y = columns[some].toarray().astype(np.float64)
@@ -123,7 +123,7 @@ class RidgeHead:
         return product, total
 
     def _without(self, left_out: _Part, parts: Sequence[_Part]) -> tuple[np.ndarray, np.ndarray]:
-        """Inverse of the penalized Gram matrix of the other parts, and their mean."""
+        """Compute the inverse of the penalized Gram matrix of the other parts, and their mean."""
         others = [part for part in parts if part is not left_out]
         n = sum(len(part.rows) for part in others)
         center: np.ndarray = np.sum([part.total for part in others], axis=0) / n
@@ -134,7 +134,7 @@ class RidgeHead:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """Some spots of the reference, the sum of their inputs and of their outer products."""
+    """Some spots of the reference, with the sums of their inputs and of their outer products."""
 
     rows: np.ndarray
     total: np.ndarray
@@ -147,6 +147,6 @@ class _Part:
 
 
 def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows, some at a time."""
+    """Iterate over rows in blocks of bounded size."""
     for start in range(0, len(rows), _BLOCK_ROWS):
         yield rows[start : start + _BLOCK_ROWS]
