@@ -378,6 +378,18 @@ def test_no_module_imports_itself_by_a_detour():
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def test_docstrings_say_what_is_done():
+    """Of functions, ruff asks for the imperative; no summary is half a question either."""
+    findings = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                summary = (ast.get_docstring(node) or " ").splitlines()[0]
+                if summary.split(" ")[0] in {"What", "How", "Where", "Whether"}:
+                    findings.append(f"{where(path, getattr(node, 'lineno', 1))}: {summary}")
+    check(findings)
+
+
 def test_nothing_reads_or_writes_pickle():
     modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     # torch.load raises pickle's error on a file that holds more than tensors.

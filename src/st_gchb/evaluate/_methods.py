@@ -32,7 +32,7 @@ from st_gchb.pp.patches import feature_keys
 @checked
 @dataclass(frozen=True)
 class Task:
-    """What a method is given: the training spots of one fold, and its held-out spots without expression.
+    """One fold as a method sees it: the training spots, and the held-out spots without expression.
 
     :func:`evaluate` makes one for each fold and seed. Both tables have ``obsm["spatial"]`` in full-resolution px, patch
     features in ``obsm[features_key]``, and the slices in ``obs[slice_key]``; images are in ``uns["spatial"]``.

@@ -169,7 +169,7 @@ def _registered(adata: AnnData, where: Registered) -> Any:
 
 
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
-    """The network with its fixed maps filled in."""
+    """Build the network and fill in its fixed projections."""
     rule = fitted.rules.features
     stage = None if rule is None or not rule.feature_maps else stage_of_spec(rule)
     module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
@@ -201,7 +201,7 @@ def network_settings(rules: Preprocessor, image_map: LinearProjection, settings:
 
 
 def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:
-    """Inputs of the branches, graph and slices as the data module wants them."""
+    """Gather inputs of the branches, graph and slices for the data module."""
     expression = LinearProjection(fitted.rules.expression.offset, fitted.rules.expression.matrix)
     context, image_map = fitted.context, fitted.image_map
     on_demand = isinstance(context, BlockedContext) and image_map.matrix.ndim == 1
@@ -235,7 +235,7 @@ def mean_features(features: FeatureRows, settings: ModelSettings) -> np.ndarray:
 
 
 def without_loops(adjacency: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The graph without edges of a spot to itself, which graphs from elsewhere may have and queries' never do."""
+    """Drop edges of a spot to itself, which graphs from elsewhere may have and a query's never has."""
     if adjacency.diagonal().any():
         adjacency.setdiag(0)
         adjacency.eliminate_zeros()
@@ -301,7 +301,7 @@ def _is_numeric(values: Any) -> bool:
 
 
 def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureSpec | None:
-    """How the features were made; ``None`` where they do not come from ``pp.embed_patches``."""
+    """Read the specification of the features; ``None`` where they do not come from ``pp.embed_patches``."""
     if key not in adata.uns:
         return None
     rule = FeatureSpec.from_uns(adata.uns[key])
@@ -310,5 +310,5 @@ def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureS
 
 
 def _graph_rule(adata: AnnData, where: Registered) -> GraphSpec:
-    """The rule of the registered graph; a graph from elsewhere gets the rule that squidpy recorded, or the default."""
+    """Find the specification of the registered graph: squidpy's record of a graph from elsewhere, or the default."""
     return rule_of(adata, where.connectivities_key, where.slice_key, features_key=where.features_key)

@@ -276,7 +276,7 @@ def panel_expression(source: AnnData, rule: ExpressionRule) -> sparse.csr_matrix
 
 
 def _remedy(source: AnnData, rule: ExpressionRule) -> Remedy:
-    """What to do about a query's expression: of a model of log-normalized values, counts are no help."""
+    """Say what to do about a query's expression; for a model of log-normalized values, counts are no help."""
     return Remedy(None if rule.log_normalized else source, called="query")
 
 
@@ -288,7 +288,7 @@ def _log_values(values: Any, columns: np.ndarray, rule: ExpressionRule) -> Itera
 
 
 def origin_table(adata: AnnData, slice_key: str | None, patient_key: str | None) -> pd.DataFrame:
-    """Where each spot comes from: name, slice, patient where known, x and y in px."""
+    """Tabulate the origin of each spot: name, slice, patient where known, x and y in px."""
     positions = spot_centers(adata)
     frame = pd.DataFrame({"name": adata.obs_names.astype(str), "x": positions[:, 0], "y": positions[:, 1]})
     frame["slice"] = sections_of(adata, slice_key).names.astype(str)

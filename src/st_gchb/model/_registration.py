@@ -26,7 +26,7 @@ from st_gchb.pp.spots import check_object
 
 
 def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
-    """What scvi-tools takes when a model is loaded with data."""
+    """Stand for the keywords that scvi-tools takes when a model is loaded with data."""
 
 
 def check_transfer(options: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ def register(cls: type[BaseModelClass], adata: AnnData, where: Registered, optio
 
 
 def table_set_up(cls: type[BaseModelClass], data: AnnData | SpatialData) -> AnnData:
-    """The table that was set up; a copy, subset or concatenation of such a table is set up the same way.
+    """Find the table that was set up; set up a copy, subset or concatenation of one the same way.
 
     Raises
     ------
@@ -136,6 +136,6 @@ def _register_again(cls: type[BaseModelClass], table: AnnData, where: Registered
 
 
 def _manager_of(cls: type[BaseModelClass], adata: AnnData) -> AnnDataManager | None:
-    """What was registered under an object's mark, be it for this object or for the one that it is a copy of."""
+    """Find the manager registered under an object's mark, for this object or for the one that it is a copy of."""
     mark = adata.uns.get(_MARK)
     return cls._setup_adata_manager_store.get(mark) if isinstance(mark, str) else None

@@ -596,7 +596,7 @@ class STGCHB(BaseModelClass):
     @staticmethod
     @checked
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
-        """The registry saved with a model."""
+        """Read the registry saved with a model."""
         return read_registry(Path(dir_path))
 
     @staticmethod
@@ -660,7 +660,7 @@ class STGCHB(BaseModelClass):
         self._model_summary_string = f"STGCHB, preset {self.preset!r}: {known}embedding of {self.settings.n_embedding}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle of a model holds: all but the trainer of a training that is over.
+        """Give a copy or a pickle everything but the trainer of a training that is over.
 
         The trainer holds callbacks, loggers and the training data once more; no prediction and no further training
         asks for it.

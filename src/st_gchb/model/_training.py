@@ -56,7 +56,7 @@ _TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumu
 def training_identity(
     adata: AnnData, fitted: Fitted, settings: ModelSettings, seed: int, arguments: dict[str, Any]
 ) -> dict[str, str]:
-    """Settings in words, data as hashes.
+    """Describe what a training depends on: settings in words, data as hashes.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def training_identity(
 
 
 def checkpoint_folder(given: str | Path | None, identity: dict[str, str]) -> Path:
-    """Where the checkpoints of a training lie: as given, else a folder beside the cached features."""
+    """Find the folder of a training's checkpoints: as given, else one beside the cached features."""
     return cache_folder().with_name("checkpoints") / key_of(identity) if given is None else Path(given)
 
 
@@ -116,7 +116,7 @@ def plan_arguments() -> tuple[Any, ...]:
     """Who takes ``plan_kwargs``."""
 
     def ours(lr: Rate, weight_decay: Weight, stage_lr: Rate) -> None:
-        """What has limits in the settings has them here."""
+        """Stand for the keywords whose limits are those of the settings."""
 
     return TrainingPlan, ours
 

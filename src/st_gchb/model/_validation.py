@@ -1,4 +1,4 @@
-"""What is checked and completed before a table is registered."""
+"""Validate and complete a table before it is registered."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONNECTIVITIES = "_connectivities"
 
 @dataclass(frozen=True)
 class Registered:
-    """What the setup call said of an AnnData: where its parts lie."""
+    """Arguments of the set-up call: where the parts of an AnnData lie."""
 
     layer: str | None
     slice_key: str | None
@@ -96,7 +96,7 @@ def _check_text(axis: str, names: pd.Index) -> None:
 
 
 def guess_patient_key(adata: AnnData, patient_key: str | None) -> str | None:
-    """The column that names the patient: as given, else ``"patient"`` where there is one, else none.
+    """Find the column that names the patient: as given, else ``"patient"`` where there is one, else none.
 
     Raises
     ------
@@ -311,7 +311,7 @@ def complete_spatialdata(
 
 
 def registered_table(sdata: SpatialData) -> AnnData:
-    """The table of a SpatialData that was set up.
+    """Find the table of a SpatialData that was set up.
 
     Raises
     ------
