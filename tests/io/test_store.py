@@ -195,7 +195,7 @@ KILLED = """
     import itertools, os, signal, sys, numpy as np, spatialdata, zarr
     sys.path.insert(0, {tests!r})
     from test_store import table_of
-    from st_gchb.io import _beside, write_elements
+    from st_gchb.io import _write_elements, write_elements
 
     def die(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -211,7 +211,7 @@ KILLED = """
 
     def between_renames():
         rename, calls = os.rename, itertools.count()
-        _beside._exchanged_at_once = lambda *args: False
+        _write_elements._exchanged_at_once = lambda *args: False
         os.rename = lambda *args: die() if next(calls) == 1 else rename(*args)
 
     # No thread runs yet that a fork would lose.
