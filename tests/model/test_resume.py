@@ -224,7 +224,7 @@ SCRIPT = """
     import anndata, torch
     from lightning.pytorch import Callback
     from st_gchb.model import STGCHB
-    from st_gchb.train import _progress
+    from st_gchb.train import _checkpoints as _progress
     _progress.SECONDS_BETWEEN_WRITES = 0.0
 
     class Kill(Callback):
