@@ -216,7 +216,6 @@ def test_a_querys_own_x_never_spoils_its_prediction(model, held_out, unchanged, 
 SAME = {
     "dense": lambda x: x.toarray(),
     "csc": lambda x: x.tocsc(),
-    "coo": lambda x: x.tocoo(),
     "array": lambda x: sparse.csr_array(x),
     "half": lambda x: x.toarray().astype(np.float16),
     "unsigned": lambda x: x.toarray().astype(np.uint64),
