@@ -272,7 +272,7 @@ def test_features_are_a_reference_to_train_on(tissue, tmp_path):
     assert reference.n_vars == tissue.n_vars
     STGCHB.setup_anndata(reference, slice_key="slice")
     trained = STGCHB(reference, n_top_genes=20)
-    assert trained.rules_.features.encoder == "texture"
+    assert trained._fit().rules.features.encoder == "texture"
 
 
 def test_the_receipt_says_what_a_result_was_made_of(few, tmp_path):

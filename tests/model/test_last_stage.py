@@ -79,6 +79,8 @@ def trained(slices):
 
 
 def weights_of(model):
+    """Weights of a model, which are drawn when its training begins."""
+    model._fit()
     return {name: value.clone() for name, value in model.module.state_dict().items()}
 
 
@@ -90,6 +92,7 @@ def assert_same(first, second):
 
 def test_before_training_the_stage_makes_the_features_of_the_maps(ref):
     model, rows = new(ref), np.arange(ref.n_obs)
+    model._fit()
     with torch.inference_mode():
         made = model.module.network.stage(torch.from_numpy(with_maps(ref, "X_patch").maps[rows])).numpy()
     expected = ref.obsm["X_patch"]
@@ -230,11 +233,11 @@ def test_what_cannot_go_together_is_refused_at_the_door(ref):
     with pytest.raises(DeviceError, match=r"devices=2.*finetune"):
         new(ref).train(devices=2, **QUIET)
     del ref.uns["X_patch"]["maps"]
-    with pytest.raises(MissingKeyError, match=r"embed_patches\(\.\.\., tail='last_stage'\)"):
-        new(ref)
+    with pytest.raises(MissingKeyError, match=r"embed_patches\(\.\.\., save_feature_maps=True\)"):
+        new(ref).train(**QUIET)
     del ref.uns["X_patch"]
     with pytest.raises(MissingKeyError, match="embed_patches"):
-        new(ref)
+        new(ref).train(**QUIET)
 
 
 def test_maps_that_were_deleted_are_missed_by_name(ref, tmp_path):
