@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 CODE = """
-import numpy as np, pandas as pd, torch
+import numpy as np, torch
 from scipy import sparse
-from st_gchb.pp.expression._expression import choose_panel
+from st_gchb.pp.expression import choose_panel
 values = sparse.random(300, 80, 0.5, format="csr", random_state=0, dtype=np.float32)
-choose_panel(values, pd.RangeIndex(80).astype(str), np.repeat(["a", "b"], 150), 20)
+choose_panel(values, np.repeat(["a", "b"], 150), 20)
 print(torch.get_num_threads())
 """
 
