@@ -80,7 +80,8 @@ def trained(slices):
 
 def weights_of(model):
     """Weights of a model, which are drawn when its training begins."""
-    model._fit()
+    if model.module is None:
+        model._fit()
     return {name: value.clone() for name, value in model.module.state_dict().items()}
 
 
