@@ -80,7 +80,7 @@ def trained(slices):
 
 def weights_of(model):
     """Weights of a model, which are drawn when its training begins."""
-    if model.module is None:
+    if not hasattr(model, "module"):
         model._fit()
     return {name: value.clone() for name, value in model.module.state_dict().items()}
 
