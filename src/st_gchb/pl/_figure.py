@@ -99,4 +99,4 @@ def transparent_cmap(cmap: str | Colormap = "viridis") -> Colormap:
     if isinstance(cmap, str) and cmap not in colormaps:
         raise InputError(f"cmap={cmap!r} is no color map of matplotlib; see list(matplotlib.colormaps).")
     colors = colormaps[cmap] if isinstance(cmap, str) else cmap
-    return SeeThrough(colors(np.linspace(0, 1, _STEPS)), name=f"{colors.name}_see_through")
+    return SeeThrough(colors(np.linspace(0, 1, _STEPS)), name=f"{colors.name}_transparent")

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
 from st_gchb.io import Library, column_of, libraries_of
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
