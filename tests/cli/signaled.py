@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 # Whoever runs the tests in the background, or under nohup, ignores some of them, and so would this process.
@@ -23,8 +24,9 @@ HANDLERS = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTER
 
 
 def send(names: list[str]) -> None:
+    # To the thread in which Python handles signals: sent to the process, they may arrive at another one, and later.
     for name in names:
-        os.kill(os.getpid(), getattr(signal, name))
+        signal.pthread_kill(threading.main_thread().ident, getattr(signal, name))
 
 
 class AtImport(importlib.abc.MetaPathFinder):

@@ -259,7 +259,9 @@ def her2st(data: Path, weights: Path) -> Values:
     for name in ("X", "latent_expression", "latent_image"):
         values.pop(name)
     values["prediction"], values["genes"] = values["prediction"][:, ::10], values["genes"][::10]
-    values["provenance"].pop("weights_path", None)
+    provenance = values["provenance"]
+    # The folder of the weights is another one on each machine.
+    provenance["weights"] = Path(provenance["weights"]).name
     return values
 
 
