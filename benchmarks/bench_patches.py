@@ -20,7 +20,7 @@ PATCH_UM = 150.0
 
 
 class Cheap(nn.Module):
-    """A trunk that takes little time, so that superlinear growth of the other steps is visible."""
+    """An image encoder that takes little time, so that superlinear growth of the other steps is visible."""
 
     input_px = INPUT_PX
 

@@ -7,8 +7,8 @@ This package is measured as a whole, from the image files to the trained model. 
 measured and multiplied by its number of repetitions: the encoder's forward pass over a slice (with patches in memory,
 without reading or resampling), and a step of the trainable layers (those of this package, on one of its batches,
 without Lightning). The encoder is run in two ways: with the network and batches of this package, in which batch norm is
-folded, and with torchvision's unmodified trunk, as in the published code. All parts are measured alternately in every
-round, and ratios are computed within a round.
+folded, and with torchvision's unmodified image encoder, as in the published code. All parts are measured alternately in
+every round, and ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Batches(Callback):
 
 
 def as_it_comes(encoder: Any, caught: Caught) -> Caught:
-    """Build the encoder's trunk without folding, on the same patches in torch's default memory format."""
+    """Build the image encoder without folding, on the same patches in torch's default memory format."""
     device = caught.inputs[0].device
     # A copy, because this package may have changed the memory format of the module.
     module = copy.deepcopy(encoder.module).to(device, memory_format=torch.contiguous_format).eval()
@@ -72,7 +72,7 @@ class Bench:
         self.spots = [int((adata.obs["slice"] == name).sum()) for name in self.names]
         parts = [adata[adata.obs["slice"] == name].copy() for name in self.names]
         caught = [network_of(lambda part=part: self.embed(part)) for part in parts]
-        self.trunks = {OURS: caught, THEIRS: [as_it_comes(encoder, one) for one in caught]}
+        self.image_encoders = {OURS: caught, THEIRS: [as_it_comes(encoder, one) for one in caught]}
         self.embed(adata)
         STGCHB.setup_anndata(adata, slice_key="slice")
         self.steps = {"paper": self.batches("paper", pretrain_epochs=1), "bleep": self.batches("bleep")}
@@ -105,9 +105,9 @@ class Bench:
         optimizer.step()
         module.zero_grad()
 
-    def forward(self, trunk: str, number: int) -> Sample:
+    def forward(self, image_encoder: str, number: int) -> Sample:
         """Time the encoder on one slice."""
-        return timed(self.trunks[trunk][number].forward, self.device)
+        return timed(self.image_encoders[image_encoder][number].forward, self.device)
 
     def stepped(self, preset: str, stage: str, group: int, n: int = 3) -> Sample:
         """Time several steps and return the median."""
@@ -119,7 +119,7 @@ def one_round(bench: Bench) -> dict[str, Sample]:
     """Measure all parts once, and compute the seconds of the published schedule, the plain loop and this package."""
     groups = list(bench.steps["paper"][1].joint)
     numbers = range(len(bench.names))
-    forward = {trunk: [bench.forward(trunk, i) for i in numbers] for trunk in bench.trunks}
+    forward = {kind: [bench.forward(kind, i) for i in numbers] for kind in bench.image_encoders}
     infomax = [bench.stepped("paper", "infomax", group) for group in groups]
     joint = [bench.stepped("paper", "joint", group) for group in groups]
     (some,) = list(bench.steps["bleep"][1].joint)[:1]
@@ -130,10 +130,10 @@ def one_round(bench: Bench) -> dict[str, Sample]:
     bleep = timed(lambda: bench.train("bleep", PLAIN_EPOCHS), bench.device)
     plain_batch = len(bench.steps["bleep"][1].joint[some].rows)
 
-    def theirs(trunk: str, clock: str) -> dict[str, float]:
-        each = ([sample[clock] for sample in part] for part in (forward[trunk], infomax, joint))
+    def theirs(image_encoder: str, clock: str) -> dict[str, float]:
+        each = ([sample[clock] for sample in part] for part in (forward[image_encoder], infomax, joint))
         found = seconds(bench.spots, Parts(*each, plain[clock]), PLAIN_EPOCHS, plain_batch)
-        return {f"{name}; {trunk}": value for name, value in found.items()}
+        return {f"{name}; {image_encoder}": value for name, value in found.items()}
 
     def total(clock: str) -> dict[str, float]:
         return (
@@ -170,17 +170,17 @@ def lines_of(encoder: str, report: dict[str, Any]) -> list[list[str]]:
     rounds, lines = report["rounds"], []
     for (against, ours), n_encoded in zip(RATIOS, counted, strict=True):
         encoded = f"{n_encoded:,} / {count['needed']:,}"
-        for trunk in (OURS, THEIRS):
-            theirs = f"{against}; {trunk}"
+        for image_encoder in (OURS, THEIRS):
+            theirs = f"{against}; {image_encoder}"
             faster = [spread([one[theirs][clock] / one[ours][clock] for one in rounds]) for clock in CLOCKS]
             both = [number(spread([one[name]["cpu_s"] for one in rounds])[0]) for name in (theirs, ours)]
             faster.append(spread([one[theirs]["cpu_s"] / in_half(one, ours) for one in rounds]))
-            lines.append([encoder, against, encoded, trunk, f"{both[0]} / {both[1]}", *map(between, faster)])
+            lines.append([encoder, against, encoded, image_encoder, f"{both[0]} / {both[1]}", *map(between, faster)])
     return lines
 
 
 HEADER = [
-    *("encoder", "against", "encodings, theirs / ours", "their trunk", "CPU s, theirs / ours"),
+    *("encoder", "against", "encodings, theirs / ours", "their image encoder", "CPU s, theirs / ours"),
     *("times faster, wall", "CPU time", f"CPU time, ours encoding in {HALF}"),
 ]
 

@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def plain(encoder: Encoder, patches: np.ndarray) -> Callable[[], None]:
-    """The trunk as its library gives it, on patches that are standardized already."""
+    """The image encoder as its library gives it, on patches that are standardized already."""
     values = encoder._prepare(torch.from_numpy(patches).permute(0, 3, 1, 2)).contiguous()
     module = encoder.module.to(memory_format=torch.contiguous_format)
 

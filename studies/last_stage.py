@@ -1,4 +1,4 @@
-"""Does training the trunk's last stage pay? Sections of her2st, each left out once, by what is trained of the trunk.
+"""Does training the image encoder's last stage pay? Sections of her2st, each left out once, by what is trained of it.
 
 The answer is in docs/how-to/training_at_size.md. Finished runs and encoded patches are kept: a run that was stopped
 goes on.
@@ -85,7 +85,10 @@ def method(settings: dict[str, Any], args: argparse.Namespace) -> Any:
 
 def table(scores: Any, args: argparse.Namespace) -> str:
     """Mean over sections and seeds, and in how many of these runs a variant beats the one with nothing trained."""
-    lines = ["| trained of the trunk | " + " | ".join(COLUMNS) + " | AG above none's |", "| --- |" + " ---: |" * 6]
+    lines = [
+        "| trained of the image encoder | " + " | ".join(COLUMNS) + " | AG above none's |",
+        "| --- |" + " ---: |" * 6,
+    ]
     by_run = scores.set_index(["fold", "seed", "method"])
     for name in args.variants:
         own = by_run.xs(name, level="method")

@@ -1,4 +1,4 @@
-"""A model that trains the trunk's last stage: on cached maps, with everything else as in a model that does not."""
+"""A model that trains the image encoder's last stage: on cached maps, with all else as in a model that does not."""
 
 from __future__ import annotations
 

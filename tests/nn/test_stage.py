@@ -1,4 +1,4 @@
-"""The trunk's last stage inside the network: trained, but for batch norm, and passed once a step."""
+"""The image encoder's last stage inside the network: trained, but for batch norm, and passed once a step."""
 
 import pytest
 import torch

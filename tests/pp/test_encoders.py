@@ -320,7 +320,7 @@ def test_texture_does_not_depend_on_orientation_and_sees_stain_and_grain():
 
 
 @pytest.mark.tissue
-def test_the_pretrained_trunk(weights_path):
+def test_the_pretrained_image_encoder(weights_path):
     encoder = get_encoder("mobilenet_v2", str(weights_path))
     assert (encoder.n_features, encoder.input_px) == (1280, 224)
     expected = encoder.module.features(encoder._prepare(PATCHES)).mean((2, 3))

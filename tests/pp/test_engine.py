@@ -1,4 +1,4 @@
-"""The encoder at work gives the features of the plain trunk: folded, compiled, in halves, in half precision."""
+"""The encoder at work gives the features of the plain image encoder: folded, compiled, in halves, in half precision."""
 
 import shutil
 
@@ -44,8 +44,8 @@ def run(encoder, *, n_views=1, batches=(PATCHES,), device=CPU, **options):
 
 
 @pytest.fixture(scope="module")
-def trunk():
-    """A trunk whose batch norm does something, as that of trained weights does."""
+def image_encoder():
+    """An image encoder whose batch norm does something, as that of trained weights does."""
     encoder = get_encoder("mobilenet_v3_small", None)
     generator = torch.Generator().manual_seed(0)
     for layer in encoder.module.modules():
@@ -55,15 +55,18 @@ def trunk():
     return encoder
 
 
-def test_folding_changes_nothing_but_the_time(trunk):
+def test_folding_changes_nothing_but_the_time(image_encoder):
     patches = torch.from_numpy(RNG.integers(0, 256, (3, 3, 224, 224), dtype=np.uint8))
-    before = trunk.module(trunk._prepare(patches))
-    after = trunk.folded(trunk._prepare(patches))
+    before = image_encoder.module(image_encoder._prepare(patches))
+    after = image_encoder.folded(image_encoder._prepare(patches))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
-    norms = [[isinstance(layer, nn.BatchNorm2d) for layer in one.modules()] for one in (trunk.module, trunk.folded)]
+    norms = [
+        [isinstance(layer, nn.BatchNorm2d) for layer in one.modules()]
+        for one in (image_encoder.module, image_encoder.folded)
+    ]
     assert sum(norms[0]) == 34
     assert sum(norms[1]) == 0
-    assert trunk.folded is trunk.folded
+    assert image_encoder.folded is image_encoder.folded
 
 
 def test_what_a_user_brings_is_not_taken_apart():
@@ -124,27 +127,27 @@ def test_memory_too_small_for_one_patch_is_an_error():
         run(encoder)
 
 
-def test_half_precision_is_near_and_has_a_name_of_its_own(trunk):
+def test_half_precision_is_near_and_has_a_name_of_its_own(image_encoder):
     patches = RNG.integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
-    exact, half = run(trunk, batches=(patches,)), run(trunk, batches=(patches,), precision="bfloat16")
+    exact, half = run(image_encoder, batches=(patches,)), run(image_encoder, batches=(patches,), precision="bfloat16")
     assert half.dtype == np.float32
     assert not np.array_equal(exact, half)
     np.testing.assert_allclose(half, exact, atol=0.02 * np.abs(exact).max())
-    made = {name: Engine(trunk, 1, Pace(64, CPU, 100.0, name)).identity for name in ("float32", "bfloat16")}
-    assert made == {"float32": trunk.identity, "bfloat16": f"{trunk.identity}-bfloat16"}
+    made = {name: Engine(image_encoder, 1, Pace(64, CPU, 100.0, name)).identity for name in ("float32", "bfloat16")}
+    assert made == {"float32": image_encoder.identity, "bfloat16": f"{image_encoder.identity}-bfloat16"}
 
 
-def test_half_precision_is_part_of_the_rule_and_kept_apart_in_the_cache(tmp_path, trunk):
+def test_half_precision_is_part_of_the_rule_and_kept_apart_in_the_cache(tmp_path, image_encoder):
     pixels = RNG.integers(0, 256, (300, 300, 3), dtype=np.uint8)
     options = {"image": pixels, "um_per_px": 1.0, "cache_dir": tmp_path, "device": "cpu"}
     spots = {name: AnnData(obsm={"spatial": np.array([[100.0, 100.0]])}) for name in ("float32", "bfloat16", "query")}
     for name in ("float32", "bfloat16"):
-        embed_patches(spots[name], encoder=trunk, precision=name, patch_um=50.0, n_views=1, **options)
+        embed_patches(spots[name], encoder=image_encoder, precision=name, patch_um=50.0, n_views=1, **options)
     exact, half = (spots[name].obsm["X_patch"] for name in ("float32", "bfloat16"))
     assert not np.array_equal(exact, half)
     rules = {name: FeatureSpec.from_uns(spots[name].uns["X_patch"]) for name in ("float32", "bfloat16")}
     assert [rule.precision for rule in rules.values()] == [None, "bfloat16"]
-    embed_patches_like(spots["query"], rules["bfloat16"], encoder=trunk, **options)
+    embed_patches_like(spots["query"], rules["bfloat16"], encoder=image_encoder, **options)
     np.testing.assert_array_equal(spots["query"].obsm["X_patch"], half)
 
 

@@ -27,7 +27,7 @@ OPTIONS = {"patch_um": 40.0, "um_per_px": 1.0, "device": "cpu", "n_views": 1, "s
 
 @pytest.fixture(scope="module")
 def encoder():
-    """A trunk on small patches; without training, MobileNetV2's numbers would be too small for float16."""
+    """An image encoder on small patches; without training, MobileNetV2's numbers would be too small for float16."""
     made = get_encoder("resnet18", None)
     return replace(made, input_px=64, identity=f"{made.identity}-64")
 

@@ -1,4 +1,4 @@
-"""Where trunks are cut: the rest does what the whole trunk does, and what cannot be cut is refused."""
+"""Where image encoders are cut: the rest does what the whole image encoder does, and what cannot be cut is refused."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
-from st_gchb.pp.encoders import Encoder, bare_trunk
+from st_gchb.pp.encoders import Encoder, backbone_without_weights
 from st_gchb.pp.patches._last_stage import check_feature_maps, first_of, last_stage, shape_of_maps, tapped
 
 PX = 64
@@ -17,14 +17,14 @@ PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=tor
 
 
 def encoder_of(name):
-    return Encoder(name, "none", "", PX, 0, bare_trunk(name).requires_grad_(False))
+    return Encoder(name, "none", "", PX, 0, backbone_without_weights(name).requires_grad_(False))
 
 
 @pytest.mark.parametrize(
     ("name", "channels"),
     [("resnet18", 256), ("mobilenet_v2", 96), ("efficientnet_b0", 112), ("convnext_tiny", 384), ("densenet121", 1024)],
 )
-def test_the_stage_does_what_the_trunk_does_from_the_last_halving_on(name, channels):
+def test_the_stage_does_what_the_image_encoder_does_from_the_last_halving_on(name, channels):
     encoder = encoder_of(name)
     expected = encoder(PATCHES)
     with tapped(encoder.module) as seen:
@@ -56,13 +56,14 @@ def test_the_stage_does_what_the_trunk_does_from_the_last_halving_on(name, chann
     assert (PX // 16, PX // 32) in after
 
 
-def test_the_trunk_is_left_whole():
-    trunk = bare_trunk("resnet18")
-    before = list(trunk.state_dict())
-    stage = last_stage(trunk)
-    assert list(trunk.state_dict()) == before
+def test_the_image_encoder_is_left_whole():
+    image_encoder = backbone_without_weights("resnet18")
+    before = list(image_encoder.state_dict())
+    stage = last_stage(image_encoder)
+    assert list(image_encoder.state_dict()) == before
     assert {name.split(".")[0] for name in stage.state_dict()} == {"layer4"}
-    assert not {value.data_ptr() for value in stage.parameters()} & {value.data_ptr() for value in trunk.parameters()}
+    own, copied = ({value.data_ptr() for value in one.parameters()} for one in (image_encoder, stage))
+    assert not own & copied
 
 
 class Own(nn.Module):

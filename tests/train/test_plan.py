@@ -174,7 +174,7 @@ def test_training_lowers_the_loss_and_the_seed_fixes_the_weights(data):
     assert_same_state(train(data, n_epochs=5, lr=1e-2, share=0.0).state_dict(), first.state_dict())
 
 
-def test_the_trunks_last_stage_learns_at_a_rate_of_its_own(data):
+def test_the_image_encoders_last_stage_learns_at_a_rate_of_its_own(data):
     plain = STGCHBTrainingPlan(module_for(data), optimizer="AdamW", lr=1e-2, stage_lr=0.1)
     (group,) = plain.configure_optimizers()["optimizer"].param_groups
     assert group["lr"] == 1e-2

@@ -381,15 +381,15 @@ def embed_slides(
         client=client,
     )
     named = None if weights is None else weights if weights == "default" else Path(weights).absolute()
-    trunk = get_encoder(encoder, named)
+    image_encoder = get_encoder(encoder, named)
     rule = FeatureSpec(
-        trunk.name,
-        trunk.weights,
-        trunk.weights_sha256,
+        image_encoder.name,
+        image_encoder.weights,
+        image_encoder.weights_sha256,
         float(patch_um),
         None,
         n_views,
-        trunk.n_features,
+        image_encoder.n_features,
         stain_norm=None if stain_norm is None else stain_norm.method,
         stain_target=None if stain_norm is None else stain_norm.numbers,
         precision=None if precision == "float32" else precision,

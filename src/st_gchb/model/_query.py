@@ -133,7 +133,7 @@ class Query:
     source
         The object with the measured expression, where there is any.
     features
-        Patch features, ``(n_query, n_features)``, with their maps where the model has trained the trunk's last stage.
+        Patch features, ``(n_query, n_features)``, with their maps where the model has trained the encoder's last stage.
     adjacency
         Spot graph, ``(n_query, n_query)``.
     slices

@@ -229,7 +229,7 @@ def _fit(
     if given["strategy"] not in ("auto", "single_device") and model.module.network.stage is not None:
         raise DeviceError(
             f"devices={options.devices!r} with finetune={s.finetune!r}: every device would pass all maps of a step "
-            "through the trunk's last stage. Pass devices=1, or finetune='none'."
+            "through the image encoder's last stage. Pass devices=1, or finetune='none'."
         )
     given.setdefault("logger", history_logger())
     given.setdefault("enable_progress_bar", package_settings.progress_bars)
@@ -237,7 +237,7 @@ def _fit(
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
     with others_quiet(), torch.random.fork_rng(), _signals_kept(progress), runner_quiet(), warnings.catch_warnings():
-        # The trunk's last stage is in evaluation mode on purpose.
+        # The image encoder's last stage is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", category=UserWarning)
         torch.manual_seed(seed)
         make = partial(TrainRunner, model, plan, data, epochs, options.accelerator, options.devices)

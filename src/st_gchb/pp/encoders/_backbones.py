@@ -1,4 +1,4 @@
-"""Trunks: torchvision and timm models without their classification heads, and their weights.
+"""Image encoders: torchvision and timm models without their classification heads, and their weights.
 
 Builds the architecture, reads weights from the library or a file, and validates that the weights fit the architecture.
 """
@@ -70,7 +70,7 @@ def _unwrap(state: Any, path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def trunk_state(state: Mapping[str, Tensor], head: tuple[str, ...]) -> dict[str, Tensor]:
+def backbone_state(state: Mapping[str, Tensor], head: tuple[str, ...]) -> dict[str, Tensor]:
     """Remove the tensors of the head and rename keys of earlier torchvision versions.
 
     Parameters
@@ -83,7 +83,7 @@ def trunk_state(state: Mapping[str, Tensor], head: tuple[str, ...]) -> dict[str,
     Returns
     -------
     dict
-        State dict of the trunk.
+        State dict of the backbone.
     """
     # The published weights of DenseNet use the earlier keys "norm.1" and "conv.1" for "norm1" and "conv1".
     modern = {re.sub(r"(denselayer\d+\.)(norm|conv)\.([12])\.", r"\1\2\3.", key): value for key, value in state.items()}
@@ -115,7 +115,7 @@ _AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 
 @dataclass
-class Trunk:
+class Backbone:
     """A module that computes features, and the standardization of its input.
 
     Parameters
@@ -142,7 +142,7 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def torchvision_trunk(name: str, weights: str | None, registered: Sequence[str] = ()) -> Trunk:
+def torchvision_backbone(name: str, weights: str | None, registered: Sequence[str] = ()) -> Backbone:
     """Build a torchvision classification model without its last layer; ``registered`` names are told of in errors.
 
     Parameters
@@ -155,7 +155,7 @@ def torchvision_trunk(name: str, weights: str | None, registered: Sequence[str] 
 
     Returns
     -------
-    Trunk
+    Backbone
         Model without its last layer.
 
     Raises
@@ -178,10 +178,10 @@ def torchvision_trunk(name: str, weights: str | None, registered: Sequence[str] 
         _load(module, read_state(weights), head, name, str(weights))
     else:
         logger.warning("encoder %r has random weights (weights=None): its features tell little of the tissue.", name)
-    return Trunk(module, input_px, tuple(numbers.mean), tuple(numbers.std), _label(weights))
+    return Backbone(module, input_px, tuple(numbers.mean), tuple(numbers.std), _label(weights))
 
 
-def bare_trunk(name: str) -> nn.Module:
+def backbone_without_weights(name: str) -> nn.Module:
     """Build the architecture of a torchvision model without its last layer; its weights are random."""
     preset = torchvision.models.get_model_weights(name).DEFAULT
     return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
@@ -204,20 +204,20 @@ def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tu
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...], name: str, source: str) -> None:
-    """Load a state dict into a trunk; tensors of the head are optional, all others must match."""
-    trunk = trunk_state(state, head)
-    difference = disagreement(module, trunk)
+    """Load a state dict into a backbone; tensors of the head are optional, all others must match."""
+    backbone = backbone_state(state, head)
+    difference = disagreement(module, backbone)
     if difference:
         fitting = _fitting(state)
         raise EncoderError(
             f"{source}: the weights are not those of encoder {name!r}: of the tensors, {difference}. "
             + (f"They fit encoder={fitting!r}." if fitting else "They fit no model of torchvision: name their own.")
         )
-    module.load_state_dict({**module.state_dict(), **trunk}, strict=True)
+    module.load_state_dict({**module.state_dict(), **backbone}, strict=True)
 
 
 def _fitting(state: Mapping[str, Tensor]) -> str | None:
-    """Find the torchvision model whose trunk has exactly these tensors; None if there is none."""
+    """Find the torchvision model whose backbone has exactly these tensors; None if there is none."""
     size = sum(value.numel() for value in state.values())
     for name in torchvision_names():
         preset = torchvision.models.get_model_weights(name).DEFAULT
@@ -230,7 +230,7 @@ def _fitting(state: Mapping[str, Tensor]) -> str | None:
         # constructor computes with tensors.
         with torch.device("cpu" if name.startswith("regnet_") else "meta"):
             candidate, head = _build(name, int(preset.transforms().crop_size[0]), pretrained=True)
-        if not disagreement(candidate, trunk_state(state, head)):
+        if not disagreement(candidate, backbone_state(state, head)):
             return name
     return None
 
@@ -260,7 +260,7 @@ def _download(name: str, preset: Any) -> dict[str, Tensor]:
         ) from error
 
 
-def timm_trunk(name: str, weights: str | None) -> Trunk:
+def timm_backbone(name: str, weights: str | None) -> Backbone:
     """Build a timm model without its classifier.
 
     Parameters
@@ -273,7 +273,7 @@ def timm_trunk(name: str, weights: str | None) -> Trunk:
 
     Returns
     -------
-    Trunk
+    Backbone
         Model without its classifier.
 
     Raises
@@ -303,7 +303,8 @@ def timm_trunk(name: str, weights: str | None) -> Trunk:
         head = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         _load(module, read_state(weights), head, f"timm:{name}", str(weights))
     numbers = timm.data.resolve_model_data_config(module)
-    return Trunk(module, int(numbers["input_size"][1]), tuple(numbers["mean"]), tuple(numbers["std"]), _label(weights))
+    input_px = int(numbers["input_size"][1])
+    return Backbone(module, input_px, tuple(numbers["mean"]), tuple(numbers["std"]), _label(weights))
 
 
 def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:

@@ -17,7 +17,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._arguments import checked
 from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
-from st_gchb.pp.encoders._backbones import Trunk, timm_trunk, torchvision_names, torchvision_trunk
+from st_gchb.pp.encoders._backbones import Backbone, timm_backbone, torchvision_backbone, torchvision_names
 from st_gchb.pp.encoders._registry import call_factory, registered_names
 from st_gchb.pp.encoders._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
 
@@ -37,13 +37,13 @@ class Encoder:
     weights
         ``"default"``, ``"none"`` (random), ``"module"``, or the path of a file.
     weights_sha256
-        Hash of the trunk's tensors.
+        Hash of the network's tensors.
     input_px
         Side of the patches that it takes, px.
     n_features
         Number of features per patch.
     module
-        The trunk, without its head, in eval mode, without gradients.
+        The network, without its head, in eval mode, without gradients.
     mean, std
         Mean and standard deviation of the channels, in 0 to 1, with which patches are standardized.
     transform
@@ -70,10 +70,10 @@ class Encoder:
 
     @cached_property
     def folded(self) -> nn.Module:
-        """The trunk with batch norm folded into the convolutions before it, where it is one of torchvision's.
+        """The network with batch norm folded into the convolutions before it, where it is one of torchvision's.
 
-        All trunks of torchvision can be traced. Features change by rounding only; MobileNetV2 takes little more than
-        half the time. Other trunks are not changed.
+        All networks of torchvision can be traced. Features change by rounding only; MobileNetV2 takes little more than
+        half the time. Other networks are not changed.
         """
         if self.name not in torchvision_names() or self.weights == "module":
             return self.module
@@ -117,7 +117,7 @@ def get_encoder(
     Returns
     -------
     Encoder
-        The trunk with its input size, standardization and hash.
+        The image encoder with its input size, standardization and hash.
 
     Raises
     ------
@@ -143,21 +143,21 @@ def get_encoder(
         raise EncoderError(f"transform= goes with a torch.nn.Module; encoder {encoder!r} brings its own. Leave it out.")
     named = None if weights is None else str(weights)
     if encoder == "texture":
-        trunk = Trunk(Texture(), TEXTURE_INPUT_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "default")
-        return _freeze(encoder, trunk, f"texture-{TEXTURE_VERSION}")
+        backbone = Backbone(Texture(), TEXTURE_INPUT_PX, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "default")
+        return _freeze(encoder, backbone, f"texture-{TEXTURE_VERSION}")
     if encoder in registered_names():
         return _from_factory(encoder, named)
     if encoder.startswith("timm:"):
-        trunk = timm_trunk(encoder.removeprefix("timm:"), named)
+        backbone = timm_backbone(encoder.removeprefix("timm:"), named)
     else:
-        trunk = torchvision_trunk(encoder, named, registered_names())
-    return _freeze(encoder, trunk, f"{encoder}-{trunk.input_px}-{trunk.mean}-{trunk.std}")
+        backbone = torchvision_backbone(encoder, named, registered_names())
+    return _freeze(encoder, backbone, f"{encoder}-{backbone.input_px}-{backbone.mean}-{backbone.std}")
 
 
-def _freeze(name: str, trunk: Trunk, identity: str) -> Encoder:
-    module = trunk.module.eval().requires_grad_(False)
+def _freeze(name: str, backbone: Backbone, identity: str) -> Encoder:
+    module = backbone.module.eval().requires_grad_(False)
     sha256 = state_sha256(module)
-    encoder = Encoder(name, trunk.weights, sha256, trunk.input_px, 0, module, trunk.mean, trunk.std)
+    encoder = Encoder(name, backbone.weights, sha256, backbone.input_px, 0, module, backbone.mean, backbone.std)
     answer = _probe(encoder)
     object.__setattr__(encoder, "n_features", answer.shape[1])
     object.__setattr__(encoder, "identity", f"{identity}-{sha256}")

@@ -122,8 +122,8 @@ class Engine:
     pace
         Device, precision and batch size.
     tap
-        Context manager that, given the trunk and the module that is actually called, collects the inputs of the trunk's
-        last stage in a list; None to collect nothing.
+        Context manager that, given the image encoder and the module that is actually called, collects the inputs of
+        the last stage in a list; None to collect nothing.
     """
 
     def __init__(self, encoder: Encoder, n_views: int, pace: Pace, tap: Tap | None = None) -> None:

@@ -80,7 +80,7 @@ def embed_patches(
         which is kept in the specification, so that queries are normalized to it too. A :class:`Stain` from
         :func:`fit_stain`: normalize to that one. None: leave colors unchanged.
     save_feature_maps
-        Also store the feature maps before the trunk's last stage, in files in the cache folder, so that
+        Also store the feature maps before the image encoder's last stage, in files in the cache folder, so that
         ``STGCHB(finetune="last_stage")`` can train that stage. Supported for torchvision's resnet, resnext,
         wide_resnet, convnext, densenet, efficientnet and mobilenet_v2. They take 38 kB (mobilenet_v2) to 401 kB
         (resnet50) per spot and view; pass ``n_views=1`` for many spots.
@@ -153,24 +153,24 @@ def embed_patches(
     resolved = resolve(data, table=table, image=image, shapes=shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [side_px(slide, patch_um, patch_px) for slide in slices]
-    trunk = get_encoder(encoder, weights, transform=transform)
+    image_encoder = get_encoder(encoder, weights, transform=transform)
     if save_feature_maps:
-        check_feature_maps(trunk, cache=cache, compiled=compiled)
+        check_feature_maps(image_encoder, cache=cache, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
     pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
-    engine = Engine(trunk, n_views, pace, tapped if save_feature_maps else None)
+    engine = Engine(image_encoder, n_views, pace, tapped if save_feature_maps else None)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
     features, excluded, files = embed_slices(slices, sides, engine, folder, on_damage, stain)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )
     rule = FeatureSpec(
-        trunk.name,
-        trunk.weights,
-        trunk.weights_sha256,
+        image_encoder.name,
+        image_encoder.weights,
+        image_encoder.weights_sha256,
         **size,
         n_views=n_views,
-        n_features=trunk.n_features,
+        n_features=image_encoder.n_features,
         stain_norm=None if stain is None else stain.method,
         stain_target=None if stain is None else stain.numbers,
         precision=None if precision == "float32" else precision,

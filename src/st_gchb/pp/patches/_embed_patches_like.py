@@ -71,11 +71,11 @@ def embed_patches_like(
     >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
     True
     """
-    trunk = encoder_of_spec(rule, encoder=encoder, weights=weights, transform=transform)
+    image_encoder = encoder_of_spec(rule, encoder=encoder, weights=weights, transform=transform)
     size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
     return embed_patches(
         data,
-        encoder=trunk,
+        encoder=image_encoder,
         n_views=rule.n_views,
         stain_norm=rule.stain,
         save_feature_maps=rule.feature_maps,

@@ -49,7 +49,7 @@ class _Job:
     n_done
         Number of spots with features.
     path
-        File of the feature maps before the trunk's last stage; None if these are not stored.
+        File of the feature maps before the image encoder's last stage; None if these are not stored.
     known
         Features from the cache if only the maps are missing. They take precedence over recomputed ones, which could
         differ in the last digit, because maps are looked up by the hash of the features.

@@ -27,7 +27,7 @@ class FeatureRows:
     rows
         Row numbers, ascending; None for all rows.
     maps
-        Feature maps of these rows before the trunk's last stage, needed to train that stage.
+        Feature maps of these rows before the image encoder's last stage, needed to train that stage.
     """
 
     def __init__(self, array: Any, rows: np.ndarray | None = None, maps: PatchMaps | None = None) -> None:
@@ -93,7 +93,9 @@ class FeatureRows:
 def has_features(adata: AnnData, key: str, *, maps: bool) -> bool:
     """Return True if a query has features in ``obsm[key]`` and, with ``maps``, also their feature maps."""
     if key in adata.obsm and maps and FILES_KEY not in adata.uns.get(key, {}):
-        logger.info("The query's obsm[%r] has no maps for the trunk's last stage: both are made from its image.", key)
+        logger.info(
+            "The query's obsm[%r] has no maps for the image encoder's last stage: both are made from its image.", key
+        )
         return False
     return key in adata.obsm
 

@@ -327,7 +327,7 @@ def find_maps(stored: Mapping[str, Any], ids: Ids, key: str) -> PatchMaps:
     """
     again = "Run st_gchb.pp.embed_patches(..., save_feature_maps=True) again; features are found in the cache."
     if FILES_KEY not in stored:
-        raise MissingKeyError(f"uns[{key!r}] names no feature maps of the trunk's last stage. {again}")
+        raise MissingKeyError(f"uns[{key!r}] names no feature maps of the image encoder's last stage. {again}")
     sources, found = [], []
     for path in (_where(str(name), again) for name in np.atleast_1d(stored[FILES_KEY])):
         try:

@@ -34,7 +34,7 @@ class FeatureSpec:
     weights
         ``"default"``, ``"none"``, ``"module"``, or the path of a file.
     weights_sha256
-        Hash of the trunk's tensors.
+        Hash of the image encoder's tensors.
     patch_um, patch_px
         Side of a patch in µm, or in px of the full-resolution image; the other one is None.
     n_views
@@ -46,7 +46,7 @@ class FeatureSpec:
     precision
         Half precision in which the encoder computes; None for float32.
     feature_maps
-        Whether the feature maps before the trunk's last stage are stored too.
+        Whether the feature maps before the image encoder's last stage are stored too.
     """
 
     encoder: str
@@ -179,11 +179,11 @@ def encoder_of_spec(
             "that does so."
         )
     stored = None if rule.weights == "none" else rule.weights
-    trunk = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
-    if trunk.weights_sha256 != rule.weights_sha256:
+    found = get_encoder(encoder or rule.encoder, weights if weights is not None else stored, transform=transform)
+    if found.weights_sha256 != rule.weights_sha256:
         raise EncoderError(
-            f"encoder {rule.encoder!r}: the weights {trunk.weights!r} have the hash {trunk.weights_sha256[:12]}..., "
+            f"encoder {rule.encoder!r}: the weights {found.weights!r} have the hash {found.weights_sha256[:12]}..., "
             f"the features were made with {rule.weights_sha256[:12]}... ({rule.weights!r}). "
             + advise(Fix("weights", why="with the file used then"), otherwise="Make the reference's features anew.")
         )
-    return trunk
+    return found

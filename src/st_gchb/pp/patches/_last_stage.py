@@ -1,4 +1,4 @@
-"""The last stage of a trunk: recording of the feature maps that enter it, and the stage as a separate module."""
+"""The last stage of an image encoder: recording of the maps that enter it, and the stage as a separate module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MobileNetV2, ResNet
 
 from st_gchb._errors import EncoderError, InputError
-from st_gchb.pp.encoders import Encoder, bare_trunk
+from st_gchb.pp.encoders import Encoder, backbone_without_weights
 from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
 
 _FIRST: dict[type[nn.Module], str] = {
@@ -63,17 +63,17 @@ def check_feature_maps(encoder: Encoder, *, cache: bool, compiled: bool) -> None
 
 
 @contextmanager
-def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
-    """Collect the feature maps that enter the last stage of a trunk.
+def tapped(image_encoder: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
+    """Collect the feature maps that enter the last stage of an image encoder.
 
-    The output of the trunk is not affected: its features remain bitwise identical.
+    The output of the image encoder is not affected: its features remain bitwise identical.
 
     Parameters
     ----------
-    trunk
-        Trunk of a supported family.
+    image_encoder
+        Image encoder of a supported family.
     used
-        Module derived from the trunk that is actually called, such as one with folded batch norm; None for the trunk.
+        Module derived from it that is actually called, such as one with folded batch norm; None for the encoder itself.
 
     Yields
     ------
@@ -86,7 +86,7 @@ def tapped(trunk: nn.Module, used: nn.Module | None = None) -> Iterator[list[Ten
         # Copied before the stage runs, because it may modify its input in place.
         seen.append(inputs[0].to(torch.float16, copy=True))
 
-    hook = first_of(trunk, used).register_forward_pre_hook(keep)
+    hook = first_of(image_encoder, used).register_forward_pre_hook(keep)
     try:
         yield seen
     finally:
@@ -103,22 +103,22 @@ def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
     return c, h, w
 
 
-def last_stage(trunk: nn.Module) -> nn.Module:
-    """Extract the last stage of a trunk with everything after it, a module from feature maps to features.
+def last_stage(image_encoder: nn.Module) -> nn.Module:
+    """Extract the last stage of an image encoder with everything after it, a module from feature maps to features.
 
-    It is a copy of the trunk in which all layers before the stage are replaced by identities, so that it computes
-    bitwise the same as the trunk.
+    It is a copy of the image encoder in which all layers before the stage are replaced by identities, so that its
+    features are bitwise the same.
 
     Examples
     --------
     >>> from st_gchb.pp.patches._last_stage import last_stage
-    >>> from st_gchb.pp.encoders._backbones import bare_trunk
-    >>> sorted({name.split(".")[0] for name in last_stage(bare_trunk("resnet18")).state_dict()})
+    >>> from st_gchb.pp.encoders._backbones import backbone_without_weights
+    >>> sorted({name.split(".")[0] for name in last_stage(backbone_without_weights("resnet18")).state_dict()})
     ['layer4']
     """
-    stage = copy.deepcopy(trunk)
+    stage = copy.deepcopy(image_encoder)
     inside = stage
-    for name in (_path_of(trunk) or "").split("."):
+    for name in (_path_of(image_encoder) or "").split("."):
         before = [other for other, _ in inside.named_children()]
         for other in before[: before.index(name)]:
             setattr(inside, other, nn.Identity())
@@ -133,12 +133,12 @@ def stage_of_spec(rule: FeatureSpec) -> nn.Module:
 
 def stage_without_weights(rule: FeatureSpec) -> nn.Module:
     """Build the architecture of the last stage with random weights, into which trained ones are then loaded."""
-    return last_stage(bare_trunk(rule.encoder))
+    return last_stage(backbone_without_weights(rule.encoder))
 
 
-def first_of(trunk: nn.Module, used: nn.Module | None = None) -> nn.Module:
-    """Find the first layer of a trunk's last stage, or the corresponding layer of a module derived from the trunk."""
-    return (trunk if used is None else used).get_submodule(_path_of(trunk) or "")
+def first_of(image_encoder: nn.Module, used: nn.Module | None = None) -> nn.Module:
+    """Find the first layer of an image encoder's last stage, or the corresponding one in a module derived from it."""
+    return (image_encoder if used is None else used).get_submodule(_path_of(image_encoder) or "")
 
 
 def _path_of(module: nn.Module) -> str | None:

@@ -1,6 +1,6 @@
-"""Cost of training the trunk's last stage: an epoch on cached feature maps, and one with the whole trunk in each step.
+"""Cost of training the image encoder's last stage: an epoch on cached feature maps, and one that encodes patches.
 
-    python benchmarks/tail.py --encoder resnet50 --spots 242  --docs tail.md
+    python benchmarks/last_stage.py --encoder resnet50 --spots 242 --docs last_stage.md
 
 Both train the same network in the same loop, in alternating epochs; the cached maps are read from files. Random weights
 take as long as trained ones. On a shared machine only ratios are valid.
@@ -30,7 +30,7 @@ class Cut(Exception):
     """Raised to stop a forward pass once the feature maps before the last stage are computed."""
 
 
-class WholeTrunk:
+class WholeEncoder:
     """Feature maps that are computed from the patches whenever a batch requests them."""
 
     def __init__(self, encoder: Any, patches: np.ndarray) -> None:
@@ -78,7 +78,7 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (adata.n_obs, encoder.input_px, encoder.input_px, 3), dtype=np.uint8)
     whole = fitting.training_data(model._fit(), adata)
-    whole.image = WholeTrunk(encoder, patches)  # type: ignore[assignment]
+    whole.image = WholeEncoder(encoder, patches)  # type: ignore[assignment]
     optimizer = torch.optim.AdamW([one for one in model.module.parameters() if one.requires_grad], lr=1e-5)
     options = {"n_hops": 0, "batch_size": BATCH, "sampler": "spots", "validation_share": 0.0, "seed": 0}
     loaders = {
@@ -112,8 +112,8 @@ def sizes() -> list[tuple[str, tuple[int, int, int]]]:
 def report(found: list[dict[str, Any]], n_epochs: int) -> str:
     """Format both tables as Markdown."""
     lines = [
-        "| encoder | spots | encoded once, CPU s | epoch on cached maps, CPU s | epoch with the whole trunk, CPU s | "
-        "times longer (range) | file, kB a spot |",
+        "| encoder | spots | encoded once, CPU s | epoch on cached maps, CPU s | "
+        "epoch with the whole image encoder, CPU s | times longer (range) | file, kB a spot |",
         "| --- |" + " ---: |" * 6,
     ]
     lines += [
@@ -125,7 +125,7 @@ def report(found: list[dict[str, Any]], n_epochs: int) -> str:
     lines += [
         "",
         f"*Median of {n_epochs} epochs of each kind in turn, {torch.get_num_threads()} thread(s), steps of {BATCH} "
-        "spots, one view, `benchmarks/tail.py`.*",
+        "spots, one view, `benchmarks/last_stage.py`.*",
         "",
         "| encoder | maps before the last stage | kB a spot and view | GB for 100,000 spots |",
         "| --- | --- | ---: | ---: |",
