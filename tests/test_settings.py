@@ -108,8 +108,8 @@ def test_all_are_shown():
 
 
 def test_the_cache_folder_reaches_features_checkpoints_and_data_sets(tmp_path):
-    from st_gchb.datasets._fetch import cache_folder as downloads
-    from st_gchb.model._training import checkpoint_folder
+    from st_gchb.datasets import cache_folder as downloads
+    from st_gchb.model import checkpoint_folder
 
     settings.cache_dir = tmp_path
     assert cache_folder() == tmp_path / "features"

@@ -16,8 +16,7 @@ from anndata import AnnData
 from PIL import Image
 
 import st_gchb
-from st_gchb.cli import main
-from st_gchb.cli._main import build_parser
+from st_gchb.cli import build_parser, main
 from st_gchb.model import STGCHB
 
 COMMANDS = ["demo", "train", "predict", "evaluate"]

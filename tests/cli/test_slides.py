@@ -15,8 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 import st_gchb
-from st_gchb.cli import main
-from st_gchb.cli._predict import read_geojson, spacing_um
+from st_gchb.cli import main, read_geojson, spacing_um
 from st_gchb.model import STGCHB
 
 

@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from st_gchb._errors import ClusterError
-from st_gchb.cohort import _dask as _send, _tasks as _steps, _worker as _work, embed_slides, predict_slides
+from st_gchb.cohort import Embed, _dask as _send, _worker as _work, embed_slides, predict_slides
 
 from .conftest import READ, TEXTURE
 
@@ -153,7 +153,7 @@ def test_the_door_asks_the_workers(client, images, tmp_path, monkeypatch):
     options = TEXTURE | READ
     needs = property(lambda _: [str(tmp_path), str(tmp_path / "nowhere")])
     with monkeypatch.context() as patch:
-        patch.setattr(_steps.Embed, "needs", needs)
+        patch.setattr(Embed, "needs", needs)
         with pytest.raises(ClusterError, match="does not see .*nowhere.*all share"):
             embed_slides(images, tmp_path / "out", client=client, **options)
     monkeypatch.setattr(_work, "__version__", "0.0.1")

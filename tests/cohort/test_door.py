@@ -17,8 +17,7 @@ from st_gchb._errors import (
     STGCHBError,
     WeightsUnavailableError,
 )
-from st_gchb.cohort import embed_slides, predict_slides
-from st_gchb.cohort._manifest import Slide, slides_of
+from st_gchb.cohort import Slide, embed_slides, predict_slides, slides_of
 from st_gchb.model import STGCHB
 
 from .conftest import READ, TEXTURE

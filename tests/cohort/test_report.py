@@ -16,7 +16,7 @@ from spatialdata.models import Image2DModel
 
 import st_gchb
 from st_gchb._errors import StoreError
-from st_gchb.cohort import _api as _call, _receipts, _worker as _work, embed_slides, predict_slides
+from st_gchb.cohort import _api as _call, _worker as _work, content_of, embed_slides, predict_slides
 from st_gchb.model import STGCHB
 
 from .conftest import READ, TEXTURE
@@ -59,10 +59,10 @@ def test_stores_with_spots_and_without(model, tissue, tmp_path, same):
     st_gchb.pp.tile_tissue(bare, um_per_px=1.0, spacing_um=110, name="spots")
     bare.write(tmp_path / "spots.zarr")
     slides = [tmp_path / "bare.zarr", tmp_path / "spots.zarr"]
-    before = _receipts.content_of(slides[0]), _receipts.content_of(slides[1])
+    before = content_of(slides[0]), content_of(slides[1])
     report = predict_slides(model, slides, tmp_path / "out", um_per_px=1.0)
     assert report["status"].tolist() == ["done", "done"]
-    assert before == (_receipts.content_of(slides[0]), _receipts.content_of(slides[1]))
+    assert before == (content_of(slides[0]), content_of(slides[1]))
     loaded = STGCHB.load(model, accelerator="cpu")
     grid = st_gchb.pp.tile_tissue(SpatialData.read(slides[0]), um_per_px=1.0, spacing_um=100)
     for query, row in zip((grid, SpatialData.read(slides[1])), report.itertuples(), strict=True):
@@ -291,16 +291,16 @@ def test_the_content_of_folders(tmp_path):
     store = tmp_path / "a.zarr"
     (store / "images" / "0").mkdir(parents=True)
     (store / "images" / "0" / "c").write_bytes(b"123")
-    before = _receipts.content_of(store)
+    before = content_of(store)
     assert (before["files"], before["bytes"]) == (1, 3)
     (store / "images" / "0" / "d").write_bytes(b"12345")
-    assert _receipts.content_of(store)["bytes"] == 8
+    assert content_of(store)["bytes"] == 8
     # MIRAX: a small file, and a folder of its name that holds the pixels.
     (tmp_path / "slide.mrxs").write_bytes(b"1")
     (tmp_path / "slide").mkdir()
     (tmp_path / "slide" / "Data0000.dat").write_bytes(b"1234")
-    assert _receipts.content_of(tmp_path / "slide.mrxs")["bytes"] == 5
-    assert _receipts.content_of(tmp_path / "a.zarr" / "images" / "0" / "c")["files"] == 1
+    assert content_of(tmp_path / "slide.mrxs")["bytes"] == 5
+    assert content_of(tmp_path / "a.zarr" / "images" / "0" / "c")["files"] == 1
 
 
 def test_a_folder_that_cannot_be_written_to(few, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from st_gchb._errors import DownloadError, MissingFileError
-from st_gchb.datasets._fetch import DataFile, cache_folder, fetch, local_folder
+from st_gchb.datasets import DataFile, cache_folder, fetch, local_folder
 
 BODY = b"counts and pixels " * 5000
 SHA = hashlib.sha256(BODY).hexdigest()

@@ -18,7 +18,7 @@ from scipy import sparse
 from st_gchb._errors import CoordinateError, DownloadError, ExpressionError, ImageError, InputError, MissingFileError
 from st_gchb.datasets import _her2st, her2st
 from st_gchb.io.images import read_thumbnail
-from st_gchb.io.sections._legacy_st import read_wide_counts
+from st_gchb.io.sections import read_wide_counts
 
 from .conftest import write_counts
 

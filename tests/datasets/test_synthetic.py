@@ -11,9 +11,9 @@ from scipy.spatial import KDTree
 
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb.datasets import dlpfc_geometry, synthetic_tissue
-from st_gchb.datasets.synthetic._anatomy import memberships, random_anatomy
-from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, PYRAMID, place_cells
-from st_gchb.datasets.synthetic._simulate import _unseen, draw_genes, look_under
+from st_gchb.datasets.synthetic import draw_genes, look_under, memberships, place_cells, random_anatomy
+from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, PYRAMID
+from st_gchb.datasets.synthetic._simulate import _unseen
 
 SMALL = {"n_rows": 16, "n_cols": 14, "n_genes": 120}
 

@@ -15,8 +15,7 @@ import pytest
 
 from st_gchb._errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, write_report
-from st_gchb.model import STGCHB
-from st_gchb.model._settings import PRESETS
+from st_gchb.model import PRESETS, STGCHB
 from st_gchb.train import STGCHBTrainingPlan
 
 QUICK = {"n_top_genes": 20, "seeds": [0, 1], "device": "cpu"}

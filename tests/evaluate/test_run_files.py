@@ -13,9 +13,8 @@ from hypothesis import given, strategies as st
 
 from st_gchb._artifacts import digest
 from st_gchb._errors import InputError
-from st_gchb.evaluate import METHODS
-from st_gchb.evaluate._describe import describe
-from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, parse
+from st_gchb.evaluate import METHODS, Run, RunFolder, RunKey, describe
+from st_gchb.evaluate._run_cache import parse
 
 KEY = RunKey("S1", "ridge", 0, {"package": "1", "data": "d", "described": {"function": "f"}})
 numbers = st.floats(allow_nan=False, allow_infinity=False)

@@ -7,7 +7,15 @@ from hypothesis import given, settings, strategies as st
 
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io.images import _chunks as chunks, _thumbnail as thumbnail
+from st_gchb.io.images import (
+    _chunks as chunks,
+    _thumbnail as thumbnail,
+    chunk_edges,
+    divided,
+    grouped,
+    piece_edges,
+    shrink,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (130, 170, 3), dtype=np.uint8)
 LAYOUTS = [None, (16, 16), (1, 170), (130, 170), ((50, 80), (60, 10, 100)), (50, 60, 3)]
@@ -18,7 +26,7 @@ class Level:
 
     def __init__(self, array, layout, broken=()):
         self.array, self.shape, self.chunks, self.largest = array, array.shape, layout, 0
-        self.edges = chunks.chunk_edges(layout, array.shape[:2])
+        self.edges = chunk_edges(layout, array.shape[:2])
         self.broken = [[slice(*self.edges[a][[i, i + 1]]) for a, i in enumerate(place)] for place in broken]
 
     def __getitem__(self, window):
@@ -32,25 +40,25 @@ class Level:
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 100))
 def test_grouping_and_dividing_keep_the_edges(sides, limit):
     edges = np.concatenate([[0], np.cumsum(sides)])
-    joined = chunks.grouped(edges, limit)
+    joined = grouped(edges, limit)
     assert set(joined) <= set(edges)
     assert (joined[0], joined[-1]) == (0, edges[-1])
     longest = np.diff(joined)
     assert ((longest <= limit) | np.isin(longest, sides)).all()
     # No two neighbors would have fitted together.
     assert (longest[:-1] + longest[1:] > limit).all() or (joined[2:] - joined[:-2] > limit).all()
-    parts = chunks.divided(edges, limit)
+    parts = divided(edges, limit)
     assert set(edges) <= set(parts)
     assert np.diff(parts).max() <= limit
     assert np.diff(parts).min() >= 1
 
 
 def test_pieces_of_strips_are_low_and_of_tiles_square():
-    strips = chunks.piece_edges(chunks.chunk_edges((4, 40_000), (8000, 40_000)))
+    strips = piece_edges(chunk_edges((4, 40_000), (8000, 40_000)))
     assert [len(edges) for edges in strips] == [8000 // 24 + 2, 2]
-    tiles = chunks.piece_edges(chunks.chunk_edges((256, 256), (8000, 8000)))
+    tiles = piece_edges(chunk_edges((256, 256), (8000, 8000)))
     assert [np.diff(edges).max() for edges in tiles] == [1024, 1024]
-    large = chunks.piece_edges(chunks.chunk_edges((3000, 3000), (8000, 8000)))
+    large = piece_edges(chunk_edges((3000, 3000), (8000, 8000)))
     assert large[0].tolist() == [0, 3000, 6000, 8000]
 
 
@@ -117,7 +125,7 @@ def test_reading_around_chunks_that_cannot_be_decoded():
 
 def test_an_overview_is_white_where_pixels_cannot_be_decoded(caplog):
     image = SlideImage([Level(np.full_like(RGB, 90), (50, 60), [(1, 1)])], [1.0])
-    small, _, damaged = thumbnail.shrink(image, 17)
+    small, _, damaged = shrink(image, 17)
     assert "cannot be decoded" in caplog.text
     expected = np.zeros((13, 17), dtype=bool)
     expected[5:10, 6:12] = True

@@ -13,7 +13,7 @@ from PIL import Image
 
 from st_gchb._errors import CoordinateError, ExpressionError, InputError, MissingFileError, ScaleError, STGCHBError
 from st_gchb.io import read_section
-from st_gchb.io.sections._text_table import find_layout, read_rows
+from st_gchb.io.sections import find_layout, read_rows
 
 from .conftest import GENES, counts_of, picture, write_legacy
 

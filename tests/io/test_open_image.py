@@ -12,8 +12,7 @@ from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ArgumentError, ScaleError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io.images import _image_element as elements
-from st_gchb.io.images._tiff import TiffLevel
+from st_gchb.io.images import TiffLevel, _image_element as elements
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from PIL import Image
 
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import open_image
-from st_gchb.io.images import _open_image as _open
-from st_gchb.io.images._openslide import OpenSlideLevel, open_openslide, vendor_of
-from st_gchb.io.images._tiff import TiffLevel, open_tiff
+from st_gchb.io.images import OpenSlideLevel, TiffLevel, _open_image as _open, open_openslide, open_tiff, vendor_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 APERIO = "Aperio Image Library v11.2.1\r\n640x480 [0,0 640x480] (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"

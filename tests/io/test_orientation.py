@@ -13,10 +13,7 @@ from PIL import Image, ImageOps
 
 from st_gchb._errors import ImageError
 from st_gchb.io import open_image
-from st_gchb.io.images import _open_image as _open, picture_of
-from st_gchb.io.images._chunks import chunk_edges
-from st_gchb.io.images._openslide import OpenSlideLevel
-from st_gchb.io.images._orientation import TurnedLevel, turn
+from st_gchb.io.images import OpenSlideLevel, TurnedLevel, chunk_edges, picture_of, turn, vendor_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (70, 103, 3), dtype=np.uint8)
 SMALL = np.random.default_rng(1).integers(0, 256, (35, 51, 3), dtype=np.uint8)
@@ -194,7 +191,7 @@ def test_openslide_is_not_asked_for_turned_files(tmp_path, tag, monkeypatch):
     options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib", "metadata": None}
     tifffile.imwrite(path, pixels, extratags=[(274, 3, 1, tag, True)], **options)
     monkeypatch.setattr(type(tifffile.TIFF.DECOMPRESSORS), "__contains__", lambda self, key: key != 8)
-    assert _open.vendor_of(path) == "generic-tiff"
+    assert vendor_of(path) == "generic-tiff"
     if tag == 1:
         assert isinstance(open_image(path).levels[0], OpenSlideLevel)
     else:

@@ -11,8 +11,7 @@ from anndata import AnnData
 from hypothesis import given, strategies as st
 
 from st_gchb._errors import ScaleError
-from st_gchb.io import Size, open_image, settle, spot_sizes, visium_pitch
-from st_gchb.io._pixel_size import square_size
+from st_gchb.io import Size, open_image, settle, spot_sizes, square_size, visium_pitch
 from st_gchb.pp import slices_of, tile_tissue
 
 RGB = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)

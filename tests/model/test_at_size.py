@@ -10,9 +10,17 @@ import zarr
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
-from st_gchb.model import STGCHB, NeighborhoodAggregator, _features as _context, _inference as _embedding
-from st_gchb.model._features import BlockedContext, Context, context_of, fit_map
-from st_gchb.model._fit import without_loops
+from st_gchb.model import (
+    STGCHB,
+    BlockedContext,
+    Context,
+    NeighborhoodAggregator,
+    _features as _context,
+    _inference as _embedding,
+    context_of,
+    fit_map,
+    without_loops,
+)
 from st_gchb.pp.expression import _expression
 from st_gchb.pp.patches import FeatureRows, _feature_array as _rows
 

@@ -10,8 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 import st_gchb
 from st_gchb._errors import EncoderError, QueryError, SliceError
-from st_gchb.model import STGCHB
-from st_gchb.model._features import fit_appearance, fit_map
+from st_gchb.model import STGCHB, fit_appearance, fit_map
 
 SECTIONS = {10: (4, 5), 25: (5, 8), 35: (6, 8), 48: (7, 9), 77: (9, 11), 250: (16, 19)}
 """Sides of the array from which so many spots a section are taken."""

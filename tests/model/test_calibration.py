@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.model._confidence import PREDICTORS, Calibration, calibrate, calibration_folds
-from st_gchb.model._features import fit_appearance
+from st_gchb.model import Calibration, calibrate, calibration_folds, fit_appearance
+from st_gchb.model._confidence import PREDICTORS
 
 RNG = np.random.default_rng(0)
 SLICES = np.repeat(["A", "B", "C"], 100)

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from st_gchb._errors import ArgumentError, DeviceError
-from st_gchb.model import STGCHB
-from st_gchb.model._training import strategy_for
+from st_gchb.model import STGCHB, strategy_for
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 

@@ -9,8 +9,7 @@ from scipy import sparse
 
 import st_gchb
 from st_gchb._errors import InputError
-from st_gchb.model import STGCHB, NeighborhoodAggregator
-from st_gchb.model._features import centered, fit_map, neighbor_mean
+from st_gchb.model import STGCHB, NeighborhoodAggregator, centered, fit_map, neighbor_mean
 
 CHAIN = sparse.csr_matrix(np.array([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=np.float32))
 FEATURES = np.array([[1.0, 0.0], [2.0, 4.0], [9.0, 2.0], [5.0, 5.0]], dtype=np.float32)

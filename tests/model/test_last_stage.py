@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 
 import st_gchb
 from st_gchb._errors import DeviceError, InputError, MissingFileError, MissingKeyError
-from st_gchb.evaluate._methods import fit_predict
+from st_gchb.evaluate import fit_predict
 from st_gchb.model import STGCHB, _fit as fitting
 from st_gchb.pp.patches import _feature_maps as maps_module, _last_stage as stages, with_maps
 

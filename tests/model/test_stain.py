@@ -13,8 +13,7 @@ from anndata import AnnData, read_h5ad
 import st_gchb
 from st_gchb._artifacts import digest
 from st_gchb._errors import EncoderError
-from st_gchb.model import STGCHB
-from st_gchb.model._loading import read_settings
+from st_gchb.model import STGCHB, read_settings
 from studies._stains import recolored
 
 OPTIONS = {"encoder": "texture", "n_views": 1, "device": "cpu"}

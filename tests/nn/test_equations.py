@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from st_gchb.model._settings import PRESETS
+from st_gchb.model import PRESETS
 from st_gchb.nn import (
     GraphBatch,
     NetworkSettings,

@@ -5,7 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from st_gchb.pp.patches._reader import AHEAD, prefetch
+from st_gchb.pp.patches import prefetch
+from st_gchb.pp.patches._reader import AHEAD
 
 
 def threads():

@@ -12,8 +12,7 @@ from torch import nn
 from st_gchb._errors import DamageError, ImageError, InputError
 from st_gchb.io import open_image
 from st_gchb.pp import Slice, embed_patches, find_tissue, read_patches
-from st_gchb.pp.patches import cache_folder
-from st_gchb.pp.patches._reader import Damage
+from st_gchb.pp.patches import Damage, cache_folder
 
 RGB = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
 TILE = 64

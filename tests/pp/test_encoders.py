@@ -14,7 +14,7 @@ from torch import nn
 
 from st_gchb._errors import EncoderError, InputError, MissingExtraError, WeightsUnavailableError
 from st_gchb.pp import get_encoder
-from st_gchb.pp.encoders._backbones import torchvision_names
+from st_gchb.pp.encoders import torchvision_names
 
 PATCHES = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

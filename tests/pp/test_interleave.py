@@ -7,7 +7,7 @@ from anndata import AnnData
 from hypothesis import given, settings, strategies as st
 
 from st_gchb.pp import GraphSpec, spatial_graph
-from st_gchb.pp.graph._sublattice import interleave, side_by_side, spacing_of
+from st_gchb.pp.graph import interleave, side_by_side, spacing_of
 
 RADIUS, NEAREST = GraphSpec("radius", 160.0, "px", pitch=100.0), GraphSpec("knn", unit="px", n_neighbors=4, pitch=100.0)
 

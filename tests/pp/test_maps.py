@@ -16,9 +16,15 @@ from torch import nn
 from st_gchb._errors import CacheError, DamageError, EncoderError, InputError, MissingFileError, MissingKeyError
 from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.encoders import Encoder
-from st_gchb.pp.patches import PatchMaps, _feature_maps as maps_module
-from st_gchb.pp.patches._feature_maps import MapsWriter, find_maps, ids_of, writing
-from st_gchb.pp.patches._last_stage import last_stage
+from st_gchb.pp.patches import (
+    MapsWriter,
+    PatchMaps,
+    _feature_maps as maps_module,
+    find_maps,
+    ids_of,
+    last_stage,
+    writing,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
 CENTERS = np.random.default_rng(1).uniform(20, 180, (9, 2))

@@ -7,7 +7,7 @@ import pytest
 
 from st_gchb._errors import CoordinateError, InputError, STGCHBError
 from st_gchb.pp import find_tissue, fit_stain, tile_tissue
-from st_gchb.pp.tissue._roi import read_roi
+from st_gchb.pp.tissue import read_roi
 
 SLIDE = np.full((120, 150, 3), 240, dtype=np.uint8)
 SLIDE[30:100, 40:120] = np.random.default_rng(0).integers((120, 60, 130), (200, 140, 200), (70, 80, 3))

@@ -14,10 +14,9 @@ from spatialdata.models import Image2DModel, ShapesModel
 
 from st_gchb._errors import ImageError, InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io.images import _chunks as io_chunks
+from st_gchb.io.images import _chunks as io_chunks, chunk_edges
 from st_gchb.pp import Slice, read_patches
-from st_gchb.pp.patches import _reader as module, _window_plan as sweep
-from st_gchb.pp.patches._reader import choose_level, mirrored, windows
+from st_gchb.pp.patches import _reader as module, _window_plan as sweep, choose_level, mirrored, windows
 
 RGB = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 
@@ -28,7 +27,7 @@ class Counted:
     def __init__(self, array, chunks):
         self.array, self.shape, self.largest = array, array.shape, 0
         self.chunks = chunks
-        self.edges = io_chunks.chunk_edges(chunks, array.shape[:2])
+        self.edges = chunk_edges(chunks, array.shape[:2])
         self.times = np.zeros([len(edges) - 1 for edges in self.edges], dtype=int)
 
     def __getitem__(self, window):

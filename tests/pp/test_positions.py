@@ -12,8 +12,7 @@ from scipy import sparse
 import st_gchb
 from st_gchb.errors import CoordinateError
 from st_gchb.pp import slices_of
-from st_gchb.pp.spots import check_positions, spot_centers
-from st_gchb.pp.spots._coordinates import check_fit
+from st_gchb.pp.spots import check_fit, check_positions, spot_centers
 
 XY = np.array([[10.0, 20.0], [30.0, 45.0], [50.0, 61.0]])
 

@@ -27,8 +27,8 @@ from spatialdata.transformations import (
 from st_gchb._errors import InputError, MissingKeyError, STGCHBError
 from st_gchb.io import open_image
 from st_gchb.pp import rasterize, tile_tissue
-from st_gchb.pp.export._to_spatialdata import image_element
-from st_gchb.pp.tissue._layout import lay_grid
+from st_gchb.pp.export import image_element
+from st_gchb.pp.tissue import lay_grid
 
 XY = ("x", "y")
 TURNED = Sequence([Scale([2.0, 3.0], XY), Affine([[0, -1, 40], [1, 0, 5], [0, 0, 1]], XY, XY)])

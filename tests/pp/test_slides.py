@@ -9,7 +9,7 @@ from PIL import Image
 
 from st_gchb._errors import CoordinateError, ImageError, MissingFileError, MissingKeyError, ScaleError, SliceError
 from st_gchb.pp import slices_of
-from st_gchb.pp.spots._coordinates import check_fit
+from st_gchb.pp.spots import check_fit
 
 RGB = np.random.default_rng(0).integers(0, 256, (1000, 1200, 3), dtype=np.uint8)
 SMALL = RGB[::10, ::10]

@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
 from st_gchb.pp.encoders import Encoder, backbone_without_weights
-from st_gchb.pp.patches._last_stage import check_feature_maps, first_of, last_stage, shape_of_maps, tapped
+from st_gchb.pp.patches import check_feature_maps, first_of, last_stage, shape_of_maps, tapped
 
 PX = 64
 PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -15,8 +15,7 @@ from squidpy.experimental.im import StainReference, normalize_stains
 
 import st_gchb
 from st_gchb._errors import InputError, ScaleError, StainError
-from st_gchb.pp import FeatureSpec, Stain, embed_patches, embed_patches_like, find_tissue, fit_stain
-from st_gchb.pp._stain_normalization import normalizing
+from st_gchb.pp import FeatureSpec, Stain, embed_patches, embed_patches_like, find_tissue, fit_stain, normalizing
 from studies._stains import recolored, restained
 
 OPTIONS = {"encoder": "texture", "n_views": 1, "um_per_px": 1.0, "device": "cpu"}

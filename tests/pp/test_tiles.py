@@ -18,7 +18,7 @@ import st_gchb
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingFileError, ScaleError, TissueError
 from st_gchb.io import open_image
 from st_gchb.pp import Tissue, find_tissue, slices_of, tile_tissue
-from st_gchb.pp.tissue._layout import lay_grid, tissue_share
+from st_gchb.pp.tissue import lay_grid, tissue_share
 
 KINDS = st.sampled_from(["hex", "square"])
 # Blank: with a mask of one's own, pixels do not matter.

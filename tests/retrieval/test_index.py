@@ -16,9 +16,9 @@ from st_gchb.retrieval import (
     check_search,
     find_neighbors,
     index_for,
+    nearest,
+    overlap,
 )
-from st_gchb.retrieval._exact import nearest
-from st_gchb.retrieval._faiss import overlap
 
 pytest.importorskip("faiss", reason="the extra faiss is not installed")
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from st_gchb._errors import InputError
-from st_gchb.retrieval import find_neighbors, weighted_mean
-from st_gchb.retrieval._exact import nearest
+from st_gchb.retrieval import find_neighbors, nearest, weighted_mean
 
 
 def unit(n, d, seed):

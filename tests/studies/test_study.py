@@ -9,8 +9,7 @@ import pytest
 import st_gchb
 from st_gchb._errors import InputError, SliceError
 from st_gchb.evaluate import evaluate
-from st_gchb.model import settings_for
-from st_gchb.model._settings import PRESETS
+from st_gchb.model import PRESETS, settings_for
 from studies import _choice as choice_module, _study as study_module
 from studies._choice import choose
 from studies._files import write_choice, write_study

@@ -9,8 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
 from st_gchb.nn import NetworkSettings, STGCHBNetwork
-from st_gchb.train import GraphDataModule, edges_between, with_halo
-from st_gchb.train._subgraph import share_of, spatial_blocks
+from st_gchb.train import GraphDataModule, edges_between, share_of, spatial_blocks, with_halo
 
 KINDS = ("sage", "gcn", "gcn_sum", "none")
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors import SafetensorError
 
 from st_gchb._errors import CheckpointError
-from st_gchb.train import CheckpointFolder
-from st_gchb.train._checkpoints import read_checkpoint, write_checkpoint
+from st_gchb.train import CheckpointFolder, read_checkpoint, write_checkpoint
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
 keys = st.integers() | st.text(max_size=5)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from scvi.module.base import LossOutput
 
-from st_gchb.model._module import STGCHBModule
+from st_gchb.model import STGCHBModule
 from st_gchb.nn import LossSettings, NetworkSettings
 from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
 

@@ -1,6 +1,7 @@
 """Evaluation without leakage: one protocol, baselines in every table."""
 
 from st_gchb.evaluate._calibration import Reliability, reliability
+from st_gchb.evaluate._describe import describe as describe
 from st_gchb.evaluate._evaluate import DEFAULT_METHODS as DEFAULT_METHODS, Evaluation, evaluate, evaluate_fold
 from st_gchb.evaluate._folds import (
     Fold,
@@ -8,7 +9,7 @@ from st_gchb.evaluate._folds import (
     hold_one_out as hold_one_out,
     leave_one_out,
 )
-from st_gchb.evaluate._methods import METHODS, Method as Method, Task as Task
+from st_gchb.evaluate._methods import METHODS, Method as Method, Task as Task, fit_predict as fit_predict
 from st_gchb.evaluate._protocol import choose_methods as choose_methods
 from st_gchb.evaluate._report import (
     machine_and_versions as machine_and_versions,
@@ -16,6 +17,7 @@ from st_gchb.evaluate._report import (
     write_reliability,
     write_report,
 )
+from st_gchb.evaluate._run_cache import Run as Run, RunFolder as RunFolder, RunKey as RunKey
 
 __all__ = [
     "Evaluation",

@@ -16,6 +16,7 @@ from ._pixel_size import (
     positive as positive,
     settle as settle,
     spot_sizes as spot_sizes,
+    square_size as square_size,
     um_per_unit as um_per_unit,
     visium_pitch as visium_pitch,
 )

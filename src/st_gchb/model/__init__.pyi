@@ -1,4 +1,23 @@
-from ._features import NeighborhoodAggregator as NeighborhoodAggregator
-from ._settings import ModelSettings as ModelSettings, check_k as check_k, settings_for as settings_for
+from ._confidence import Calibration as Calibration, calibrate as calibrate, calibration_folds as calibration_folds
+from ._features import (
+    BlockedContext as BlockedContext,
+    Context as Context,
+    NeighborhoodAggregator as NeighborhoodAggregator,
+    centered as centered,
+    context_of as context_of,
+    fit_appearance as fit_appearance,
+    fit_map as fit_map,
+    neighbor_mean as neighbor_mean,
+)
+from ._fit import without_loops as without_loops
+from ._loading import read_settings as read_settings
+from ._module import STGCHBModule as STGCHBModule
+from ._settings import (
+    PRESETS as PRESETS,
+    ModelSettings as ModelSettings,
+    check_k as check_k,
+    settings_for as settings_for,
+)
 from ._stgchb import STGCHB as STGCHB
+from ._training import checkpoint_folder as checkpoint_folder, strategy_for as strategy_for
 from ._validation import check_features as check_features, check_names as check_names

@@ -1,4 +1,4 @@
-from ._stain_normalization import Stain as Stain, fit_stain as fit_stain
+from ._stain_normalization import Stain as Stain, fit_stain as fit_stain, normalizing as normalizing
 from .encoders import Encoder as Encoder, get_encoder as get_encoder, register_encoder as register_encoder
 from .export import rasterize as rasterize, to_spatialdata as to_spatialdata
 from .expression import ExpressionRule as ExpressionRule

@@ -1,4 +1,4 @@
-from ._backbones import backbone_without_weights as backbone_without_weights
+from ._backbones import backbone_without_weights as backbone_without_weights, torchvision_names as torchvision_names
 from ._encoder import Encoder as Encoder, get_encoder as get_encoder
 from ._registry import FACTORIES as FACTORIES, is_known as is_known, register_encoder as register_encoder
 from ._runner import (

@@ -1,2 +1,2 @@
 from ._raster import rasterize as rasterize
-from ._to_spatialdata import to_spatialdata as to_spatialdata
+from ._to_spatialdata import image_element as image_element, to_spatialdata as to_spatialdata

@@ -8,17 +8,39 @@ from ._feature_array import (
     has_features as has_features,
     with_maps as with_maps,
 )
-from ._feature_maps import PatchMaps as PatchMaps
+from ._feature_maps import (
+    MapsWriter as MapsWriter,
+    PatchMaps as PatchMaps,
+    find_maps as find_maps,
+    ids_of as ids_of,
+    writing as writing,
+)
 from ._feature_spec import (
     EARLIER_NAMES as EARLIER_NAMES,
     FeatureSpec as FeatureSpec,
     encoder_of_spec as encoder_of_spec,
 )
-from ._last_stage import stage_of_spec as stage_of_spec, stage_without_weights as stage_without_weights
+from ._last_stage import (
+    check_feature_maps as check_feature_maps,
+    first_of as first_of,
+    last_stage as last_stage,
+    shape_of_maps as shape_of_maps,
+    stage_of_spec as stage_of_spec,
+    stage_without_weights as stage_without_weights,
+    tapped as tapped,
+)
 from ._provenance import (
     check_made as check_made,
     feature_keys as feature_keys,
     made_key as made_key,
     pixel_sizes as pixel_sizes,
 )
-from ._reader import MEMORY_MB as MEMORY_MB, read_patches as read_patches
+from ._reader import (
+    MEMORY_MB as MEMORY_MB,
+    Damage as Damage,
+    choose_level as choose_level,
+    mirrored as mirrored,
+    prefetch as prefetch,
+    read_patches as read_patches,
+    windows as windows,
+)

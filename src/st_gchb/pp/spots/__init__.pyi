@@ -1,4 +1,4 @@
-from ._coordinates import check_positions as check_positions, spot_centers as spot_centers
+from ._coordinates import check_fit as check_fit, check_positions as check_positions, spot_centers as spot_centers
 from ._sections import (
     Sections as Sections,
     check_lone_slice as check_lone_slice,
