@@ -20,7 +20,7 @@ from st_gchb._errors import ArgumentError, QueryError, ScaleError, STGCHBError
 if TYPE_CHECKING:
     from somewhere import Thing
 
-    from st_gchb.pp.encoders import Views
+    from st_gchb._options import Views
 
 
 class Thing_:

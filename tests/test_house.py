@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import graphlib
 import re
@@ -30,6 +31,7 @@ BASE = {
     "errors",
     "_advice",
     "_arguments",
+    "_options",
 }
 
 # A room may import the rooms of its row, and what those may import.
@@ -73,6 +75,7 @@ ONLY: dict[str, set[str]] = {
     "retrieval": {"numpy", "pandas", "scipy", "torch", "faiss"},
     "metrics": {"numpy", "pandas", "scipy"},
     "_constants": set(),
+    "_options": set(),
     "_errors": set(),
     "errors": set(),
     "_settings": {"platformdirs"},
@@ -94,7 +97,7 @@ KEPT_TO: dict[str, set[str]] = {
     "distributed": {"cohort", "cli"},
 }
 # nn runs where torch, torch-geometric and pydantic alone are installed, and _logging needs tqdm.
-BASE_OF_NN = {"_constants", "_errors", "_advice", "_arguments"}
+BASE_OF_NN = {"_constants", "_errors", "_advice", "_arguments", "_options"}
 
 REACHED_BY_TESTS = 38
 """Private modules of which tests import; to become fewer."""
@@ -388,6 +391,79 @@ def test_docstrings_say_what_is_done():
                 if summary.split(" ")[0] in {"What", "How", "Where", "Whether"}:
                     findings.append(f"{where(path, getattr(node, 'lineno', 1))}: {summary}")
     check(findings)
+
+
+def constants_of(nodes: list[ast.expr]) -> tuple[str, ...]:
+    """Values of a closed set, sorted as text; empty for fewer than two, or where one is not a plain value."""
+    plain = len(nodes) > 1 and all(isinstance(node, ast.Constant) for node in nodes)
+    return tuple(sorted(map(ast.unparse, nodes))) if plain else ()
+
+
+def test_a_closed_set_of_values_is_spelled_once():
+    """A ``Literal`` is imported, and the command line offers ``get_args`` of it: two spellings come to differ."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    findings = []
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Literal"):
+                values = constants_of(node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice])
+                places.setdefault(values, []).append(where(path, node.lineno))
+            elif isinstance(node, ast.keyword) and node.arg == "choices":
+                listed = getattr(node.value, "elts", [])
+                findings += [f"{where(path, node.value.lineno)}: choices of its own"] * bool(constants_of(listed))
+    places.pop((), None)
+    assert len(places) > 10
+    check(findings + [f"{' and '.join(at)}: {', '.join(values)}" for values, at in places.items() if len(at) > 1])
+
+
+def defaults_of(node: ast.FunctionDef | ast.ClassDef) -> Iterator[tuple[int, str, str]]:
+    """Line, name and default of each argument of a function, or of each field of a class."""
+    if isinstance(node, ast.ClassDef):
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and field.value is not None:
+                yield field.lineno, ast.unparse(field.target), ast.unparse(field.value)
+        return
+    placed, named = [*node.args.posonlyargs, *node.args.args], node.args.kwonlyargs
+    for argument, default in zip(reversed(placed), reversed(node.args.defaults), strict=False):
+        yield argument.lineno, argument.arg, ast.unparse(default)
+    for argument, default in zip(named, node.args.kw_defaults, strict=True):
+        if default is not None:
+            yield argument.lineno, argument.arg, ast.unparse(default)
+
+
+def test_a_default_is_stated_once():
+    """Public functions that share an argument and its default share a constant, or one is changed without the other."""
+    # Values that stand for "as usual", and those that switch something off or leave it as it is.
+    no_choice = {"None", "True", "False", "0", "1", "0.0", "1.0", "()", "''", "'auto'", "'default'"}
+    places: dict[tuple[str, str], list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            if any(ast.unparse(decorator).startswith("checked") for decorator in node.decorator_list):
+                for line, name, default in defaults_of(node):
+                    is_spelled = isinstance(ast.parse(default, mode="eval").body, ast.Constant)
+                    if is_spelled and default not in no_choice:
+                        places.setdefault((name, default), []).append(where(path, line))
+    assert len(places) > 20
+    check([f"{' and '.join(at)}: {name}={default}" for (name, default), at in places.items() if len(at) > 1])
+
+
+def test_settings_of_the_network_are_those_of_the_model():
+    """``nn`` states no default, and what it shares with the settings of a model has the same limits."""
+    from typing import get_type_hints
+
+    from st_gchb.model import ModelSettings
+    from st_gchb.nn import LossSettings, NetworkSettings
+
+    of_model = get_type_hints(ModelSettings, include_extras=True)
+    of_data = {"n_features", "n_genes", "n_image_inputs", "n_expression_inputs"}
+    for one in (NetworkSettings, LossSettings):
+        assert all(field.default is field.default_factory is dataclasses.MISSING for field in dataclasses.fields(one))
+        hints = get_type_hints(one, include_extras=True)
+        assert {name: hints[name] for name in hints.keys() - of_data} == {
+            name: of_model[name] for name in hints.keys() - of_data
+        }
 
 
 def test_nothing_reads_or_writes_pickle():

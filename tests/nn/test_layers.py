@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
+from network_settings import loss_of, sizes_of
 from st_gchb.nn import (
     AffineInput,
     GraphBatch,
     GraphEncoder,
-    LossSettings,
-    NetworkSettings,
     Part,
     ProjectionHead,
     STGCHBNetwork,
@@ -136,7 +135,7 @@ def test_the_projection_head_is_linear_then_gelu_residual_then_layer_norm():
 
 def network(**options):
     torch.manual_seed(0)
-    net = STGCHBNetwork(NetworkSettings(6, 5, None, 3, n_hidden=8, n_embedding=4, **options)).eval()
+    net = STGCHBNetwork(sizes_of(6, 5, n_expression_inputs=3, **options)).eval()
     for branch in (net.image, net.expression):
         torch.nn.init.normal_(branch.fixed.matrix)
     return net
@@ -174,8 +173,8 @@ def test_n_hops_of_the_network_is_that_of_its_wider_branch():
 
 
 def test_a_weight_scales_its_term_alone():
-    net, one = network(), LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
-    twice = LossSettings(dgi_image=2.0, dgi_expression=3.0, bottleneck=4.0)
+    net, one = network(), loss_of(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
+    twice = loss_of(dgi_image=2.0, dgi_expression=3.0, bottleneck=4.0)
     torch.manual_seed(5)
     single = net.loss(batch(), one)
     torch.manual_seed(5)
@@ -187,13 +186,13 @@ def test_a_weight_scales_its_term_alone():
 
 
 def test_terms_of_weight_0_are_absent():
-    assert set(network().loss(batch(), LossSettings())) == {"alignment"}
-    assert network().pretraining_loss(batch(), LossSettings()) == {}
+    assert set(network().loss(batch(), loss_of())) == {"alignment"}
+    assert network().pretraining_loss(batch(), loss_of()) == {}
 
 
 def test_nodes_outside_rows_and_inner_count_only_as_neighbors():
     """The halo of a mini-batch must be in no term: a far node changes nothing, whatever it holds."""
-    net, settings = network(), LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
+    net, settings = network(), loss_of(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
     rows = torch.tensor([0, 1, 2])
     one, other = batch(rows=rows, inner=rows), batch(rows=rows, inner=rows)
     near = set(one.edge_index[0, (one.edge_index[1] < 3)].tolist()) | {0, 1, 2}
@@ -234,18 +233,18 @@ def test_a_batch_moves_whole():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_reads_no_number_from_the_device(kind):
     """Tensors of the meta device hold no numbers: whatever asks for one, and so would wait for a GPU, fails."""
-    settings = LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
+    settings = loss_of(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
     one = batch()
     one.degree = torch.ones(10)
     for loss in (settings, replace(settings, paper_equations=True, dependence="nhsic", sigma=10.0)):
-        net = network(image_graph=kind, expression_graph=kind, n_tail=3).train().to("meta")
+        net = network(image_graph=kind, expression_graph=kind, n_image_adapter=3).train().to("meta")
         for step in (net.pretraining_loss, net.loss):
             torch.stack(list(step(one.to("meta"), loss).values())).sum().backward()
 
 
 def test_gradients_reach_both_branches_and_not_the_fixed_maps():
     net = network().train()
-    settings = LossSettings(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
+    settings = loss_of(dgi_image=1.0, dgi_expression=1.0, bottleneck=1.0)
     torch.stack(list(net.loss(batch(), settings).values())).sum().backward()
     missing = [name for name, parameter in net.named_parameters() if parameter.grad is None]
     assert not missing

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from network_settings import loss_of, sizes_of
 from st_gchb.nn import (
     GraphBatch,
-    LossSettings,
-    NetworkSettings,
     STGCHBNetwork,
     TrainedStage,
     _last_stage as stage_module,
@@ -43,7 +42,7 @@ def batch(n=N):
 
 def network(**sizes):
     torch.manual_seed(0)
-    settings = NetworkSettings(4, 5, None, None, n_hidden=6, n_embedding=6, dropout=0.0, **sizes)
+    settings = sizes_of(4, 5, n_hidden=6, n_embedding=6, dropout=0.0, **sizes)
     made = STGCHBNetwork(settings, Small())
     for branch in (made.image, made.expression):
         branch.fixed.matrix.fill_(1.0)
@@ -66,7 +65,7 @@ def test_the_stage_stays_in_evaluation_mode_and_its_batch_norm_as_it_was():
     optimizer = torch.optim.SGD([one for one in made.parameters() if one.requires_grad], lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        torch.stack(list(made.loss(batch(), LossSettings()).values())).sum().backward()
+        torch.stack(list(made.loss(batch(), loss_of()).values())).sum().backward()
         optimizer.step()
     changed = {name for name, value in made.stage.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"stage.conv.weight", "stage.conv.bias"}
@@ -79,7 +78,7 @@ def test_the_stage_stays_in_evaluation_mode_and_its_batch_norm_as_it_was():
 @pytest.mark.parametrize("term", ["alignment", "dgi_image", "bottleneck_image"])
 def test_gradients_of_every_term_reach_the_stage_in_one_pass(term, graph):
     made = network(image_graph=graph)
-    terms = made.loss(batch(), LossSettings(dgi_image=1.0, bottleneck=1.0))
+    terms = made.loss(batch(), loss_of(dgi_image=1.0, bottleneck=1.0))
     assert made.stage.stage.calls == 1
     terms[term].backward()
     assert made.stage.stage.conv.weight.grad.abs().sum() > 0
@@ -87,7 +86,7 @@ def test_gradients_of_every_term_reach_the_stage_in_one_pass(term, graph):
 
 def test_gradients_of_the_infomax_stage_reach_it_too():
     made = network(image_graph="gcn")
-    made.pretraining_loss(batch(), LossSettings(dgi_image=1.0))["dgi_image"].backward()
+    made.pretraining_loss(batch(), loss_of(dgi_image=1.0))["dgi_image"].backward()
     assert made.stage.stage.conv.weight.grad.abs().sum() > 0
 
 
@@ -96,7 +95,7 @@ def test_a_large_step_gives_the_same_gradients_part_by_part(monkeypatch):
     for at_once in (64, 4):
         monkeypatch.setattr(stage_module, "_AT_ONCE", at_once)
         made = network()
-        made.loss(batch(), LossSettings())["alignment"].backward()
+        made.loss(batch(), loss_of())["alignment"].backward()
         found.append(made.stage.stage.conv.weight.grad)
         calls = made.stage.stage.calls
     # Two spots at once, of two views each: five parts, each passed once more on the way back.

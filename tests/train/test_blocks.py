@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
 
-from st_gchb.nn import NetworkSettings, STGCHBNetwork
+from network_settings import sizes_of
+from st_gchb.nn import STGCHBNetwork
 from st_gchb.train import GraphDataModule, edges_between, share_of, spatial_blocks, with_halo
 
 KINDS = ("sage", "gcn", "gcn_sum", "none")
@@ -16,7 +17,7 @@ KINDS = ("sage", "gcn", "gcn_sum", "none")
 
 def network(kind):
     torch.manual_seed(0)
-    sizes = NetworkSettings(6, 5, None, None, n_hidden=8, n_embedding=4, image_graph=kind, expression_graph=kind)
+    sizes = sizes_of(6, 5, image_graph=kind, expression_graph=kind)
     return STGCHBNetwork(sizes).eval()
 
 

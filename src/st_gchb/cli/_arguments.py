@@ -5,13 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, MissingFileError
+from st_gchb._options import (
+    DEFAULT_ENCODER,
+    DEFAULT_GRID,
+    DEFAULT_MIN_TISSUE,
+    DEFAULT_TISSUE,
+    DEFAULT_VIEWS,
+    Device,
+    GridKind,
+    TissueMethod,
+    Views,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+DEVICES: dict[str, Device] = {"gpu" if device == "cuda" else device: device for device in get_args(Device)}
+"""Torch's name of each device, by Lightning's, which the command line takes."""
 
 
 def new_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -24,7 +39,7 @@ def new_command(commands: Any, name: str, summary: str, example: str) -> argpars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is random (default: 0)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: auto")
+    parser.add_argument("--device", default="auto", choices=tuple(DEVICES), help="default: auto")
     parser.add_argument("--quiet", action="store_true", help="warnings only, no progress bars")
     return parser
 
@@ -43,13 +58,32 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
     """Add the options of the patch features."""
-    parser.add_argument("--encoder", default="resnet50", help="resnet50, any torchvision model, timm:NAME, or texture")
+    parser.add_argument(
+        "--encoder", default=DEFAULT_ENCODER, help="resnet50, any torchvision model, timm:NAME, or texture"
+    )
     parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     parser.add_argument(
         "--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)"
     )
     parser.add_argument(
-        "--views", dest="n_views", type=int, default=4, choices=(1, 4, 8), help="views averaged per patch (default: 4)"
+        "--views",
+        dest="n_views",
+        type=int,
+        default=DEFAULT_VIEWS,
+        choices=get_args(Views),
+        help="views averaged per patch (default: %(default)s)",
+    )
+
+
+def add_tiles(parser: Any) -> None:
+    """Add the options of positions that are laid on tissue, to a parser or a group of its options."""
+    parser.add_argument("--grid", choices=get_args(GridKind), default=DEFAULT_GRID, help="default: %(default)s")
+    parser.add_argument("--tissue", choices=get_args(TissueMethod), default=DEFAULT_TISSUE, help="default: %(default)s")
+    parser.add_argument(
+        "--min-tissue",
+        type=float,
+        default=DEFAULT_MIN_TISSUE,
+        help="share of a tile that is tissue (default: %(default)s)",
     )
 
 
@@ -125,9 +159,9 @@ def options_of(arguments: argparse.Namespace) -> dict[str, str]:
     return {renamed.get(name, name): f"--{name.replace('_', '-')}" for name in vars(arguments) if name not in apart}
 
 
-def torch_device(arguments: argparse.Namespace) -> Any:
+def torch_device(arguments: argparse.Namespace) -> Device:
     """Return torch's name of the device."""
-    return {"gpu": "cuda"}.get(arguments.device, arguments.device)
+    return DEVICES[arguments.device]
 
 
 def check_machine(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_gchb._options import EVALUATION_GENES
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def add_parser(commands: Any) -> None:
     )
     add_data(parser, required=False)
     add_encoder(parser)
-    parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=EVALUATION_GENES, help="size of the panel (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and pictures (default: demo)")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command starts anew")
 

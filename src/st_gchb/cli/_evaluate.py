@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from st_gchb._errors import InputError
+from st_gchb._options import DEFAULT_HELD_OUT, EVALUATION_GENES, HeldOut
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ def add_parser(commands: Any) -> None:
     )
     add_data(parser)
     add_encoder(parser)
-    parser.add_argument("--by", default="slice", choices=("slice", "patient"), help="what is left out (default: slice)")
+    parser.add_argument(
+        "--by", default=DEFAULT_HELD_OUT, choices=get_args(HeldOut), help="what is left out (default: %(default)s)"
+    )
     parser.add_argument("--held-out", metavar="SLICE", help="leave out this slice alone (default: each in turn)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default, paper, bleep, paper-A to -D, ridge, ...")
-    parser.add_argument("--n-top-genes", type=int, default=1000, help="size of the panel (default: 1000)")
+    parser.add_argument(
+        "--n-top-genes", type=int, default=EVALUATION_GENES, help="size of the panel (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: 3)")
     parser.add_argument("--markers", nargs="+", metavar="GENE", help="genes of the measure MG")
     parser.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
-from st_gchb.cli._arguments import new_command, read_h5ad, read_slides, take_slices
+from st_gchb.cli._arguments import add_tiles, new_command, read_h5ad, read_slides, take_slices
 from st_gchb.cohort import SPACING_UM, read_query as read_slide
 from st_gchb.io import um_per_unit
 
@@ -46,12 +46,10 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         help="lay positions this far apart, such as 100um or 0.05mm, on the tissue (default: the slide's own spots; "
         f"{SPACING_UM:g}um where it has none)",
     )
-    grid.add_argument("--grid", choices=("hex", "square"), default="hex", help="default: hex")
     grid.add_argument(
         "--roi", type=Path, metavar="GEOJSON", help="polygons in full-resolution px, as QuPath exports them"
     )
-    grid.add_argument("--tissue", choices=("stain", "squidpy", "all"), default="stain", help="default: stain")
-    grid.add_argument("--min-tissue", type=float, default=0.5, help="share of a tile that is tissue (default: 0.5)")
+    add_tiles(grid)
 
 
 def spacing_um(text: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import ClusterError, InputError, MissingFileError
-from st_gchb.cli._arguments import new_command, torch_device
+from st_gchb.cli._arguments import add_tiles, new_command, torch_device
 from st_gchb.cli._predict import spacing_um
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--spacing", type=spacing_um, metavar="LENGTH", help="of slides whose row does not say it, such as 100um"
     )
-    parser.add_argument("--grid", choices=("hex", "square"), default="hex", help="default: hex")
-    parser.add_argument("--tissue", choices=("stain", "squidpy", "all"), default="stain", help="default: stain")
-    parser.add_argument("--min-tissue", type=float, default=0.5, help="share of a tile that is tissue (default: 0.5)")
+    add_tiles(parser)
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
     parser.add_argument("--weights", type=Path, help="encoder weights file, where it has moved since training")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from st_gchb._options import Preset
 from st_gchb._signals import held_back
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
@@ -20,8 +21,8 @@ def add_parser(commands: Any) -> None:
     )
     add_data(parser)
     add_encoder(parser)
-    parser.add_argument("--preset", default="default", choices=("default", "paper", "bleep"))
-    parser.add_argument("--n-top-genes", type=int, default=2000, help="size of the panel (default: 2000)")
+    parser.add_argument("--preset", default="default", choices=get_args(Preset))
+    parser.add_argument("--n-top-genes", type=int, help="size of the panel (default: the preset's)")
     parser.add_argument("--max-epochs", type=int, help="epochs at most (default: the preset's)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     embed(adata, arguments)
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
     STGCHB.setup_anndata(adata, slice_key=slice_key)
-    model = STGCHB(adata, arguments.preset, n_top_genes=arguments.n_top_genes, seed=arguments.seed)
+    given = {} if arguments.n_top_genes is None else {"n_top_genes": arguments.n_top_genes}
+    model = STGCHB(adata, arguments.preset, seed=arguments.seed, **given)
     options = {"accelerator": arguments.device, "resume": arguments.resume}
     model.train(arguments.max_epochs, **options)
     # Checkpoints are removed at the end of training, so the model must be written before a signal takes effect.

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import pandas as pd
 
@@ -20,6 +20,20 @@ from st_gchb._artifacts import write_whole
 from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, StoreError
 from st_gchb._logging import logger, track
+from st_gchb._options import (
+    DEFAULT_ENCODER,
+    DEFAULT_GRID,
+    DEFAULT_MIN_TISSUE,
+    DEFAULT_PRECISION,
+    DEFAULT_TISSUE,
+    DEFAULT_VIEWS,
+    Device,
+    GridKind,
+    Precision,
+    TissueMethod,
+    Views,
+    Weighting,
+)
 from st_gchb._signals import ended_by_signal
 from st_gchb.cohort._dask import check_client, check_workers, send
 from st_gchb.cohort._manifest import Slide, slides_of
@@ -33,15 +47,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from st_gchb.pp import Stain
-    from st_gchb.pp.encoders import Precision, Views
-    from st_gchb.pp.tissue import GridKind, TissueMethod
-    from st_gchb.retrieval import Weighting
 
 Slides: TypeAlias = Iterable[str | PathLike[str]] | pd.DataFrame | str | PathLike[str]
 
 REPORT = "report.csv"
 _CALL = "call.json"
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def check_reading(
@@ -172,9 +182,9 @@ def predict_slides(
     client: Client | None = None,
     um_per_px: PixelSize | None = None,
     spacing_um: Micrometers | None = None,
-    grid: GridKind = "hex",
-    tissue: TissueMethod = "stain",
-    min_tissue: PositiveShare = 0.5,
+    grid: GridKind = DEFAULT_GRID,
+    tissue: TissueMethod = DEFAULT_TISSUE,
+    min_tissue: PositiveShare = DEFAULT_MIN_TISSUE,
     layer: str | None = None,
     k: Count | None = None,
     weighting: Weighting | None = None,
@@ -309,18 +319,18 @@ def embed_slides(
     out: str | PathLike[str],
     *,
     client: Client | None = None,
-    encoder: EncoderName = "resnet50",
+    encoder: EncoderName = DEFAULT_ENCODER,
     weights: str | PathLike[str] | None = "default",
     patch_um: Micrometers = DEFAULT_PATCH_UM,
-    n_views: Views = 4,
+    n_views: Views = DEFAULT_VIEWS,
     stain_norm: Annotated[Stain, ONE_STAIN] | None = None,
     um_per_px: PixelSize | None = None,
     spacing_um: Micrometers | None = None,
-    grid: GridKind = "hex",
-    tissue: TissueMethod = "stain",
-    min_tissue: PositiveShare = 0.5,
+    grid: GridKind = DEFAULT_GRID,
+    tissue: TissueMethod = DEFAULT_TISSUE,
+    min_tissue: PositiveShare = DEFAULT_MIN_TISSUE,
     device: Device = "auto",
-    precision: Precision = "float32",
+    precision: Precision = DEFAULT_PRECISION,
     memory_mb: Megabytes = MEMORY_MB,
     threads: Count | None = None,
 ) -> pd.DataFrame:

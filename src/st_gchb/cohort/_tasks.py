@@ -163,9 +163,9 @@ class Step(Protocol):
 class Grid:
     """Options of the grid on slides without spots, see :func:`~st_gchb.pp.tile_tissue`."""
 
-    grid: str = "hex"
-    tissue: str = "stain"
-    min_tissue: float = 0.5
+    grid: str
+    tissue: str
+    min_tissue: float
 
 
 @dataclass(frozen=True)

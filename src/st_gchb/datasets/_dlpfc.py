@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -16,6 +16,7 @@ from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ExpressionError, InputError
 from st_gchb._logging import logger, track
+from st_gchb._options import VisiumImage
 from st_gchb.datasets._fetch import DataFile, fetch
 from st_gchb.datasets._tables import join_slices
 from st_gchb.datasets.synthetic import LAYER_NAMES
@@ -94,7 +95,7 @@ def dlpfc(
     *,
     path: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    image: Literal["hires", "full"] = "hires",
+    image: VisiumImage = "hires",
 ) -> ad.AnnData:
     """Load slices of human dorsolateral prefrontal cortex with counts, images and manually annotated layers.
 

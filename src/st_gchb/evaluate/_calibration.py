@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import track
+from st_gchb._options import EVALUATION_GENES
 from st_gchb.evaluate._folds import hide_expression, leave_one_out
 from st_gchb.evaluate._methods import trained
 from st_gchb.evaluate._protocol import seeds_of
@@ -75,7 +76,7 @@ class Reliability:
 def reliability(
     adata: AnnData,
     *,
-    n_top_genes: Pair = 1000,
+    n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,

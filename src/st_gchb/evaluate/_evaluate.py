@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from anndata import AnnData
@@ -15,6 +15,7 @@ from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._artifacts import encode
 from st_gchb._constants import Keys
 from st_gchb._logging import logger, track
+from st_gchb._options import DEFAULT_HELD_OUT, EVALUATION_GENES, HeldOut
 from st_gchb._signals import ended_by_signal
 from st_gchb.evaluate._fold_data import Prepared, prepare
 from st_gchb.evaluate._folds import hold_one_out, leave_one_out
@@ -72,8 +73,8 @@ def evaluate(
     adata: AnnData,
     *,
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
-    by: Literal["slice", "patient"] = "slice",
-    n_top_genes: Pair = 1000,
+    by: HeldOut = DEFAULT_HELD_OUT,
+    n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,
@@ -147,7 +148,7 @@ def evaluate_fold(
     held_out: str,
     *,
     methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
-    n_top_genes: Pair = 1000,
+    n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     markers: Sequence[str] | None = None,
     slice_key: str = Keys.SLICE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from anndata import AnnData
@@ -11,6 +10,7 @@ from anndata import AnnData
 from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import SliceError
+from st_gchb._options import DEFAULT_HELD_OUT, HeldOut
 from st_gchb.io import column_of
 from st_gchb.pp.patches import feature_keys
 from st_gchb.pp.spots import sections_of
@@ -39,7 +39,7 @@ class Fold:
 @checked
 def leave_one_out(
     adata: AnnData,
-    by: Literal["slice", "patient"] = "slice",
+    by: HeldOut = DEFAULT_HELD_OUT,
     *,
     slice_key: str = Keys.SLICE,
     patient_key: str = Keys.PATIENT,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from anndata import AnnData
@@ -15,6 +14,7 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb._logging import logger
+from st_gchb._options import HeldOut
 from st_gchb._settings import settings
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._methods import METHODS, Method
@@ -140,7 +140,7 @@ class Protocol:
         Lightning's accelerator.
     """
 
-    by: Literal["slice", "patient"]
+    by: HeldOut
     n_top_genes: Pair
     seeds: Sequence[Seed]
     markers: Sequence[str] | None

@@ -11,6 +11,7 @@ import pandas as pd
 
 from st_gchb._arguments import Count, checked
 from st_gchb._errors import InputError, MissingKeyError
+from st_gchb._options import PCC_THRESHOLD
 
 _NEEDED = ("pearson", "spearman", "rmse", "mean_truth", "var_truth", "constant")
 
@@ -23,7 +24,7 @@ def summary(
     train_var: Any | None = None,
     markers: str | Sequence[str] | None = None,
     n_top: Count = 50,
-    threshold: float = 0.3,
+    threshold: float = PCC_THRESHOLD,
 ) -> dict[str, float]:
     """Summarize a per-gene table in one row of metrics.
 

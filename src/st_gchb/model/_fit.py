@@ -186,17 +186,11 @@ def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
 
 def network_settings(rules: Preprocessor, image_map: LinearProjection, settings: ModelSettings) -> NetworkSettings:
     """Sizes of the network; components are as many as the data allow."""
-    return NetworkSettings(
+    return settings.network(
         n_features=rules.n_features * (rules.context.n_rings + 1),
         n_genes=len(rules.expression.genes),
         n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
         n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
-        n_tail=settings.n_image_adapter,
-        n_hidden=settings.n_hidden,
-        n_embedding=settings.n_embedding,
-        image_graph=settings.image_graph,
-        expression_graph=settings.expression_graph,
-        dropout=settings.dropout,
     )
 
 

@@ -20,6 +20,7 @@ from st_gchb import __version__
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
+from st_gchb._options import Search, Weighting
 from st_gchb.io import check_store, hand_on_libraries, is_stored, link_of, write_elements
 from st_gchb.model import _features as _context
 from st_gchb.model._confidence import Calibration, calibration_folds, signs_of
@@ -45,8 +46,6 @@ from st_gchb.retrieval import (
     ReferenceBank,
     ReferenceTable,
     RidgeHead,
-    Search,
-    Weighting,
     find_neighbors,
     index_for,
     weighted_mean,

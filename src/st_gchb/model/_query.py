@@ -17,6 +17,7 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
+from st_gchb._options import DEFAULT_ON_DAMAGE, OnDamage
 from st_gchb.io import hand_on_libraries, libraries_of
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
@@ -27,7 +28,6 @@ from st_gchb.pp.patches import (
     BLOCK_ROWS,
     MEMORY_MB,
     FeatureRows,
-    OnDamage,
     check_made,
     feature_keys,
     has_features,
@@ -165,7 +165,7 @@ def prepare_query(
     table: str | None = None,
     shapes: str | None = None,
     memory_mb: float = MEMORY_MB,
-    on_damage: OnDamage = "raise",
+    on_damage: OnDamage = DEFAULT_ON_DAMAGE,
 ) -> Query:
     """Find image and spots, make features and graph by the stored rules. The caller's object is not changed.
 

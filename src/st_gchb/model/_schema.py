@@ -14,7 +14,8 @@ from st_gchb._arguments import Count, Rings, Seed, Share, check_keywords, check_
 from st_gchb._artifacts import decode
 from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import InputError, MissingKeyError, ModelFileError
-from st_gchb.model._settings import ModelSettings, Preset
+from st_gchb._options import Preset
+from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
 from st_gchb.pp import FeatureSpec, GraphSpec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from st_gchb._arguments import (
     Count,
@@ -23,12 +23,8 @@ from st_gchb._arguments import (
     checked,
 )
 from st_gchb._errors import InputError
-from st_gchb.nn import GraphKind, LossSettings
-from st_gchb.retrieval import Weighting
-from st_gchb.train import Sampler
-
-Preset = Literal["default", "paper", "bleep"]
-Finetune = Literal["none", "last_stage"]
+from st_gchb._options import DEFAULT_WEIGHTING, Dependence, Finetune, GraphKind, Preset, Sampler, Weighting
+from st_gchb.nn import LossSettings, NetworkSettings
 
 
 @checked
@@ -105,7 +101,7 @@ class ModelSettings:
     dgi_expression: Weight = 0.0
     bottleneck: Weight = 0.05
     beta: Weight = 5.0
-    dependence: Literal["cka", "nhsic"] = "cka"
+    dependence: Dependence = "cka"
     sigma: Positive | None = None
     pretrain_epochs: EpochsFromZero = 0
     max_epochs: Epochs = 20
@@ -116,7 +112,7 @@ class ModelSettings:
     validation_share: Share = 0.1
     patience: CountFromZero = 8
     k: Count = 400
-    weighting: Weighting = "softmax"
+    weighting: Weighting = DEFAULT_WEIGHTING
     query_temperature: Temperature = 0.2
     ridge_weight: Share = 0.4
     ridge_full_at: Share = 0.3
@@ -126,8 +122,35 @@ class ModelSettings:
     @property
     def loss(self) -> LossSettings:
         """Subset of the settings that the loss needs."""
-        names = {field.name for field in fields(LossSettings)}
-        return LossSettings(**{key: value for key, value in asdict(self).items() if key in names})
+        return LossSettings(**self._shared_with(LossSettings))
+
+    def network(
+        self, *, n_features: int, n_genes: int, n_image_inputs: int | None, n_expression_inputs: int | None
+    ) -> NetworkSettings:
+        """Complete the sizes that the data determine by the subset of the settings that the network needs.
+
+        Parameters
+        ----------
+        n_features, n_genes, n_image_inputs, n_expression_inputs
+            As :class:`~st_gchb.nn.NetworkSettings` takes them.
+
+        Returns
+        -------
+        NetworkSettings
+            Settings of the network.
+        """
+        return NetworkSettings(
+            n_features=n_features,
+            n_genes=n_genes,
+            n_image_inputs=n_image_inputs,
+            n_expression_inputs=n_expression_inputs,
+            **self._shared_with(NetworkSettings),
+        )
+
+    def _shared_with(self, other: type[LossSettings | NetworkSettings]) -> dict[str, Any]:
+        """Collect the settings that another class of settings has under the same names."""
+        names = {field.name for field in fields(other)}
+        return {key: value for key, value in asdict(self).items() if key in names}
 
 
 PRESETS: dict[str, ModelSettings] = {

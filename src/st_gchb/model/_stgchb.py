@@ -23,6 +23,7 @@ from st_gchb._compat import parse_device_args
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, ModelFileError, NotTrainedError, QueryError, STGCHBError
 from st_gchb._logging import logger
+from st_gchb._options import DEFAULT_ENCODER, Preset, Search, Weighting
 from st_gchb._settings import settings as package_settings
 from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.model._confidence import Calibration
@@ -35,7 +36,7 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, check_training_data, panel_expression, prepare_query
 from st_gchb.model._registration import check_transfer, register, table_set_up, transfer_arguments
 from st_gchb.model._saving import SavedModel, new_model_id, write_model
-from st_gchb.model._settings import ModelSettings, Preset, check_k, settings_for
+from st_gchb.model._settings import ModelSettings, check_k, settings_for
 from st_gchb.model._training import (
     Devices,
     TrainingOptions,
@@ -57,7 +58,7 @@ from st_gchb.model._validation import (
 from st_gchb.pp.expression import check_panel
 from st_gchb.pp.patches import MEMORY_MB, FeatureRows, stage_without_weights
 from st_gchb.pp.spots import check_object, sections_of
-from st_gchb.retrieval import ReferenceBank, Search, Weighting, check_search, index_for
+from st_gchb.retrieval import ReferenceBank, check_search, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 
 QueryData = Annotated[
@@ -177,7 +178,7 @@ class STGCHB(BaseModelClass):
         image: str | Mapping[str, str] | None = None,
         shapes: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
-        encoder: Any = "resnet50",
+        encoder: Any = DEFAULT_ENCODER,
         weights: str | Path | None = "default",
         features_key: str = Keys.FEATURES,
         **setup: Any,

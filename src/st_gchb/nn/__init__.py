@@ -5,7 +5,6 @@ from st_gchb.nn._last_stage import TrainedStage
 from st_gchb.nn._layers import (
     AffineInput,
     GraphEncoder,
-    GraphKind as GraphKind,
     ProjectionHead,
     members_of,
     permute_rows,

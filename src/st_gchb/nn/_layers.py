@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv, SimpleConv
 from torch_geometric.nn.inits import reset, uniform
 
+from st_gchb._options import GraphKind
 from st_gchb.nn._parts import Part
-
-GraphKind = Literal["gcn", "gcn_sum", "sage", "none"]
 
 
 class AffineInput(nn.Module):

@@ -6,16 +6,16 @@ Only torch, torch-geometric and pydantic are needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from st_gchb._arguments import Count, Positive, Share, Temperature, Weight, Width, WidthFromZero, checked
+from st_gchb._options import Dependence, GraphKind
 from st_gchb.nn._batch import GraphBatch
 from st_gchb.nn._last_stage import TrainedStage
-from st_gchb.nn._layers import AffineInput, GraphEncoder, GraphKind, Infomax, ProjectionHead, permute_rows
+from st_gchb.nn._layers import AffineInput, GraphEncoder, Infomax, ProjectionHead, permute_rows
 from st_gchb.nn._losses import alignment_loss, bottleneck_loss, cka, dgi_loss, literal_alignment_loss, nhsic
 from st_gchb.nn._parts import Part, gathered
 
@@ -31,7 +31,7 @@ class NetworkSettings:
         Number of patch features and of genes.
     n_image_inputs, n_expression_inputs
         Number of components after the fixed input projections; ``None`` keeps the features as they are.
-    n_tail
+    n_image_adapter
         Width of the image adapter, a trainable linear layer before the graph encoder of the image branch, which stands
         for the trainable last layer of the paper's ResNet50; 0 for none.
     n_hidden, n_embedding
@@ -46,12 +46,12 @@ class NetworkSettings:
     n_genes: Count
     n_image_inputs: Count | None
     n_expression_inputs: Count | None
-    n_tail: WidthFromZero = 0
-    n_hidden: Width = 256
-    n_embedding: Width = 128
-    image_graph: GraphKind = "sage"
-    expression_graph: GraphKind = "sage"
-    dropout: Share = 0.4
+    n_image_adapter: WidthFromZero
+    n_hidden: Width
+    n_embedding: Width
+    image_graph: GraphKind
+    expression_graph: GraphKind
+    dropout: Share
 
 
 @checked
@@ -80,15 +80,15 @@ class LossSettings:
         Bandwidth of the Gaussian kernel; ``None`` takes the median heuristic.
     """
 
-    paper_equations: bool = False
-    temperature: Temperature = 0.2
-    soft_targets: bool = True
-    dgi_image: Weight = 0.0
-    dgi_expression: Weight = 0.0
-    bottleneck: Weight = 0.0
-    beta: Weight = 5.0
-    dependence: Literal["cka", "nhsic"] = "cka"
-    sigma: Positive | None = None
+    paper_equations: bool
+    temperature: Temperature
+    soft_targets: bool
+    dgi_image: Weight
+    dgi_expression: Weight
+    bottleneck: Weight
+    beta: Weight
+    dependence: Dependence
+    sigma: Positive | None
 
 
 @dataclass
@@ -216,10 +216,21 @@ class STGCHBNetwork(nn.Module):
     --------
     >>> import torch
     >>> from st_gchb.nn import NetworkSettings, STGCHBNetwork
-    >>> net = STGCHBNetwork(NetworkSettings(n_features=6, n_genes=9, n_image_inputs=4, n_expression_inputs=3))
+    >>> settings = NetworkSettings(
+    ...     n_features=6,
+    ...     n_genes=9,
+    ...     n_image_inputs=4,
+    ...     n_expression_inputs=3,
+    ...     n_image_adapter=0,
+    ...     n_hidden=16,
+    ...     n_embedding=8,
+    ...     image_graph="gcn",
+    ...     expression_graph="gcn",
+    ...     dropout=0.4,
+    ... )
     >>> edges = torch.tensor([[0, 1], [1, 0]])
-    >>> net.embed_image(torch.rand(2, 6), edges).shape
-    torch.Size([2, 128])
+    >>> STGCHBNetwork(settings).embed_image(torch.rand(2, 6), edges).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, settings: NetworkSettings, stage: nn.Module | None = None) -> None:
@@ -227,7 +238,7 @@ class STGCHBNetwork(nn.Module):
         self.settings = settings
         s = settings
         self.stage = None if stage is None else TrainedStage(stage)
-        self.image = Branch(s.n_features, s.n_image_inputs, s.image_graph, s, s.n_tail)
+        self.image = Branch(s.n_features, s.n_image_inputs, s.image_graph, s, s.n_image_adapter)
         self.expression = Branch(s.n_genes, s.n_expression_inputs, s.expression_graph, s)
 
     @property

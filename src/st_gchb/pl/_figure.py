@@ -14,6 +14,9 @@ from st_gchb._arguments import Dpi, checked
 from st_gchb._artifacts import write_whole
 from st_gchb._errors import ArgumentError, InputError
 
+CMAP = "viridis"
+"""Color map of expression."""
+
 
 @checked
 def save(axes: Any, path: str | Path, *, dpi: Dpi = 150) -> None:
@@ -67,7 +70,7 @@ class SeeThrough(ListedColormap):
 
 
 @checked
-def transparent_cmap(cmap: str | Colormap = "viridis") -> Colormap:
+def transparent_cmap(cmap: str | Colormap = CMAP) -> Colormap:
     """Make a color map for a raster over the H&E that is transparent where there is no prediction.
 
     spatialdata-plot applies one opacity to a whole raster, so that pixels without a prediction, which are 0, would tint

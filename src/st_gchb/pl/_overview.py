@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from st_gchb._arguments import Share, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError
+from st_gchb._options import TissueMethod
 from st_gchb.io import Library, put_libraries
 from st_gchb.pl._slice import Tissue, dot_points, draw_dots, draw_slide, new_axes, table_of, tissue_of
 from st_gchb.pp import Tissue as Found, find_tissue
-from st_gchb.pp.tissue import TissueMethod
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

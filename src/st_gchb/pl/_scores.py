@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from st_gchb._arguments import CountFromZero, checked
 from st_gchb._errors import InputError, MissingKeyError
+from st_gchb._options import PCC_THRESHOLD
 
 
 @checked
@@ -105,7 +106,7 @@ def gene_ranking(
     column: str = "pearson",
     n_label: CountFromZero = 10,
     markers: Sequence[str] = (),
-    threshold: float = 0.3,
+    threshold: float = PCC_THRESHOLD,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot genes ranked by their correlation; the best genes are listed, and markers are labeled on the curve.

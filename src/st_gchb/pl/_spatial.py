@@ -17,6 +17,7 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.metrics import pearson
+from st_gchb.pl._figure import CMAP
 from st_gchb.pl._slice import (
     Tissue,
     color_bar,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     pass
 
+_IMAGE_ALPHA = 0.45
+"""Opacity of the image below spots."""
 _UNIT = "log(1 + counts per 10⁴)"
 
 
@@ -48,9 +51,9 @@ def measured_vs_predicted(
     layer: str = Keys.LAYER,
     measured_layer: str = "measured",
     show_tissue: bool = True,
-    cmap: str | Colormap = "viridis",
+    cmap: str | Colormap = CMAP,
     size: Positive | None = None,
-    image_alpha: Share = 0.45,
+    image_alpha: Share = _IMAGE_ALPHA,
     axs: np.ndarray | None = None,
 ) -> np.ndarray:
     """Plot measured and predicted expression of genes on the H&E, one row of axes per gene.
@@ -198,7 +201,7 @@ def confidence(
     slice_key: str | None = None,
     cmap: str | Colormap = "cividis",
     size: Positive | None = None,
-    image_alpha: Share = 0.45,
+    image_alpha: Share = _IMAGE_ALPHA,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the confidence of each spot on the H&E; rings, or red dots, mark spots unlike the reference.

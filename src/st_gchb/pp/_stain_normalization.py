@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,10 @@ from torch import Tensor
 from st_gchb._arguments import PixelSize, checked
 from st_gchb._compat import squidpy_stain
 from st_gchb._errors import InputError, StainError
+from st_gchb._options import StainMethod
 from st_gchb.io import open_image
 from st_gchb.pp.spots import Slice
 from st_gchb.pp.tissue import find_tissue
-
-StainMethod = Literal["macenko", "vahadane", "reinhard"]
 
 _NUMBERS = {"macenko": 8, "vahadane": 8, "reinhard": 6}
 _VERSION = 1

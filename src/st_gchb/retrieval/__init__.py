@@ -5,15 +5,13 @@ from st_gchb.retrieval._choice import index_for
 from st_gchb.retrieval._exact import nearest as nearest
 from st_gchb.retrieval._faiss import SearchIndex, overlap as overlap
 from st_gchb.retrieval._ridge import RidgeHead
-from st_gchb.retrieval._search import Neighbors, Search, Weighting, check_search, find_neighbors, weighted_mean
+from st_gchb.retrieval._search import Neighbors, check_search, find_neighbors, weighted_mean
 
 __all__ = [
     "RidgeHead",
     "Neighbors",
     "ReferenceBank",
-    "Search",
     "SearchIndex",
-    "Weighting",
     "check_search",
     "find_neighbors",
     "index_for",

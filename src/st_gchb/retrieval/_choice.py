@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from st_gchb._arguments import Count, checked
 from st_gchb._logging import logger
+from st_gchb._options import Search
 from st_gchb.retrieval._bank import ReferenceBank
 from st_gchb.retrieval._faiss import SearchIndex, has_faiss
-from st_gchb.retrieval._search import Search
 
 INDEX_FROM = 1_000_000
 """Number of reference spots from which ``search="auto"`` uses the index."""

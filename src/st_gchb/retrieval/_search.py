@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from scipy import sparse
 
 from st_gchb._arguments import Count, Temperature, checked
 from st_gchb._errors import InputError
+from st_gchb._options import DEFAULT_WEIGHTING, Search, Weighting
 from st_gchb.retrieval._exact import nearest
 from st_gchb.retrieval._faiss import SearchIndex, require_faiss
 
@@ -65,11 +65,6 @@ def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray
     return result
 
 
-Weighting = Literal["softmax", "mean"]
-
-Search = Literal["auto", "exact", "index"]
-
-
 @dataclass(frozen=True)
 class Neighbors:
     """Reference spots retrieved for each query spot.
@@ -121,7 +116,7 @@ def find_neighbors(
     keys: np.ndarray,
     *,
     k: Count,
-    weighting: Weighting = "softmax",
+    weighting: Weighting = DEFAULT_WEIGHTING,
     temperature: Temperature = 0.1,
     index: SearchIndex | None = None,
     device: torch.device | str = "cpu",

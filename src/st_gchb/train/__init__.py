@@ -10,7 +10,7 @@ from st_gchb.train._checkpoints import (
     read_checkpoint as read_checkpoint,
     write_checkpoint as write_checkpoint,
 )
-from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, Rows as Rows, Sampler as Sampler, TrainingData
+from st_gchb.train._data import BLOCK_SIZE, GraphDataModule, Rows as Rows, TrainingData
 from st_gchb.train._plan import KeepBest, Pretraining, StayFinite, STGCHBTrainingPlan, StopEarly
 from st_gchb.train._subgraph import (
     edges_between as edges_between,

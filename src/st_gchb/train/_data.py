@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from st_gchb._logging import logger
+from st_gchb._options import Sampler
 from st_gchb.nn import GraphBatch
 from st_gchb.train._subgraph import edges_between, share_of, spatial_blocks, with_halo
-
-Sampler = Literal["spots", "slices"]
 
 BLOCK_SIZE = 20_000
 """Number of spots above which a slice is cut into blocks: one step of the paper's preset fits on a 16 GB GPU."""

@@ -5,8 +5,6 @@ from ._runner import (
     Batch as Batch,
     Engine as Engine,
     Pace as Pace,
-    Precision as Precision,
-    Views as Views,
     choose_device as choose_device,
     halved as halved,
 )

@@ -17,6 +17,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._arguments import checked
 from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
+from st_gchb._options import DEFAULT_ENCODER
 from st_gchb.pp.encoders._backbones import Backbone, timm_backbone, torchvision_backbone, torchvision_names
 from st_gchb.pp.encoders._registry import call_factory, registered_names
 from st_gchb.pp.encoders._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
@@ -93,7 +94,7 @@ class Encoder:
 
 @checked
 def get_encoder(
-    encoder: str | nn.Module | Encoder = "resnet50",
+    encoder: str | nn.Module | Encoder = DEFAULT_ENCODER,
     weights: str | Path | None = "default",
     *,
     transform: Callable[[Tensor], Tensor] | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from st_gchb._errors import EncoderError, InputError
 from st_gchb._logging import logger
+from st_gchb._options import DEFAULT_PRECISION, Precision
 from st_gchb.pp.encoders._encoder import Encoder
 
 
@@ -69,8 +70,6 @@ def halved(size: int, what: str) -> int:
     return size // 2
 
 
-Views = Literal[1, 4, 8]
-Precision = Literal["float32", "bfloat16", "float16"]
 Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
 Tap = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
@@ -102,7 +101,7 @@ class Pace:
     batch_size: int
     device: torch.device
     memory_mb: float
-    precision: Precision = "float32"
+    precision: Precision = DEFAULT_PRECISION
     compiled: bool = False
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError
 from st_gchb._logging import logger, others_quiet
+from st_gchb._options import LengthUnit
 from st_gchb.pp.graph._builders import in_um, spec_of_builder
 from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
@@ -165,7 +165,7 @@ def _fill(
         )
     if rule.pitch is not None and (rule.radius is not None or not in_radius):
         return rule
-    unit: Literal["um", "px"] = rule.unit if length is not None else ("um" if known else "px")
+    unit: LengthUnit = rule.unit if length is not None else ("um" if known else "px")
     if unit == "px" and len(members) > 1 and in_radius:
         unknown = [name for name, value in scale.items() if value is None]
         if unknown:

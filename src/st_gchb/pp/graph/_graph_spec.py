@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from st_gchb._arguments import Limits, checked
 from st_gchb._errors import GraphError
-
-GraphMode = Literal["radius", "knn", "delaunay", "grid"]
+from st_gchb._options import GraphMode, LengthUnit
 
 Length = Annotated[float, Limits("a length above 0, up to 1,000,000", above=0, high=1e6)]
 LengthFromZero = Annotated[float, Limits("a length of 0 or more, up to 1,000,000", low=0, high=1e6)]
@@ -55,7 +54,7 @@ class GraphSpec:
 
     mode: GraphMode = "radius"
     radius: Length | None = None
-    unit: Literal["um", "px"] = "um"
+    unit: LengthUnit = "um"
     n_neighbors: Neighbors = 6
     pitch: LengthFromZero | None = None
     n_rings: GraphRings | None = None

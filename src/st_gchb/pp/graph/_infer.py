@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -13,6 +13,7 @@ from scipy import sparse
 from st_gchb._constants import Keys
 from st_gchb._errors import GraphError, MissingKeyError, StaleError
 from st_gchb._matrices import matrix_of
+from st_gchb._options import LengthUnit
 from st_gchb.io import hand_on_libraries
 from st_gchb.pp.graph._builders import in_um, specs_of_record
 from st_gchb.pp.graph._graph import spatial_graph
@@ -176,7 +177,7 @@ class _Search:
 
     def radius(self) -> GraphSpec | None:
         """Find a radius that gives the graph, midway between its longest edge and the shortest pair without one."""
-        unit: Literal["um", "px"] = "px" if self.sizes is None else "um"
+        unit: LengthUnit = "px" if self.sizes is None else "um"
         members, centers, graph = self.sections.rows, self.centers, self.own.tocoo()
         per_spot = np.ones(len(centers))
         for name, rows in members.items():

@@ -1,7 +1,6 @@
 from ._cache import cache_folder as cache_folder, content_key as content_key
 from ._embed_patches import embed_patches as embed_patches
 from ._embed_patches_like import embed_patches_like as embed_patches_like
-from ._embed_slices import OnDamage as OnDamage
 from ._feature_array import (
     BLOCK_ROWS as BLOCK_ROWS,
     FeatureRows as FeatureRows,

@@ -15,15 +15,25 @@ from torch import Tensor, nn
 from st_gchb import __version__
 from st_gchb._arguments import Count, Megabytes, Micrometers, PatchSize, PixelSize, checked
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
-from st_gchb.pp._stain_normalization import Stain, StainMethod, stain_of
-from st_gchb.pp.encoders import Encoder, Engine, Pace, Precision, Views, choose_device, get_encoder
+from st_gchb._options import (
+    DEFAULT_ENCODER,
+    DEFAULT_ON_DAMAGE,
+    DEFAULT_PRECISION,
+    DEFAULT_VIEWS,
+    OnDamage,
+    Precision,
+    StainMethod,
+    Views,
+)
+from st_gchb.pp._stain_normalization import Stain, stain_of
+from st_gchb.pp.encoders import Encoder, Engine, Pace, choose_device, get_encoder
 from st_gchb.pp.patches._cache import cache_folder
-from st_gchb.pp.patches._embed_slices import OnDamage, embed_slices
+from st_gchb.pp.patches._embed_slices import embed_slices
 from st_gchb.pp.patches._feature_maps import FILES_KEY
 from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.patches._last_stage import check_feature_maps, tapped
 from st_gchb.pp.patches._provenance import made_at, made_key
-from st_gchb.pp.patches._reader import MEMORY_MB
+from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
 from st_gchb.pp.spots import Slice, resolve, side_px
 
 if TYPE_CHECKING:
@@ -34,11 +44,11 @@ if TYPE_CHECKING:
 def embed_patches(
     data: AnnData | SpatialData,
     *,
-    encoder: str | nn.Module | Encoder = "resnet50",
+    encoder: str | nn.Module | Encoder = DEFAULT_ENCODER,
     weights: str | Path | None = "default",
     patch_um: Micrometers = DEFAULT_PATCH_UM,
     patch_px: PatchSize | None = None,
-    n_views: Views = 4,
+    n_views: Views = DEFAULT_VIEWS,
     stain_norm: StainMethod | Stain | None = None,
     save_feature_maps: bool = False,
     image: Any = None,
@@ -47,15 +57,15 @@ def embed_patches(
     um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
     table: str | None = None,
     shapes: str | None = None,
-    batch_size: Count = 64,
+    batch_size: Count = BATCH_SIZE,
     memory_mb: Megabytes = MEMORY_MB,
     device: str | torch.device = "auto",
-    precision: Precision = "float32",
+    precision: Precision = DEFAULT_PRECISION,
     compiled: bool = False,
     key_added: str = Keys.FEATURES,
     cache: bool = True,
     cache_dir: str | Path | None = None,
-    on_damage: OnDamage = "raise",
+    on_damage: OnDamage = DEFAULT_ON_DAMAGE,
     copy: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> AnnData | None:

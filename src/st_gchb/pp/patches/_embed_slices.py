@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from st_gchb._advice import Fix, advise
 from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
+from st_gchb._options import OnDamage
 from st_gchb.pp._stain_normalization import Stain, normalizing, stain_of, stain_record
 from st_gchb.pp.encoders import Batch, Engine
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
@@ -21,8 +21,6 @@ from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_st
 from st_gchb.pp.patches._last_stage import shape_of_maps
 from st_gchb.pp.patches._reader import Damage, Rows, choose_level, prefetch, whole_patches
 from st_gchb.pp.spots import Slice
-
-OnDamage = Literal["raise", "nan"]
 
 _BLURRED = 4
 """Factor of enlargement of patches above which a warning says that they are blurred."""

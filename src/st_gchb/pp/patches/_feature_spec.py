@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Count, Micrometers, PatchSize, checked
 from st_gchb._errors import EncoderError, MissingKeyError
+from st_gchb._options import Precision, StainMethod, Views
 from st_gchb.io import one_number
-from st_gchb.pp._stain_normalization import Stain, StainMethod
-from st_gchb.pp.encoders import Encoder, Precision, Views, get_encoder, is_known
+from st_gchb.pp._stain_normalization import Stain
+from st_gchb.pp.encoders import Encoder, get_encoder, is_known
 
 EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
 """Current names of fields that earlier versions stored under other names."""

@@ -138,6 +138,8 @@ class Damage:
 
 MEMORY_MB = 1000.0
 """Default of ``memory_mb``."""
+BATCH_SIZE = 64
+"""Default of ``batch_size``."""
 _CROPS_SHARE = 0.125
 """Fraction of the memory for windows that wait to be resampled."""
 _CROP_BYTES = 3 * 5
@@ -167,7 +169,7 @@ def choose_level(image: SlideImage, side_px: float, out_px: int) -> int:
 
 @checked
 def read_patches(
-    slide: Slice, side_px: float, out_px: Count, batch_size: Count = 64, memory_mb: Megabytes = MEMORY_MB
+    slide: Slice, side_px: float, out_px: Count, batch_size: Count = BATCH_SIZE, memory_mb: Megabytes = MEMORY_MB
 ) -> Iterator[tuple[Rows, Patches]]:
     """Read the patch of every spot, in batches, within bounded memory.
 

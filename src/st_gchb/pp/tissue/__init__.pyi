@@ -1,4 +1,4 @@
-from ._detection import Tissue as Tissue, TissueMethod as TissueMethod, find_tissue as find_tissue
-from ._layout import GridKind as GridKind, lay_grid as lay_grid, tissue_share as tissue_share
+from ._detection import Tissue as Tissue, find_tissue as find_tissue
+from ._layout import lay_grid as lay_grid, tissue_share as tissue_share
 from ._roi import read_roi as read_roi
 from ._tile_tissue import tile_tissue as tile_tissue

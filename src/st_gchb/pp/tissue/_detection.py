@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Area, Micrometers, PixelSize, checked
 from st_gchb._compat import squidpy_tissue
 from st_gchb._errors import ScaleError
+from st_gchb._options import DEFAULT_TISSUE, TissueMethod
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import shrink
 
@@ -196,8 +197,6 @@ def _find_ink(density: Field, window: int, um_per_px: float) -> Mask:
     return np.asarray(ndimage.binary_dilation(grown, disk(margin)), dtype=bool)
 
 
-TissueMethod = Literal["stain", "squidpy", "all"]
-
 _LONGEST_PX = 3000
 """Longest side of the image in which tissue is detected, px."""
 _GAP_UM = 25.0
@@ -256,7 +255,7 @@ def find_tissue(
     image: Any,
     *,
     um_per_px: PixelSize | None = None,
-    method: TissueMethod = "stain",
+    method: TissueMethod = DEFAULT_TISSUE,
     resolution_um: Micrometers = 8.0,
     min_area_um2: Area = 40_000.0,
     max_hole_um2: Area = 20_000.0,

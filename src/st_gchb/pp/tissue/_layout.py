@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, TissueError
 from st_gchb._logging import logger
+from st_gchb._options import GridKind, TissueMethod
 from st_gchb.io import SlideImage
-from st_gchb.pp.tissue._detection import Tissue, TissueMethod, find_tissue, pixel_size
+from st_gchb.pp.tissue._detection import Tissue, find_tissue, pixel_size
 from st_gchb.pp.tissue._roi import read_roi, within
-
-GridKind = Literal["hex", "square"]
 
 _MAX_POSITIONS = 5_000_000
 """Most candidate positions of one slide; more indicate a spacing in the wrong unit."""

@@ -14,9 +14,10 @@ from anndata import AnnData
 from st_gchb._arguments import Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
+from st_gchb._options import DEFAULT_GRID, DEFAULT_MIN_TISSUE, DEFAULT_TISSUE, GridKind, TissueMethod
 from st_gchb.io import Library, SlideImage, open_image, put_libraries
-from st_gchb.pp.tissue._detection import Tissue, TissueMethod
-from st_gchb.pp.tissue._layout import GridKind, Tiles, lay_tiles
+from st_gchb.pp.tissue._detection import Tissue
+from st_gchb.pp.tissue._layout import Tiles, lay_tiles
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -30,10 +31,10 @@ def tile_tissue(
     *,
     spacing_um: Micrometers = 100.0,
     um_per_px: PixelSize | None = None,
-    grid: GridKind = "hex",
+    grid: GridKind = DEFAULT_GRID,
     roi: Any = None,
-    tissue: TissueMethod | Tissue | np.ndarray = "stain",
-    min_tissue: PositiveShare = 0.5,
+    tissue: TissueMethod | Tissue | np.ndarray = DEFAULT_TISSUE,
+    min_tissue: PositiveShare = DEFAULT_MIN_TISSUE,
     name: str | None = None,
     image: str | None = None,
     overwrite: bool = False,
