@@ -101,7 +101,9 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
         decorated.
     keywords
         For a function with ``**keywords``: returns the function or class, or a tuple of them, that receives these, so
-        that unknown names and invalid values are reported here.
+        that unknown names and invalid values are reported here. Accepted are the keyword-only arguments of a function,
+        and those of a class that have a default. ``inspect.signature``, and with it ``help`` and completion, shows
+        them in place of ``**keywords``.
     apart
         Arguments whose meaning differs from that of the same name elsewhere in the package; advice does not name them.
 
@@ -140,6 +142,8 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
             return function(*args, **given)
 
     call.__checked__ = door  # type: ignore[attr-defined]
+    if keywords is not None:
+        call.__signature__ = door.shown()  # type: ignore[attr-defined]
     return call
 
 
@@ -176,7 +180,24 @@ class _Signature:
     @functools.cached_property
     def checks(self) -> dict[str, _Check]:
         """Check of each argument, by name; the function's own arguments override those of its keyword targets."""
-        return ({} if self.keywords is None else _checks_of_all(self.keywords())) | _checks_of(self.function)
+        known = {} if self.keywords is None else _checks_of_all(self.keywords())
+        return {name: known[name] for name in known if name in self.passed_on} | _checks_of(self.function)
+
+    @functools.cached_property
+    def passed_on(self) -> dict[str, inspect.Parameter]:
+        """Arguments that ``**keywords`` stands for; for a name that two targets share, the last one counts."""
+        found: dict[str, inspect.Parameter] = {}
+        for target in () if self.keywords is None else _as_tuple(self.keywords()):
+            for name, parameter in inspect.signature(target).parameters.items():
+                is_option = isinstance(target, type) and parameter.default is not parameter.empty
+                if parameter.kind is parameter.KEYWORD_ONLY or is_option:
+                    found[name] = parameter.replace(kind=parameter.KEYWORD_ONLY)
+        return {name: parameter for name, parameter in found.items() if name not in self.signature.parameters}
+
+    def shown(self) -> inspect.Signature:
+        """Return the signature with the arguments that ``**keywords`` stands for in its place."""
+        own = [one for one in self.signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        return self.signature.replace(parameters=[*own, *self.passed_on.values()])
 
     @functools.cached_property
     def arguments(self) -> dict[str, str]:
@@ -266,9 +287,13 @@ def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[s
 def _checks_of_all(targets: Any) -> dict[str, _Check]:
     """Collect the checks of several functions; for a name that two of them share, the last one counts."""
     found: dict[str, _Check] = {}
-    for target in targets if isinstance(targets, tuple) else (targets,):
+    for target in _as_tuple(targets):
         found |= _checks_of(target)
     return found
+
+
+def _as_tuple(targets: Any) -> tuple[Any, ...]:
+    return targets if isinstance(targets, tuple) else (targets,)
 
 
 def _checks_of(function: Callable[..., Any]) -> dict[str, _Check]:

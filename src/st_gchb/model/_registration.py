@@ -25,7 +25,9 @@ from st_gchb.model._validation import (
 from st_gchb.pp.spots import check_object
 
 
-def transfer_arguments(source_registry: dict, extend_categories: bool, allow_missing_labels: bool) -> None:
+def transfer_arguments(
+    *, source_registry: dict | None = None, extend_categories: bool = False, allow_missing_labels: bool = False
+) -> None:
     """Stand for the keywords that scvi-tools takes when a model is loaded with data."""
 
 
@@ -38,9 +40,10 @@ def check_transfer(options: Mapping[str, Any]) -> None:
         With what ``source_registry`` is expected to hold.
     """
     registry = options.get("source_registry")
-    if registry is None and options:
+    others = [name for name in options if name != "source_registry"]
+    if registry is None and others:
         raise InputError(
-            f"{', '.join(f'{name}=' for name in options)} says how source_registry= is used, and there is none. Pass "
+            f"{', '.join(f'{name}=' for name in others)} says how source_registry= is used, and there is none. Pass "
             "source_registry=STGCHB.load_registry(folder), or leave it out."
         )
     if registry is not None and not isinstance(registry.get("field_registries"), Mapping):

@@ -87,7 +87,8 @@ class STGCHB(BaseModelClass):
     registry
         For loading without data.
     settings
-        Any field of :class:`~st_gchb.model.ModelSettings`, such as ``n_top_genes=1000``. The paper's ablations are
+        Any field of :class:`~st_gchb.model.ModelSettings`, such as ``n_top_genes=1000``; by default the preset's. The
+        signature shows the values of ``"default"``. The paper's ablations are
         ``bottleneck=0`` (A), ``n_expression_components=None`` (B), ``dgi_image=0`` (C), ``dgi_expression=0`` (D).
 
     Examples
@@ -169,7 +170,8 @@ class STGCHB(BaseModelClass):
             register(cls, adata, where, kwargs)
 
     @classmethod
-    @checked(keywords=lambda: STGCHB.setup_anndata)
+    # The class has no name yet, by which the method above could be found.
+    @checked(keywords=lambda setup=setup_anndata: setup.__func__)  # type: ignore[misc]
     def setup_spatialdata(
         cls,
         sdata: SpatialData,
@@ -247,7 +249,8 @@ class STGCHB(BaseModelClass):
             if self._panel is not None:
                 check_panel(self._panel, adata.var_names)
         self._describe()
-        self.init_params_ = self._get_init_params(locals())
+        # scvi-tools looks for each parameter of the signature, which names the settings.
+        self.init_params_ = self._get_init_params(settings | locals())
 
     @property
     def _where(self) -> Registered:
