@@ -17,6 +17,7 @@ from PIL import Image
 
 import st_gchb
 from st_gchb.cli import build_parser, main
+from st_gchb.evaluate import RunFolder
 from st_gchb.model import STGCHB
 
 COMMANDS = ["demo", "train", "predict", "evaluate"]
@@ -173,21 +174,20 @@ def test_evaluate_by_patient(slides, tmp_path):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Tasks that methods have answered; the one whose number is in ``answers.stop`` is interrupted."""
-    from st_gchb.evaluate import _evaluate as _run
+    """Runs that are finished; the one whose number is in ``answers.stop`` is interrupted before it is stored."""
 
     class Answers(list):
         stop = None
 
-    kept, run = Answers(), _run._run
+    kept, write = Answers(), RunFolder.write
 
-    def count(plan, ready, run_id, **options):
+    def count(folder, key, run):
         if len(kept) == kept.stop:
             raise KeyboardInterrupt
-        kept.append(run_id)
-        return run(plan, ready, run_id, **options)
+        kept.append(key)
+        write(folder, key, run)
 
-    monkeypatch.setattr(_run, "_run", count)
+    monkeypatch.setattr(RunFolder, "write", count)
     return kept
 
 

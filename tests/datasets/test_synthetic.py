@@ -11,9 +11,16 @@ from scipy.spatial import KDTree
 
 from st_gchb._errors import CoordinateError, InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb.datasets import dlpfc_geometry, synthetic_tissue
-from st_gchb.datasets.synthetic import draw_genes, look_under, memberships, place_cells, random_anatomy
-from st_gchb.datasets.synthetic._cells import ENDOTHELIUM, PYRAMID
-from st_gchb.datasets.synthetic._simulate import _unseen
+from st_gchb.datasets.synthetic import (
+    ENDOTHELIUM,
+    PYRAMID,
+    draw_genes,
+    look_under,
+    memberships,
+    place_cells,
+    random_anatomy,
+    unseen_fields,
+)
 
 SMALL = {"n_rows": 16, "n_cols": 14, "n_genes": 120}
 
@@ -142,7 +149,7 @@ def _under_a_grid(anatomy, cells):
 def test_unseen_fields_are_orthogonal_to_what_is_seen():
     anatomy = random_anatomy(1500, 1500, (5, 0))
     spots = _under_a_grid(anatomy, place_cells(anatomy, np.random.default_rng(5))[0])
-    fields = _unseen(3, spots, anatomy, np.random.default_rng(6))
+    fields = unseen_fields(3, spots, anatomy, np.random.default_rng(6))
     np.testing.assert_allclose(fields.std(axis=0), 1, atol=1e-6)
     for seen in (spots.depth, spots.nuclei, spots.neurons, spots.layers[:, 3]):
         assert np.abs(_correlations(fields, np.repeat(seen[:, None], 3, axis=1))).max() < 1e-4

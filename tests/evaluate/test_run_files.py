@@ -13,8 +13,7 @@ from hypothesis import given, strategies as st
 
 from st_gchb._artifacts import digest
 from st_gchb._errors import InputError
-from st_gchb.evaluate import METHODS, Run, RunFolder, RunKey, describe
-from st_gchb.evaluate._run_cache import parse
+from st_gchb.evaluate import METHODS, Run, RunFolder, RunKey, describe, parse_run
 
 KEY = RunKey("S1", "ridge", 0, {"package": "1", "data": "d", "described": {"function": "f"}})
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -54,7 +53,7 @@ def content(tmp_path):
 
 @given(noise=st.binary(max_size=200))
 def test_no_bytes_pass_for_a_run(noise):
-    assert isinstance(parse(noise, KEY), str)
+    assert isinstance(parse_run(noise, KEY), str)
 
 
 json_values = st.recursive(
@@ -67,7 +66,7 @@ own_names = st.sampled_from(["format", "key", "key_sha256", "row", "genes", "pre
 
 @given(record=json_values | st.dictionaries(own_names, json_values))
 def test_no_json_passes_for_a_run(record):
-    assert isinstance(parse(json.dumps(record).encode(), KEY), str)
+    assert isinstance(parse_run(json.dumps(record).encode(), KEY), str)
 
 
 @given(
@@ -76,7 +75,7 @@ def test_no_json_passes_for_a_run(record):
 def test_a_record_that_vouches_for_itself_has_to_be_a_table(row, genes, other):
     record = {"format": 1, "key_sha256": KEY.sha256, "row": row, "genes": genes, "prediction_sha256": other}
     record["record_sha256"] = digest(json.loads(json.dumps(record)))
-    found = parse(json.dumps(record).encode(), KEY)
+    found = parse_run(json.dumps(record).encode(), KEY)
     if not isinstance(found, str):
         assert isinstance(row, dict)
         assert list(found[0].genes.columns) == [name for name in genes if name != "gene"]
@@ -89,21 +88,21 @@ def written(tmp_path_factory):
 
 @given(st.data())
 def test_any_change_is_seen(written, data):
-    assert not isinstance(parse(written, KEY), str)
+    assert not isinstance(parse_run(written, KEY), str)
     at = data.draw(st.integers(0, len(written) - 1))
     if data.draw(st.booleans()):
         broken = written[:at]
     else:
         byte = data.draw(st.integers(0, 255).filter(lambda value: value != written[at]))
         broken = written[:at] + bytes([byte]) + written[at + 1 :]
-    found = parse(broken, KEY)
+    found = parse_run(broken, KEY)
     # Only what JSON itself does not tell apart may pass: white space between words.
     assert isinstance(found, str) or json.loads(broken) == json.loads(written)
 
 
 @pytest.mark.parametrize("bomb", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5_000, b'"\\ud800"', b"[1e999, NaN]"])
 def test_hostile_json(bomb):
-    assert isinstance(parse(bomb, KEY), str)
+    assert isinstance(parse_run(bomb, KEY), str)
 
 
 def test_a_key_is_all_that_it_holds(written):
@@ -114,7 +113,7 @@ def test_a_key_is_all_that_it_holds(written):
         RunKey("S1", "ridge", 0, {**KEY.depends_on, "package": "2"}),
     ):
         assert other.stem != KEY.stem
-        assert parse(written, other) == "is the file of another run"
+        assert parse_run(written, other) == "is the file of another run"
 
 
 def test_names_of_slices_and_methods_are_no_paths(tmp_path):

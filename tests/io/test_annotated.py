@@ -351,12 +351,12 @@ def test_any_value_in_uns(where, value):
     """What is stored in another layout is left for the function that needs it to refuse."""
     from pathlib import Path
 
-    from st_gchb.io.sections._annotated import _libraries
+    from st_gchb.io.sections import normalize_libraries
 
     adata = section(spatial={"s": library()})
     entry = adata.uns
     for key in where[:-1]:
         entry = entry[key]
     entry[where[-1]] = value
-    found = _libraries(adata, Path("a.h5ad"))
+    found = normalize_libraries(adata, Path("a.h5ad"))
     assert all(isinstance(one, dict) for one in found.values())

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from st_gchb import _logging
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import (
     _chunks as chunks,
-    _thumbnail as thumbnail,
     chunk_edges,
     divided,
     grouped,
@@ -105,7 +105,7 @@ def test_the_hash_sees_every_pixel_and_the_shape():
 
 def test_bars_are_shown_for_long_work_alone(monkeypatch):
     delays = []
-    monkeypatch.setattr(thumbnail, "track", lambda items, *_, delay: delays.append(delay) or iter(items))
+    monkeypatch.setattr(_logging, "tqdm", lambda items, *, delay, **_: delays.append(delay) or items)
     open_image(RGB).thumbnail(10)
     assert delays == [1.0]
 

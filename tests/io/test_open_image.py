@@ -12,7 +12,7 @@ from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ArgumentError, ScaleError
 from st_gchb.io import SlideImage, open_image
-from st_gchb.io.images import TiffLevel, _image_element as elements
+from st_gchb.io.images import TiffLevel
 
 
 @pytest.fixture
@@ -137,10 +137,11 @@ def test_a_mapped_file_is_let_go_after_each_window(tmp_path, pixels):
     assert window.base is None
 
 
-def test_a_large_lazy_array_is_read_window_by_window(pixels, monkeypatch):
-    monkeypatch.setattr(elements, "_HOLD_BYTES", 10)
-    image = open_image(dask.array.from_array(pixels, chunks=(100, 100, 3)))
+def test_a_large_lazy_array_is_read_window_by_window(pixels):
+    # The same picture again and again: 600 MB if they were held.
+    image = open_image(dask.array.tile(dask.array.from_array(pixels, chunks=pixels.shape), (48, 34, 1)))
     np.testing.assert_array_equal(image.read(0, 10, 20, 30, 50), pixels[10:20, 30:50])
+    np.testing.assert_array_equal(image.read(0, 290, 310, 410, 430), np.tile(pixels, (2, 2, 1))[290:310, 410:430])
     assert image.levels[0]._pixels is None
 
 

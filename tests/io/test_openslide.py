@@ -11,7 +11,7 @@ from PIL import Image
 
 from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import open_image
-from st_gchb.io.images import OpenSlideLevel, TiffLevel, _open_image as _open, open_openslide, open_tiff, vendor_of
+from st_gchb.io.images import OpenSlideLevel, TiffLevel, open_openslide, open_tiff, vendor_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 APERIO = "Aperio Image Library v11.2.1\r\n640x480 [0,0 640x480] (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"
@@ -80,7 +80,7 @@ def test_what_openslide_says_of_a_slide(tmp_path, mpp):
 def test_a_format_of_a_scanner_goes_to_openslide(svs, monkeypatch):
     """Some of these begin as a TIFF or a JPEG does, which then shows the label or a thumbnail."""
     for vendor in ("hamamatsu", "mirax", "leica", "ventana"):
-        monkeypatch.setattr(_open, "vendor_of", lambda path, vendor=vendor: vendor)
+        monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path, vendor=vendor: vendor)
         image = open_image(svs)
         assert isinstance(image.levels[0], OpenSlideLevel)
         np.testing.assert_array_equal(image.read(1, 0, 120, 0, 160), RGB[::4, ::4])
@@ -124,7 +124,7 @@ def test_a_corrupt_tile_is_told_and_the_rest_is_read(tmp_path):
 def test_a_slide_that_cannot_be_opened_names_itself(tmp_path, monkeypatch):
     path = tmp_path / "slide.ndpi"
     path.write_bytes(b"II*\0" + bytes(100))
-    monkeypatch.setattr(_open, "vendor_of", lambda path: "hamamatsu")
+    monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda path: "hamamatsu")
     with pytest.raises(ImageError, match=r"slide\.ndpi: the slide cannot be read"):
         open_image(path)
 

@@ -19,7 +19,7 @@ from spatialdata.transformations import Affine, Identity, Sequence, get_transfor
 
 import st_gchb
 from st_gchb.io import open_image, read_section
-from st_gchb.io.images import _image_element as _to_element
+from st_gchb.io.images import as_element
 from st_gchb.pp import resolve
 
 from .conftest import (
@@ -41,11 +41,15 @@ PLACES = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 def full(tmp_path_factory):
     """The full-resolution image, tiled, in two levels, without a word about its pixels."""
     path = tmp_path_factory.mktemp("image") / "full.tif"
+    write_levels(path, picture())
+    return path
+
+
+def write_levels(path, pixels):
     with tifffile.TiffWriter(path) as writer:
         options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
-        writer.write(picture(), subifds=1, **options)
-        writer.write(picture()[::2, ::2].copy(), subfiletype=1, **options)
-    return path
+        writer.write(pixels, subifds=1, **options)
+        writer.write(pixels[::2, ::2].copy(), subfiletype=1, **options)
 
 
 def pixels_of(element):
@@ -260,12 +264,14 @@ def test_pixels_of_the_full_image_are_not_read_before_they_are_needed(tmp_path, 
     assert str(full) in read
 
 
-def test_an_element_is_read_in_chunks(full, monkeypatch):
-    monkeypatch.setattr(_to_element, "_CHUNK_PX", 100)
-    element = _to_element.as_element(open_image(full), {"global": Identity()})
+def test_an_element_is_read_in_chunks(tmp_path):
+    large = picture(2300)
+    write_levels(tmp_path / "large.tif", large)
+    element = as_element(open_image(tmp_path / "large.tif"), {"global": Identity()})
     scales = [element[f"scale{i}"]["image"] for i in range(2)]
-    assert scales[0].data.chunks == ((3,), (100, 100, 100, 100, 80), (100, 100, 100, 100, 80))
-    for scale, pixels in zip(scales, (picture(), picture()[::2, ::2]), strict=True):
+    assert scales[0].data.chunks == ((3,), (2048, 252), (2048, 252))
+    assert scales[1].data.chunks == ((3,), (1150,), (1150,))
+    for scale, pixels in zip(scales, (large, large[::2, ::2]), strict=True):
         np.testing.assert_array_equal(scale.transpose("y", "x", "c").to_numpy(), pixels)
     # Pixels of a coarse scale lie in the middle of those of the finest that they stand for.
     assert scales[1].coords["x"].values[:2].tolist() == [1.0, 3.0]

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.stats import pearsonr, spearmanr
 
 from st_gchb._errors import InputError
-from st_gchb.metrics import _genes, pearson, per_gene
+from st_gchb.metrics import pearson, per_gene
 
 NAMES = ["A", "B", "C", "D"]
 
@@ -52,21 +52,31 @@ def test_constant_genes_count_as_zero_and_are_marked(pair):
     assert frame.notna().all(axis=None)
 
 
-def test_blocks_sparse_and_frames_give_the_same_table(pair, monkeypatch):
-    truth, prediction = pair
-    whole = per_gene(truth, prediction, NAMES)
-    monkeypatch.setattr(_genes, "_BLOCK", 3)
-    pd.testing.assert_frame_equal(per_gene(sparse.csr_matrix(truth), prediction, NAMES), whole)
-    frames = [pd.DataFrame(m, columns=NAMES) for m in pair]
+@pytest.fixture
+def transcriptome(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """More genes than are made dense at once."""
+    truth = rng.poisson(1.0, (6, 20_000)).astype(float)
+    return truth, truth + rng.normal(size=truth.shape)
+
+
+def test_blocks_sparse_and_frames_give_the_same_table(transcriptome):
+    truth, prediction = transcriptome
+    names = [f"G{j}" for j in range(truth.shape[1])]
+    parts = [slice(start, start + 700) for start in range(0, len(names), 700)]
+    whole = pd.concat([per_gene(truth[:, part], prediction[:, part], names[part]) for part in parts])
+    pd.testing.assert_frame_equal(per_gene(truth, prediction, names), whole)
+    pd.testing.assert_frame_equal(per_gene(sparse.csr_matrix(truth), prediction, names), whole)
+    frames = [pd.DataFrame(m, columns=names) for m in transcriptome]
     pd.testing.assert_frame_equal(per_gene(*frames), whole)
     pd.testing.assert_frame_equal(per_gene(frames[0], prediction), whole)
 
 
-def test_pearson_alone_is_that_of_the_table(pair, monkeypatch):
-    monkeypatch.setattr(_genes, "_BLOCK", 3)
-    pair[0][:, 2] = 1.0
-    np.testing.assert_array_equal(pearson(*pair), per_gene(*pair, NAMES)["pearson"])
-    assert pearson(*pair)[2] == 0.0
+def test_pearson_alone_is_that_of_the_table(transcriptome):
+    truth, prediction = transcriptome
+    truth[:, [2, 15_000]] = 1.0
+    found = pearson(truth, prediction)
+    np.testing.assert_array_equal(found, per_gene(truth, prediction, [f"G{j}" for j in range(20_000)])["pearson"])
+    assert found[[2, 15_000]].tolist() == [0.0, 0.0]
 
 
 def test_integers_are_not_wrapped():

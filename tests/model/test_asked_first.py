@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
+from anndata import AnnData
 
 from st_gchb._errors import InputError, MissingKeyError
-from st_gchb.model import STGCHB, _stgchb
+from st_gchb.model import STGCHB
 
 
 @pytest.mark.parametrize(
@@ -18,10 +20,10 @@ from st_gchb.model import STGCHB, _stgchb
         ({"write": True}, InputError, "write= and key_added="),
     ],
 )
-def test_no_query_is_prepared(model: STGCHB, held_out, monkeypatch, options, error, message):
-    def prepared(*_args, **_options):
-        raise AssertionError("the query was prepared")
-
-    monkeypatch.setattr(_stgchb, "prepare_query", prepared)
+def test_no_query_is_prepared(model: STGCHB, options, error, message):
+    """A query without positions, whose preparation fails at its first step."""
+    query = AnnData(obs=pd.DataFrame(index=["A", "B"]))
+    with pytest.raises(MissingKeyError, match="spatial"):
+        model.predict(query)
     with pytest.raises(error, match=message):
-        model.predict(held_out, **options)
+        model.predict(query, **options)

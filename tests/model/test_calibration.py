@@ -7,7 +7,6 @@ import pytest
 from scipy import sparse
 
 from st_gchb.model import Calibration, calibrate, calibration_folds, fit_appearance
-from st_gchb.model._confidence import PREDICTORS
 
 RNG = np.random.default_rng(0)
 SLICES = np.repeat(["A", "B", "C"], 100)
@@ -29,9 +28,8 @@ def calibration():
 
 
 def signs_at(distance, spread=0.5):
-    predictors = np.full((len(distance), len(PREDICTORS)), 0.5)
-    predictors[:, PREDICTORS.index("distance")], predictors[:, PREDICTORS.index("spread")] = distance, spread
-    return predictors
+    other = np.full(len(distance), 0.5)
+    return np.column_stack([other, np.broadcast_to(spread, other.shape), distance, other])
 
 
 def test_a_far_spot_is_flagged_alone(calibration):

@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from st_gchb._artifacts import digest, sha256_of
 from st_gchb._errors import ModelFileError, STGCHBError
 from st_gchb.model import STGCHB
-from st_gchb.model._schema import FIELDS
 
 ODD: list[Any] = [None, True, 0, -1, 3, 2**70, 0.5, -1e300, float("nan"), float("inf"), "", "x", [], [[]], {}, {"a": 1}]
 """One or more of every type that JSON has."""
 ABSENT = object()
 PARTS = ["settings", "features", "graph", "registry", "tables", "history", "sha256"]
 """Fields of the record that have fields of their own."""
+FIRST_READ = {"kind", "format", "record_sha256"}
+"""Fields that tell how the others are read."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_every_field_that_was_edited_is_told_or_used(
     part: str, record: dict[str, Any], folder: Path, held_out: AnnData
 ):
     query, asked = held_out[:12].copy(), part not in ("registry", "history")
-    wanted = {part} if part != "others" else set(FIELDS) - set(PARTS)
+    wanted = {part} if part != "others" else set(record) - FIRST_READ - set(PARTS)
     told = 0
     try:
         for path in places(record):
@@ -101,12 +102,12 @@ def test_every_field_that_was_edited_is_told_or_used(
     assert told
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
-def test_a_field_that_is_gone_is_named(name: str, record: dict[str, Any], folder: Path):
+def test_a_field_that_is_gone_is_named(record: dict[str, Any], folder: Path):
     try:
-        write(folder, with_value(record, (name,), ABSENT))
-        with pytest.raises(ModelFileError, match=name):
-            STGCHB.load(folder)
+        for name in set(record) - {"record_sha256"}:
+            write(folder, with_value(record, (name,), ABSENT))
+            with pytest.raises(ModelFileError, match=name):
+                STGCHB.load(folder)
     finally:
         write(folder, record)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from st_gchb._errors import EncoderError
 from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
-from st_gchb.pp.encoders import Engine, Pace, _runner as engine
+from st_gchb.pp.encoders import Engine, Pace
 
 RNG = np.random.default_rng(0)
 PATCHES = RNG.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
@@ -167,7 +167,8 @@ def test_what_is_compiled_sees_one_shape(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_)
     plain, compiled = run(Picky(), n_views=4), run(Picky(), n_views=4, compiled=True)
     np.testing.assert_array_equal(plain, compiled)
-    assert set(shapes) == {(engine._CPU_BATCH, 3, 32, 32)}
+    # Eleven patches in batches of eight: the last one is filled up.
+    assert set(shapes) == {(8, 3, 32, 32)}
     assert asked == {"dynamic": False, "options": {"freezing": True}}
 
 

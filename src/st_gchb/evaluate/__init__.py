@@ -17,7 +17,7 @@ from st_gchb.evaluate._report import (
     write_reliability,
     write_report,
 )
-from st_gchb.evaluate._run_cache import Run as Run, RunFolder as RunFolder, RunKey as RunKey
+from st_gchb.evaluate._run_cache import Run as Run, RunFolder as RunFolder, RunKey as RunKey, parse_run as parse_run
 
 __all__ = [
     "Evaluation",

@@ -233,7 +233,7 @@ class RunFolder:
         except IsADirectoryError:
             self._put_aside(path, "is a folder")
             return None
-        found = parse(content, key)
+        found = parse_run(content, key)
         if isinstance(found, str):
             self._put_aside(path, found)
             return None
@@ -296,7 +296,7 @@ class RunFolder:
         logger.warning("%s %s: it is moved to %s, and the run is made again.", path, reason, aside.name)
 
 
-def parse(content: bytes, key: RunKey) -> tuple[Run, str | None] | str:
+def parse_run(content: bytes, key: RunKey) -> tuple[Run, str | None] | str:
     """Decode the file of a run.
 
     Parameters

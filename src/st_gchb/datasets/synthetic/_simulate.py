@@ -194,7 +194,7 @@ def draw_counts(
         ``(n_spots, n_genes)``.
     """
     seen = _follow(genes, spots)
-    unseen = _unseen(genes.hidden.shape[0], spots, anatomy, rng)
+    unseen = unseen_fields(genes.hidden.shape[0], spots, anatomy, rng)
     rate = np.exp(genes.base + seen + unseen @ genes.hidden)
     share = rate / rate.sum(axis=1, keepdims=True)
     # Library size grows with the number of cells and the tissue coverage; the log-normal factor is technical variation.
@@ -224,7 +224,7 @@ def _follow(genes: Genes, spots: Spots) -> NDArray[np.floating]:
     return log_fold * genes.effect
 
 
-def _unseen(n_fields: int, spots: Spots, anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.floating]:
+def unseen_fields(n_fields: int, spots: Spots, anatomy: Anatomy, rng: np.random.Generator) -> NDArray[np.floating]:
     """Draw smooth fields of variance 1 without linear dependence on what the image shows, ``(n_spots, n_fields)``."""
     shape = anatomy.tissue.shape
     scale = max(shape) / 5

@@ -217,7 +217,7 @@ def read_annotated(
         The file is damaged; or it holds several slices, and a single name, image or pixel size is given.
     """
     adata = load_anndata(path)
-    libraries = _libraries(adata, path)
+    libraries = normalize_libraries(adata, path)
     _find_places(adata, path)
     adata = _under_tissue(adata, libraries, path)
     adata = keep_genes(adata, str(path), genome)
@@ -254,7 +254,7 @@ def read_annotated(
     return adata
 
 
-def _libraries(adata: AnnData, path: Path) -> dict[str, dict[str, Any]]:
+def normalize_libraries(adata: AnnData, path: Path) -> dict[str, dict[str, Any]]:
     """Normalize the entries of ``uns["spatial"]`` that describe slices, in place, and return them.
 
     Other entries, such as CELLxGENE's ``is_single``, are kept. Entries written from R are data frames and become dicts.
