@@ -152,10 +152,11 @@ class QueryError(InputError):
     """
 
 
-class NotTrainedError(InputError):
-    """The operation requires a trained model.
+class NotTrainedError(InputError, AttributeError):
+    """The operation requires a trained model, or an attribute of the model exists only after training.
 
-    Raised by prediction, latent representations and saving.
+    Raised by prediction, latent representations, saving and :attr:`STGCHB.module <st_gchb.model.STGCHB.module>`. It is
+    an ``AttributeError`` too, as scikit-learn's ``NotFittedError``, so that ``hasattr`` and completion work.
     """
 
 

@@ -55,6 +55,7 @@ from st_gchb.model._validation import (
     guess_patient_key,
     kept_on_error,
 )
+from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import check_panel
 from st_gchb.pp.patches import MEMORY_MB, FeatureRows, stage_without_weights
 from st_gchb.pp.spots import check_object, sections_of
@@ -103,6 +104,8 @@ class STGCHB(BaseModelClass):
     >>> model.predict(ref).layers["st_gchb"].shape == (ref.n_obs, 30)
     True
     """
+
+    _module: STGCHBModule | None = None
 
     @classmethod
     @checked(keywords=lambda: transfer_arguments)
@@ -239,6 +242,7 @@ class STGCHB(BaseModelClass):
         self.preset, self.seed = preset, package_settings.seed if seed is None else seed
         self.settings = settings_for(preset, settings)
         self._panel = None if panel is None else list(panel)
+        self._network_device = torch.device("cpu")
         self._fitted: Fitted | None = None
         self.rules_: Preprocessor | None = None
         self.bank_: ReferenceBank | None = None
@@ -251,6 +255,53 @@ class STGCHB(BaseModelClass):
         self._describe()
         # scvi-tools looks for each parameter of the signature, which names the settings.
         self.init_params_ = self._get_init_params(settings | locals())
+
+    @property
+    def module(self) -> STGCHBModule:
+        """Network, which is built when training begins: the training slices determine its sizes.
+
+        Raises
+        ------
+        NotTrainedError
+            Before :meth:`train`.
+        """
+        if self._module is None:
+            raise NotTrainedError(
+                "The model has no module yet: the training slices determine the sizes of the network, which is built "
+                "when training begins. Call model.train() first, or STGCHB.load a trained model."
+            )
+        return self._module
+
+    @module.setter
+    def module(self, module: STGCHBModule) -> None:
+        self._module = module
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network; before training, the one that :meth:`to_device` chose, or the CPU."""
+        return self._network_device if self._module is None else self._module.device
+
+    @checked
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the network to a device.
+
+        Before training, where it is built; training then moves it to the device of its ``accelerator``.
+
+        Parameters
+        ----------
+        device
+            Name of a device such as ``"cpu"`` or ``"cuda:1"``, number of a GPU, or a device of torch.
+
+        Raises
+        ------
+        InputError
+            There is no such device, or it is not available.
+        """
+        chosen = choose_device(device)
+        if self._module is None:
+            self._network_device = chosen
+        else:
+            self._module.to(chosen)
 
     @property
     def _where(self) -> Registered:
@@ -623,7 +674,7 @@ class STGCHB(BaseModelClass):
             torch.manual_seed(self.seed)
             fitted = fit(self.adata, self._where, self.settings, self._panel, self.seed)
             if self.rules_ is None:
-                self.module = build_module(fitted, self.settings)
+                self.module = build_module(fitted, self.settings).to(self._network_device)
         if self.rules_ is None:
             self.rules_ = fitted.rules
             self._describe()

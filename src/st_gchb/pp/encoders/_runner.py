@@ -19,13 +19,13 @@ from st_gchb._options import DEFAULT_PRECISION, Precision
 from st_gchb.pp.encoders._encoder import Encoder
 
 
-def choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | int | torch.device) -> torch.device:
     """Choose a torch device and validate that it is available.
 
     Parameters
     ----------
     device
-        ``"auto"`` for CUDA, MPS or CPU, whichever is available first; or a device or its name.
+        ``"auto"`` for CUDA, MPS or CPU, whichever is available first; or a device, its name, or the number of a GPU.
 
     Returns
     -------
