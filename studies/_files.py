@@ -14,7 +14,7 @@ from studies._choice import CRITERION, Choice
 from studies._figure import variants
 from studies._study import Study, study_table
 
-_REFERENCES = ("default", "+ linear read-out by gene (default)")
+_REFERENCES = ("default", "+ ridge head by gene (default)")
 _BEST = 10
 """Number of candidates in the table of a choice."""
 

@@ -53,8 +53,8 @@ _TOGETHER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("+ centered slices", {"center_slices": True}),
     ("+ rings of neighbors", {"context_rings": 2}),
     ("+ bottleneck", {"bottleneck": 0.05}),
-    ("+ linear read-out, 40 % of every gene", {"ridge_weight": 0.4, "ridge_full_at": 0.0}),
-    ("+ linear read-out by gene (default)", {"ridge_full_at": 0.3}),
+    ("+ ridge head, 40 % of every gene", {"ridge_weight": 0.4, "ridge_full_at": 0.0}),
+    ("+ ridge head by gene (default)", {"ridge_full_at": 0.3}),
 )
 
 
@@ -72,9 +72,9 @@ STUDY: dict[str, list[Variant]] = {
         Variant("without rings of neighbors", {"context_rings": 0}),
         Variant("without centered slices", {"center_slices": False}),
         Variant("without bottleneck", {"bottleneck": 0.0}),
-        Variant("linear read-out with the same share of every gene", {"ridge_full_at": 0.0}),
-        Variant("without linear read-out", {"ridge_weight": 0.0}),
-        Variant("without retrieval (linear read-out alone)", {"ridge_weight": 1.0, "ridge_full_at": 0.0}),
+        Variant("ridge head with the same share of every gene", {"ridge_full_at": 0.0}),
+        Variant("without ridge head", {"ridge_weight": 0.0}),
+        Variant("without retrieval (ridge head alone)", {"ridge_weight": 1.0, "ridge_full_at": 0.0}),
         Variant("plain mean of 50", {"k": 50, "weighting": "mean"}),
     ],
     "graph": [
@@ -128,7 +128,7 @@ STUDY: dict[str, list[Variant]] = {
         *each("k", 50, 100, 200, label="plain mean, k =", weighting="mean"),
         *each("query_temperature", 0.05, 0.1, 0.5, label="softmax, k = 400, temperature"),
     ],
-    "read-out": [
+    "ridge-head": [
         *each("ridge_weight", 0.0, 0.2, 0.4, 0.6, 0.8, label="by gene, at most"),
         *each("ridge_weight", 0.2, 0.4, 0.6, 0.8, 1.0, label="every gene,", ridge_full_at=0.0),
     ],
@@ -154,19 +154,19 @@ def candidates() -> list[Variant]:
         "1 ring": {"context_rings": 1},
         "2 rings": {"context_rings": 2},
     }
-    readouts: dict[str, dict[str, Any]] = {
+    heads: dict[str, dict[str, Any]] = {
         "retrieval alone": {"ridge_weight": 0.0},
-        "read-out of every gene": {"ridge_full_at": 0.0},
-        "read-out by gene": {},
+        "ridge head for every gene": {"ridge_full_at": 0.0},
+        "ridge head by gene": {},
     }
     return [
         Variant(
-            f"{name}, {'bottleneck' if bottleneck else 'no bottleneck'}, {readout}, "
+            f"{name}, {'bottleneck' if bottleneck else 'no bottleneck'}, {head}, "
             f"{'centered' if centered else 'not centered'}",
-            around | linear | {"bottleneck": bottleneck, "center_slices": centered},
+            around | changed | {"bottleneck": bottleneck, "center_slices": centered},
         )
         for name, around in neighborhoods.items()
         for bottleneck in (0.0, 0.05)
-        for readout, linear in readouts.items()
+        for head, changed in heads.items()
         for centered in (False, True)
     ]

@@ -119,8 +119,8 @@ def test_a_k_beyond_the_reference_is_told_before_training(reference):
     STGCHB(small)  # the default's k is an upper limit
 
 
-def test_a_gene_gets_as_much_of_the_read_out_as_held_out_slices_say(reference):
-    """Of a table with one column that follows the patches and 20 of noise, only the first is read out linearly."""
+def test_a_gene_gets_as_much_of_the_ridge_head_as_held_out_slices_say(reference):
+    """Of one column that follows the patches and 20 of noise, only the first has a share of the ridge head."""
     adata = reference.copy()
     seen = adata.obsm["X_patch"][:, 0]
     noise = np.random.default_rng(0).random((adata.n_obs, 20))

@@ -211,7 +211,7 @@ def test_training_goes_on_where_it_ended(ref, tmp_path, plan):
 def test_folds_of_an_evaluation_find_their_maps(slices):
     settings = {name: value for name, value in SMALL.items() if name != "n_top_genes"}
     method = partial(fit_predict_panel, finetune="last_stage", **settings)
-    result = st_gchb.evaluate.evaluate_fold(slices, "S3", methods={"tail": method, "mean": mean}, n_top_genes=20)
+    result = st_gchb.evaluate.evaluate_fold(slices, "S3", methods={"last stage": method, "mean": mean}, n_top_genes=20)
     assert np.isfinite(result.table().to_numpy(float)[:, 0]).all()
 
 

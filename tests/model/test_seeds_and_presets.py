@@ -105,7 +105,7 @@ PRESETS = {
     "default, nhsic": {"dependence": "nhsic", "sigma": 10.0, "beta": 25.0},
     "default, slices": {"sampler": "slices", "batch_size": 16},
     "default, no PCA": {"n_expression_components": None, "n_image_components": None},
-    "default, tail": {"n_image_adapter": 32, "soft_targets": False},
+    "default, adapter": {"n_image_adapter": 32, "soft_targets": False},
     "default, all": {"validation_share": 0.0, "ridge_weight": 1.0},
 }
 
@@ -147,7 +147,7 @@ def test_the_presets_are_what_they_are_called(model):
 
 
 def test_the_graph_matters_to_those_who_have_one(reference, held_out):
-    """Without graph, DGI and linear read-out a spot's answer does not depend on its neighbors' patches."""
+    """Without graph, DGI and ridge head a spot's answer does not depend on its neighbors' patches."""
     for preset, alone in (("bleep", True), ("default", False)):
         model, whole = run(reference, held_out, preset, max_epochs=1)
         changed = held_out.copy()

@@ -65,8 +65,8 @@ def test_a_graph_encoder_is_its_matrix_formula(kind, n_tail):
     assert a[-1].sum() == 0  # a spot without neighbors is covered
     x = torch.randn(12, 5, dtype=torch.float64)
     made = encoder(kind, n_tail)
-    tail = x if not n_tail else x @ made.tail.weight.T + made.tail.bias
-    torch.testing.assert_close(made(x, edges), dense(made, tail, a.double()))
+    adapted = x if not n_tail else x @ made.tail.weight.T + made.tail.bias
+    torch.testing.assert_close(made(x, edges), dense(made, adapted, a.double()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,18 +22,19 @@ def slides(tmp_path_factory):
 def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "study"
-    arguments = ["--data", str(slides), "--questions", "read-out", "confidence", "--out", str(out), *QUICK]
+    arguments = ["--data", str(slides), "--questions", "ridge-head", "confidence", "--out", str(out), *QUICK]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     written = {path.name for path in out.iterdir()}
-    tables = {"study.csv", "study.json", "read-out.md", "confidence.md", "confidence_spots.csv", "confidence_genes.csv"}
-    assert written == tables | {"read-out.png", "confidence.png", "runs"}
-    assert (out / "read-out.md").read_text() in said
-    assert set(pd.read_csv(out / "study.csv")["question"]) == {"read-out"}
-    first = (out / "read-out.md").read_bytes()
+    tables = {"study.csv", "study.json", "ridge-head.md"}
+    tables |= {"confidence.md", "confidence_spots.csv", "confidence_genes.csv"}
+    assert written == tables | {"ridge-head.png", "confidence.png", "runs"}
+    assert (out / "ridge-head.md").read_text() in said
+    assert set(pd.read_csv(out / "study.csv")["question"]) == {"ridge-head"}
+    first = (out / "ridge-head.md").read_bytes()
     kept = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
     assert main(arguments) == 0
-    assert (out / "read-out.md").read_bytes() == first
+    assert (out / "ridge-head.md").read_bytes() == first
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
 
 

@@ -303,11 +303,11 @@ def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: Refe
     ridge head would extrapolate to impossible values.
     """
     if p.settings.ridge_weight:
-        readout = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
-        share = _linear_share(p, readout, table)
+        head = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
+        share = _ridge_share(p, head, table)
         # Fitted once, since it is the same for every query.
-        table.readout = table.readout or readout.fit(table.values)
-        retrieved = (1.0 - share) * retrieved + share * table.readout.predict(inputs)
+        table.ridge_head = table.ridge_head or head.fit(table.values)
+        retrieved = (1.0 - share) * retrieved + share * table.ridge_head.predict(inputs)
     bounded: np.ndarray = np.clip(retrieved, *table.bounds)
     return bounded
 
@@ -349,7 +349,7 @@ def predict(
     return result
 
 
-def _linear_share(p: Predictor, readout: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
+def _ridge_share(p: Predictor, head: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
     """Compute the share of the ridge head in each column, ``(n_columns,)``, from its correlation on held-out slices.
 
     For a gene that ridge regression predicts poorly, it would mostly add noise to the retrieved expression.
@@ -359,7 +359,7 @@ def _linear_share(p: Predictor, readout: RidgeHead, table: ReferenceTable) -> np
         return whole
     folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
     if table.held_out is None:
-        table.held_out = readout.held_out_correlation(table.values, folds)
+        table.held_out = head.held_out_correlation(table.values, folds)
     share: np.ndarray = whole * np.clip(table.held_out / p.settings.ridge_full_at, 0.0, 1.0).astype(np.float32)
     return share
 

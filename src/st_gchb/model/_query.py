@@ -104,7 +104,7 @@ class Preprocessor:
     context
         What is seen of a spot and its surroundings.
     linear
-        Map of context features to the inputs of the linear read-out.
+        Map of context features to the inputs of the ridge head.
     appearance
         Map of patch features to the coordinates in which a query is compared with the reference's range.
     slice_key

@@ -99,10 +99,10 @@ class GraphEncoder(nn.Module):
         return self.spread(self.tail(x), edge_index, degree)
 
     def spread(self, x: Tensor, edge_index: Tensor, degree: Tensor | None = None) -> Tensor:
-        """Compute node representations from the output of ``tail``.
+        """Compute node representations from the output of the adapter, ``tail``.
 
-        The tail acts on each row alone and is the most expensive layer, so that infomax shuffles its output instead of
-        its input, and it runs once per step.
+        The adapter acts on each row alone and is the most expensive layer, so that infomax shuffles its output instead
+        of its input, and it runs once per step.
         """
         if self.kind == "none":
             return self.activation(self.conv(x))

@@ -104,7 +104,7 @@ class BranchOutput:
     embedding
         Embedding before L2 normalization, ``(n, n_embedding)``.
     shuffled
-        Features whose rows infomax shuffles. This is the output of the tail: it acts on each row alone, so shuffling
+        Features whose rows infomax shuffles. This is the output of the adapter: it acts on each row alone, so shuffling
         its output is the same as shuffling its input. If several devices share the nodes, it is the inputs.
     """
 
@@ -160,9 +160,9 @@ class Branch(nn.Module):
             Representations of all nodes of the step.
         """
         if part is None:
-            tail = self.infomax.encoder.tail(inputs)
-            hidden = self.infomax.encoder.spread(tail, edge_index, degree)
-            return BranchOutput(inputs, hidden, self.head(hidden), tail)
+            adapted = self.infomax.encoder.tail(inputs)
+            hidden = self.infomax.encoder.spread(adapted, edge_index, degree)
+            return BranchOutput(inputs, hidden, self.head(hidden), adapted)
         hidden = self._own_hidden(inputs, degree, part)
         return BranchOutput(inputs, gathered(hidden, part), gathered(self.head(hidden, part), part), inputs)
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from st_gchb._errors import MissingKeyError
 from st_gchb._matrices import matrix_of
 from st_gchb.retrieval._faiss import SearchIndex
-from st_gchb.retrieval._ridge import FittedReadout
+from st_gchb.retrieval._ridge import FittedRidgeHead
 
 
 @dataclass
@@ -27,7 +27,7 @@ class ReferenceTable:
         Values, ``(n_reference, n_columns)``, sparse.
     columns
         Names of the columns.
-    readout
+    ridge_head
         Ridge head fitted to the table; ``None`` until it is needed.
     held_out
         Correlation of the ridge head with each column on held-out slices of the reference, ``(n_columns,)``; ``None``
@@ -36,7 +36,7 @@ class ReferenceTable:
 
     values: sparse.csr_matrix
     columns: pd.Index
-    readout: FittedReadout | None = field(default=None, repr=False)
+    ridge_head: FittedRidgeHead | None = field(default=None, repr=False)
     held_out: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property

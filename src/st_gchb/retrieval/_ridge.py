@@ -18,7 +18,7 @@ _BLOCK_ROWS = 2**16
 
 
 @dataclass(frozen=True)
-class FittedReadout:
+class FittedRidgeHead:
     """Fitted ridge regression: coefficients, ``(n_inputs, n_columns)``, and the means of inputs and targets."""
 
     coefficients: np.ndarray
@@ -46,7 +46,7 @@ class RidgeHead:
     inputs: np.ndarray
     penalty: float
 
-    def fit(self, y: sparse.csr_matrix | np.ndarray) -> FittedReadout:
+    def fit(self, y: sparse.csr_matrix | np.ndarray) -> FittedRidgeHead:
         """Fit the regression to a table of the reference, ``(n_reference, n_columns)``."""
         x = self.inputs
         center, mean = x.mean(0, dtype=np.float64), np.asarray(y.mean(axis=0)).ravel()
@@ -59,7 +59,7 @@ class RidgeHead:
             # X centered makes X'(Y - mean) = X'Y, so the table may stay sparse.
             product += np.asarray((y[rows].T @ part).T)
         ridge = self.penalty * np.trace(gram)
-        return FittedReadout(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), center, mean)
+        return FittedRidgeHead(np.linalg.solve(gram + max(ridge, 1e-12) * np.eye(len(gram)), product), center, mean)
 
     def held_out_correlation(self, target: sparse.csr_matrix, folds: Sequence[np.ndarray]) -> np.ndarray:
         """Compute the cross-validated correlation between predicted and measured values of each column of a table.

@@ -1,4 +1,4 @@
-"""The linear read-out against scikit-learn's ridge regression."""
+"""The ridge head against scikit-learn's ridge regression."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,9 @@ def test_a_huge_penalty_leaves_the_mean():
 
 @pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
 def test_a_sparse_table_gives_what_the_dense_one_gives(kind):
-    readout = RidgeHead(INPUTS, 0.012)
+    head = RidgeHead(INPUTS, 0.012)
     table = kind(TARGET.astype(np.float32))
-    np.testing.assert_allclose(
-        readout.fit(table).predict(QUERY), readout.fit(TARGET).predict(QUERY), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(head.fit(table).predict(QUERY), head.fit(TARGET).predict(QUERY), rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_that_never_change_say_the_mean():
@@ -52,7 +50,7 @@ def test_the_order_of_the_reference_does_not_matter_and_nothing_is_changed():
     np.testing.assert_array_equal(INPUTS, before)
 
 
-def test_held_out_correlation_is_that_of_read_outs_fitted_without_each_part():
+def test_held_out_correlation_is_that_of_ridge_heads_fitted_without_each_part():
     rng = np.random.default_rng(3)
     x = rng.normal(size=(90, 7)).astype(np.float32)
     y = (x[:, :3] @ rng.normal(size=(3, 5)) + rng.normal(size=(90, 5))).astype(np.float32)
