@@ -63,7 +63,7 @@ suppress_warnings = [
     # Third-party types that are imported for the checker of types alone.
     "sphinx_autodoc_typehints.forward_reference",
     "sphinx_autodoc_typehints.guarded_import",
-    # Widgets of progress bars have no picture.
+    # Widgets of progress bars have no static output.
     "mystnb.unknown_mime_type",
 ]
 

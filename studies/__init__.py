@@ -1,1 +1,1 @@
-"""Studies that make the tables and pictures of the documentation; not part of the installed package."""
+"""Studies that make the tables and figures of the documentation; not part of the installed package."""

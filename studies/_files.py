@@ -1,4 +1,4 @@
-"""Files of a study: one table and one picture per question, and all scores as CSV and JSON."""
+"""Files of a study: one table and one figure per question, and all scores as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEST = 10
 
 
 def write_study(result: Study, folder: str | Path) -> list[Path]:
-    """Write ``study.csv``, ``study.json`` and, per question, a Markdown table and a picture.
+    """Write ``study.csv``, ``study.json`` and, per question, a Markdown table and a figure.
 
     Parameters
     ----------

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: %(default)s)")
     add("--seed", type=int, default=0, help="first seed (default: %(default)s)")
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: %(default)s")
-    add("--out", type=Path, required=True, help="folder of tables, pictures and finished runs")
+    add("--out", type=Path, required=True, help="folder of tables, figures and finished runs")
     add("--quiet", action="store_true", help="warnings only, no progress bars")
     return parser
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
-    """Answer the questions and write their tables and pictures."""
+    """Answer the questions and write their tables and figures."""
     unknown = [name for name in arguments.questions if name not in KNOWN]
     if unknown:
         raise InputError(f"--questions {unknown}: unknown; known are {', '.join(KNOWN)}.")

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
-    add("--out", type=Path, required=True, metavar="FILE", help="picture to write")
+    add("--out", type=Path, required=True, metavar="FILE", help="figure to write")
     add("--encoder", default="mobilenet_v2", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
     add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")

@@ -1,7 +1,7 @@
-"""Picture of a dense map: a gene of her2st section C5, predicted every 50 µm from its H&E, over the H&E.
+"""Figure of a dense map: a gene of her2st section C5, predicted every 50 µm from its H&E, over the H&E.
 
 Trains on the sections C2 to C4, lays positions on the bare image of C5, predicts them, and draws the result with
-spatialdata-plot beside what was measured. The picture of docs/user-guide/predictions.md is made by this script.
+spatialdata-plot beside what was measured. The figure of docs/user-guide/predictions.md is made by this script.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from st_gchb.model import STGCHB
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--out", type=Path, default=Path("dense_map.png"), help="picture to write (default: %(default)s)")
+    add("--out", type=Path, default=Path("dense_map.png"), help="figure to write (default: %(default)s)")
     add("--data", type=Path, metavar="FOLDER", help="her2st as published (default: download it)")
     add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
     add("--weights", default="default", metavar="FILE", help="weights of the encoder (default: downloaded)")

@@ -51,7 +51,7 @@ def build_parser() -> OneLineParser:
         "  python -m studies.dlpfc --simulated HumanPilot/ --methods default bleep ridge --seeds 1",
     )
     add = parser.add_argument
-    add("--out", type=Path, help="folder for tables and pictures (default: dlpfc, or dlpfc_simulated)")
+    add("--out", type=Path, help="folder for tables and figures (default: dlpfc, or dlpfc_simulated)")
     add("--data", type=Path, metavar="FOLDER", help="real slices that are there already (default: download them)")
     add("--simulated", type=Path, metavar="FOLDER", help="simulate on the true spots that this folder holds")
     add("--slices", nargs="+", default=list(SLICES), metavar="NAME", help="default: the paper's six")
@@ -179,7 +179,7 @@ def write(result: Evaluation, out: Path, title: str, caption: str) -> None:
     bars = st_gchb.pl.metric_bars(result.scores, ["MG"] * bool(genes) + ["HVG", "HEG", "AG"], highlight=method)
     bars.set_title(title, fontsize=9)
     st_gchb.pl.save(bars, paths["bars"])
-    assert result.pictured is not None  # a fold that was evaluated by itself has a picture
+    assert result.pictured is not None  # a fold that was evaluated by itself has a figure
     maps = st_gchb.pl.measured_vs_predicted(result.pictured, genes or result.pictured.var_names[:3], slice_key=None)
     maps[0, 0].figure.suptitle(f"{title}\n{method}, held out: {held_out}")
     st_gchb.pl.save(maps, paths["tissue"])

@@ -150,7 +150,7 @@ def reference() -> AnnData:
     return adata
 
 
-PICTURE = np.random.default_rng(0).integers(90, 220, (160, 160, 3)).astype(np.uint8)
+IMAGE = np.random.default_rng(0).integers(90, 220, (160, 160, 3)).astype(np.uint8)
 
 
 def spots() -> AnnData:
@@ -161,18 +161,18 @@ def cheap(reference: AnnData, tmp_path: Any) -> dict[str, Any]:
     """Functions with input that is right, to which one odd argument is added."""
     table = np.random.default_rng(0).random((6, 3))
     frame = st_gchb.metrics.per_gene(table, table[::-1], ["A", "B", "C"])
-    good = {"image": PICTURE, "um_per_px": 2.0, "encoder": "texture", "n_views": 1, "cache": False}
+    good = {"image": IMAGE, "um_per_px": 2.0, "encoder": "texture", "n_views": 1, "cache": False}
     return {
         "pp.embed_patches": lambda **odd: st_gchb.pp.embed_patches(spots(), **good | odd),
-        "pp.slices_of": lambda **odd: st_gchb.pp.slices_of(spots(), **{"image": PICTURE} | odd),
+        "pp.slices_of": lambda **odd: st_gchb.pp.slices_of(spots(), **{"image": IMAGE} | odd),
         "pp.spatial_graph": lambda **odd: st_gchb.pp.spatial_graph(spots(), **odd),
-        "pp.find_tissue": lambda **odd: st_gchb.pp.find_tissue(**{"image": PICTURE, "um_per_px": 2.0} | odd),
+        "pp.find_tissue": lambda **odd: st_gchb.pp.find_tissue(**{"image": IMAGE, "um_per_px": 2.0} | odd),
         "pp.tile_tissue": lambda **odd: st_gchb.pp.tile_tissue(
-            **{"source": PICTURE, "um_per_px": 4.0, "tissue": "all"} | odd
+            **{"source": IMAGE, "um_per_px": 4.0, "tissue": "all"} | odd
         ),
         "pp.get_encoder": lambda **odd: st_gchb.pp.get_encoder(**{"encoder": "texture"} | odd),
         "pp.register_encoder": lambda **odd: st_gchb.pp.register_encoder(**{"name": "odd", "overwrite": True} | odd),
-        "io.open_image": lambda **odd: st_gchb.io.open_image(**{"source": PICTURE} | odd),
+        "io.open_image": lambda **odd: st_gchb.io.open_image(**{"source": IMAGE} | odd),
         "io.register_reader": lambda **odd: st_gchb.io.register_reader(**{"name": "odd", "suffixes": ".odd"} | odd),
         "io.read_section": lambda **odd: st_gchb.io.read_section(**{"path": tmp_path} | odd),
         "io.write_elements": partial(st_gchb.io.write_elements, reference),

@@ -24,14 +24,14 @@ COMMANDS = ["demo", "train", "predict", "evaluate"]
 TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
 
 
-def picture(path):
+def pixels_of(path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
 
 
 def assert_drawn(path):
-    pixels = picture(path)
+    pixels = pixels_of(path)
     assert min(pixels.shape[:2]) > 150
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 300
 

@@ -209,9 +209,9 @@ def test_training_in_a_script_of_the_users(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two slides and a table of them."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for name in ("S1", "S2"):
         Image.fromarray(tissue.uns["spatial"][name]["images"]["hires"]).save(folder / f"{name}.png")
     (folder / "slides.csv").write_text("path,name\nS1.png,one\nS2.png,two\n")
@@ -222,10 +222,10 @@ TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
 ENGINE = "st_gchb.pp.encoders._runner:Engine.run"
 
 
-def other_commands(slides: Path, model: Path, pictures: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:
+def other_commands(slides: Path, model: Path, images: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:
     """Moment and arguments of the other commands, and what each says of going on."""
     data = ["--data", str(slides), "--out", str(out), "--device", "cpu"]
-    many = ["predict-many", str(pictures / "slides.csv"), "--model", str(model), "--out", str(out), "--device", "cpu"]
+    many = ["predict-many", str(images / "slides.csv"), "--model", str(model), "--out", str(out), "--device", "cpu"]
     return {
         "predict": (
             {"at": ENGINE, "argv": ["predict", *data, "--model", str(model), "--slices", "S3"]},
@@ -249,14 +249,14 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def others_ended(slides, model, pictures, tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
+def others_ended(slides, model, images, tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
     """The other commands, told to end while patches are encoded, each in a folder of its own; then again to the end."""
     base = tmp_path_factory.mktemp("others")
     jobs = []
     for command, name in CASES:
         folder = base / f"{command}_{name}"
         folder.mkdir()
-        job, advice = other_commands(slides, model, pictures, folder / "out")[command]
+        job, advice = other_commands(slides, model, images, folder / "out")[command]
         jobs.append(job | {"signals": [name], "cache": str(folder / "cache"), "folder": str(folder), "advice": advice})
     again = [{"argv": job["argv"], "cache": job["cache"]} for job in jobs if job["argv"][0] == "predict-many"]
     found = run_child(base, *jobs, *again)

@@ -60,8 +60,8 @@ def test_a_bare_image(model, image, pixels, tmp_path, capsys):
     assert prediction.uns["tiles"]["spacing_um"] == 80 if "tiles" in prediction.uns else True
     spots = pd.read_csv(out / "spots.csv", index_col=0)
     np.testing.assert_allclose(spots[["x_px", "y_px"]], prediction.obsm["spatial"])
-    with Image.open(out / "biopsy.png") as picture:
-        assert min(picture.size) > 200
+    with Image.open(out / "biopsy.png") as image:
+        assert min(image.size) > 200
 
 
 def test_a_region_of_a_store(model, store, pixels, tmp_path):

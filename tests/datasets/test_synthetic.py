@@ -1,4 +1,4 @@
-"""Synthetic tissue: the counts follow what the picture shows, and only that."""
+"""Synthetic tissue: the counts follow what the image shows, and only that."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_slices_differ(tissue):
     assert np.abs(first.astype(int) - second.astype(int)).mean() > 5
 
 
-def test_picture_looks_like_a_stained_section(tissue):
+def test_image_looks_like_a_stained_section(tissue):
     image = tissue.uns["spatial"]["S1"]["images"]["hires"].astype(float)
     glass = image[:25].reshape(-1, 3)
     assert glass.mean() > 232
@@ -186,7 +186,7 @@ def test_patients_and_stain():
     np.testing.assert_allclose(glass[0], glass[1], atol=1.5)
 
 
-def test_scale_of_the_picture():
+def test_scale_of_the_image():
     coarse, fine = (synthetic_tissue(1, um_per_px=s, n_rows=8, n_cols=8, n_genes=30) for s in (2.0, 1.0))
     a, b = (adata.uns["spatial"]["S1"]["images"]["hires"].shape for adata in (coarse, fine))
     np.testing.assert_allclose(np.array(a[:2]) * 2, b[:2], atol=2)

@@ -1,4 +1,4 @@
-"""Confidence beside error: tables, measures and pictures."""
+"""Confidence beside error: tables, measures and figures."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_files(result, tmp_path):
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_pictures(result, tmp_path):
+def test_figures(result, tmp_path):
     paths = write_report(result, tmp_path)
     for name in ("tissue", "bars"):
         with Image.open(paths[name]) as image:
@@ -87,7 +87,7 @@ def test_one_seed_has_no_spread(tissue, tmp_path):
     assert "±" not in paths["table"].read_text()
 
 
-def test_the_picture_shows_the_first_method_on_the_last_slice(tissue, result):
+def test_the_figure_shows_the_first_method_on_the_last_slice(tissue, result):
     pictured = result.pictured
     assert set(pictured.obs["slice"]) == {"S3"}
     held_out = tissue[tissue.obs["slice"] == "S3"]

@@ -101,7 +101,7 @@ def test_one_fold_gives_its_runs_to_all(tissue, tmp_path):
     assert evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK).runs == {"made": 8, "taken": 4}
 
 
-def test_a_picture_that_was_not_kept_is_made(tissue, tmp_path):
+def test_a_figure_that_was_not_kept_is_made(tissue, tmp_path):
     evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
     turned = {"louder": OWN["louder"], "noise": OWN["noise"]}
     result = evaluate(tissue, methods=turned, runs_dir=tmp_path, **QUICK)

@@ -114,7 +114,7 @@ def test_the_stored_runs_are_taken(tmp_path):
     # A run is kept for the source of its method; that of this one is as it was.
     options = {"methods": ["mean"], "n_top_genes": 25, "seeds": [0], "runs_dir": folder}
     result = st_gchb.evaluate.evaluate(adata, **options)
-    # The picture is of the first method in the last fold, whose prediction was kept for the other method.
+    # The figure is of the first method in the last fold, whose prediction was kept for the other method.
     assert result.runs == {"made": 1, "taken": 2}
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     written = {name for name, time in after.items() if before.get(name) != time}

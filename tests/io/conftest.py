@@ -19,7 +19,7 @@ DIAMETER = 22.0
 GENES = [f"GENE{i}" for i in range(6)]
 
 
-def picture(side: int = SIDE, seed: int = 0) -> np.ndarray:
+def he_image(side: int = SIDE, seed: int = 0) -> np.ndarray:
     """Smooth and pink, so that it looks alike at every resolution."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(150, 250, (8, 8, 3), dtype=np.uint8)
@@ -65,7 +65,7 @@ def write_10x(path: Path, barcodes, counts, genes=GENES) -> None:
         features["genome"] = np.array(["GRCh38"] * len(genes), dtype="S")
 
 
-def write_pictures(spatial: Path, pixels: np.ndarray, scales=(0.25, 0.125)) -> dict[str, float]:
+def write_downscaled(spatial: Path, pixels: np.ndarray, scales=(0.25, 0.125)) -> dict[str, float]:
     spatial.mkdir(parents=True, exist_ok=True)
     for kind, scale in zip(("hires", "lowres"), scales, strict=True):
         Image.fromarray(shrunk(pixels, scale)).save(spatial / f"tissue_{kind}_image.png")
@@ -82,7 +82,7 @@ def write_visium(outs: Path, version: int = 2, prefix: str = "", cytassist: bool
         under.index,
         counts_of(len(under)) if counts is None else counts,
     )
-    factors = write_pictures(outs / "spatial", picture())
+    factors = write_downscaled(outs / "spatial", he_image())
     factors |= {"spot_diameter_fullres": DIAMETER, "fiducial_diameter_fullres": 1.6 * DIAMETER}
     (outs / "spatial/scalefactors_json.json").write_text(json.dumps(factors))
     if version == 1:
@@ -90,19 +90,19 @@ def write_visium(outs: Path, version: int = 2, prefix: str = "", cytassist: bool
     else:
         spots.to_csv(outs / "spatial/tissue_positions.csv")
     if cytassist:
-        tifffile.imwrite(outs / "spatial/cytassist_image.tiff", picture(300, seed=1), photometric="rgb")
-        Image.fromarray(shrunk(picture(), 0.25)).save(outs / "spatial/aligned_tissue_image.jpg")
+        tifffile.imwrite(outs / "spatial/cytassist_image.tiff", he_image(300, seed=1), photometric="rgb")
+        Image.fromarray(shrunk(he_image(), 0.25)).save(outs / "spatial/aligned_tissue_image.jpg")
     return under
 
 
 def write_visium_hd(outs: Path, bins=(8, 16), um_per_px: float = 2.0, prefix: str = "") -> None:
     """An output folder of Visium HD, as far as spatialdata-io looks at it."""
-    scales = write_pictures(outs / "spatial", picture())
+    scales = write_downscaled(outs / "spatial", he_image())
     with h5py.File(outs / f"{prefix}feature_slice.h5", "w") as file:
         file.attrs["metadata_json"] = json.dumps({"hd_layout_json": json.dumps({"file_format": "1.0"})})
     for side in bins:
         folder = outs / f"binned_outputs/square_{side:03d}um"
-        write_pictures(folder / "spatial", picture())
+        write_downscaled(folder / "spatial", he_image())
         side_px = side / um_per_px
         n = int((SIDE - 80) / side_px / 4)
         rows, columns = (axis.ravel() for axis in np.mgrid[0:n, 0:n])
@@ -137,5 +137,5 @@ def write_legacy(folder: Path, section: str = "A1") -> pd.DataFrame:
         counts_of(len(frame)), columns=GENES, index=[f"{x}x{y}" for x, y in zip(columns, rows, strict=True)]
     )
     counts.to_csv(folder / f"{section}.tsv.gz", sep="\t")
-    Image.fromarray(picture()).save(folder / f"{section}.jpg", quality=95)
+    Image.fromarray(he_image()).save(folder / f"{section}.jpg", quality=95)
     return frame

@@ -20,7 +20,7 @@ import st_gchb
 from st_gchb._errors import ExpressionError, InputError, MissingFileError, STGCHBError
 from st_gchb.io import read_section
 
-from .conftest import counts_of, picture
+from .conftest import counts_of, he_image
 
 N, PITCH = 36, 60.0
 
@@ -38,7 +38,7 @@ def section(**uns):
 
 
 def library(key="hires", scale=0.5, **factors):
-    pixels = picture(round(480 * scale))
+    pixels = he_image(round(480 * scale))
     return {
         "images": {key: pixels},
         "scalefactors": {f"tissue_{key}_scalef": scale, "spot_diameter_fullres": 30.0, **factors},
@@ -97,7 +97,7 @@ def hest(folder, um_per_px=0.5, stem="TENX95"):
     (folder / "metadata").mkdir(exist_ok=True)
     tifffile.imwrite(
         folder / f"wsis/{stem}.tif",
-        picture(),
+        he_image(),
         photometric="rgb",
         tile=(64, 64),
         resolution=(20000, 20000),
@@ -139,7 +139,7 @@ def test_deepspot(tmp_path, where):
     written(adata, tmp_path / "h5ad/A.h5ad")
     (tmp_path / "image").mkdir()
     (tmp_path / "meta").mkdir()
-    Image.fromarray(picture()).save(tmp_path / "image/A.jpg")
+    Image.fromarray(he_image()).save(tmp_path / "image/A.jpg")
     (tmp_path / "meta/A.json").write_text(json.dumps({"sample": "A", "downsample_factor": "scale_factor"}))
     read = read_section(tmp_path / where, um_per_px=1.5)
     np.testing.assert_array_equal(read.obsm["spatial"], places())
@@ -166,7 +166,7 @@ def test_positions_in_columns(tmp_path, columns):
 
 
 def test_early_layouts(tmp_path, caplog):
-    adata = section(images={"tissue_hires_image": picture(240)}, scalefactors=library()["scalefactors"])
+    adata = section(images={"tissue_hires_image": he_image(240)}, scalefactors=library()["scalefactors"])
     adata.obsm["X_spatial"] = adata.obsm.pop("spatial")
     read = read_section(written(adata, tmp_path / "a.h5ad"))
     (only,) = st_gchb.pp.slices_of(read)
@@ -216,26 +216,26 @@ def test_antibodies_and_genomes(tmp_path, caplog):
 
 def test_an_image_beside_the_file_is_taken_where_the_spots_lie_on_it(tmp_path, caplog):
     path = written(section(), tmp_path / "a.h5ad")
-    Image.fromarray(picture(200)).save(tmp_path / "a.png")
+    Image.fromarray(he_image(200)).save(tmp_path / "a.png")
     with caplog.at_level(logging.INFO, "st_gchb"):
         assert "spatial" not in read_section(path).uns
     assert "they do not lie on it" in caplog.text
-    Image.fromarray(picture()).save(tmp_path / "a.JPG")
+    Image.fromarray(he_image()).save(tmp_path / "a.JPG")
     assert st_gchb.pp.slices_of(read_section(path))[0].image.name == str(tmp_path / "a.JPG")
 
 
-def test_an_image_beside_the_file_of_another_size_than_the_picture_inside(tmp_path):
+def test_an_image_beside_the_file_of_another_size_than_the_image_inside(tmp_path):
     path = written(section(spatial={"s": library()}), tmp_path / "a.h5ad")
-    Image.fromarray(picture(600)).save(tmp_path / "a.png")
+    Image.fromarray(he_image(600)).save(tmp_path / "a.png")
     assert not read_section(path).uns["spatial"]["s"].get("metadata")
-    Image.fromarray(picture(480)).save(tmp_path / "a.png")
+    Image.fromarray(he_image(480)).save(tmp_path / "a.png")
     assert read_section(path).uns["spatial"]["s"]["metadata"]["source_image_path"] == str(tmp_path / "a.png")
 
 
 def test_an_image_that_was_moved_with_the_file(tmp_path):
     entry = {**library(), "metadata": {"source_image_path": "/gone/scan.png"}}
     path = written(section(spatial={"s": entry}), tmp_path / "a.h5ad")
-    Image.fromarray(picture()).save(tmp_path / "scan.png")
+    Image.fromarray(he_image()).save(tmp_path / "scan.png")
     assert read_section(path).uns["spatial"]["s"]["metadata"]["source_image_path"] == str(tmp_path / "scan.png")
 
 

@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel
 
 from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io import open_image
-from st_gchb.io.images import picture_of
+from st_gchb.io.images import thumbnail_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
 
@@ -140,7 +140,7 @@ def test_limits_of_pillow_do_not_stop_slides(tmp_path, name, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     image = open_image(tmp_path / name)
     assert image.read(0, 0, 64, 0, 80).shape == RGB.shape
-    assert picture_of(image, 40)[0].shape == (32, 40, 3)
+    assert thumbnail_of(image, 40)[0].shape == (32, 40, 3)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-200])
     image.release()
     with pytest.raises(ImageError, match=name):

@@ -24,7 +24,7 @@ from st_gchb._errors import (
 )
 from st_gchb.io import read_section
 
-from .conftest import picture, write_10x, write_legacy, write_visium, write_visium_hd
+from .conftest import he_image, write_10x, write_legacy, write_visium, write_visium_hd
 
 COUNTS, FACTORS = "filtered_feature_bc_matrix.h5", "spatial/scalefactors_json.json"
 BINS = "binned_outputs/square_008um"
@@ -146,7 +146,7 @@ def test_visium_hd(tmp_path, name):
 
 def test_a_full_image_of_another_size(tmp_path):
     write_visium(tmp_path / "s")
-    Image.fromarray(picture(300)).save(tmp_path / "other.png")
+    Image.fromarray(he_image(300)).save(tmp_path / "other.png")
     with pytest.raises(InputError, match=r"other\.png: found \(300, 300\) px.*about \(480, 480\)"):
         read_section(tmp_path / "s", image=tmp_path / "other.png")
     with pytest.raises(MissingFileError, match=r"nowhere\.tif"):
@@ -195,7 +195,7 @@ def test_what_is_no_section(tmp_path):
         read_section(tmp_path / "notes.txt")
     with pytest.raises(InputError, match=r"folder with notes\.txt"):
         read_section(tmp_path)
-    Image.fromarray(picture()).save(tmp_path / "slide.png")
+    Image.fromarray(he_image()).save(tmp_path / "slide.png")
     with pytest.raises(InputError, match=r"image without spots.*tile_tissue"):
         read_section(tmp_path / "slide.png")
 

@@ -15,7 +15,7 @@ from st_gchb._errors import CoordinateError, ExpressionError, InputError, Missin
 from st_gchb.io import read_section
 from st_gchb.io.sections import find_layout, read_rows
 
-from .conftest import GENES, counts_of, picture, write_legacy
+from .conftest import GENES, counts_of, he_image, write_legacy
 
 SPOTS = "A1_selection.tsv"
 
@@ -150,7 +150,7 @@ def test_any_name_of_a_section_among_others(folder, name):
     for file in sorted(folder.glob("A1*")):
         file.rename(file.with_name(file.name.replace("A1", name)))
     assert set(read_section(folder, name=name).obs["slice"]) == {name}
-    # A picture of another section is not taken for it.
+    # An image of another section is not taken for it.
     next(folder.glob(f"{name}.jpg")).unlink()
     with pytest.raises(MissingFileError, match=r"no image of section .*B7\.jpg.*image="):
         read_section(folder, name=name)
@@ -266,7 +266,7 @@ def write_array(folder, array, step, keep=slice(None)):
     counts = pd.DataFrame(counts_of(len(names)), columns=GENES, index=names)
     write_counts(folder, counts)
     side = int(places.max()) + 40
-    Image.fromarray(picture(side)).save(folder / "A1.png")
+    Image.fromarray(he_image(side)).save(folder / "A1.png")
     return folder
 
 

@@ -96,7 +96,7 @@ def test_a_jpeg_is_decoded_once_and_not_before_the_first_read(tmp_path, pixels, 
     assert decoded == [(420, 300)]
 
 
-def test_pillows_limit_for_pictures_does_not_stop_slides_and_is_put_back(tmp_path, pixels, monkeypatch):
+def test_pillows_limit_for_images_does_not_stop_slides_and_is_put_back(tmp_path, pixels, monkeypatch):
     Image.fromarray(pixels).save(tmp_path / "he.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert open_image(tmp_path / "he.png").read(0, 0, 9, 0, 9).shape == (9, 9, 3)

@@ -129,7 +129,7 @@ def test_a_slide_that_cannot_be_opened_names_itself(tmp_path, monkeypatch):
         open_image(path)
 
 
-def test_where_a_scanner_took_no_picture_there_is_background(svs, monkeypatch):
+def test_where_a_scanner_took_no_image_there_is_background(svs, monkeypatch):
     rgba = np.zeros((2, 3, 4), dtype=np.uint8)
     rgba[0] = [200, 100, 50, 255]
     rgba[1, 0] = [100, 100, 100, 51]

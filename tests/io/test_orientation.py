@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from st_gchb._errors import ImageError
 from st_gchb.io import open_image
-from st_gchb.io.images import OpenSlideLevel, TurnedLevel, chunk_edges, picture_of, turn, vendor_of
+from st_gchb.io.images import OpenSlideLevel, TurnedLevel, chunk_edges, thumbnail_of, turn, vendor_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (70, 103, 3), dtype=np.uint8)
 SMALL = np.random.default_rng(1).integers(0, 256, (35, 51, 3), dtype=np.uint8)
@@ -90,7 +90,7 @@ def test_turning_is_what_viewers_do(tag):
 
 @settings(deadline=None, max_examples=120)
 @given(name=st.sampled_from(sorted(WRITERS)), tag=st.sampled_from(TAGS), data=st.data())
-def test_windows_of_every_format_are_those_of_the_upright_picture(folder, name, tag, data):
+def test_windows_of_every_format_are_those_of_the_upright_image(folder, name, tag, data):
     image = open_image(folder / f"{tag}.{name}")
     expected = seen(RGB, tag)
     assert image.shape_px == expected.shape[:2]
@@ -113,9 +113,9 @@ def test_every_level_is_turned(folder, tag):
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("name", ["he.png", "tiles.tif"])
-def test_pictures_for_figures_are_upright(folder, name, tag):
+def test_thumbnails_are_upright(folder, name, tag):
     image = open_image(folder / f"{tag}.{name}")
-    small, scale = picture_of(image, 103)
+    small, scale = thumbnail_of(image, 103)
     assert scale == 1
     np.testing.assert_array_equal(small, seen(RGB, tag))
     np.testing.assert_array_equal(image.thumbnail(103)[0], seen(RGB, tag))
@@ -124,7 +124,7 @@ def test_pictures_for_figures_are_upright(folder, name, tag):
 def test_a_jpeg_that_is_decoded_smaller_is_upright(tmp_path):
     smooth = np.asarray(Image.fromarray(RGB[:9, :7]).resize((640, 480), Image.Resampling.BICUBIC))
     Image.fromarray(smooth).save(tmp_path / "he.jpg", exif=exif(6), quality=95)
-    small, scale = picture_of(open_image(tmp_path / "he.jpg"), 80)
+    small, scale = thumbnail_of(open_image(tmp_path / "he.jpg"), 80)
     assert (small.shape, scale) == ((80, 60, 3), 0.125)
     expected = np.asarray(Image.fromarray(seen(smooth, 6)).resize((60, 80), Image.Resampling.BICUBIC))
     assert np.abs(small.astype(int) - expected).mean() < 4
@@ -167,7 +167,7 @@ def test_a_tag_that_says_nothing_is_told(tmp_path, name, caplog):
     assert "orientation tag holds 9" in caplog.text
 
 
-def test_features_of_the_stored_picture_are_not_taken_for_those_of_the_upright_one(folder):
+def test_features_of_the_stored_image_are_not_taken_for_those_of_the_upright_one(folder):
     from st_gchb._artifacts import sha256_of
 
     for name in ("he.png", "tiles.tif"):
@@ -201,8 +201,8 @@ def test_openslide_is_not_asked_for_turned_files(tmp_path, tag, monkeypatch):
 
 def test_a_pillow_image_is_upright_and_an_array_is_taken_as_it_is(folder):
     for tag in TAGS:
-        with Image.open(folder / f"{tag}.he.png") as picture:
-            image = open_image(picture)
+        with Image.open(folder / f"{tag}.he.png") as opened:
+            image = open_image(opened)
         np.testing.assert_array_equal(image.read(0, 0, 999, 0, 999), seen(RGB, tag))
     stored = tifffile.imread(folder / "6.tiles.tif")
     np.testing.assert_array_equal(open_image(stored).read(0, 0, 999, 0, 999), RGB)

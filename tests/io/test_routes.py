@@ -18,7 +18,7 @@ from st_gchb.cli import main
 from st_gchb.io import read_section
 from st_gchb.model import STGCHB
 
-from .conftest import write_10x, write_pictures
+from .conftest import write_10x, write_downscaled
 
 UM_PER_PX = 4.0
 
@@ -59,7 +59,7 @@ def files(section, tmp_path_factory):
     write_10x(
         outs / "filtered_feature_bc_matrix.h5", section.obs_names, section.X.toarray().astype(int), section.var_names
     )
-    factors = write_pictures(outs / "spatial", pixels, scales=(0.5, 0.15))
+    factors = write_downscaled(outs / "spatial", pixels, scales=(0.5, 0.15))
     factors |= {"spot_diameter_fullres": 55 / UM_PER_PX, "fiducial_diameter_fullres": 90 / UM_PER_PX}
     (outs / "spatial/scalefactors_json.json").write_text(json.dumps(factors))
     positions = pd.DataFrame({"in_tissue": 1}, index=section.obs_names)

@@ -28,7 +28,7 @@ from .conftest import (
     PITCH,
     SIDE,
     counts_of,
-    picture,
+    he_image,
     write_legacy,
     write_visium,
     write_visium_hd,
@@ -41,7 +41,7 @@ PLACES = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 def full(tmp_path_factory):
     """The full-resolution image, tiled, in two levels, without a word about its pixels."""
     path = tmp_path_factory.mktemp("image") / "full.tif"
-    write_levels(path, picture())
+    write_levels(path, he_image())
     return path
 
 
@@ -71,7 +71,7 @@ def test_visium(tmp_path, full, kind, where):
     under = write_visium(tmp_path / "sample/outs", **VISIUM[kind])
     sdata = read_section(tmp_path / where, image=full)
     assert set(sdata.images) == {"sample_full_image", "sample_hires_image", "sample_lowres_image"}
-    np.testing.assert_array_equal(pixels_of(sdata.images["sample_full_image"]), picture())
+    np.testing.assert_array_equal(pixels_of(sdata.images["sample_full_image"]), he_image())
     table = sdata["table"]
     assert table.obs_names.tolist() == under.index.tolist()
     assert table.var_names.tolist() == GENES
@@ -80,7 +80,7 @@ def test_visium(tmp_path, full, kind, where):
     np.testing.assert_array_equal(found.adata.obsm["spatial"], under[PLACES])
     (only,) = found.slices()
     assert only.image.name == "image element 'sample_full_image'"
-    np.testing.assert_array_equal(only.image.read(1, 0, SIDE, 0, SIDE), picture()[::2, ::2])
+    np.testing.assert_array_equal(only.image.read(1, 0, SIDE, 0, SIDE), he_image()[::2, ::2])
     assert only.um_per_px == pytest.approx(100 / PITCH, rel=0.01)
 
 
@@ -110,7 +110,7 @@ def test_visium_hd(tmp_path, full, where):
     sdata = read_section(tmp_path / where, image=full)
     assert list(sdata.tables) == ["square_008um"]
     assert len(sdata.images) == 3
-    np.testing.assert_array_equal(pixels_of(sdata.images["sample_full_image"]), picture())
+    np.testing.assert_array_equal(pixels_of(sdata.images["sample_full_image"]), he_image())
     positions = pd.read_parquet(
         tmp_path / "sample/outs/binned_outputs/square_008um/spatial/tissue_positions.parquet"
     ).set_index("barcode")
@@ -223,7 +223,7 @@ def test_the_callers_size_of_a_pixel_is_believed_and_kept(tmp_path, full, caplog
 
 def test_the_size_that_the_image_file_says_is_kept(tmp_path):
     write_visium(tmp_path / "s")
-    tifffile.imwrite(tmp_path / "f.tif", picture(), photometric="rgb", resolution=(4000, 4000), resolutionunit=3)
+    tifffile.imwrite(tmp_path / "f.tif", he_image(), photometric="rgb", resolution=(4000, 4000), resolutionunit=3)
     assert resolve(read_section(tmp_path / "s", image=tmp_path / "f.tif")).slices()[0].um_per_px == 2.5
 
 
@@ -231,9 +231,9 @@ def test_the_size_that_the_image_file_says_is_kept(tmp_path):
 def test_a_full_image_of_any_format(tmp_path, name):
     write_visium(tmp_path / "s")
     if name.endswith("svs"):
-        tifffile.imwrite(tmp_path / name, picture(), photometric="rgb", tile=(64, 64), description="Aperio|MPP = 2.5")
+        tifffile.imwrite(tmp_path / name, he_image(), photometric="rgb", tile=(64, 64), description="Aperio|MPP = 2.5")
     else:
-        Image.fromarray(picture()).save(tmp_path / name)
+        Image.fromarray(he_image()).save(tmp_path / name)
     sdata = read_section(tmp_path / "s", image=tmp_path / name)
     np.testing.assert_array_equal(
         pixels_of(sdata.images["s_full_image"]), open_image(tmp_path / name).read(0, 0, SIDE, 0, SIDE)
@@ -265,7 +265,7 @@ def test_pixels_of_the_full_image_are_not_read_before_they_are_needed(tmp_path, 
 
 
 def test_an_element_is_read_in_chunks(tmp_path):
-    large = picture(2300)
+    large = he_image(2300)
     write_levels(tmp_path / "large.tif", large)
     element = as_element(open_image(tmp_path / "large.tif"), {"global": Identity()})
     scales = [element[f"scale{i}"]["image"] for i in range(2)]

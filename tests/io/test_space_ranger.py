@@ -20,7 +20,7 @@ from st_gchb._errors import CoordinateError, ExpressionError, ImageError, InputE
 from st_gchb.io import read_section
 from st_gchb.pp import resolve
 
-from .conftest import GENES, counts_of, hex_spots, picture, write_10x, write_visium, write_visium_hd
+from .conftest import GENES, counts_of, he_image, hex_spots, write_10x, write_visium, write_visium_hd
 
 COUNTS = "filtered_feature_bc_matrix.h5"
 POSITIONS = "spatial/tissue_positions.csv"
@@ -168,18 +168,18 @@ def test_visium_hd_without_the_slice_file_and_under_any_name(tmp_path):
     assert sdata.shapes[region].geometry.iloc[0].bounds == (40.0, 40.0, 44.0, 44.0)
 
 
-def test_pictures_on_which_nothing_is_seen_are_left_out(outs, caplog):
+def test_images_on_which_nothing_is_seen_are_left_out(outs, caplog):
     blank = np.zeros((120, 120, 4), np.uint8)
     Image.fromarray(blank).save(outs / "spatial/tissue_hires_image.png")
     assert list(read_section(outs).images) == ["s_lowres_image"]
-    assert "tissue_hires_image.png: the picture is of one color; it is left out" in caplog.text
-    Image.fromarray(picture()[..., 0]).save(outs / "spatial/tissue_lowres_image.png")
+    assert "tissue_hires_image.png: the image is of one color; it is left out" in caplog.text
+    Image.fromarray(he_image()[..., 0]).save(outs / "spatial/tissue_lowres_image.png")
     with pytest.raises(ImageError, match=r"nothing is to be seen.*image="):
         read_section(outs)
 
 
-def test_a_picture_with_a_transparent_rim(outs):
-    pixels = np.dstack([picture(120), np.full((120, 120), 255, np.uint8)])
+def test_an_image_with_a_transparent_rim(outs):
+    pixels = np.dstack([he_image(120), np.full((120, 120), 255, np.uint8)])
     pixels[:20, :, 3] = 0
     Image.fromarray(pixels).save(outs / "spatial/tissue_hires_image.png")
     found = np.asarray(read_section(outs).images["s_hires_image"].transpose("y", "x", "c"))

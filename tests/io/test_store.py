@@ -43,7 +43,7 @@ def circles() -> object:
     return ShapesModel.parse(centers, geometry=0, radius=2.0, transformations={"global": TURNED})
 
 
-def picture(value: int = 9) -> object:
+def image_element(value: int = 9) -> object:
     return Image2DModel.parse(np.full((3, 20, 30), value, np.uint8), dims=("c", "y", "x"))
 
 
@@ -51,7 +51,9 @@ def picture(value: int = 9) -> object:
 def store(tmp_path):
     """A store with an image and shapes, and an earlier result."""
     path = tmp_path / "s.zarr"
-    SpatialData(images={"he": picture()}, shapes={"spots": circles()}, tables={"st_gchb": table_of(1)}).write(path)
+    SpatialData(images={"he": image_element()}, shapes={"spots": circles()}, tables={"st_gchb": table_of(1)}).write(
+        path
+    )
     return path
 
 
@@ -71,10 +73,10 @@ def value_of(path: Path) -> float:
 
 def test_elements_go_into_the_store(tmp_path):
     path = tmp_path / "s.zarr"
-    SpatialData(images={"he": picture()}).write(path)
+    SpatialData(images={"he": image_element()}).write(path)
     sdata = spatialdata.read_zarr(path)
     sdata.shapes["spots"], sdata.tables["st_gchb"] = circles(), table_of(1)
-    sdata.images["map"] = picture(3)
+    sdata.images["map"] = image_element(3)
     write_elements(sdata, ["spots", "st_gchb", "map"])
     read = spatialdata.read_zarr(path)
     assert {name for _, name, _ in read.gen_elements()} == {"he", "map", "spots", "st_gchb"}
@@ -104,18 +106,20 @@ def test_an_earlier_result_is_replaced_and_others_are_kept(store):
 @pytest.mark.parametrize("consolidated", [True, False])
 def test_older_formats_and_stores_without_consolidated_metadata(tmp_path, consolidated):
     path = tmp_path / "old.zarr"
-    SpatialData(images={"he": picture()}).write(path, consolidate_metadata=consolidated)
+    SpatialData(images={"he": image_element()}).write(path, consolidate_metadata=consolidated)
     version = store_format(path)
     old = tmp_path / "older.zarr"
     (old_format,) = [one for one in type(version).__mro__ if one.__name__ == "SpatialDataContainerFormatV02"]
     assert isinstance(version, old_format)
     from spatialdata._io.format import SpatialDataContainerFormatV01
 
-    SpatialData(images={"he": picture()}).write(
+    SpatialData(images={"he": image_element()}).write(
         old, consolidate_metadata=consolidated, sdata_formats=SpatialDataContainerFormatV01()
     )
     for store in (path, old):
-        sdata = SpatialData(shapes={"spots": circles()}, tables={"st_gchb": table_of(1)}, images={"map": picture(3)})
+        sdata = SpatialData(
+            shapes={"spots": circles()}, tables={"st_gchb": table_of(1)}, images={"map": image_element(3)}
+        )
         sdata.path = store
         write_elements(sdata, ["spots", "st_gchb", "map"])
         read = spatialdata.read_zarr(store)
@@ -246,7 +250,7 @@ def test_a_killed_process_leaves_a_readable_store(store, tmp_path):
     for path, value in zip(stores, (1, 2, 1), strict=True):
         sdata = spatialdata.read_zarr(path, selection=("images", "shapes"))
         assert set(sdata.images) == {"he"}
-        sdata.images["map"] = picture()
+        sdata.images["map"] = image_element()
         write_elements(sdata, "map")
         assert leftovers(path) == []
         # What was moved aside is put back.

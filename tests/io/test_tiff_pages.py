@@ -88,7 +88,7 @@ def test_a_label_is_never_the_slide(tmp_path, aperio, caplog):
     np.testing.assert_array_equal(whole(open_image(tmp_path / "he.tif")), RGB)
     assert caplog.text == ""
     tifffile.imwrite(tmp_path / "label.tif", RGB, **COMMON, description="Macro image")
-    with pytest.raises(ImageError, match=r"only pictures beside the slide.*page 0 of \(280, 300\)"):
+    with pytest.raises(ImageError, match=r"only images beside the slide.*page 0 of \(280, 300\)"):
         open_image(tmp_path / "label.tif")
 
 

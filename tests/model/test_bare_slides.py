@@ -180,7 +180,7 @@ def test_bad_spatialdata(pixels, unchanged, spoil, options, error, message):
         st_gchb.pp.tile_tissue(sdata, **({"um_per_px": 1.0} | options))
 
 
-def test_of_one_picture_at_several_resolutions_the_finest_is_tiled(pixels):
+def test_of_one_image_at_several_resolutions_the_finest_is_tiled(pixels):
     sdata = slide(pixels, {"global": Identity()})
     sdata.images["small"] = element(pixels[::4, ::4], {"global": Scale([4.0, 4.0], XY)})
     expected = st_gchb.pp.tile_tissue(slide(pixels, {"global": Identity()}), um_per_px=1.0)["tiles_table"]

@@ -176,7 +176,7 @@ def test_spots_without_a_table(routes, tissue):
     assert "st_gchb" in sdata.tables
 
 
-def test_a_prediction_has_a_picture_of_its_own(routes, tissue, tmp_path):
+def test_a_prediction_has_a_thumbnail_of_its_own(routes, tissue, tmp_path):
     (model, _), _ = routes
     prediction = model.predict(as_spatialdata(one(tissue, "S3"), "S3"))
     (library,) = prediction.uns["spatial"].values()

@@ -81,7 +81,7 @@ def test_ranking_goes_down_and_counts(frame):
 
 @pytest.mark.parametrize(("best", "worst"), [(0.9, 0.0), (0.5, -0.2)])
 def test_the_curve_of_a_ranking_leaves_the_count_alone(best, worst):
-    """In a small picture, with most genes above the line and with few of them."""
+    """In a small figure, with most genes above the line and with few of them."""
     genes = pd.DataFrame({"pearson": np.linspace(best, worst, 150)}, index=[f"gene{i}" for i in range(150)])
     _, ax = plt.subplots(figsize=(4, 2.5))
     pl.gene_ranking(genes, ax=ax)
@@ -130,7 +130,7 @@ def test_draws_into_given_axes_and_opens_no_figure(draw, losses, frame, runs):
     assert plt.get_fignums() == [figure.number]
 
 
-def test_save_writes_a_picture_and_closes_the_figure(frame, tmp_path):
+def test_save_writes_a_figure_and_closes_the_figure(frame, tmp_path):
     pl.save(pl.gene_ranking(frame), tmp_path / "deep" / "ranking.png")
     assert plt.imread(tmp_path / "deep" / "ranking.png").std() > 0.01
     assert plt.get_fignums() == []

@@ -48,14 +48,14 @@ def test_one_row_a_gene_with_tissue_measured_and_predicted(pred):
     np.testing.assert_allclose(spots_of(axs[0, 2]).get_array(), np.tile(np.arange(5.0) / 2, 5))
 
 
-def test_the_picture_shows_the_values(pred):
+def test_the_figure_shows_the_values(pred):
     """Spots at the left of a rising gene are dark in viridis, at the right bright; the H&E lies under them."""
     axs = pl.measured_vs_predicted(pred, "ERBB2", slice="C2", show_tissue=False, size=2.0)
-    picture = pixels(axs[0, 0])
+    drawn = pixels(axs[0, 0])
     colors = []
     for x, y in [(100.0, 140.0), (260.0, 140.0)]:
         column, row = axs[0, 0].transData.transform((x / 4, y / 4))
-        colors.append(picture[picture.shape[0] - 1 - int(row), int(column), :3].astype(int))
+        colors.append(drawn[drawn.shape[0] - 1 - int(row), int(column), :3].astype(int))
     viridis = [np.array(plt.get_cmap("viridis")(v)[:3]) * 255 for v in (0.0, 1.0)]
     np.testing.assert_allclose(colors, viridis, atol=6)
 
@@ -190,7 +190,7 @@ def test_one_slice_needs_no_name(pred):
 
 @pytest.mark.parametrize(("spacing", "expected"), [(16.0, 4.0), (20.0, 5.0), (40.0, 6.0)])
 def test_dots_may_touch_and_do_not_overlap(pred, spacing, expected):
-    """Spots are 16 px wide, 4 px in the picture: up to half as wide again, where there is room."""
+    """Spots are 16 px wide, 4 px in the image: up to half as wide again, where there is room."""
     pred.obsm["spatial"] = (pred.obsm["spatial"] - 100.0) * spacing / 40.0 + 100.0
     dots = spots_of(pl.confidence(pred, slice="C2"))
     assert dots._widths[0] * 2 == pytest.approx(expected)
@@ -235,7 +235,7 @@ def test_the_scale_bar_speaks_of_um(pred):
 
 @pytest.fixture
 def sdata(pred):
-    """The first slice as a SpatialData with a prediction, and the picture shifted by 7 px."""
+    """The first slice as a SpatialData with a prediction, and the image shifted by 7 px."""
     part = pred[:25].copy()
     image = np.moveaxis(np.kron(part.uns["spatial"]["C2"]["images"]["hires"], np.ones((4, 4, 1), np.uint8)), -1, 0)
     place = {"global": Translation([7.0, 7.0], ("x", "y"))}

@@ -1,4 +1,4 @@
-"""The slide at a glance: picture, outline of the tissue, positions."""
+"""The slide at a glance: image, outline of the tissue, positions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dots_of(ax):
 
 
 def outline_of(ax) -> np.ndarray:
-    """Corners of the outline in px of the picture."""
+    """Corners of the outline in px of the image."""
     (contour,) = [c for c in ax.collections if isinstance(c, ContourSet)]
     return np.concatenate([path.vertices for path in contour.get_paths()])
 
@@ -87,7 +87,7 @@ def test_tissue_alone(query):
     ax = pl.slide_overview(found)
     assert len(texts(ax)) == 1
     assert not [c for c in ax.collections if isinstance(c, EllipseCollection)]
-    with pytest.raises(ImageError, match="no picture"):
+    with pytest.raises(ImageError, match="no image"):
         pl.slide_overview(Tissue(found.mask, 1.0, 4.0))
 
 
@@ -122,6 +122,6 @@ def test_what_cannot_be_drawn(query):
     with pytest.raises(InputError, match="tissue='stian'"):
         pl.slide_overview(query, tissue="stian")
     query.uns["spatial"]["slide"]["images"] = {}
-    with pytest.raises(ImageError, match="no picture"):
+    with pytest.raises(ImageError, match="no image"):
         pl.slide_overview(query)
     assert plt.get_fignums() == []

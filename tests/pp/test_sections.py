@@ -93,7 +93,7 @@ def test_names_of_two_levels_are_told(door):
 
 
 @pytest.mark.parametrize("factor", [1e308, 1e-300, 1e9])
-def test_a_picture_of_no_size_that_a_picture_has(factor):
+def test_an_image_of_no_size_that_an_image_has(factor):
     adata = section()
     adata.uns["spatial"]["S1"]["scalefactors"]["tissue_hires_scalef"] = factor
     with pytest.raises(ScaleError, match="tissue_hires_scalef.*expected the size of image 'hires'"):
@@ -125,7 +125,7 @@ def test_ragged_lists_of_sizes_in_the_features_provenance(listed):
         spatial_graph(adata)
 
 
-def test_a_picture_without_sides_is_no_other_picture():
+def test_an_image_without_sides_is_no_other_image():
     adata = embed(section())
     adata.uns["spatial"]["S1"]["images"] = {"hires": np.array(3.0)}
     check_made(adata, "X_patch", sections_of(adata), "")

@@ -323,14 +323,14 @@ def test_spatialdata_of_visium_is_not_confused_by_consistent_systems():
 
 
 def resolutions(sdata, rgb=RGB, **systems):
-    """Full, half and quarter resolution of one picture, beside the image "he" or instead of it."""
+    """Full, half and quarter resolution of one image, beside the image "he" or instead of it."""
     for name, step in (("full", 1), ("hires", 2), ("lowres", 4)):
         sdata.images[name] = image_element(rgb=rgb[::step, ::step], transformation=Scale([step, step], XY))
     return sdata
 
 
 @pytest.mark.parametrize("order", [("full", "hires", "lowres"), ("lowres", "hires", "full"), ("lowres", "hires")])
-def test_of_one_picture_at_several_resolutions_the_finest_is_taken(order, caplog):
+def test_of_one_image_at_several_resolutions_the_finest_is_taken(order, caplog):
     sdata = resolutions(sample(of_spots=TRANSFORMATIONS["oblique"]))
     images = {name: sdata.images[name] for name in order}
     for name in list(sdata.images):
@@ -378,7 +378,7 @@ def a_part(sdata):
 
 
 @pytest.mark.parametrize("spoil", [other_stain, same_size, another_place, a_part])
-def test_different_pictures_are_not_chosen_from(spoil):
+def test_different_images_are_not_chosen_from(spoil):
     sdata = sample()
     spoil(sdata)
     with pytest.raises(InputError, match="2 images share.*not one picture.*image="):

@@ -135,10 +135,10 @@ def test_what_a_query_holds(section, tmp_path):
     assert library["metadata"] == {"source_image_path": str(path)}
     factors = library["scalefactors"]
     assert (factors["spot_diameter_fullres"], factors["microns_per_pixel"]) == (200.0, 0.5)
-    picture = library["images"]["hires"]
-    assert picture.dtype == np.uint8
+    thumbnail = library["images"]["hires"]
+    assert thumbnail.dtype == np.uint8
     np.testing.assert_allclose(
-        np.array(picture.shape[:2]) / factors["tissue_hires_scalef"], section.shape[:2], rtol=0.02
+        np.array(thumbnail.shape[:2]) / factors["tissue_hires_scalef"], section.shape[:2], rtol=0.02
     )
     assert query.uns["tiles"]["grid"] == "hex"
     query.write_h5ad(tmp_path / "q.h5ad")

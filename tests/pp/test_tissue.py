@@ -31,7 +31,7 @@ def density(tissue, strength=1.0, seed=0):
     return (nuclei[..., None] * HEMATOXYLIN + ground[..., None] * EOSIN) * (strength * tissue)[..., None]
 
 
-def picture(absorbed, seed=1, glass=GLASS):
+def he_image(absorbed, seed=1, glass=GLASS):
     """8-bit RGB of what the glass and an optical density let through."""
     noise = np.random.default_rng(seed).normal(0, 2, absorbed.shape)
     return np.clip(glass * np.exp(-absorbed) + noise, 0, 255).round().astype(np.uint8)
@@ -48,7 +48,7 @@ BORDER_UM = 50.0
 
 
 def found(pixels, **options):
-    """Mask in px of the picture."""
+    """Mask in px of the image."""
     tissue = find_tissue(pixels, um_per_px=UM, **options)
     rows, cols = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
     return tissue.at(np.stack([cols, rows], axis=-1) + 0.5)
@@ -65,7 +65,7 @@ def errors(mask, truth):
 @pytest.mark.parametrize("strength", [1.6, 1.0, 0.5, 0.3])
 @pytest.mark.parametrize("glass", [GLASS, [175.0, 178.0, 176.0], [236.0, 219.0, 235.0], [255.0, 255.0, 255.0]])
 def test_dark_and_pale_tissue_on_any_glass(strength, glass):
-    pixels = picture(density(BLOB, strength), glass=np.array(glass))
+    pixels = he_image(density(BLOB, strength), glass=np.array(glass))
     missed, invented = errors(found(pixels), BLOB)
     assert missed < 0.01
     assert invented == 0
@@ -74,13 +74,13 @@ def test_dark_and_pale_tissue_on_any_glass(strength, glass):
 def test_overexposed_glass_beside_a_smooth_pool_of_stain():
     pool = disc(900, 1000, 300)
     absorbed = density(BLOB & ~pool) + pool[..., None] * np.array([0.1, 0.6, 0.2])
-    pixels = picture(absorbed, glass=np.array([290.0, 290.0, 290.0]))
+    pixels = he_image(absorbed, glass=np.array([290.0, 290.0, 290.0]))
     assert found(pixels)[BLOB & ~pool].mean() > 0.99
 
 
 @pytest.mark.parametrize("border", [0, 255])
 def test_what_a_scanner_puts_around_a_scan(border):
-    pixels = picture(density(BLOB), glass=np.array([236.0, 219.0, 235.0]))
+    pixels = he_image(density(BLOB), glass=np.array([236.0, 219.0, 235.0]))
     padded = np.pad(pixels, ((150, 200), (300, 100), (0, 0)), constant_values=border)
     missed, invented = errors(found(padded), np.pad(BLOB, ((150, 200), (300, 100))))
     assert missed < 0.01
@@ -90,7 +90,7 @@ def test_what_a_scanner_puts_around_a_scan(border):
 @pytest.mark.parametrize("pale", [1.0, 0.4])
 def test_large_holes_stay_and_small_ones_are_filled(pale):
     large, small = disc(900, 800, 220), disc(1000, 1300, 50)
-    pixels = picture(density(BLOB & ~large & ~small, pale))
+    pixels = he_image(density(BLOB & ~large & ~small, pale))
     mask = found(pixels)
     assert mask[small].all()
     assert not mask[ndimage.binary_erosion(large, iterations=10)].any()
@@ -114,7 +114,7 @@ def test_strokes_of_ink_are_no_tissue(ink):
     line = np.zeros(SHAPE, dtype=bool)
     line[100:160, 40:560] = True
     line[200:440, 480:560] = True
-    pixels = picture(density(BLOB) + stroke(INKS[ink], line))
+    pixels = he_image(density(BLOB) + stroke(INKS[ink], line))
     mask = found(pixels)
     assert not mask[line].any()
     away = BLOB & ~ndimage.binary_dilation(line, iterations=round(150 / UM))
@@ -125,7 +125,7 @@ def test_strokes_of_ink_are_no_tissue(ink):
 
 def test_a_small_dot_of_ink_on_tissue():
     dot = disc(900, 1000, 50)
-    mask = found(picture(density(BLOB) + stroke((20, 40, 150), dot)))
+    mask = found(he_image(density(BLOB) + stroke((20, 40, 150), dot)))
     assert not mask[dot].any()
     assert mask[BLOB & ~disc(900, 1000, 200)].mean() > 0.99
 
@@ -166,34 +166,34 @@ def edge():
 
 @pytest.mark.parametrize("thing", [rings, blot, smear, specks, edge])
 def test_things_on_the_glass_are_no_tissue(thing):
-    pixels = picture(density(BLOB) + thing())
+    pixels = he_image(density(BLOB) + thing())
     missed, invented = errors(found(pixels), BLOB)
     assert missed < 0.01
     assert invented == 0
-    assert find_tissue(picture(np.zeros((*SHAPE, 3)) + thing()), um_per_px=UM).share == 0
+    assert find_tissue(he_image(np.zeros((*SHAPE, 3)) + thing()), um_per_px=UM).share == 0
 
 
 def test_bleached_tissue_within_tissue():
     gray = density(BLOB)
     patch = disc(900, 1000, 200)
     gray[patch] = 0.6 * gray[patch].mean(axis=1, keepdims=True) * np.array([1.0, 1.0, 0.7])
-    assert found(picture(gray))[BLOB].mean() > 0.97
+    assert found(he_image(gray))[BLOB].mean() > 0.97
 
 
 def test_small_pieces_are_left_out():
     piece = disc(300, 2100, 150)
-    pixels = picture(density(BLOB | piece))
+    pixels = he_image(density(BLOB | piece))
     assert found(pixels)[piece].mean() > 0.9
     assert not found(pixels, min_area_um2=150_000)[piece].any()
     assert found(pixels, min_area_um2=150_000)[BLOB].mean() > 0.99
 
 
-def test_tissue_that_fills_the_picture():
-    assert find_tissue(picture(density(np.ones(SHAPE, dtype=bool))), um_per_px=UM).share > 0.99
+def test_tissue_that_fills_the_image():
+    assert find_tissue(he_image(density(np.ones(SHAPE, dtype=bool))), um_per_px=UM).share > 0.99
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_nothing_is_found_on_an_empty_picture(value):
+def test_nothing_is_found_on_an_empty_image(value):
     flat = np.full((200, 300, 3), value, dtype=np.uint8)
     assert find_tissue(flat, um_per_px=UM).share == 0
     noise = np.random.default_rng(0).normal(value, 5, (200, 300, 3)).clip(0, 255).astype(np.uint8)
@@ -202,7 +202,7 @@ def test_nothing_is_found_on_an_empty_picture(value):
 
 
 def test_the_mask_has_a_known_scale():
-    pixels = picture(density(BLOB))
+    pixels = he_image(density(BLOB))
     tissue = find_tissue(pixels, um_per_px=UM, resolution_um=8.0)
     assert tissue.mask.shape == (225, 300) == tissue.thumbnail.shape[:2]
     assert (tissue.downsample, tissue.um_per_px) == (2.0, 8.0)
@@ -216,14 +216,14 @@ def test_a_pyramid_is_read_where_it_is_coarse():
         def __getitem__(self, window):
             raise AssertionError("the finest level was read")
 
-    slide = SlideImage([Untouched(), picture(density(BLOB))], [1.0, 4.0], um_per_px=UM / 4)
+    slide = SlideImage([Untouched(), he_image(density(BLOB))], [1.0, 4.0], um_per_px=UM / 4)
     tissue = find_tissue(slide)
     assert tissue.downsample == 8.0
     assert abs(tissue.share - BLOB.mean()) < 0.02
 
 
 def test_other_methods():
-    pixels = picture(density(BLOB))
+    pixels = he_image(density(BLOB))
     assert find_tissue(pixels, um_per_px=UM, method="all").mask.all()
     assert abs(find_tissue(pixels, um_per_px=UM, method="squidpy").share - BLOB.mean()) < 0.05
 

@@ -91,7 +91,7 @@ def real(geometry, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(script, geometry, tmp_path_factory):
-    """Every method of the paper and every baseline, once: what was written, and what the pictures are called."""
+    """Every method of the paper and every baseline, once: what was written, and what the figures are called."""
     out, titles = tmp_path_factory.mktemp("report"), {}
     save = st_gchb.pl.save
 

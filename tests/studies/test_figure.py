@@ -1,4 +1,4 @@
-"""The picture of a study: a dot per seed, a bar at the mean."""
+"""The figure of a study: a dot per seed, a bar at the mean."""
 
 from __future__ import annotations
 

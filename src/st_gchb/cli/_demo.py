@@ -1,4 +1,4 @@
-"""``st-gchb demo``: train on sections, predict a held-out one, print a table and draw a picture."""
+"""``st-gchb demo``: train on sections, predict a held-out one, print a table and draw a figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser = new_command(
         commands,
         "demo",
-        "Train on sections, predict a held-out one, print a table and draw a picture; synthetic tissue without --data.",
+        "Train on sections, predict a held-out one, print a table and draw a figure; synthetic tissue without --data.",
         "st-gchb demo --out demo/",
     )
     add_data(parser, required=False)
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--n-top-genes", type=int, default=EVALUATION_GENES, help="size of the panel (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and pictures (default: demo)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and figures (default: demo)")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command starts anew")
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     kind = "simulated" if arguments.data is None else "measured"
     print(f"\nSlice {names[-1]} predicted from {', '.join(names[:-1])} ({kind} expression, correlation per gene):\n")
     print(markdown(result))
-    print(f"\npicture: {paths['tissue']}\ntables:  {paths['metrics']}, {paths['per_gene']}")
+    print(f"\nfigure:  {paths['tissue']}\ntables:  {paths['metrics']}, {paths['per_gene']}")
 
 
 def _slides(arguments: argparse.Namespace) -> AnnData:

@@ -1,4 +1,4 @@
-"""``st-gchb evaluate``: compare methods on held-out slices or patients, and write tables and pictures."""
+"""``st-gchb evaluate``: compare methods on held-out slices or patients, and write tables and figures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 best of the variable ones)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, the tables and the pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json, the tables and the figures")
     parser.add_argument("--overwrite", action="store_true", help="delete the runs of an earlier call in OUT/runs first")
     parser.set_defaults(run=run, when_interrupted=when_interrupted)
 

@@ -166,7 +166,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
     parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 most predictable)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for prediction.h5ad, spots.csv and the picture")
+    parser.add_argument("--out", type=Path, required=True, help="folder for prediction.h5ad, spots.csv and the figure")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command predicts it anew")
 
 

@@ -201,7 +201,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
         pd.DataFrame([_named(run_id) | runs[run_id].row for run_id in ids]),
         pd.concat([runs[run_id].genes.reset_index().assign(**_named(run_id)) for run_id in ids], ignore_index=True),
         _settings(plan),
-        None if prediction is None else ready(pictured[0]).picture(prediction),
+        None if prediction is None else ready(pictured[0]).to_draw(prediction),
         {"made": len(missing), "taken": len(ids) - len(missing)},
     )
 

@@ -76,7 +76,7 @@ class Prepared:
         row["Moran"] = morans_agreement(self.truth, prediction, self.graph)["correlation"]
         return row, frame
 
-    def picture(self, prediction: np.ndarray) -> AnnData:
+    def to_draw(self, prediction: np.ndarray) -> AnnData:
         """Combine measured and predicted expression in one object, for drawing."""
         result = AnnData(self.truth.copy(), obs=self.test.obs.copy(), var=pd.DataFrame(index=self.panel))
         result.layers[Keys.MEASURED], result.layers[Keys.LAYER] = self.truth, prediction.astype(np.float32)

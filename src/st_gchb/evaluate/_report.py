@@ -1,4 +1,4 @@
-"""Files that report an evaluation: metrics.json, scores.csv, per_gene.csv, table.md and pictures."""
+"""Files that report an evaluation: metrics.json, scores.csv, per_gene.csv, table.md and figures."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ class RunFolder:
     def _read_prediction(self, key: RunKey, expected: str | None) -> np.ndarray | None:
         path = self.path / f"{key.stem}.npy"
         if expected is None:
-            logger.info("%s was kept without the prediction that the picture needs: it is made again.", key.stem)
+            logger.info("%s was kept without the prediction that the figure needs: it is made again.", key.stem)
             return None
         try:
             damaged = sha256_of(path) != expected

@@ -59,7 +59,7 @@ def save(axes: Any, path: str | Path, *, dpi: Dpi = 150) -> None:
 _STEPS = 256
 
 
-class SeeThrough(ListedColormap):
+class TransparentColormap(ListedColormap):
     """Color map that is transparent at and below the lower end of its scale."""
 
     def __call__(self, X: Any, alpha: Any = None, bytes: bool = False) -> Any:
@@ -102,4 +102,4 @@ def transparent_cmap(cmap: str | Colormap = CMAP) -> Colormap:
     if isinstance(cmap, str) and cmap not in colormaps:
         raise InputError(f"cmap={cmap!r} is no color map of matplotlib; see list(matplotlib.colormaps).")
     colors = colormaps[cmap] if isinstance(cmap, str) else cmap
-    return SeeThrough(colors(np.linspace(0, 1, _STEPS)), name=f"{colors.name}_transparent")
+    return TransparentColormap(colors(np.linspace(0, 1, _STEPS)), name=f"{colors.name}_transparent")

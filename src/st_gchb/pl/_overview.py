@@ -90,10 +90,10 @@ def slide_overview(
     else:
         adata, slice_key = table_of(data, table, slice_key)
     shown = tissue_of(adata, slice, slice_key)
-    picture = shown.picture
-    if picture is None:
-        raise ImageError(f"slice {shown.name!r} has no picture in uns['spatial'][{shown.name!r}]['images'].")
-    height, width = picture.shape[:2]
+    image = shown.image
+    if image is None:
+        raise ImageError(f"slice {shown.name!r} has no image in uns['spatial'][{shown.name!r}]['images'].")
+    height, width = image.shape[:2]
     if ax is None:
         ax = new_axes(1, 1, width / height, height=5.0)[0, 0]
     draw_slide(ax, shown, image_alpha=image_alpha)
@@ -121,7 +121,7 @@ def _alone(found: Found) -> AnnData:
         The tissue is a mask without an image.
     """
     if found.thumbnail is None:
-        raise ImageError("this tissue has no picture: it is a mask from elsewhere. Pass the query, and it as tissue=.")
+        raise ImageError("this tissue has no image: it is a mask from elsewhere. Pass the query, and it as tissue=.")
     corner = np.array([[0.0, 0.0]])
     factors = {"tissue_hires_scalef": 1 / found.downsample, Keys.UM_PER_PX: found.um_per_px / found.downsample}
     alone = AnnData(obsm={Keys.SPATIAL: corner})
@@ -142,7 +142,7 @@ def _tissue_to_draw(tissue: Found | str | None, shown: Tissue, settings: Any) ->
     method: Any = tissue or settings.get("tissue", "stain")
     if shown.um_per_px is None or method not in get_args(TissueMethod):
         return None
-    found = find_tissue(shown.picture, um_per_px=shown.um_per_px, method=method)
+    found = find_tissue(shown.image, um_per_px=shown.um_per_px, method=method)
     return Found(found.mask, found.downsample / shown.scale, found.um_per_px, found.thumbnail)
 
 

@@ -79,7 +79,7 @@ class Tissue:
         return (libraries_of(self.spots)[self.name].factor(Keys.SPOT_DIAMETER) or 0.0) * self.scale
 
     @property
-    def picture(self) -> np.ndarray | None:
+    def image(self) -> np.ndarray | None:
         """The downscaled image, ``(h, w, 3)``; ``None`` if there is none."""
         images = libraries_of(self.spots)[self.name].images
         return None if self.image_key is None else np.asarray(images[self.image_key])
@@ -196,8 +196,8 @@ def draw_tissue(ax: Axes, tissue: Tissue, *, image_alpha: float = 1.0, scale_bar
 def draw_slide(ax: Axes, tissue: Tissue, *, image_alpha: float) -> None:
     """Draw the whole image of the slide, with a scale bar inside."""
     _background(ax, tissue, image_alpha=image_alpha, scale_bar=True, under=False)
-    if tissue.picture is not None:
-        height, width = tissue.picture.shape[:2]
+    if tissue.image is not None:
+        height, width = tissue.image.shape[:2]
         ax.set(xlim=(0, width), ylim=(height, 0))
 
 

@@ -133,7 +133,7 @@ def fit_stain(image: Any, *, method: StainMethod = "macenko", um_per_px: PixelSi
     found = find_tissue(slide)
     if found.thumbnail is None or found.mask.sum() < _FEWEST_PX:
         raise StainError(
-            f"{slide.name}: found {int(found.mask.sum())} px of tissue in a picture of {found.um_per_px:.3g} µm per "
+            f"{slide.name}: found {int(found.mask.sum())} px of tissue in an image of {found.um_per_px:.3g} µm per "
             f"px; expected at least {_FEWEST_PX} to tell the stain by. Look at pp.find_tissue's mask: is it H&E?"
         )
     try:

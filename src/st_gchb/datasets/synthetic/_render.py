@@ -82,13 +82,13 @@ def render(
         for h, e, b in zip(stain.hematoxylin, stain.eosin, stain.blood, strict=True)
     ]
     light = smooth_noise(rng, shape, max(shape) / 3) * 0.004
-    picture = np.empty((*shape, 3), np.uint8)
+    image = np.empty((*shape, 3), np.uint8)
     grain = rng.standard_normal(shape, dtype=np.float32)
     for channel, absorbed in enumerate(density):
         # A section is slightly thicker than the depth of focus.
         seen = ndimage.gaussian_filter(np.exp(-absorbed), 0.55)
-        picture[..., channel] = np.clip(stain.glass[channel] * (seen + light) + 1.3 * grain, 0, 255)
-    return picture
+        image[..., channel] = np.clip(stain.glass[channel] * (seen + light) + 1.3 * grain, 0, 255)
+    return image
 
 
 def _upsample(field: Field, shape: tuple[int, int]) -> Field:

@@ -11,7 +11,7 @@ from ._image_element import as_element as as_element
 from ._open_image import open_image as open_image
 from ._openslide import OpenSlideLevel as OpenSlideLevel, open_openslide as open_openslide, vendor_of as vendor_of
 from ._orientation import TurnedLevel as TurnedLevel, turn as turn
-from ._pillow import opened as opened, picture_of as picture_of, read_thumbnail as read_thumbnail
+from ._pillow import opened as opened, read_thumbnail as read_thumbnail, thumbnail_of as thumbnail_of
 from ._readers import READERS as READERS, Reader as Reader, register_reader as register_reader
 from ._slide_image import RGB as RGB, SlideImage as SlideImage, SlideLevel as SlideLevel
 from ._thumbnail import shrink as shrink

@@ -20,7 +20,7 @@ from st_gchb.io._reading import reading
 from st_gchb.io.images._image_element import open_element, open_lazy, open_tensor
 from st_gchb.io.images._openslide import open_openslide, vendor_of
 from st_gchb.io.images._orientation import UPRIGHT, orientation_in, stored_levels
-from st_gchb.io.images._pillow import open_picture, open_pillow
+from st_gchb.io.images._pillow import copy_pillow, open_pillow
 from st_gchb.io.images._readers import reader_of
 from st_gchb.io.images._slide_image import SlideImage
 from st_gchb.io.images._tiff import open_tiff
@@ -29,7 +29,7 @@ from st_gchb.io.images._validation import EXPECTED, as_rgb_array
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = (None, "generic-tiff", "aperio")
 """OpenSlide's names of the formats that tifffile reads as well. In files of other vendors, a reader of TIFF or JPEG may
-find another picture, such as that of the label, and take it for the slide."""
+find another image, such as that of the label, and take it for the slide."""
 _LONGEST = 300
 """Most characters of a path in messages."""
 
@@ -90,7 +90,7 @@ def _open(source: Any, name: str | None) -> SlideImage:
         label = name or "image array"
         return SlideImage([as_rgb_array(source, label)], [1.0], name=label)
     if isinstance(source, PIL.Image.Image):
-        return open_picture(source, name or "image")
+        return copy_pillow(source, name or "image")
     if isinstance(source, xarray.DataArray | xarray.DataTree):
         return open_element(source, name or "image element")
     torch = sys.modules.get("torch")
@@ -134,7 +134,7 @@ def _open_path(path: Path) -> SlideImage:
             return open_pillow(path)
         image = open_tiff(path)
         unknown = sorted({level.compression for level in stored_levels(image) if not level.decodable})
-        # OpenSlide turns the tiles of some compressions one by one, which gives a wrong picture: it opens only files
+        # OpenSlide turns the tiles of some compressions one by one, which gives a wrong image: it opens only files
         # that are stored upright.
         if unknown and (vendor is None or orientation_in(image) != UPRIGHT):
             raise ImageError(

@@ -122,7 +122,7 @@ def open_pillow(path: Path) -> SlideImage:
     return SlideImage(levels=levels, downsamples=[1.0], name=name, content_hash=partial(hash_as_read, path, how))
 
 
-def open_picture(image: Image.Image, name: str) -> SlideImage:
+def copy_pillow(image: Image.Image, name: str) -> SlideImage:
     """Copy the pixels of a Pillow image, turned upright by its EXIF tag.
 
     Raises
@@ -201,7 +201,7 @@ def _check_mode(image: Image.Image, name: str, source: str) -> None:
         raise ImageError(f"{found} Convert it: {source}.convert('RGB').save('slide.png').")
 
 
-def picture_of(slide: SlideImage, side_px: int) -> tuple[NDArray[np.uint8], float]:
+def thumbnail_of(slide: SlideImage, side_px: int) -> tuple[NDArray[np.uint8], float]:
     """Create a thumbnail of a slide image, from the file itself if Pillow reads it.
 
     Parameters

@@ -104,7 +104,7 @@ def main_series(file: tifffile.TiffFile, path: Path) -> tuple[int, tifffile.Tiff
     slides = [(i, one) for i, one in known if not _is_beside(one)]
     if not slides:
         raise ImageError(
-            f"{path}: found only pictures beside the slide, {_listed([one for _, one in known])}; expected the slide "
+            f"{path}: found only images beside the slide, {_listed([one for _, one in known])}; expected the slide "
             "itself. Export it from the scanner's software."
         )
     most = max(_area(one) for _, one in slides)

@@ -188,8 +188,8 @@ _PLACES = (
 )
 """Columns of ``obs`` with x, y in full-resolution px: of Space Ranger, the ST spot detector, Seurat and DeepSpot (whose
 ``x_pixel`` is the row)."""
-_PICTURE = re.compile(r"(?:tissue_)?(fullres|hires|lowres)(?:_image)?(?:\.\w+)?")
-_HEST_PICTURE, _HEST_LIBRARY = "downscaled_fullres", "ST"
+_IMAGE_KEY = re.compile(r"(?:tissue_)?(fullres|hires|lowres)(?:_image)?(?:\.\w+)?")
+_HEST_IMAGE, _HEST_LIBRARY = "downscaled_fullres", "ST"
 _SYMBOLS = "feature_name"
 
 
@@ -233,19 +233,19 @@ def read_annotated(
             )
         return adata
     old, library = next(iter(libraries.items()), (path.stem, {}))
-    picture = image or image_beside(path, adata, library)
+    image_path = image or image_beside(path, adata, library)
     said = size_said(as_record(library.get(Keys.METADATA)), f"uns['spatial'][{old!r}]['metadata']")
     stored = said or size_beside(path)
-    if not (libraries or name is not None or picture is not None or um_per_px is not None or stored is not None):
+    if not (libraries or name is not None or image_path is not None or um_per_px is not None or stored is not None):
         return adata
-    slide = None if picture is None else open_image(picture)
+    slide = None if image_path is None else open_image(image_path)
     in_file = None if slide is None or slide.um_per_px is None else Size(slide.um_per_px, "the image file")
-    if um_per_px is not None or picture is not None or stored is not None:
+    if um_per_px is not None or image_path is not None or stored is not None:
         library = with_size(library, str(path), um_per_px, stored, in_file)
-    if picture is not None:
-        library[Keys.METADATA] = {**as_record(library.get(Keys.METADATA)), Keys.SOURCE_IMAGE: str(picture.resolve())}
+    if image_path is not None:
+        library[Keys.METADATA] = {**as_record(library.get(Keys.METADATA)), Keys.SOURCE_IMAGE: str(image_path.resolve())}
     # HEST names every sample "ST"; without new names, two concatenated samples would become one slice.
-    is_hest = old == _HEST_LIBRARY and _HEST_PICTURE in as_record(library.get(Keys.IMAGES))
+    is_hest = old == _HEST_LIBRARY and _HEST_IMAGE in as_record(library.get(Keys.IMAGES))
     label = name or (path.stem if is_hest else old)
     others = {key: held for key, held in as_record(adata.uns.get(Keys.SPATIAL)).items() if key not in libraries}
     adata.uns[Keys.SPATIAL] = {**others, label: library}
@@ -280,7 +280,7 @@ def _library(entry: dict[str, Any]) -> dict[str, Any]:
             entry[part] = record
     images = as_record(entry.get(Keys.IMAGES))
     for key in list(images):
-        usual = _PICTURE.fullmatch(key)
+        usual = _IMAGE_KEY.fullmatch(key)
         if usual is not None and usual.group(1) not in images:
             images[usual.group(1)] = images.pop(key)
     if images:
@@ -316,7 +316,7 @@ def _find_places(adata: AnnData, path: Path) -> None:
 def _under_tissue(adata: AnnData, libraries: dict[str, dict[str, Any]], path: Path) -> AnnData:
     """Drop spots that are not under tissue, which objects from CELLxGENE include."""
     if "in_tissue" not in adata.obs or any(
-        _HEST_PICTURE in as_record(one.get(Keys.IMAGES)) for one in libraries.values()
+        _HEST_IMAGE in as_record(one.get(Keys.IMAGES)) for one in libraries.values()
     ):
         # In HEST objects this column does not describe the tissue.
         return adata

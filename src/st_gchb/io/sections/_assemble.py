@@ -16,7 +16,7 @@ from st_gchb._logging import logger
 from st_gchb.io._library import Library, put_libraries
 from st_gchb.io._pixel_size import Size, caller_size, factor_size, positive, settle
 from st_gchb.io.images import RGB, SlideImage, as_element
-from st_gchb.io.sections._spaceranger import picture_shape, read_picture
+from st_gchb.io.sections._spaceranger import image_shape, read_downscaled
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +37,7 @@ def assemble(
     table: str,
     squares: bool,
     factors: dict[str, Any],
-    pictures: dict[str, Path],
+    downscaled: dict[str, Path],
     slide: SlideImage | None,
     um_per_px: float | None,
 ) -> SpatialData:
@@ -53,7 +53,7 @@ def assemble(
         Whether the shapes are squares (bins) or circles (spots).
     factors
         Scale factors.
-    pictures
+    downscaled
         Paths of the down-scaled images by kind, ``"hires"`` and ``"lowres"``.
     slide
         Full-resolution image, if available.
@@ -80,15 +80,15 @@ def assemble(
     from spatialdata.models import TableModel
     from spatialdata.transformations import Identity, Scale
 
-    scales = {kind: _scale(factors, kind, path) for kind, path in pictures.items()}
+    scales = {kind: _scale(factors, kind, path) for kind, path in downscaled.items()}
     systems: dict[str, Any] = {label: Identity()}
     systems |= {f"{label}_downscaled_{kind}": Scale([scale] * 2, axes=("x", "y")) for kind, scale in scales.items()}
     images: dict[str, Any] = {}
     if slide is not None:
         images[f"{label}_full_image"] = as_element(slide, {label: Identity()})
     seen: dict[str, Path] = {}
-    for kind, path in pictures.items():
-        pixels = read_picture(path)
+    for kind, path in downscaled.items():
+        pixels = read_downscaled(path)
         if pixels is not None:
             seen[kind] = path
             to_full = Scale([1 / scales[kind]] * 2, axes=("x", "y"))
@@ -99,7 +99,11 @@ def assemble(
     if not images:
         raise ImageError(
             f"{label}: the folder holds no image of the tissue"
-            + (f" (in {', '.join(str(path) for path in pictures.values())} nothing is to be seen)" if pictures else "")
+            + (
+                f" (in {', '.join(str(path) for path in downscaled.values())} nothing is to be seen)"
+                if downscaled
+                else ""
+            )
             + f"; expected one. {advise(Fix('image', why='with its path'), otherwise='Put it there.')}"
         )
     adata.obs[_ID] = np.arange(adata.n_obs)
@@ -112,17 +116,17 @@ def assemble(
     return sdata
 
 
-def _check_scales(pictures: dict[str, Path], scales: dict[str, float]) -> None:
+def _check_scales(downscaled: dict[str, Path], scales: dict[str, float]) -> None:
     """Check that all down-scaled images imply the same size of the full-resolution image."""
-    whole = {kind: np.array(picture_shape(path)) / scales[kind] for kind, path in pictures.items()}
+    whole = {kind: np.array(image_shape(path)) / scales[kind] for kind, path in downscaled.items()}
     for (one, first), (other, second) in combinations(whole.items(), 2):
         # The sides of down-scaled images are rounded to whole px.
         rounding = 1 / scales[one] + 1 / scales[other]
         if (np.abs(first - second) > _SIZE_TOLERANCE * np.maximum(first, second) + rounding).any():
             raise InputError(
-                f"{pictures[one]} and {pictures[other].name} contradict each other: by their scale factors, "
+                f"{downscaled[one]} and {downscaled[other].name} contradict each other: by their scale factors, "
                 f"{scales[one]:.6g} and {scales[other]:.6g}, the full-resolution image has {_px(first)} px (h, w) and "
-                f"{_px(second)}. Copy the pictures and scalefactors_json.json again from one run of Space Ranger."
+                f"{_px(second)}. Copy the images and scalefactors_json.json again from one run of Space Ranger."
             )
 
 

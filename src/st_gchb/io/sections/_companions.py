@@ -126,10 +126,10 @@ def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
     images, factors = library.get(Keys.IMAGES), library.get(Keys.SCALEFACTORS)
     if not isinstance(images, Mapping) or not isinstance(factors, Mapping):
         return True
-    for key, picture in images.items():
+    for key, image in images.items():
         scale = one_number(factors.get(f"tissue_{key}_scalef"))
-        if scale and np.ndim(picture) == 3:
-            expected = np.array(np.shape(picture)[:2]) / scale
+        if scale and np.ndim(image) == 3:
+            expected = np.array(np.shape(image)[:2]) / scale
             # The sides of the down-scaled image are rounded to whole px.
             return bool((np.abs(expected - (height, width)) <= _SIZE_TOLERANCE * expected + 1 / scale).all())
     return True

@@ -17,7 +17,7 @@ from st_gchb._logging import logger
 from st_gchb.io._library import Library, put_libraries
 from st_gchb.io._pixel_size import Size, caller_size, settle
 from st_gchb.io._reading import reading
-from st_gchb.io.images import open_image, picture_of
+from st_gchb.io.images import open_image, thumbnail_of
 from st_gchb.io.sections._legacy_st import SPOT_COLUMNS, are_spots, read_legacy_spots
 from st_gchb.io.sections._text_table import find_layout, is_table, open_text, table_stem
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".btf", ".bmp")
 _FEWEST_GENES, _LOOKED_AT = 5, 6
-_PICTURE_PX = 1500
+_THUMBNAIL_PX = 1500
 _COUNTS, _SPOTS = "counts", "spots"
 _CHOSEN = ("selected", "new_x")
 """Columns that identify a table of the ST spot detector; tables of labels do not have them."""
@@ -90,9 +90,9 @@ def read_legacy(
         )
     wrong = advise(Fix("um_per_px", why="if that is wrong"))
     logger.info("%s: %.4g µm per px, of %s. %s", section, size, array.told, wrong)
-    picture, scale = picture_of(slide, _PICTURE_PX)
+    thumbnail, scale = thumbnail_of(slide, _THUMBNAIL_PX)
     factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
-    put_libraries(adata, [Library(section, {"hires": picture}, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})])
+    put_libraries(adata, [Library(section, {"hires": thumbnail}, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})])
     return adata
 
 

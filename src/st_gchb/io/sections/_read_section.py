@@ -84,28 +84,28 @@ def read_section(
     """
     path = Path(path)
     size = None if um_per_px is None else positive(um_per_px, "um_per_px")
-    picture = None if image is None else Path(image)
+    image_path = None if image is None else Path(image)
     if not path.exists():
         raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
     if path.is_file():
-        return _read_file(path, name, picture, size, genome)
+        return _read_file(path, name, image_path, size, genome)
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
     kind = zarr_kind(path)
     if kind == "spatialdata":
-        return read_spatialdata(path, name, picture, size)
+        return read_spatialdata(path, name, image_path, size)
     if kind == "anndata":
-        return read_annotated(path, name, picture, size, genome=genome)
+        return read_annotated(path, name, image_path, size, genome=genome)
     outputs = find_outputs(path)
     if outputs is not None:
         read = read_visium_hd if outputs.is_hd else read_visium
-        return read(outputs, name, picture, size, genome=genome, allow_missing=allow_missing)
+        return read(outputs, name, image_path, size, genome=genome, allow_missing=allow_missing)
     files = anndata_files(path)
     if files and not holds_counts(path):
         file, label = choose_anndata(path, files, name)
-        return read_annotated(file, label, picture, size, genome=genome)
+        return read_annotated(file, label, image_path, size, genome=genome)
     if is_legacy(path):
-        return read_legacy(path, name, picture, size, allow_missing=allow_missing)
+        return read_legacy(path, name, image_path, size, allow_missing=allow_missing)
     raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")
 
 

@@ -21,7 +21,7 @@ from st_gchb.io.images import RGB, SlideImage, open_image, opened
 from st_gchb.io.sections._text_table import open_text
 
 
-def picture_shape(path: Path) -> tuple[int, int]:
+def image_shape(path: Path) -> tuple[int, int]:
     """Read the height and width of an image, px, from its header.
 
     Raises
@@ -33,7 +33,7 @@ def picture_shape(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def read_picture(path: Path) -> RGB | None:
+def read_downscaled(path: Path) -> RGB | None:
     """Read a down-scaled image.
 
     Returns
@@ -55,7 +55,7 @@ def read_picture(path: Path) -> RGB | None:
         pixels[rgba[..., 3] == 0] = 255
     if gray or (pixels == pixels[0, 0]).all():
         logger.warning(
-            "%s: %s; it is left out.", path, "the picture is gray, no H&E" if gray else "the picture is of one color"
+            "%s: %s; it is left out.", path, "the image is gray, no H&E" if gray else "the image is of one color"
         )
         return None
     return pixels
@@ -168,7 +168,7 @@ class Outputs:
         """Check by the file name if a matrix contains only spots under tissue."""
         return "filtered" in str(counts.relative_to(self.root)).lower()
 
-    def pictures(self, folder: str = "") -> dict[str, Path]:
+    def downscaled(self, folder: str = "") -> dict[str, Path]:
         """Find the down-scaled images by kind, ``"hires"`` and ``"lowres"``."""
         found = {}
         for kind in _KINDS:
@@ -224,7 +224,7 @@ def read_factors(path: Path) -> dict[str, Any]:
 
 
 def full_image(
-    outputs: Outputs, image: Path | None, factors: dict[str, Any], pictures: dict[str, Path]
+    outputs: Outputs, image: Path | None, factors: dict[str, Any], downscaled: dict[str, Path]
 ) -> SlideImage | None:
     """Open the full-resolution image: ``image`` if given, else the one in the folder.
 
@@ -236,7 +236,7 @@ def full_image(
         Path of the image that the caller passed.
     factors
         Scale factors.
-    pictures
+    downscaled
         Paths of the down-scaled images by kind, whose sizes are compared with the image.
 
     Returns
@@ -261,11 +261,11 @@ def full_image(
             return None
         image = found[0]
     slide = open_image(image)
-    for kind, small in pictures.items():
+    for kind, small in downscaled.items():
         scale = factors.get(f"tissue_{kind}_scalef")
         if scale is None:
             continue
-        expected = np.array(picture_shape(small)) / scale
+        expected = np.array(image_shape(small)) / scale
         # The sides of the down-scaled image are rounded to whole px.
         if (np.abs(expected - slide.shape_px) > _SIZE_TOLERANCE * expected + 1 / scale).any():
             sides = tuple(expected.round().astype(int).tolist())

@@ -60,8 +60,8 @@ def read_visium(
     factors = read_factors(outputs.one(SCALEFACTORS, SCALEFACTORS[0]))
     positions = outputs.one(POSITIONS, f"{POSITIONS[0]} (of Space Ranger 1: {Path(POSITIONS[1]).name})")
     label = outputs.label if name is None else clean_name(name)
-    pictures = outputs.pictures()
-    slide = full_image(outputs, image, factors, pictures)
+    downscaled = outputs.downscaled()
+    slide = full_image(outputs, image, factors, downscaled)
     adata = place_spots(
         keep_genes(read_counts(counts), f"section {label!r}", genome),
         read_positions(positions),
@@ -78,7 +78,7 @@ def read_visium(
         table="table",
         squares=False,
         factors=factors,
-        pictures=pictures,
+        downscaled=downscaled,
         slide=slide,
         um_per_px=um_per_px,
     )
@@ -122,8 +122,8 @@ def read_visium_hd(
     factors = read_factors(outputs.one([f"{folder}/{SCALEFACTORS[0]}"], f"{folder}/{SCALEFACTORS[0]}"))
     positions = outputs.one([f"{folder}/{one}" for one in _POSITIONS], f"{folder}/{_POSITIONS[0]}")
     label = _label(outputs) if name is None else clean_name(name)
-    pictures = outputs.pictures(f"{folder}/")
-    slide = full_image(outputs, image, factors, pictures)
+    downscaled = outputs.downscaled(f"{folder}/")
+    slide = full_image(outputs, image, factors, downscaled)
     adata = place_spots(
         keep_genes(read_counts(counts), f"section {label!r}", genome),
         read_positions(positions),
@@ -140,7 +140,7 @@ def read_visium_hd(
         table=bins,
         squares=True,
         factors=factors,
-        pictures=pictures,
+        downscaled=downscaled,
         slide=slide,
         um_per_px=um_per_px,
     )

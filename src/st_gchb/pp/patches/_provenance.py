@@ -272,8 +272,8 @@ def _source_id(source: Any) -> int:
     """Hash a file or an array that is stored as an image; return 0 for anything else."""
     if isinstance(source, Path) and os.path.isfile(source):
         return _file_id(source)
-    is_picture = isinstance(source, np.ndarray) and source.ndim in (2, 3) and source.dtype.kind in "uif"
-    return _array_id(source) if is_picture else 0
+    is_image = isinstance(source, np.ndarray) and source.ndim in (2, 3) and source.dtype.kind in "uif"
+    return _array_id(source) if is_image else 0
 
 
 def _file_id(path: Path) -> int:

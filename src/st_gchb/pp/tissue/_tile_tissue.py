@@ -22,7 +22,7 @@ from st_gchb.pp.tissue._layout import Tiles, lay_tiles
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_PICTURE_PX = 1500
+_THUMBNAIL_PX = 1500
 
 
 @checked
@@ -127,10 +127,10 @@ def _name_of(source: Any) -> str:
 
 def _library(name: str, tiles: Tiles, slide: SlideImage, source: Any) -> Library:
     """Build the entry of ``uns["spatial"]`` for the slide: path or pixels of the image, and a thumbnail for figures."""
-    picture, scale = tiles.tissue.thumbnail, 1.0 / tiles.tissue.downsample
-    if picture is None:
-        picture, scale = slide.thumbnail(_PICTURE_PX)
-    images: dict[str, Any] = {"hires": picture}
+    thumbnail, scale = tiles.tissue.thumbnail, 1.0 / tiles.tissue.downsample
+    if thumbnail is None:
+        thumbnail, scale = slide.thumbnail(_THUMBNAIL_PX)
+    images: dict[str, Any] = {"hires": thumbnail}
     metadata: dict[str, Any] = {}
     # Levels of a registered reader need not know their file.
     path = getattr(slide.levels[0], "path", source if isinstance(source, str | os.PathLike) else None)

@@ -12,7 +12,7 @@ from PIL import Image
 import st_gchb
 
 
-def picture(path) -> np.ndarray:
+def pixels_of(path) -> np.ndarray:
     plt.gcf().savefig(path, dpi=60)
     plt.close("all")
     with Image.open(path) as image:
@@ -49,22 +49,22 @@ def with_squidpy(prediction, gene):
 @pytest.mark.parametrize("draw", [with_scanpy, with_squidpy])
 def test_a_prediction_is_drawn(prediction, unchanged, tmp_path, draw):
     first, second = prediction.var_names[:2]
-    pictures = []
+    drawn = []
     for gene in (first, second):
         with unchanged(prediction.layers, prediction.obsm):
             ax = draw(prediction, gene)
         # The layer is drawn, not what was measured.
         drawn, predicted = colors_of_spots(ax), prediction[:, gene].layers["st_gchb"].ravel()
         np.testing.assert_allclose(np.sort(drawn), np.sort(predicted), rtol=1e-5)
-        pictures.append(picture(tmp_path / f"{gene}.png"))
-        assert_drawn(pictures[-1])
-    assert pictures[0].shape == pictures[1].shape
-    assert (pictures[0] != pictures[1]).any(axis=2).mean() > 0.01
+        drawn.append(pixels_of(tmp_path / f"{gene}.png"))
+        assert_drawn(drawn[-1])
+    assert drawn[0].shape == drawn[1].shape
+    assert (drawn[0] != drawn[1]).any(axis=2).mean() > 0.01
 
 
 def test_confidence_is_drawn(prediction, tmp_path):
     sc.pl.spatial(prediction, color="st_gchb_confidence", show=False)
-    assert_drawn(picture(tmp_path / "confidence.png"))
+    assert_drawn(pixels_of(tmp_path / "confidence.png"))
 
 
 def test_several_slices_are_drawn(model, tissue, tmp_path):
@@ -72,13 +72,13 @@ def test_several_slices_are_drawn(model, tissue, tmp_path):
     gene = prediction.var_names[0]
     axes = sq.pl.spatial_scatter(prediction, color=gene, layer="st_gchb", library_key="slice", return_ax=True)
     assert len(axes) == 3
-    assert_drawn(picture(tmp_path / "slices.png"))
+    assert_drawn(pixels_of(tmp_path / "slices.png"))
 
 
-def test_the_packages_own_pictures_take_a_prediction(prediction, model, tmp_path):
+def test_the_packages_own_figures_take_a_prediction(prediction, model, tmp_path):
     genes = list(prediction.var_names[:2])
     axes = st_gchb.pl.measured_vs_predicted(prediction, genes)
     assert axes.shape == (2, 3)
-    assert_drawn(picture(tmp_path / "genes.png"))
+    assert_drawn(pixels_of(tmp_path / "genes.png"))
     st_gchb.pl.history(model)
-    assert (picture(tmp_path / "history.png") < 200).any()
+    assert (pixels_of(tmp_path / "history.png") < 200).any()
