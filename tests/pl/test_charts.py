@@ -130,7 +130,7 @@ def test_draws_into_given_axes_and_opens_no_figure(draw, losses, frame, runs):
     assert plt.get_fignums() == [figure.number]
 
 
-def test_save_writes_a_figure_and_closes_the_figure(frame, tmp_path):
+def test_save_writes_a_figure_and_closes_it(frame, tmp_path):
     pl.save(pl.gene_ranking(frame), tmp_path / "deep" / "ranking.png")
     assert plt.imread(tmp_path / "deep" / "ranking.png").std() > 0.01
     assert plt.get_fignums() == []

@@ -97,13 +97,10 @@ def assemble(
             )
     _check_scales(seen, scales)
     if not images:
+        empty = ", ".join(str(path) for path in downscaled.values())
         raise ImageError(
             f"{label}: the folder holds no image of the tissue"
-            + (
-                f" (in {', '.join(str(path) for path in downscaled.values())} nothing is to be seen)"
-                if downscaled
-                else ""
-            )
+            + (f" (in {empty} nothing is to be seen)" if downscaled else "")
             + f"; expected one. {advise(Fix('image', why='with its path'), otherwise='Put it there.')}"
         )
     adata.obs[_ID] = np.arange(adata.n_obs)
