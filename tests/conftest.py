@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from anndata import AnnData
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -38,6 +40,22 @@ def weights_path() -> Path:
 @pytest.fixture(scope="session")
 def reader_fixtures_path() -> Path:
     return _shared("data", "reader_fixtures")
+
+
+@pytest.fixture(scope="session")
+def _tissue() -> AnnData:
+    import st_gchb
+
+    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=5)
+    adata.obs["patient"] = pd.Categorical(adata.obs["slice"].map({"S1": "P1", "S2": "P1", "S3": "P2"}))
+    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    return adata
+
+
+@pytest.fixture
+def tissue(_tissue: AnnData) -> AnnData:
+    """Three small slices of two patients with features, for evaluations; some rooms have tissue of their own."""
+    return _tissue.copy()
 
 
 @pytest.fixture(autouse=True)

@@ -1,22 +1,22 @@
-"""Three small slices of two patients with features."""
+"""A short protocol, and a method that keeps what it was shown."""
 
 from __future__ import annotations
 
-import pandas as pd
-import pytest
-from anndata import AnnData
+from typing import Any
 
-import st_gchb
+import numpy as np
 
+from st_gchb.evaluate import Task
 
-@pytest.fixture(scope="session")
-def _tissue() -> AnnData:
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=5)
-    adata.obs["patient"] = pd.Categorical(adata.obs["slice"].map({"S1": "P1", "S2": "P1", "S3": "P2"}))
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
-    return adata
+QUICK: dict[str, Any] = {"n_top_genes": 20, "seeds": [0], "device": "cpu"}
 
 
-@pytest.fixture
-def tissue(_tissue: AnnData) -> AnnData:
-    return _tissue.copy()
+class Spy:
+    """A method that answers with noise, and keeps the tasks that it was given."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def __call__(self, task: Task) -> np.ndarray:
+        self.tasks.append(task)
+        return np.random.default_rng(task.seed).random((task.test.n_obs, len(task.panel)))

@@ -12,18 +12,7 @@ import st_gchb
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError, SliceError, STGCHBError
 from st_gchb.evaluate import METHODS, Task, evaluate, evaluate_fold
 
-QUICK = {"n_top_genes": 20, "seeds": [0], "device": "cpu"}
-
-
-class Spy:
-    """A method that answers with noise, and counts."""
-
-    def __init__(self):
-        self.tasks = []
-
-    def __call__(self, task):
-        self.tasks.append(task)
-        return np.random.default_rng(task.seed).random((task.test.n_obs, len(task.panel)))
+from .conftest import QUICK, Spy
 
 
 def one_slice(adata):

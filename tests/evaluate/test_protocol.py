@@ -12,19 +12,9 @@ from scipy import stats
 
 from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, leave_one_out
 
+from .conftest import QUICK, Spy
+
 SHORT = {"default": {"max_epochs": 2}, "bleep": {"max_epochs": 2}}
-QUICK = {"n_top_genes": 20, "seeds": [0], "device": "cpu"}
-
-
-class Spy:
-    """A method that answers with noise, and keeps what it was shown."""
-
-    def __init__(self):
-        self.tasks = []
-
-    def __call__(self, task):
-        self.tasks.append(task)
-        return np.random.default_rng(task.seed).random((task.test.n_obs, len(task.panel)))
 
 
 def log_values(adata):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    pass
-
 
 def add_query(parser: argparse.ArgumentParser) -> None:
     """Add the options that specify the query."""

@@ -29,8 +29,6 @@ from st_gchb._logging import logger, others_quiet
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    pass
-
 if sys.platform != "win32":
     import fcntl
 

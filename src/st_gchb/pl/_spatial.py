@@ -33,8 +33,6 @@ from st_gchb.pl._slice import (
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    pass
-
 _IMAGE_ALPHA = 0.45
 """Opacity of the image below spots."""
 _UNIT = "log(1 + counts per 10⁴)"

@@ -17,8 +17,6 @@ from st_gchb.io.images._validation import EXPECTED, as_rgb_array, check_dtype, c
 if TYPE_CHECKING:
     from xarray import DataArray, DataTree
 
-    pass
-
 _HOLD_BYTES = 2**28
 """Size up to which a lazy level is computed once and kept until released, bytes; a larger one is read by windows."""
 _CHANNELS = ("c", "channel", "channels", "band", "bands", "rgb", "s")

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    pass
-
 HDF5_START = b"\x89HDF\r\n\x1a\n"
 _SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
 

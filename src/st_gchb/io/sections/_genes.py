@@ -15,8 +15,6 @@ from st_gchb._logging import logger
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    pass
-
 
 def tell_values(adata: AnnData, where: str) -> None:
     """Warn if ``X`` holds no counts, and name the layer or ``raw`` that does."""

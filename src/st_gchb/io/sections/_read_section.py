@@ -13,7 +13,7 @@ from st_gchb.io.sections._annotated import HDF5_START, hdf5_kind, read_annotated
 from st_gchb.io.sections._companions import anndata_files, choose_anndata
 from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, read_legacy
 from st_gchb.io.sections._spaceranger import find_outputs
-from st_gchb.io.sections._visium import read_visium, read_visium_hd
+from st_gchb.io.sections._visium import read_visium
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,8 +98,7 @@ def read_section(
         return read_annotated(path, name, image_path, size, genome=genome)
     outputs = find_outputs(path)
     if outputs is not None:
-        read = read_visium_hd if outputs.is_hd else read_visium
-        return read(outputs, name, image_path, size, genome=genome, allow_missing=allow_missing)
+        return read_visium(outputs, name, image_path, size, genome=genome, allow_missing=allow_missing)
     files = anndata_files(path)
     if files and not holds_counts(path):
         file, label = choose_anndata(path, files, name)

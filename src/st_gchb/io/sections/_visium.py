@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb._logging import logger
@@ -25,7 +26,30 @@ from st_gchb.io.sections._spaceranger import (
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    pass
+
+@dataclass(frozen=True)
+class _Files:
+    """Files of one section, and the names of its elements.
+
+    Parameters
+    ----------
+    counts, positions
+        Files of the counts and of the positions.
+    factors
+        Scale factors.
+    downscaled
+        Paths of the down-scaled images by kind.
+    label, region, table
+        Names of the coordinate system, the shapes and the table.
+    """
+
+    counts: Path
+    positions: Path
+    factors: dict[str, Any]
+    downscaled: dict[str, Path]
+    label: str
+    region: str
+    table: str
 
 
 def read_visium(
@@ -37,67 +61,7 @@ def read_visium(
     genome: str | None = None,
     allow_missing: bool = False,
 ) -> SpatialData:
-    """Read a Visium folder, including CytAssist.
-
-    Parameters
-    ----------
-    outputs
-        The folder.
-    name, image, um_per_px, genome, allow_missing
-        See :func:`~st_gchb.io.read_section`.
-
-    Returns
-    -------
-    SpatialData
-        One section, with spots as circles.
-
-    Raises
-    ------
-    MissingFileError, InputError
-        A file is missing or damaged, or the files do not belong together.
-    """
-    counts = outputs.counts()
-    factors = read_factors(outputs.one(SCALEFACTORS, SCALEFACTORS[0]))
-    positions = outputs.one(POSITIONS, f"{POSITIONS[0]} (of Space Ranger 1: {Path(POSITIONS[1]).name})")
-    label = outputs.label if name is None else clean_name(name)
-    downscaled = outputs.downscaled()
-    slide = full_image(outputs, image, factors, downscaled)
-    adata = place_spots(
-        keep_genes(read_counts(counts), f"section {label!r}", genome),
-        read_positions(positions),
-        (counts, positions),
-        filtered=outputs.is_filtered(counts),
-        every_spot=True,
-        allow_missing=allow_missing,
-    )
-    tell_values(adata, str(counts))
-    return assemble(
-        adata,
-        label=label,
-        region=label,
-        table="table",
-        squares=False,
-        factors=factors,
-        downscaled=downscaled,
-        slide=slide,
-        um_per_px=um_per_px,
-    )
-
-
-_USUAL = "square_008um"
-_POSITIONS = ("spatial/tissue_positions.parquet", "spatial/tissue_positions.csv")
-
-
-def read_visium_hd(
-    outputs: Outputs,
-    name: str | None,
-    image: Path | None,
-    um_per_px: float | None,
-    *,
-    genome: str | None = None,
-    allow_missing: bool = False,
-) -> SpatialData:
-    """Read one bin size of a Visium HD folder.
+    """Read a Visium folder, including CytAssist, or one bin size of a Visium HD folder.
 
     Parameters
     ----------
@@ -109,13 +73,50 @@ def read_visium_hd(
     Returns
     -------
     SpatialData
-        One section, with bins as squares.
+        One section, with spots as circles, or bins as squares.
 
     Raises
     ------
     MissingFileError, InputError
         A file is missing or damaged, or the files do not belong together.
     """
+    files = _find_bins(outputs, name) if outputs.is_hd else _find_spots(outputs, name)
+    slide = full_image(outputs, image, files.factors, files.downscaled)
+    adata = place_spots(
+        keep_genes(read_counts(files.counts), f"section {files.label!r}", genome),
+        read_positions(files.positions),
+        (files.counts, files.positions),
+        filtered=outputs.is_filtered(files.counts),
+        every_spot=not outputs.is_hd,
+        allow_missing=allow_missing,
+    )
+    tell_values(adata, str(files.counts))
+    return assemble(
+        adata,
+        label=files.label,
+        region=files.region,
+        table=files.table,
+        squares=outputs.is_hd,
+        factors=files.factors,
+        downscaled=files.downscaled,
+        slide=slide,
+        um_per_px=um_per_px,
+    )
+
+
+def _find_spots(outputs: Outputs, name: str | None) -> _Files:
+    counts = outputs.counts()
+    factors = read_factors(outputs.one(SCALEFACTORS, SCALEFACTORS[0]))
+    positions = outputs.one(POSITIONS, f"{POSITIONS[0]} (of Space Ranger 1: {Path(POSITIONS[1]).name})")
+    label = outputs.label if name is None else clean_name(name)
+    return _Files(counts, positions, factors, outputs.downscaled(), label, region=label, table="table")
+
+
+_USUAL = "square_008um"
+_POSITIONS = ("spatial/tissue_positions.parquet", "spatial/tissue_positions.csv")
+
+
+def _find_bins(outputs: Outputs, name: str | None) -> _Files:
     bins = _choose_bins(outputs)
     folder = f"{BINS}/{bins}"
     counts = outputs.counts(f"{folder}/")
@@ -123,27 +124,7 @@ def read_visium_hd(
     positions = outputs.one([f"{folder}/{one}" for one in _POSITIONS], f"{folder}/{_POSITIONS[0]}")
     label = _label(outputs) if name is None else clean_name(name)
     downscaled = outputs.downscaled(f"{folder}/")
-    slide = full_image(outputs, image, factors, downscaled)
-    adata = place_spots(
-        keep_genes(read_counts(counts), f"section {label!r}", genome),
-        read_positions(positions),
-        (counts, positions),
-        filtered=outputs.is_filtered(counts),
-        every_spot=False,
-        allow_missing=allow_missing,
-    )
-    tell_values(adata, str(counts))
-    return assemble(
-        adata,
-        label=label,
-        region=f"{label}_{bins}",
-        table=bins,
-        squares=True,
-        factors=factors,
-        downscaled=downscaled,
-        slide=slide,
-        um_per_px=um_per_px,
-    )
+    return _Files(counts, positions, factors, downscaled, label, region=f"{label}_{bins}", table=bins)
 
 
 def _choose_bins(outputs: Outputs) -> str:
