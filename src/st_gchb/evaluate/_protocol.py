@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -16,10 +19,10 @@ from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb._options import HeldOut
 from st_gchb._settings import settings
+from st_gchb.evaluate._describe import model_settings
 from st_gchb.evaluate._folds import Fold
-from st_gchb.evaluate._methods import METHODS, Method
-from st_gchb.evaluate._reference import check_reference
-from st_gchb.model import check_features, check_names
+from st_gchb.evaluate._methods import METHODS, Method, nearest_neighbors
+from st_gchb.model import check_features, check_k, check_names
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
 from st_gchb.pp.spots import spot_centers
@@ -195,7 +198,7 @@ def make_plan(
     # torch has its own name for Lightning's "gpu".
     choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device))
     _check_table(adata, protocol.features_key)
-    check_reference(folds, chosen)
+    _check_sizes(folds, chosen)
     log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
     columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
@@ -237,3 +240,36 @@ def _check_table(adata: AnnData, features_key: str) -> None:
     check_names(adata)
     values = read_expression(adata, None, log_normalized=False, remedy=Remedy(adata))
     tell_expression(adata, None, values, log_normalized=False)
+
+
+def _check_sizes(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:
+    """Reject a fold with fewer training spots than a method retrieves.
+
+    Methods that train the model are checked with their resolved settings, and so are nearest neighbors; the number of
+    spots that other methods retrieve is not known.
+
+    Raises
+    ------
+    InputError
+        A fold is too small; the message names fold, method, number of spots and k.
+    """
+    for fold in folds:
+        for name, method in methods.items():
+            try:
+                _check_size(method, len(fold.train))
+            except InputError as error:
+                raise InputError(f"Fold {fold.name!r}, method {name!r}: {error} Or leave this method out.") from error
+
+
+def _check_size(method: Method, n_train: int) -> None:
+    resolved = model_settings(method)
+    if resolved is not None:
+        preset, chosen = resolved
+        check_k(chosen, preset, n_train)
+        return
+    keywords: dict[str, Any] = method.keywords if isinstance(method, partial) else {}
+    function = method.func if isinstance(method, partial) else method
+    if function is nearest_neighbors:
+        k = keywords.get("k", inspect.signature(nearest_neighbors).parameters["k"].default)
+        if k > n_train:
+            raise InputError(f"k={k}, but the training slices have {n_train} spots. Pass more slices, or a lower k.")
