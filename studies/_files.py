@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from st_gchb import pl
+from st_gchb._artifacts import write_json, write_whole
 from st_gchb.evaluate import machine_and_versions
 from studies._choice import CRITERION, Choice
 from studies._figure import variants
@@ -35,10 +35,10 @@ def write_study(result: Study, folder: str | Path) -> list[Path]:
         The files.
     """
     out = Path(folder)
-    paths = [_csv(result.scores, out / "study.csv")]
-    paths.append(_text(json.dumps(result.settings | machine_and_versions(), indent=1), out / "study.json"))
+    paths = [write_csv(result.scores, out / "study.csv")]
+    paths.append(write_record(result.settings | machine_and_versions(), out / "study.json"))
     for question in dict.fromkeys(result.scores["question"]):
-        paths.append(_text(study_table(result, question), out / f"{question}.md"))
+        paths.append(write_text(study_table(result, question), out / f"{question}.md"))
         rows = result.scores[result.scores["question"] == question]
         reference = next((name for name in _REFERENCES if name in set(rows["variant"])), None)
         pl.save(variants(rows, reference=reference), out / f"{question}.png")
@@ -62,9 +62,9 @@ def write_choice(result: Choice, folder: str | Path) -> list[Path]:
         lines.append(f"| {fold} | {name} | {_numbers(rows[measures].mean())} |")
     lines.append(f"| mean | | {_numbers(result.outer[measures].mean())} |")
     return [
-        _csv(result.inner, out / "choice_inner.csv"),
-        _csv(result.outer, out / "choice_outer.csv"),
-        _text("\n".join(lines), out / "choice.md"),
+        write_csv(result.inner, out / "choice_inner.csv"),
+        write_csv(result.outer, out / "choice_outer.csv"),
+        write_text("\n".join(lines), out / "choice.md"),
     ]
 
 
@@ -74,20 +74,28 @@ def write_foreign(result: pd.DataFrame, folder: str | Path) -> list[Path]:
     lines = ["| section | spots | flagged as outliers | median confidence |", "| --- | ---: | ---: | ---: |"]
     for row in result.itertuples(index=False):
         lines.append(f"| {row.section} | {row.spots} | {row.outliers:.1%} | {row.confidence:.2f} |")
-    return [_csv(result, out / "foreign.csv"), _text("\n".join(lines), out / "foreign.md")]
+    return [write_csv(result, out / "foreign.csv"), write_text("\n".join(lines), out / "foreign.md")]
 
 
 def _numbers(row: Any) -> str:
     return " | ".join(f"{value:.0f}" if name == "n>0.3" else f"{value:.4f}" for name, value in row.items())
 
 
-def _csv(frame: pd.DataFrame, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False)
+def write_csv(frame: pd.DataFrame, path: Path) -> Path:
+    """Write a table without its index, as a whole or not at all."""
+    with write_whole(path) as part:
+        frame.to_csv(part, index=False)
     return path
 
 
-def _text(text: str, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+def write_text(text: str, path: Path) -> Path:
+    """Write text and a line break, as a whole or not at all."""
+    with write_whole(path) as part:
+        part.write_text(f"{text}\n", encoding="utf-8")
+    return path
+
+
+def write_record(record: dict[str, Any], path: Path) -> Path:
+    """Write the settings of a study as JSON, as a whole or not at all."""
+    write_json(path, record, indent=1)
     return path

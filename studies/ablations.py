@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from st_gchb.datasets import her2st, synthetic_tissue
 from st_gchb.errors import InputError, MissingFileError, STGCHBError
 from st_gchb.evaluate import reliability, write_reliability
 from studies._choice import choose
+from studies._command import add_encoder, ignore_warnings_of_others, new_parser
 from studies._files import write_choice, write_foreign, write_study
 from studies._foreign import foreign_sections
 from studies._study import study
@@ -31,19 +31,13 @@ KNOWN = [*STUDY, CHOICE, CONFIDENCE, FOREIGN]
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.ablations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m studies.ablations --data her2st/ --encoder mobilenet_v2 "
-        "--weights mobilenet_v2.safetensors --out study/",
-    )
+    example = "--data her2st/ --encoder mobilenet_v2 --weights mobilenet_v2.safetensors --out study/"
+    parser = new_parser("ablations", __doc__, example)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="an .h5ad file, or a folder with her2st sections")
     add("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
     add("--slice-key", default="slice", help="column of obs that tells slices apart (default: %(default)s)")
-    add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
-    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add_encoder(parser, "resnet50")
     add("--patch-um", type=float, default=150.0, help="side of a patch, µm (default: %(default)g)")
     add("--views", dest="n_views", type=int, default=4, choices=(1, 4, 8), help="views per patch (default: 4)")
     add("--questions", nargs="+", metavar="NAME", default=KNOWN, help=f"{', '.join(KNOWN)} (default: all)")
@@ -59,8 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; an invalid argument or data that cannot be used end it with status 2."""
     arguments = build_parser().parse_args(argv)
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-        warnings.filterwarnings("ignore", category=category)
+    ignore_warnings_of_others()
     with st_gchb.settings.override(verbosity="WARNING" if arguments.quiet else "INFO"):
         try:
             paths = run(arguments)

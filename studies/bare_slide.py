@@ -13,21 +13,15 @@ from scipy.spatial import cKDTree
 
 import st_gchb
 from st_gchb.model import STGCHB
+from studies._command import ON_HER2ST, add_encoder, ignore_warnings_of_others, new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.bare_slide",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m studies.bare_slide --data ../shared/data/her2st "
-        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/_static/bare_slide.png",
-    )
+    parser = new_parser("bare_slide", __doc__, f"{ON_HER2ST} --out docs/_static/bare_slide.png")
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
     add("--out", type=Path, required=True, metavar="FILE", help="figure to write")
-    add("--encoder", default="mobilenet_v2", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
-    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add_encoder(parser)
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
     return parser
 
@@ -43,8 +37,8 @@ def scores(spotwise: AnnData, pred: AnnData) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
+    ignore_warnings_of_others()
+    warnings.filterwarnings("ignore", category=UserWarning)
     ref = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=args.data)
     st_gchb.pp.embed_patches(ref, encoder=args.encoder, weights=args.weights)
     STGCHB.setup_anndata(ref, slice_key="slice")

@@ -22,15 +22,15 @@ from spatialdata import SpatialData
 
 import st_gchb
 from st_gchb.model import STGCHB
+from studies._command import add_encoder, new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser("dense_map", __doc__, "--out docs/_static/dense_map.png")
     add = parser.add_argument
     add("--out", type=Path, default=Path("dense_map.png"), help="figure to write (default: %(default)s)")
     add("--data", type=Path, metavar="FOLDER", help="her2st as published (default: download it)")
-    add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
-    add("--weights", default="default", metavar="FILE", help="weights of the encoder (default: downloaded)")
+    add_encoder(parser, "resnet50")
     add("--spacing", type=float, default=50.0, metavar="UM", help="distance of positions, µm (default: %(default)s)")
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
     return parser

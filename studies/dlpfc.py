@@ -7,9 +7,7 @@ What it writes is explained in docs/results/dlpfc.md.
 from __future__ import annotations
 
 import argparse
-import logging
 import math
-import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +16,7 @@ from anndata import AnnData
 
 import st_gchb
 from st_gchb.evaluate import Evaluation
+from studies._command import add_encoder, log_progress
 
 SLICES = ("151669", "151670", "151673", "151674", "151675", "151676")
 MARKERS = ("ATP2B4", "RASGRF2", "LAMP5", "B3GALT2")
@@ -61,8 +60,7 @@ def build_parser() -> OneLineParser:
     add("--seed", type=int, default=0, metavar="N", help="first seed, and seed of the simulation (default: 0)")
     add("--n-top-genes", type=int, default=2000, metavar="N", help="size of the panel (default: %(default)s)")
     add("--markers", nargs="+", metavar="GENE", help=f"genes of MG (default: {' '.join(MARKERS)})")
-    add("--encoder", default="resnet50", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
-    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add_encoder(parser, "resnet50")
     add(
         "--views",
         dest="n_views",
@@ -80,10 +78,7 @@ def build_parser() -> OneLineParser:
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("st_gchb").setLevel(logging.INFO)
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-        warnings.filterwarnings("ignore", category=category)
+    log_progress()
     check(parser, args)
     try:
         run(parser, args)

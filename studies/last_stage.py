@@ -7,8 +7,6 @@ goes on.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ import torch
 
 import st_gchb
 from st_gchb.evaluate import METHODS, evaluate
+from studies._command import ON_HER2ST, add_encoder, log_progress, new_parser
+from studies._files import write_text
 
 SECTIONS = ("C2", "C3", "C4", "C5")
 COLUMNS = ("AG", "HVG", "HEG", "n>0.3", "RMSE")
@@ -36,17 +36,10 @@ DEFAULT = [name for name in VARIANTS if name != "paper: last stage"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.last_stage",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m studies.last_stage --data ../shared/data/her2st "
-        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors",
-    )
+    parser = new_parser("last_stage", __doc__, ON_HER2ST)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
-    add("--encoder", default="mobilenet_v2", help="a torchvision model with a last stage (default: %(default)s)")
-    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add_encoder(parser, last_stage=True)
     add("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: %(default)s)")
     add("--pretrain-epochs", type=int, default=10, metavar="N", help="of the paper preset (default: %(default)s of 50)")
     add("--lr-share", type=float, default=0.01, metavar="X", help="finetune_lr_factor (default: %(default)s)")
@@ -59,10 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("st_gchb").setLevel(logging.INFO)
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-        warnings.filterwarnings("ignore", category=category)
+    log_progress()
     torch.set_num_threads(args.threads)
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
     st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, n_views=1, save_feature_maps=True)
@@ -71,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     text = table(result.scores, args)
     print(text)
     if args.docs:
-        args.docs.parent.mkdir(parents=True, exist_ok=True)
-        args.docs.write_text(text, encoding="utf-8")
+        write_text(text, args.docs)
     return 0
 
 
@@ -101,7 +90,7 @@ def table(scores: Any, args: argparse.Namespace) -> str:
         f"view; paper preset with {args.pretrain_epochs} epochs of infomax and spots drawn over all slices; learning "
         f"rate of the stage {args.lr_share:g} of the others'; `python -m studies.last_stage`.*"
     )
-    return "\n".join([*lines, "", caption]) + "\n"
+    return "\n".join([*lines, "", caption])
 
 
 def count(own: Any, none: Any) -> str:

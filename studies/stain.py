@@ -6,9 +6,7 @@ Makes the tables of docs/user-guide/stain.md. What was encoded is kept in the ca
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from st_gchb.errors import StainError
 from st_gchb.evaluate import hide_expression, leave_one_out
 from st_gchb.metrics import pearson
 from st_gchb.model import STGCHB
+from studies._command import ON_HER2ST, add_encoder, log_progress, new_parser
+from studies._files import write_csv, write_record, write_text
 from studies._stains import recolored, restained
 
 SECTIONS = ("C2", "C3", "C4", "C5")
@@ -39,18 +39,11 @@ SHIFTS: dict[str, tuple[float, float, float] | None] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.stain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  python -m studies.stain --data ../shared/data/her2st "
-        "--weights ../shared/weights/mobilenet_v2_imagenet.safetensors --out docs/results/stain/",
-    )
+    parser = new_parser("stain", __doc__, f"{ON_HER2ST} --out docs/results/stain/")
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where tables are written")
-    add("--encoder", default="mobilenet_v2", help="any torchvision model, timm:NAME, or texture (default: %(default)s)")
-    add("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+    add_encoder(parser)
     add("--seeds", type=int, default=3, metavar="N", help="number of seeds (default: %(default)s)")
     add("--sections", nargs="+", default=list(SECTIONS), metavar="NAME", help="sections to leave out (default: all)")
     return parser
@@ -58,20 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("st_gchb").setLevel(logging.INFO)
-    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
-        warnings.filterwarnings("ignore", category=category)
+    log_progress()
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
     made = {"encoder": args.encoder, "weights": args.weights}
-    args.out.mkdir(parents=True, exist_ok=True)
     parts = []
     for fold in leave_one_out(adata):
         if fold.name not in args.sections:
             continue
         parts.append(one_fold(adata[fold.train], adata[fold.test], made, range(args.seeds)).assign(section=fold.name))
         scores = pd.concat(parts, ignore_index=True)
-        scores.to_csv(args.out / "stain.csv", index=False)
+        write_csv(scores, args.out / "stain.csv")
         write_tables(scores, args.out)
     return 0
 
@@ -160,9 +149,9 @@ def write_tables(scores: pd.DataFrame, out: Path) -> None:
                 told = "" if np.isnan(spread) or not varies else f" ± {spread:.{digits}f}"
                 cells.append(f"{mean:.{digits}f}{told}")
             lines.append(f"| {stain} | " + " | ".join(cells) + " |")
-        (out / f"{measure}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text("\n".join(lines), out / f"{measure}.md")
     settings = {"seeds": int(scores["seed"].nunique()), "sections": sorted(set(scores["section"]))}
-    (out / "settings.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    write_record(settings, out / "settings.json")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 from st_gchb import pl
 from st_gchb._arguments import checked
-from st_gchb._artifacts import write_whole
+from st_gchb._artifacts import write_json, write_whole
 from st_gchb._errors import MissingKeyError
 from st_gchb.evaluate._calibration import Reliability
 from st_gchb.evaluate._evaluate import Evaluation
@@ -57,8 +57,7 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str]
     paths = dict(
         zip(("metrics", "scores", "per_gene", "table", "tissue", "bars"), (out / n for n in names), strict=True)
     )
-    with write_whole(paths["metrics"]) as part:
-        part.write_text(json.dumps(as_json(result), indent=1), encoding="utf-8")
+    write_json(paths["metrics"], as_json(result), indent=1)
     with write_whole(paths["scores"]) as part:
         result.scores.to_csv(part, index=False)
     with write_whole(paths["per_gene"]) as part:

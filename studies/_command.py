@@ -1,0 +1,41 @@
+"""Command line of the studies: parser, image encoder, and the log of a run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+
+ON_HER2ST = "--data ../shared/data/her2st --weights ../shared/weights/mobilenet_v2_imagenet.safetensors"
+"""Arguments of an example that runs on the sections of her2st."""
+
+
+def new_parser(study: str, description: str | None, *examples: str) -> argparse.ArgumentParser:
+    """Create the parser of ``python -m studies.<study>``; its help ends with the examples, arguments of the command."""
+    command = f"python -m studies.{study}"
+    return argparse.ArgumentParser(
+        prog=command,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["example:", *(f"  {command} {arguments}" for arguments in examples)]),
+    )
+
+
+def add_encoder(parser: argparse.ArgumentParser, default: str = "mobilenet_v2", *, last_stage: bool = False) -> None:
+    """Declare ``--encoder`` and ``--weights``; ``last_stage`` asks for an encoder whose last stage can be trained."""
+    known = "a torchvision model with a last stage" if last_stage else "any torchvision model, timm:NAME, or texture"
+    parser.add_argument("--encoder", default=default, help=f"{known} (default: %(default)s)")
+    parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
+
+
+def ignore_warnings_of_others() -> None:
+    """Ignore warnings that other packages raise about their own versions."""
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+def log_progress() -> None:
+    """Print the package's messages, and none of the :func:`ignored warnings <ignore_warnings_of_others>`."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("st_gchb").setLevel(logging.INFO)
+    ignore_warnings_of_others()
