@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from st_gchb._errors import (
     MissingKeyError,
     ModelFileError,
     STGCHBError,
+    StoreError,
     WeightsUnavailableError,
 )
 from st_gchb.cohort import Slide, embed_slides, predict_slides, slides_of
@@ -97,13 +99,39 @@ def test_lists_that_cannot_be(slides, error, message):
         slides_of(slides)
 
 
+NO_UTF8 = os.fsdecode(b"scans\xff")
+"""Name of a folder on a disk whose names are Latin-1, as Python holds it."""
+
+
+@pytest.mark.parametrize("name", [NO_UTF8, "scans\ud800"])
+def test_paths_that_are_no_utf8(tmp_path, name):
+    """They would fail when the report is written, after all slides are done."""
+    for slides in ([f"{tmp_path}/{name}/x.svs"], pd.DataFrame({"path": [f"{name}/x.svs"]}, dtype=object)):
+        with pytest.raises(InputError, match="row 1 of the slides: the path .* is no valid UTF-8.*Rename the file"):
+            slides_of(slides)
+    table = pd.DataFrame({"path": ["x.h5ad"], "image": [f"{name}.tif"]}, dtype=object)
+    with pytest.raises(InputError, match="row 1 of the slides: the image .* is no valid UTF-8"):
+        slides_of(table)
+
+
+@pytest.mark.parametrize("name", [NO_UTF8, "out\ud800", "out\0"])
+def test_folders_of_results_that_are_no_utf8(model, images, tmp_path, name):
+    told = "is no name of a folder that a report can hold.*Name another folder"
+    with pytest.raises(StoreError, match=told):
+        predict_slides(model, images, tmp_path / name, **READ)
+    with pytest.raises(StoreError, match=told):
+        embed_slides(images, tmp_path / name, **TEXTURE | READ)
+    assert not list(tmp_path.iterdir())
+
+
 def one_slide(name):
     """A table of one slide; of Python's strings, since pandas 3's own type refuses half of a surrogate pair."""
     return pd.DataFrame({"path": ["x.svs"], "name": [name]}, dtype=object)
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/b", "a\\b", ".hidden", "..", "x.", " x", "x ", "a\nb", "a:b", "what?", "x" * 201, "\ud800"]
+    "name",
+    ["../x", "a/b", "a\\b", ".hidden", "..", "x.", " x", "x ", "a\nb", "a:b", "what?", "x" * 201, "\ud800", NO_UTF8],
 )
 def test_names_that_are_no_names_of_files(name):
     with pytest.raises(InputError, match="row 1 of the slides: the name .* Give another one in the column 'name'"):

@@ -36,7 +36,7 @@ from st_gchb._options import (
 )
 from st_gchb._signals import ended_by_signal
 from st_gchb.cohort._dask import check_client, check_workers, send
-from st_gchb.cohort._manifest import Slide, slides_of
+from st_gchb.cohort._manifest import Slide, is_utf8, slides_of
 from st_gchb.cohort._receipts import FAILED, FOLDER, Receipt
 from st_gchb.cohort._tasks import Embed, Grid, Predict, Reading, Step
 from st_gchb.cohort._worker import OF_CALL, Job
@@ -149,6 +149,11 @@ def _begin(folder: Path, job: Job, n_slides: int) -> None:
     StoreError
         The folder cannot be written to.
     """
+    if "\0" in str(folder) or not is_utf8(str(folder)):
+        raise StoreError(
+            f"out={str(folder)!r} is no name of a folder that a report can hold; expected valid UTF-8 without null "
+            "characters. Name another folder."
+        )
     said = {"call": job.call, "version": __version__, "slides": n_slides, "settings": job.step.settings}
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)

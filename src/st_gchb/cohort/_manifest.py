@@ -109,7 +109,8 @@ def _table_of(slides: Any) -> tuple[pd.DataFrame, Path]:
         wrong = next((one for one in paths if not isinstance(one, str | PathLike)), None)
         if wrong is not None:
             raise InputError(f"slides holds a {type(wrong).__name__}; expected paths, or a table with a column 'path'.")
-        return pd.DataFrame({"path": [str(one) for one in paths]}), here
+        # Python's own strings: others of pandas refuse names of files that are no UTF-8.
+        return pd.DataFrame({"path": [str(one) for one in paths]}, dtype=object), here
     if "path" not in slides:
         raise MissingKeyError(f"the table of slides has no column 'path' (found {list(slides.columns)[:12]}).")
     others = [str(column) for column in slides if column not in COLUMNS]
@@ -128,9 +129,24 @@ def _slide(row: dict[Any, Any], index: int, folder: Path, defaults: dict[str, fl
     image = text["image"] or None
     if image is not None and os.path.isfile(folder / image):
         image = str((folder / image).absolute())
+    for key, value in (("path", str(path)), ("image", image or "")):
+        if not is_utf8(value):
+            raise InputError(
+                f"{where}: the {key} {value!r} is no valid UTF-8, and reports and results hold it as text. Rename the "
+                "file or its folder, or pass a link to it."
+            )
     name = text["name"] or _name_of(path)
     _check_name(name, where)
     return Slide(name, str(path), image, **numbers)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether text can be written as UTF-8: names of files may hold other bytes, which Python escapes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str:
