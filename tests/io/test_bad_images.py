@@ -12,8 +12,8 @@ import xarray
 from PIL import Image
 from spatialdata.models import Image2DModel
 
-from st_gchb._errors import ImageError, MissingFileError
-from st_gchb.io import open_image
+from st_gchb._errors import ImageError, InputError, MissingFileError, ScaleError
+from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import thumbnail_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
@@ -145,6 +145,70 @@ def test_limits_of_pillow_do_not_stop_slides(tmp_path, name, monkeypatch):
     image.release()
     with pytest.raises(ImageError, match=name):
         image.read(0, 0, 64, 0, 80)
+
+
+class Level:
+    """A level of any shape, whose pixels are not read."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __getitem__(self, window):
+        raise AssertionError("pixels were read")
+
+
+HALF = RGB[::2, ::2]
+BAD_LEVELS = {
+    "no levels": ([], [], "found 0 levels and 0 downsamples; expected one downsample for each of at least one level"),
+    "a downsample too few": ([RGB, HALF], [1.0], "found 2 levels and 1 downsamples"),
+    "an array for a list": (RGB, [1.0], r"levels is a ndarray; expected a list .*SlideImage\(\[image\], \[1.0\]\)"),
+    "nothing": (None, [1.0], "levels is a NoneType"),
+    "text": ("RGB", [1.0], "levels is a str"),
+    "a number for a list": ([RGB], 1.0, "downsamples is a float; expected a list"),
+    "a path": (["slide.tif"], [1.0], "level 0: found a str; expected shape"),
+    "a list of rows": ([RGB.tolist()], [1.0], "level 0: found a list; expected shape"),
+    "a number": ([RGB, 7], [1.0, 2.0], "level 1: found a int; expected shape"),
+    "a gray level": ([RGB, HALF[..., 0]], [1.0, 2.0], r"level 1: found an image of shape \(32, 40\).*gray"),
+    "channels first": ([np.moveaxis(RGB, -1, 0)], [1.0], "level 0: .*channels come first"),
+    "no pixels": ([RGB[:0]], [1.0], "level 0: .*no pixels"),
+    "a shape of parts of px": ([Level((64.5, 80, 3))], [1.0], r"level 0: found the shape \(64.5, 80, 3\).*whole px"),
+    "a shape of NaN": ([Level((np.nan, 80, 3))], [1.0], "level 0: found the shape .*whole px"),
+    "a shape below 0": ([Level((-64, 80, 3))], [1.0], "level 0: found the shape .*whole px"),
+    "no first of 1": ([RGB, HALF], [2.0, 4.0], r"found downsamples \[2.0, 4.0\]; expected 1.0 first"),
+    "downsamples that decrease": ([RGB, HALF], [1.0, 0.5], r"found downsamples \[1.0, 0.5\]; .*finest level first"),
+    "a downsample of 0": ([RGB, HALF], [1.0, 0.0], r"found downsamples \[1.0, 0.0\]; expected numbers of 1 or more"),
+    "a downsample of NaN": ([RGB, HALF], [1.0, np.nan], "expected numbers of 1 or more"),
+    "an infinite downsample": ([RGB, HALF], [1.0, np.inf], "expected numbers of 1 or more"),
+    "a whole number beyond floats": ([RGB, HALF], [1, 10**400], "expected numbers of 1 or more"),
+    "a downsample as text": ([RGB, HALF], [1.0, "2"], "expected numbers of 1 or more"),
+    "no downsample": ([RGB, HALF], [1.0, None], "expected numbers of 1 or more"),
+    "the coarsest first": ([HALF, RGB], [1.0, 2.0], r"level 1 has 64 x 80 px, the first 32 x 40; .*finest level first"),
+    "a level that is turned": ([RGB, np.zeros((40, 96, 3), np.uint8)], [1.0, 1.5], "level 1 has 40 x 96 px"),
+    "a quarter for a half": ([RGB, RGB[::4, ::4]], [1.0, 2.0], "level 1 has 16 rows; expected about 32, since .* is 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LEVELS)
+def test_a_slide_image_made_by_hand_of_levels_that_are_none(name):
+    levels, downsamples, match = BAD_LEVELS[name]
+    with pytest.raises(ImageError, match=match) as caught:
+        SlideImage(levels, downsamples, name="biopsy")
+    assert str(caught.value).startswith("biopsy")
+    assert isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("um_per_px", [0.0, -0.5, np.nan, np.inf, "half", [0.5, 0.5], {}])
+def test_a_slide_image_made_by_hand_with_a_size_that_is_none(um_per_px):
+    with pytest.raises(ScaleError, match="biopsy: um_per_px is .*; expected a positive number"):
+        SlideImage([RGB], [1.0], um_per_px=um_per_px, name="biopsy")
+
+
+def test_levels_that_go_together_are_taken_without_reading_them():
+    """Sides are rounded down or up, and some scanners fill the last tiles up."""
+    shapes = [(64, 80, 3), (32, 40, 3), (21, 27, 3), (32, 32, 3)]
+    slide = SlideImage([Level(shape) for shape in shapes], (1, np.float32(2), 3.0, 16.0), um_per_px="0.5")
+    assert [slide.level_shape(level) for level in range(4)] == [shape[:2] for shape in shapes]
+    assert slide.um_per_px == 0.5
 
 
 def tiff_of(array, **options):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from st_gchb._arguments import checked
 from st_gchb._errors import ArgumentError, ImageError
 from st_gchb.io._reading import reading
 from st_gchb.io.images._slide_image import SlideImage
-from st_gchb.io.images._validation import check_layout
 
 Open = Callable[[Path], SlideImage]
 F = TypeVar("F", bound=Open)
@@ -62,15 +61,18 @@ class Reader:
         ImageError
             The reader fails, or does not return a :class:`SlideImage` with RGB levels.
         """
-        with reading(path, f"the slide as {self.name!r}", error=ImageError):
-            image = self.open(path)
+        try:
+            with reading(path, f"the slide as {self.name!r}", error=ImageError):
+                image = self.open(path)
+        except ImageError as error:
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{path}: the reader {self.name!r}: {error}") from error
         if not isinstance(image, SlideImage):
             raise ImageError(
                 f"{path}: the reader {self.name!r} returned a {type(image).__name__}; expected a st_gchb.io.SlideImage."
             )
-        name = str(path) if image.name == "image" else image.name
-        _check_levels(image, f"{name}: the reader {self.name!r}")
-        return replace(image, name=name)
+        return replace(image, name=str(path)) if image.name == "image" else image
 
 
 READERS: dict[str, Reader] = {}
@@ -176,27 +178,3 @@ def reader_of(path: Path) -> Reader | None:
             if reader.accepts(path):
                 return reader
     return None
-
-
-def _check_levels(image: SlideImage, who: str) -> None:
-    """Refuse levels that are not RGB arrays, or that do not go with the downsamples."""
-    if not image.levels or len(image.levels) != len(image.downsamples):
-        raise ImageError(
-            f"{who} returned {len(image.levels)} levels and {len(image.downsamples)} downsamples; expected one "
-            "downsample for each of at least one level."
-        )
-    for number, level in enumerate(image.levels):
-        check_layout(_shape_of(level, f"{who}, level {number}"), f"{who}, level {number}")
-    factors: list[Any] = [float(factor) for factor in image.downsamples]
-    if factors[0] != 1.0 or factors != sorted(factors):
-        raise ImageError(f"{who} returned downsamples {factors}; expected 1.0 first, and the finest level first.")
-
-
-def _shape_of(level: Any, who: str) -> tuple[int, ...]:
-    shape = getattr(level, "shape", None)
-    if not isinstance(shape, tuple) or not hasattr(level, "__getitem__"):
-        raise ImageError(
-            f"{who}: found a {type(level).__name__}; expected shape (height, width, 3) and slicing in two dimensions, "
-            "as st_gchb.io.SlideLevel describes."
-        )
-    return shape

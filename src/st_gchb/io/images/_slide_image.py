@@ -12,8 +12,10 @@ import numpy.typing as npt
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Count, checked
 from st_gchb._errors import DamageError, ImageError
+from st_gchb.io._pixel_size import positive
 from st_gchb.io.images._chunks import Box, Edges, boxes_between, chunk_edges, piece_edges, within_box
 from st_gchb.io.images._thumbnail import hash_pixels, shrink
+from st_gchb.io.images._validation import check_levels
 
 RGB = npt.NDArray[np.uint8]
 
@@ -77,6 +79,13 @@ class SlideImage:
     content_hash
         Function that returns a hash of the image's content without decoding it (files: of their bytes). Without it,
         pixels are hashed.
+
+    Raises
+    ------
+    ImageError
+        There is no level, a level is no RGB image, or levels and downsamples do not go together.
+    ScaleError
+        ``um_per_px`` is no positive number.
     """
 
     levels: Sequence[Any]
@@ -84,6 +93,11 @@ class SlideImage:
     um_per_px: float | None = None
     name: str = "image"
     content_hash: Callable[[], str] | None = None
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels, self.downsamples, self.name)
+        if self.um_per_px is not None:
+            self.um_per_px = positive(self.um_per_px, f"{self.name}: um_per_px")
 
     @property
     def shape_px(self) -> tuple[int, int]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +49,78 @@ def check_layout(shape: tuple[int, ...], name: str, channels_last: str = "np.mov
         raise ImageError(f"{found} {shape[-1]} channels are no RGB image: pass the H&E image.")
     if 0 in shape:
         raise ImageError(f"{found} It has no pixels.")
+
+
+_MOST = 1e9
+"""Downsample that no slide has: its level would have no pixel."""
+_ROUNDING = 0.02
+"""Share of the expected rows, beside one row, by which a level may be smaller than its downsample says."""
+
+
+def check_levels(levels: Any, downsamples: Any, name: str) -> None:
+    """Raise :class:`ImageError` unless levels are RGB images, finest first, that go with their downsamples.
+
+    No pixels are decoded.
+
+    Parameters
+    ----------
+    levels, downsamples
+        As in :class:`~st_gchb.io.SlideImage`.
+    name
+        Name of the image in messages.
+
+    Raises
+    ------
+    ImageError
+        There is no level, a level has no such shape, or its downsample is another one.
+    """
+    for what, found in (("levels", levels), ("downsamples", downsamples)):
+        if not isinstance(found, list | tuple):
+            raise ImageError(
+                f"{name}: {what} is a {type(found).__name__}; expected a list with an entry for each level, the finest "
+                "first: SlideImage([image], [1.0])."
+            )
+    if not levels or len(levels) != len(downsamples):
+        raise ImageError(
+            f"{name}: found {len(levels)} levels and {len(downsamples)} downsamples; expected one downsample for each "
+            "of at least one level."
+        )
+    shapes = [_shape_of(level, f"{name}, level {number}") for number, level in enumerate(levels)]
+    _check_downsamples(downsamples, name)
+    rows, columns, _ = shapes[0]
+    for number, (shape, factor) in enumerate(zip(shapes, downsamples, strict=True)):
+        if shape[0] > rows or shape[1] > columns:
+            raise ImageError(
+                f"{name}: level {number} has {shape[0]} x {shape[1]} px, the first {rows} x {columns}; expected the "
+                "finest level first."
+            )
+        # A level may be larger: some scanners fill its last tiles up.
+        if rows / factor - shape[0] > _ROUNDING * rows / factor + 1:
+            raise ImageError(
+                f"{name}: level {number} has {shape[0]} rows; expected about {round(rows / factor)}, since the first "
+                f"has {rows} and its downsample is {factor:g}."
+            )
+
+
+def _shape_of(level: Any, name: str) -> tuple[int, ...]:
+    shape = getattr(level, "shape", None)
+    if not isinstance(shape, tuple) or not hasattr(level, "__getitem__"):
+        raise ImageError(
+            f"{name}: found a {type(level).__name__}; expected shape (height, width, 3) and slicing in two dimensions, "
+            "as st_gchb.io.SlideLevel describes."
+        )
+    if not all(isinstance(side, Integral) and side >= 0 for side in shape):
+        raise ImageError(f"{name}: found the shape {shape}; {EXPECTED}, in whole px.")
+    check_layout(shape, name)
+    return shape
+
+
+def _check_downsamples(downsamples: Sequence[Any], name: str) -> None:
+    if not all(isinstance(factor, Real) and 0 < factor < _MOST for factor in downsamples):
+        raise ImageError(f"{name}: found downsamples {downsamples}; expected numbers of 1 or more, 1.0 first.")
+    factors = [float(factor) for factor in downsamples]
+    if factors[0] != 1.0 or factors != sorted(factors):
+        raise ImageError(f"{name}: found downsamples {factors}; expected 1.0 first, and the finest level first.")
 
 
 def check_dtype(dtype: np.dtype, name: str) -> None:
