@@ -26,7 +26,7 @@ import torchvision
 import st_gchb
 from st_gchb.evaluate import METHODS, evaluate
 from st_gchb.pp import Encoder, embed_patches, get_encoder
-from st_gchb.pp.encoders import Engine, Pace
+from st_gchb.pp.encoders import EncoderRunner, EncodingOptions
 
 N_PATCHES = 64
 WAYS: dict[str, dict[str, Any]] = {
@@ -55,8 +55,8 @@ def milliseconds(encoder: Encoder, n_rounds: int) -> dict[str, float]:
     patches = np.random.default_rng(0).integers(0, 256, (N_PATCHES, *2 * (encoder.input_px,), 3), dtype=np.uint8)
     calls = {"as torchvision gives it": plain(get_encoder(encoder.name, None), patches)}
     for name, options in WAYS.items():
-        engine = Engine(encoder, 1, Pace(N_PATCHES, torch.device("cpu"), 1000.0, **options))
-        calls[name] = partial(engine.run, [(0, patches, [])], lambda *_: None)
+        runner = EncoderRunner(encoder, 1, EncodingOptions(N_PATCHES, torch.device("cpu"), 1000.0, **options))
+        calls[name] = partial(runner.run, [(0, patches, [])], lambda *_: None)
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from st_gchb._advice import Door, Fix, advise, current_door, entered
+from st_gchb._advice import EntryPoint, Fix, advise, current_entry_point, entered
 from st_gchb._arguments import Count, Limits, PixelSize, Rate, Share, check_keywords, checked
 from st_gchb._errors import ArgumentError, QueryError, ScaleError, STGCHBError
 
@@ -237,11 +237,11 @@ def test_advice_names_what_the_called_function_has():
     assert inner() == "Pass image_key='hires'."
     assert outer() == "Pass image= with the image."
     assert neither() == "Make the features first."
-    with entered(Door("st-gchb predict", {"image_key": "--image-key", "k": "--k"})):
+    with entered(EntryPoint("st-gchb predict", {"image_key": "--image-key", "k": "--k"})):
         assert outer() == "Pass --image-key hires."
         with pytest.raises(ArgumentError, match="^--k='x'"):
             call(k="x")
-    assert current_door() is None
+    assert current_entry_point() is None
 
 
 def test_the_package_alone_does_not_import_pydantic():

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # scvi-tools alone takes ten seconds to import: a room is imported when it is first used.
+    # scvi-tools alone takes ten seconds to import: a subpackage is imported when it is first used.
     if name in _ROOMS:
         return importlib.import_module(f"st_gchb.{name}")
     if name == "settings":

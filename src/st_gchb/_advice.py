@@ -1,7 +1,7 @@
 """Advice at the end of messages, phrased with the arguments of the public function that the user called.
 
 Internal checks know which arguments would solve a problem, but not which of them the called function or command takes.
-:class:`Door` records that entry point, and :func:`advise` names only the arguments that it has.
+:class:`EntryPoint` records that function, and :func:`advise` names only the arguments that it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 
 @dataclass(frozen=True)
-class Door:
+class EntryPoint:
     """Entry point: the public function or command that the user called.
 
     Parameters
@@ -30,25 +30,25 @@ class Door:
     arguments: Mapping[str, str]
 
 
-_door: ContextVar[Door | None] = ContextVar("st_gchb_door", default=None)
+_entry_point: ContextVar[EntryPoint | None] = ContextVar("st_gchb_entry_point", default=None)
 
 
-def current_door() -> Door | None:
+def current_entry_point() -> EntryPoint | None:
     """Return the entry point that the user called; None outside of one, and in threads that do not copy the context."""
-    return _door.get()
+    return _entry_point.get()
 
 
 @contextmanager
-def entered(door: Door) -> Iterator[None]:
-    """Record ``door`` as the entry point for a block; within another entry point, the outer one stays."""
-    if _door.get() is not None:
+def entered(entry_point: EntryPoint) -> Iterator[None]:
+    """Record the entry point that was called, for a block; within another entry point, the outer one stays."""
+    if _entry_point.get() is not None:
         yield
         return
-    token = _door.set(door)
+    token = _entry_point.set(entry_point)
     try:
         yield
     finally:
-        _door.reset(token)
+        _entry_point.reset(token)
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ def standing_at(name: str, **arguments: str) -> Iterator[None]:
     arguments
         Text that the user writes for each input; arguments of an entry point that was entered take precedence.
     """
-    door = _door.get()
-    known = {} if door is None else dict(door.arguments)
-    token = _door.set(Door(name if door is None else door.name, arguments | known))
+    entry_point = _entry_point.get()
+    known = {} if entry_point is None else dict(entry_point.arguments)
+    token = _entry_point.set(EntryPoint(name if entry_point is None else entry_point.name, arguments | known))
     try:
         yield
     finally:
-        _door.reset(token)
+        _entry_point.reset(token)
 
 
 def knows(argument: str) -> bool:
     """Return whether the called function has an argument; True if no entry point was entered."""
-    door = _door.get()
-    return door is None or argument in door.arguments
+    entry_point = _entry_point.get()
+    return entry_point is None or argument in entry_point.arguments
 
 
 def advise(*fixes: Fix, otherwise: str = "") -> str:
@@ -116,19 +116,19 @@ def advise(*fixes: Fix, otherwise: str = "") -> str:
 
     Examples
     --------
-    >>> from st_gchb._advice import Door, Fix, advise, entered
+    >>> from st_gchb._advice import EntryPoint, Fix, advise, entered
     >>> fixes = Fix("image", why="with the full-resolution image"), Fix("image_key", "'hires'")
     >>> advise(*fixes)
     "Pass image= with the full-resolution image, or image_key='hires'."
-    >>> with entered(Door("st-gchb predict", {"image": "--image"})):
+    >>> with entered(EntryPoint("st-gchb predict", {"image": "--image"})):
     ...     advise(*fixes)
     'Pass --image with the full-resolution image.'
     """
-    door = _door.get()
+    entry_point = _entry_point.get()
     ways = [
-        _written(fix, f"{fix.argument}=" if door is None else door.arguments[fix.argument])
+        _written(fix, f"{fix.argument}=" if entry_point is None else entry_point.arguments[fix.argument])
         for fix in fixes
-        if door is None or fix.argument in door.arguments
+        if entry_point is None or fix.argument in entry_point.arguments
     ]
     return f"Pass {', or '.join(ways)}." if ways else otherwise
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, overload
 
-from st_gchb._advice import Door, current_door, entered
+from st_gchb._advice import EntryPoint, current_entry_point, entered
 from st_gchb._errors import ArgumentError, InputError, ScaleError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -132,18 +132,18 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
     if isinstance(function, type):
         function.__init__ = checked(function.__init__, keywords=keywords)  # type: ignore[misc, call-overload]
         return function
-    door = _Signature(function, keywords, apart)
+    signature = _Signature(function, keywords, apart)
 
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
-        name = door.label(args)
-        with entered(Door(name, door.arguments)) if current_door() is None else _NOTHING:
-            args, given = door.check(name, args, given)
+        name = signature.label(args)
+        with entered(EntryPoint(name, signature.arguments)) if current_entry_point() is None else _NOTHING:
+            args, given = signature.check(name, args, given)
             return function(*args, **given)
 
-    call.__checked__ = door  # type: ignore[attr-defined]
+    call.__checked__ = signature  # type: ignore[attr-defined]
     if keywords is not None:
-        call.__signature__ = door.shown()  # type: ignore[attr-defined]
+        call.__signature__ = signature.shown()  # type: ignore[attr-defined]
     return call
 
 
@@ -227,8 +227,8 @@ class _Signature:
         return bound.args, bound.kwargs
 
     def _checked(self, name: str, key: str, value: Any) -> Any:
-        check, door = self.checks.get(key), current_door()
-        spelled = f"{key}=" if door is None else door.arguments.get(key, f"{key}=")
+        check, entry_point = self.checks.get(key), current_entry_point()
+        spelled = f"{key}=" if entry_point is None else entry_point.arguments.get(key, f"{key}=")
         # On the command line, the option identifies the argument without the function's name.
         label = f"{name}: {key}" if spelled.endswith("=") else spelled
         return value if check is None else check(value, label)

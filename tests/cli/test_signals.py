@@ -35,7 +35,7 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
 
 MOMENTS = {
     "imports": {"at": "import scvi.train", "signals": ["SIGTERM"]},
-    "embedding": {"at": "st_gchb.pp.encoders._runner:Engine.run", "signals": ["SIGTERM"]},
+    "embedding": {"at": "st_gchb.pp.encoders._runner:EncoderRunner.run", "signals": ["SIGTERM"]},
     "an epoch": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
     "Ctrl-C": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
     "a closed terminal": {"at": "st_gchb.train._data:TrainingData.batch", "nth": 8, "signals": ["SIGHUP"]},
@@ -219,7 +219,7 @@ def images(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
-ENGINE = "st_gchb.pp.encoders._runner:Engine.run"
+RUN = "st_gchb.pp.encoders._runner:EncoderRunner.run"
 
 
 def other_commands(slides: Path, model: Path, images: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:
@@ -228,18 +228,18 @@ def other_commands(slides: Path, model: Path, images: Path, out: Path) -> dict[s
     many = ["predict-many", str(images / "slides.csv"), "--model", str(model), "--out", str(out), "--device", "cpu"]
     return {
         "predict": (
-            {"at": ENGINE, "argv": ["predict", *data, "--model", str(model), "--slices", "S3"]},
+            {"at": RUN, "argv": ["predict", *data, "--model", str(model), "--slices", "S3"]},
             "the same command predicts it anew",
         ),
         "predict-many": (
-            {"at": ENGINE, "nth": 2, "argv": [*many, "--um-per-px", "1", "--spacing", "100um"]},
+            {"at": RUN, "nth": 2, "argv": [*many, "--um-per-px", "1", "--spacing", "100um"]},
             "the same command goes on from there",
         ),
         "evaluate": (
-            {"at": ENGINE, "argv": ["evaluate", *data, *TEXTURE, "--methods", "mean", "ridge"]},
+            {"at": RUN, "argv": ["evaluate", *data, *TEXTURE, "--methods", "mean", "ridge"]},
             "the same command goes on from there",
         ),
-        "demo": ({"at": ENGINE, "argv": ["demo", *data, *TEXTURE]}, "the same command starts anew"),
+        "demo": ({"at": RUN, "argv": ["demo", *data, *TEXTURE]}, "the same command starts anew"),
     }
 
 

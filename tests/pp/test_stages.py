@@ -10,7 +10,7 @@ from torchvision.models import resnet18
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
 from st_gchb.pp.encoders import Encoder, backbone_without_weights
-from st_gchb.pp.patches import check_feature_maps, first_of, last_stage, shape_of_maps, tapped
+from st_gchb.pp.patches import check_feature_maps, first_of, last_stage, recorded_maps, shape_of_maps
 
 PX = 64
 PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -27,11 +27,11 @@ def encoder_of(name):
 def test_the_stage_does_what_the_image_encoder_does_from_the_last_halving_on(name, channels):
     encoder = encoder_of(name)
     expected = encoder(PATCHES)
-    with tapped(encoder.module) as seen:
+    with recorded_maps(encoder.module) as seen:
         features = encoder(PATCHES)
     assert torch.equal(features, expected)
     # As it is used: with batch norm folded into the convolutions.
-    with tapped(encoder.module, encoder.folded) as other:
+    with recorded_maps(encoder.module, encoder.folded) as other:
         torch.testing.assert_close(replace(encoder, module=encoder.folded)(PATCHES), features, rtol=1e-3, atol=1e-5)
     (maps,) = seen
     torch.testing.assert_close(other[0], maps, rtol=1e-2, atol=1e-3)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from st_gchb import __version__
-from st_gchb._advice import Door, entered
+from st_gchb._advice import EntryPoint, entered
 from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
 from st_gchb._signals import Stopped, check_stopped, stoppable
@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     """Run a sub-command and turn its outcome into an exit status."""
     try:
         check_machine(arguments)
-        with entered(Door("st-gchb", options_of(arguments))):
+        with entered(EntryPoint("st-gchb", options_of(arguments))):
             status = arguments.run(arguments)
         # A library may have swallowed the exception of a signal.
         check_stopped()

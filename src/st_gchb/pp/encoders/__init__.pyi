@@ -3,8 +3,8 @@ from ._encoder import Encoder as Encoder, get_encoder as get_encoder
 from ._registry import FACTORIES as FACTORIES, is_known as is_known, register_encoder as register_encoder
 from ._runner import (
     Batch as Batch,
-    Engine as Engine,
-    Pace as Pace,
+    EncoderRunner as EncoderRunner,
+    EncodingOptions as EncodingOptions,
     choose_device as choose_device,
     halved as halved,
 )

@@ -72,7 +72,7 @@ def halved(size: int, what: str) -> int:
 
 Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
-Tap = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
+Recorder = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
 Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
 
 _CPU_BATCH = 8
@@ -81,7 +81,7 @@ takes twice as long as 8 batches of 8)."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class EncodingOptions:
     """Settings by which patches are read and encoded.
 
     Parameters
@@ -105,7 +105,7 @@ class Pace:
     compiled: bool = False
 
 
-class Engine:
+class EncoderRunner:
     """An encoder on a device.
 
     Batch norm is folded into the preceding convolutions, and tensors are in channels-last memory format. On a GPU,
@@ -118,36 +118,38 @@ class Engine:
         Frozen encoder.
     n_views
         Number of views over which features are averaged: 1, 4 (rotations) or 8 (and mirrored rotations).
-    pace
+    options
         Device, precision and batch size.
-    tap
+    recorder
         Context manager that, given the image encoder and the module that is actually called, collects the inputs of
         the last stage in a list; None to collect nothing.
     """
 
-    def __init__(self, encoder: Encoder, n_views: int, pace: Pace, tap: Tap | None = None) -> None:
-        self.encoder, self.n_views, self.pace, self.tap = encoder, n_views, pace, tap
-        self._at_once = _CPU_BATCH if pace.device.type == "cpu" else pace.batch_size
+    def __init__(
+        self, encoder: Encoder, n_views: int, options: EncodingOptions, recorder: Recorder | None = None
+    ) -> None:
+        self.encoder, self.n_views, self.options, self.recorder = encoder, n_views, options, recorder
+        self._at_once = _CPU_BATCH if options.device.type == "cpu" else options.batch_size
 
     @property
     def identity(self) -> str:
         """Identifier of the features, distinct for each encoder and precision; part of the key of cached features."""
-        whole = self.pace.precision == "float32"
-        return self.encoder.identity if whole else f"{self.encoder.identity}-{self.pace.precision}"
+        whole = self.options.precision == "float32"
+        return self.encoder.identity if whole else f"{self.encoder.identity}-{self.options.precision}"
 
     @cached_property
     def _ready(self) -> Encoder:
         """The encoder on the device, optionally compiled; prepared on first use, since all features may be cached."""
-        module: nn.Module = self.encoder.folded.to(self.pace.device)
-        if not self.pace.compiled:
+        module: nn.Module = self.encoder.folded.to(self.options.device)
+        if not self.options.compiled:
             return replace(self.encoder, module=module)
         # Freezing makes the weights constants, so that the compiler also optimizes their memory layout.
-        options: dict[str, Any] | None = {"freezing": True} if self.pace.device.type == "cpu" else None
-        ready = replace(self.encoder, module=cast(nn.Module, torch.compile(module, dynamic=False, options=options)))
+        compiler: dict[str, Any] | None = {"freezing": True} if self.options.device.type == "cpu" else None
+        ready = replace(self.encoder, module=cast(nn.Module, torch.compile(module, dynamic=False, options=compiler)))
         side = self.encoder.input_px
         try:
             with self._precise():
-                ready(torch.zeros(self._at_once, 3, side, side, dtype=torch.uint8, device=self.pace.device))
+                ready(torch.zeros(self._at_once, 3, side, side, dtype=torch.uint8, device=self.options.device))
         except torch.cuda.OutOfMemoryError:
             # The same error occurs when patches are encoded, and is handled there by a smaller batch.
             return ready
@@ -167,9 +169,9 @@ class Engine:
             Batches as tuples: an identifier, patches ``(b, h, w, 3)`` uint8, and color transformations to apply first,
             each from ``(b, 3, h, w)`` uint8 to the same.
         take
-            Callback that receives the identifier of a batch, its features ``(b, n_features)`` float32 and, with a tap,
-            the collected maps of all views ``(b, n_views, c, h, w)``. If iterating over ``batches`` raises, it has been
-            called for all batches before.
+            Callback that receives the identifier of a batch, its features ``(b, n_features)`` float32 and, with a
+            recorder, the collected maps of all views ``(b, n_views, c, h, w)``. If iterating over ``batches`` raises,
+            it has been called for all batches before.
         """
         waiting: tuple[K, list[Tensor]] | None = None
         try:
@@ -201,28 +203,28 @@ class Engine:
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _answer(self, patches: Tensor) -> list[Tensor]:
-        """Compute the features, averaged over the views, and the collected maps of each view if there is a tap."""
-        with nullcontext() if self.tap is None else self.tap(self.encoder.module, self._ready.module) as seen:
+        """Compute the features, averaged over the views, and the collected maps of each view if there is a recorder."""
+        with nullcontext() if self.recorder is None else self.recorder(self.encoder.module, self._ready.module) as seen:
             features = torch.stack([self._encode(view) for view in views_of(patches, self.n_views)]).mean(0)
         return [features] if seen is None else [features, torch.stack(seen, dim=1)]
 
     def _sent(self, patches: Tensor) -> Tensor:
-        if self.pace.device.type != "cuda":
-            return patches.to(self.pace.device)
-        return patches.pin_memory().to(self.pace.device, non_blocking=True)
+        if self.options.device.type != "cuda":
+            return patches.to(self.options.device)
+        return patches.pin_memory().to(self.options.device, non_blocking=True)
 
     def _encode(self, patches: Tensor) -> Tensor:
         n_patches = len(patches)
-        if self.pace.compiled:
+        if self.options.compiled:
             # Pad the last batch to the compiled shape: another shape would trigger a recompilation.
             patches = nn.functional.pad(patches, (0, 0) * 3 + (0, self._at_once - n_patches))
         with self._precise():
             return self._ready(patches)[:n_patches]
 
     def _precise(self) -> AbstractContextManager[Any]:
-        if self.pace.precision == "float32":
+        if self.options.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.pace.device.type, getattr(torch, self.pace.precision))
+        return torch.autocast(self.options.device.type, getattr(torch, self.options.precision))
 
 
 def views_of(patches: Tensor, n_views: int) -> list[Tensor]:

@@ -26,12 +26,12 @@ from st_gchb._options import (
     Views,
 )
 from st_gchb.pp._stain_normalization import Stain, stain_of
-from st_gchb.pp.encoders import Encoder, Engine, Pace, choose_device, get_encoder
+from st_gchb.pp.encoders import Encoder, EncoderRunner, EncodingOptions, choose_device, get_encoder
 from st_gchb.pp.patches._cache import cache_folder
 from st_gchb.pp.patches._embed_slices import embed_slices
 from st_gchb.pp.patches._feature_maps import FILES_KEY
 from st_gchb.pp.patches._feature_spec import FeatureSpec
-from st_gchb.pp.patches._last_stage import check_feature_maps, tapped
+from st_gchb.pp.patches._last_stage import check_feature_maps, recorded_maps
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
 from st_gchb.pp.spots import Slice, resolve, side_px
@@ -167,10 +167,10 @@ def embed_patches(
     if save_feature_maps:
         check_feature_maps(image_encoder, cache=cache, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
-    pace = Pace(batch_size, chosen, memory_mb, precision, compiled)
-    engine = Engine(image_encoder, n_views, pace, tapped if save_feature_maps else None)
+    options = EncodingOptions(batch_size, chosen, memory_mb, precision, compiled)
+    runner = EncoderRunner(image_encoder, n_views, options, recorded_maps if save_feature_maps else None)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
-    features, excluded, files = embed_slices(slices, sides, engine, folder, on_damage, stain)
+    features, excluded, files = embed_slices(slices, sides, runner, folder, on_damage, stain)
     size = (
         {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
     )

@@ -15,7 +15,7 @@ from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb._options import OnDamage
 from st_gchb.pp._stain_normalization import Stain, normalizing, stain_of, stain_record
-from st_gchb.pp.encoders import Batch, Engine
+from st_gchb.pp.encoders import Batch, EncoderRunner
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
 from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
 from st_gchb.pp.patches._last_stage import shape_of_maps
@@ -87,7 +87,7 @@ class _Job:
 def embed_slices(
     slices: list[Slice],
     sides: list[float],
-    engine: Engine,
+    runner: EncoderRunner,
     folder: Path | None,
     on_damage: OnDamage,
     stain: Stain | None = None,
@@ -100,8 +100,8 @@ def embed_slices(
         Slices with their images.
     sides
         Side of a patch of each slice, px of its image.
-    engine
-        Encoder on a device. If it has a tap, feature maps are stored too.
+    runner
+        Encoder on a device. If it has a recorder, feature maps are stored too.
     folder
         Folder of the cache; None for no cache.
     on_damage
@@ -116,7 +116,7 @@ def embed_slices(
     excluded
         Row numbers of excluded spots.
     files
-        Files of the feature maps, one per slice; empty without a tap.
+        Files of the feature maps, one per slice; empty without a recorder.
 
     Raises
     ------
@@ -127,30 +127,30 @@ def embed_slices(
     EncoderError
         The encoder returns NaN or infinite features.
     """
-    features = np.empty((sum(len(slide.rows) for slide in slices), engine.encoder.n_features), dtype=np.float32)
+    features = np.empty((sum(len(slide.rows) for slide in slices), runner.encoder.n_features), dtype=np.float32)
     jobs, files = [], []
-    shape = None if engine.tap is None else (engine.n_views, *shape_of_maps(engine.encoder))
+    shape = None if runner.recorder is None else (runner.n_views, *shape_of_maps(runner.encoder))
     try:
         for slide, side in zip(slices, sides, strict=True):
-            key = None if folder is None else _cache_key(slide, side, engine, stain)
-            empty = np.full((len(slide.rows), engine.encoder.n_features), np.nan, dtype=np.float32)
+            key = None if folder is None else _cache_key(slide, side, runner, stain)
+            empty = np.full((len(slide.rows), runner.encoder.n_features), np.nan, dtype=np.float32)
             found = load_features(folder, key, empty.shape) if folder is not None and key is not None else None
             path = None
             if folder is not None and shape is not None:
-                path = maps_path(folder, key or _key(slide, side, engine, stain, on_damage=slide.image.name))
+                path = maps_path(folder, key or _key(slide, side, runner, stain, on_damage=slide.image.name))
                 files.append(path)
             if found is not None:
                 logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
             if found is not None and (path is None or is_stored(path, found, shape or ())):
                 features[slide.rows] = found
                 continue
-            _warn_of_blur(slide, side, engine.encoder.input_px)
+            _warn_of_blur(slide, side, runner.encoder.input_px)
             if path is not None and shape is not None:
                 check_room(path, len(slide.rows), shape)
             damage = Damage(slide.name, slide.image.name, len(slide.rows))
             jobs.append(_Job(slide, side, stain, key, empty, damage, path=path, known=found))
         if jobs:
-            _encode(jobs, engine, folder, on_damage)
+            _encode(jobs, runner, folder, on_damage)
     finally:
         for slide in slices:
             slide.image.release()
@@ -166,15 +166,15 @@ def embed_slices(
     return features, excluded, files
 
 
-def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, on_damage: OnDamage) -> None:
+def _encode(jobs: list[_Job], runner: EncoderRunner, folder: Path | None, on_damage: OnDamage) -> None:
     """Compute the features of all jobs, and cache those of each slice without damage."""
-    n_batches = sum(-(-len(job.slide.rows) // engine.pace.batch_size) for job in jobs)
+    n_batches = sum(-(-len(job.slide.rows) // runner.options.batch_size) for job in jobs)
     what = f"Patches of {jobs[0].slide.name}" if len(jobs) == 1 else f"Patches of {len(jobs)} slices"
 
     def take(name: tuple[_Job, Rows], found: Features, maps: Maps | None = None) -> None:
         job, rows = name
         if not np.isfinite(found).all():
-            raise _not_finite(job, engine)
+            raise _not_finite(job, runner)
         job.features[rows] = found
         job.n_done += len(rows)
         if maps is not None:
@@ -188,21 +188,21 @@ def _encode(jobs: list[_Job], engine: Engine, folder: Path | None, on_damage: On
         for job in jobs:
             stack.push(job.opened)
         # Prefetching across slices: the next slice is opened while the last patches of the previous one are encoded.
-        with closing(prefetch(_batches(jobs, engine, on_damage))) as ahead:
-            engine.run(track(ahead, what, n_batches), take)
+        with closing(prefetch(_batches(jobs, runner, on_damage))) as ahead:
+            runner.run(track(ahead, what, n_batches), take)
         for job in jobs:
             # Slices with damaged spots never reach their full count, so their files are completed here.
             job.finish()
 
 
-def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[Batch[tuple[_Job, Rows]]]:
+def _batches(jobs: list[_Job], runner: EncoderRunner, on_damage: OnDamage) -> Iterator[Batch[tuple[_Job, Rows]]]:
     """Yield batches of patches, slice by slice, so that no more than one image is held in memory."""
-    pace = engine.pace
+    options = runner.options
     for job in jobs:
         recolors = [] if job.stain is None else [normalizing(stain_of(job.slide, job.stain.method), job.stain)]
         try:
             for rows, patches in whole_patches(
-                job.slide, job.side, engine.encoder.input_px, pace.batch_size, pace.memory_mb, job.damage
+                job.slide, job.side, runner.encoder.input_px, options.batch_size, options.memory_mb, job.damage
             ):
                 # After damage that raises, the rest is read only to report all damaged regions, and not encoded.
                 if not (job.damage.rows and on_damage == "raise"):
@@ -213,15 +213,15 @@ def _batches(jobs: list[_Job], engine: Engine, on_damage: OnDamage) -> Iterator[
             job.damage.check()
 
 
-def _not_finite(job: _Job, engine: Engine) -> EncoderError:
+def _not_finite(job: _Job, runner: EncoderRunner) -> EncoderError:
     remedy = (
         " Half precision may be too coarse for it. "
         + advise(Fix("precision", "'float32'"), otherwise="Make the reference's features anew in float32.")
-        if engine.pace.precision != "float32"
+        if runner.options.precision != "float32"
         else ""
     )
     return EncoderError(
-        f"encoder {engine.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
+        f"encoder {runner.encoder.name!r} gives NaN or infinite features for slice {job.slide.name!r}.{remedy}"
     )
 
 
@@ -235,19 +235,19 @@ def _warn_of_blur(slide: Slice, side: float, input_px: int) -> None:
         )
 
 
-def _cache_key(slide: Slice, side: float, engine: Engine, stain: Stain | None) -> str | None:
+def _cache_key(slide: Slice, side: float, runner: EncoderRunner, stain: Stain | None) -> str | None:
     """Compute the key of cached features; None if the image cannot be hashed because it is damaged."""
     try:
-        image = slide.image.fingerprint(choose_level(slide.image, side, engine.encoder.input_px))
+        image = slide.image.fingerprint(choose_level(slide.image, side, runner.encoder.input_px))
     except DamageError:
         logger.info("slice %r: features are not cached, since the image is damaged.", slide.name)
         return None
-    return _key(slide, side, engine, stain, image=image)
+    return _key(slide, side, runner, stain, image=image)
 
 
-def _key(slide: Slice, side: float, engine: Engine, stain: Stain | None, **image: str) -> str:
+def _key(slide: Slice, side: float, runner: EncoderRunner, stain: Stain | None, **image: str) -> str:
     """Compute the key of features from their specification and an identifier of the image."""
     # Without normalization nothing is added, so that the keys of existing caches remain valid.
     colors = {} if stain is None else {"um_per_px": slide.um_per_px, "restain": stain_record(stain)}
-    made = {"side": side, "encoder": engine.identity, "views": engine.n_views}
+    made = {"side": side, "encoder": runner.identity, "views": runner.n_views}
     return content_key(centers=slide.centers_px, **made, **colors, **image)

@@ -63,7 +63,7 @@ def check_feature_maps(encoder: Encoder, *, cache: bool, compiled: bool) -> None
 
 
 @contextmanager
-def tapped(image_encoder: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
+def recorded_maps(image_encoder: nn.Module, used: nn.Module | None = None) -> Iterator[list[Tensor]]:
     """Collect the feature maps that enter the last stage of an image encoder.
 
     The output of the image encoder is not affected: its features remain bitwise identical.
@@ -97,7 +97,7 @@ def shape_of_maps(encoder: Encoder) -> tuple[int, int, int]:
     """Determine channels, height and width of the feature maps of one patch."""
     device = next(encoder.module.parameters()).device
     patch = torch.zeros(1, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8, device=device)
-    with tapped(encoder.module) as seen:
+    with recorded_maps(encoder.module) as seen:
         encoder(patch)
     _, c, h, w = seen[0].shape
     return c, h, w

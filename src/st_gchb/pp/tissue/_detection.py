@@ -201,7 +201,7 @@ _LONGEST_PX = 3000
 """Longest side of the image in which tissue is detected, px."""
 _GAP_UM = 25.0
 """Radius of the morphological closing, µm: gaps narrower than twice this count as tissue."""
-_CRUMB_UM = 12.0
+_FRAGMENT_UM = 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,11 +352,11 @@ def _clean(pixels: npt.NDArray[np.uint8], um_per_px: float, min_area_um2: float,
     found = find_stained(pixels, um_per_px)
     # Mirrored padding, so that the opening does not erode tissue that is cut by the edge of the image.
     longest = max(pixels.shape[:2])
-    gap, crumb = (min(um / um_per_px, longest) for um in (_GAP_UM, _CRUMB_UM))
+    gap, fragment = (min(um / um_per_px, longest) for um in (_GAP_UM, _FRAGMENT_UM))
     pad = math.ceil(gap) + 1
     mask = np.pad(found.tissue & ~found.ink, pad, mode="symmetric")
     mask = isotropic_closing(mask, gap)
-    mask = isotropic_opening(mask, crumb)[pad:-pad, pad:-pad]
+    mask = isotropic_opening(mask, fragment)[pad:-pad, pad:-pad]
     area_px = um_per_px**2
     mask = _fill_holes(mask, max_hole_um2 / area_px, found.gray) & ~found.ink
     pieces, sizes = _pieces(mask)

@@ -10,7 +10,7 @@ from torch import nn
 
 from st_gchb._errors import EncoderError
 from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
-from st_gchb.pp.encoders import Engine, Pace
+from st_gchb.pp.encoders import EncoderRunner, EncodingOptions
 
 RNG = np.random.default_rng(0)
 PATCHES = RNG.integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
@@ -37,7 +37,7 @@ class Picky(nn.Module):
 
 
 def run(encoder, *, n_views=1, batches=(PATCHES,), device=CPU, **options):
-    made = Engine(get_encoder(encoder), n_views, Pace(64, device, 100.0, **options))
+    made = EncoderRunner(get_encoder(encoder), n_views, EncodingOptions(64, device, 100.0, **options))
     found = []
     made.run(((i, patches, []) for i, patches in enumerate(batches)), lambda _, features: found.append(features))
     return np.concatenate(found)
@@ -90,7 +90,7 @@ def test_batches_come_in_order_and_each_is_fetched_after_the_next_has_started():
         order.append(i)
         np.testing.assert_allclose(features, PATCHES[[i]].mean((1, 2)), rtol=1e-5)
 
-    work = Engine(encoder, 1, Pace(64, CPU, 100.0))
+    work = EncoderRunner(encoder, 1, EncodingOptions(64, CPU, 100.0))
     work.run(((i, PATCHES[[i]], []) for i in range(3)), take)
     assert order == ["started", "started", 0, "started", 1, 2]
     work.run([], take)
@@ -103,8 +103,9 @@ def test_what_came_before_an_error_is_taken():
         raise KeyboardInterrupt
 
     taken = []
+    work = EncoderRunner(get_encoder(Picky()), 1, EncodingOptions(64, CPU, 100.0))
     with pytest.raises(KeyboardInterrupt):
-        Engine(get_encoder(Picky()), 1, Pace(64, CPU, 100.0)).run(batches(), lambda i, _: taken.append(i))
+        work.run(batches(), lambda i, _: taken.append(i))
     assert taken == [0]
 
 
@@ -133,7 +134,8 @@ def test_half_precision_is_near_and_has_a_name_of_its_own(image_encoder):
     assert half.dtype == np.float32
     assert not np.array_equal(exact, half)
     np.testing.assert_allclose(half, exact, atol=0.02 * np.abs(exact).max())
-    made = {name: Engine(image_encoder, 1, Pace(64, CPU, 100.0, name)).identity for name in ("float32", "bfloat16")}
+    options = {name: EncodingOptions(64, CPU, 100.0, name) for name in ("float32", "bfloat16")}
+    made = {name: EncoderRunner(image_encoder, 1, one).identity for name, one in options.items()}
     assert made == {"float32": image_encoder.identity, "bfloat16": f"{image_encoder.identity}-bfloat16"}
 
 
