@@ -23,10 +23,10 @@ from ._last_stage import (
     check_feature_maps as check_feature_maps,
     first_of as first_of,
     last_stage as last_stage,
+    recorded_maps as recorded_maps,
     shape_of_maps as shape_of_maps,
     stage_of_spec as stage_of_spec,
     stage_without_weights as stage_without_weights,
-    tapped as tapped,
 )
 from ._provenance import (
     check_made as check_made,
