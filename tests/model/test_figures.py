@@ -49,17 +49,17 @@ def with_squidpy(prediction, gene):
 @pytest.mark.parametrize("draw", [with_scanpy, with_squidpy])
 def test_a_prediction_is_drawn(prediction, unchanged, tmp_path, draw):
     first, second = prediction.var_names[:2]
-    drawn = []
+    figures = []
     for gene in (first, second):
         with unchanged(prediction.layers, prediction.obsm):
             ax = draw(prediction, gene)
         # The layer is drawn, not what was measured.
         drawn, predicted = colors_of_spots(ax), prediction[:, gene].layers["st_gchb"].ravel()
         np.testing.assert_allclose(np.sort(drawn), np.sort(predicted), rtol=1e-5)
-        drawn.append(pixels_of(tmp_path / f"{gene}.png"))
-        assert_drawn(drawn[-1])
-    assert drawn[0].shape == drawn[1].shape
-    assert (drawn[0] != drawn[1]).any(axis=2).mean() > 0.01
+        figures.append(pixels_of(tmp_path / f"{gene}.png"))
+        assert_drawn(figures[-1])
+    assert figures[0].shape == figures[1].shape
+    assert (figures[0] != figures[1]).any(axis=2).mean() > 0.01
 
 
 def test_confidence_is_drawn(prediction, tmp_path):
