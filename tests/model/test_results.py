@@ -247,7 +247,7 @@ def test_it_is_drawn_over_the_slide(model, stored, tmp_path):
         "raster": lambda plot: plot.pl.render_images("tiles_raster", channel=gene),
     }
     centers = spatialdata.get_centroids(read["tiles"], coordinate_system="at_tiles").compute()
-    drawn = {}
+    images = {}
     for name, add in drawn.items():
         figure, ax = plt.subplots(figsize=(5, 5), dpi=80)
         add(read.pl.render_images("tiles_he")).pl.show(ax=ax, coordinate_systems="at_tiles", colorbar=False)
@@ -255,15 +255,15 @@ def test_it_is_drawn_over_the_slide(model, stored, tmp_path):
             ax.images[-1].set_cmap(st_gchb.pl.transparent_cmap())
         ax.set(xlim=(570, 900), ylim=(700, 320))
         figure.canvas.draw()
-        drawn[name] = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)
+        images[name] = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)
         x, y = ax.transData.transform(centers.to_numpy()).T.astype(int)
-        where = len(drawn[name]) - 1 - y, x
+        where = len(images[name]) - 1 - y, x
     table = read["st_gchb"]
     values = table[table.obs.set_index("instance_id").index.get_indexer(centers.index)].layers["st_gchb"][:, 0]
     for name in ("shapes", "raster"):
-        green = drawn[name][where][:, 1]
+        green = images[name][where][:, 1]
         assert np.corrcoef(green, values)[0, 1] > 0.9, name
-    changed = (np.abs(drawn["raster"] - drawn["nothing"]) > 20).any(axis=-1)
+    changed = (np.abs(images["raster"] - images["nothing"]) > 20).any(axis=-1)
     around = np.zeros_like(changed)
     reach = 12
     for y, x in zip(*where, strict=True):
