@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -56,6 +57,22 @@ def _tissue() -> AnnData:
 def tissue(_tissue: AnnData) -> AnnData:
     """Three small slices of two patients with features, for evaluations; some rooms have tissue of their own."""
     return _tissue.copy()
+
+
+@pytest.fixture
+def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Bands of windows in the order in which they are read, each of which says how many bytes it held."""
+    from st_gchb.pp.patches import _reader, _window_plan
+
+    made: list[Any] = []
+
+    class Watched(_window_plan.Windows):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(_reader, "Windows", Watched)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import pytest
 
 import st_gchb
 from st_gchb.io import open_image
-from st_gchb.pp.patches import _reader as _patches, _window_plan as _sweep
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SIZE = 6000
@@ -39,20 +38,6 @@ def path(bench, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def held(monkeypatch):
-    """Decoded bytes that each band of windows held at most."""
-    bands = []
-
-    class Watched(_sweep.Windows):
-        def __init__(self, *args):
-            super().__init__(*args)
-            bands.append(self)
-
-    monkeypatch.setattr(_patches, "Windows", Watched)
-    return bands
-
-
 def test_the_slide_is_a_pyramid_of_known_scale(path):
     slide = open_image(path)
     assert slide.shape_px == (SIZE, SIZE)
@@ -64,7 +49,7 @@ def test_the_slide_is_a_pyramid_of_known_scale(path):
 
 
 @pytest.mark.parametrize("memory_mb", [512, 24])
-def test_a_slide_is_predicted_within_the_memory(model, bench, path, held, memory_mb):
+def test_a_slide_is_predicted_within_the_memory(model, bench, path, watched_windows, memory_mb):
     """108 MB of pixels; at the smaller bound a third of them would not fit."""
     slide = open_image(path)
     slide.levels = [bench.Counted(level, slide.chunks(i)) for i, level in enumerate(slide.levels)]
@@ -82,7 +67,7 @@ def test_a_slide_is_predicted_within_the_memory(model, bench, path, held, memory
     read = [level.times for level in slide.levels if level.times.any()]
     assert len(read) == 1
     assert read[0].max() == 1
-    assert 0 < max(band.peak_bytes for band in held) <= memory_mb * 1e6
+    assert 0 < max(band.peak_bytes for band in watched_windows) <= memory_mb * 1e6
 
 
 def test_one_command_and_its_help():

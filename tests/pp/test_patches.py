@@ -180,62 +180,48 @@ def test_only_what_is_needed_is_decoded():
     assert level.times.max() == 1
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """Bands of windows, from which one can read what was held."""
-    made = []
-
-    class Watched(sweep.Windows):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(module, "Windows", Watched)
-    return made
-
-
 @pytest.mark.parametrize(("memory_mb", "most"), [(64, 1.0), (3, 1.0), (1.6, 1.4)])
-def test_decoded_pixels_stay_within_the_memory(watched, memory_mb, most):
+def test_decoded_pixels_stay_within_the_memory(watched_windows, memory_mb, most):
     """A slide of 27 MB: less memory is made do with by decoding the chunks between bands twice."""
     level = Counted(np.zeros((3000, 3000, 3), dtype=np.uint8), (128, 128))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "_CELL_PX", 128)
         patch.setattr(io_chunks, "PIECE_PX", 256)
         patches_of(SlideImage([level], [1.0]), lattice(3000, 60), 100, 20, 16, memory_mb)
-    assert 0 < max(band.peak_bytes for band in watched) <= memory_mb * 1e6
+    assert 0 < max(band.peak_bytes for band in watched_windows) <= memory_mb * 1e6
     assert 1.0 <= level.times.mean() <= most
     assert level.times.min() == 1
-    assert all(band.held_bytes == 0 and not band._cells for band in watched)
-    assert (len(watched) > 1) == (most > 1)
+    assert all(band.held_bytes == 0 and not band._cells for band in watched_windows)
+    assert (len(watched_windows) > 1) == (most > 1)
 
 
-def test_the_plan_is_what_is_held(watched):
+def test_the_plan_is_what_is_held(watched_windows):
     level = Counted(np.zeros((2000, 1000, 3), dtype=np.uint8), (300, 200))
     image, centers = SlideImage([level], [1.0]), lattice(1000, 40)
     grid = sweep.Grid.of(image, 0)
     starts, side = windows(centers, 90, 1.0)
     _, peak = sweep.plan(module._boxes(starts, side, (2000, 1000)), grid, 10**9)
     patches_of(image, centers, 90, 20)
-    (band,) = watched
+    (band,) = watched_windows
     assert 0.6 * peak < band.peak_bytes <= peak
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_plain_tiff_is_held_in_parts_too(watched, tmp_path, compression):
+def test_a_plain_tiff_is_held_in_parts_too(watched_windows, tmp_path, compression):
     """Pixels that lie on the disk as they are are copied into memory like others."""
     rgb = np.zeros((3000, 2000, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "t.tif", rgb, photometric="rgb", rowsperstrip=16, compression=compression)
     patches_of(open_image(tmp_path / "t.tif"), lattice(2000, 60), 100, 20, 16, 14)
-    assert 0 < max(band.peak_bytes for band in watched) <= 14e6
+    assert 0 < max(band.peak_bytes for band in watched_windows) <= 14e6
 
 
-def test_an_array_in_memory_is_not_copied(watched):
+def test_an_array_in_memory_is_not_copied(watched_windows):
     patches_of(open_image(np.zeros((3000, 2000, 3), dtype=np.uint8)), lattice(2000, 60), 100, 20, 16, 1.5)
-    (band,) = watched
+    (band,) = watched_windows
     assert band._grid.free
 
 
-def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched, monkeypatch):
+def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched_windows, monkeypatch):
     """Windows that overlap 36-fold are cut out a few at a time, from chunks that are decoded once."""
     cut = []
     original = module._resample
@@ -244,7 +230,7 @@ def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched, monkeypatch):
     patches_of(SlideImage([level], [1.0]), lattice(1200, 15), 90, 20, 64, 8)
     assert (level.times == 1).all()
     assert max(cut) <= 8e6 / 8
-    assert watched[0].peak_bytes < 8e6
+    assert watched_windows[0].peak_bytes < 8e6
 
 
 def test_too_little_memory_is_an_error_that_names_what_is_needed():

@@ -105,13 +105,15 @@ def plain(sizes):
     )
 
 
+STEPS = {
+    "sizes": st.lists(st.integers(2, 40), min_size=1, max_size=3),
+    "batch_size": st.integers(2, 50),
+    "sampler": st.sampled_from(["spots", "slices"]),
+}
+
+
 @settings(max_examples=120, deadline=None)
-@given(
-    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=3),
-    batch_size=st.integers(2, 50),
-    sampler=st.sampled_from(["spots", "slices"]),
-    seed=st.integers(0, 100),
-)
+@given(**STEPS, seed=st.integers(0, 100))
 def test_no_step_has_one_spot_and_every_spot_is_seen_once(sizes, batch_size, sampler, seed):
     data = plain(sizes)
     steps = module(data, batch_size=batch_size, sampler=sampler, seed=seed, n_hops=0).train_dataloader()
@@ -123,12 +125,7 @@ def test_no_step_has_one_spot_and_every_spot_is_seen_once(sizes, batch_size, sam
 
 
 @settings(max_examples=80, deadline=None)
-@given(
-    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=3),
-    batch_size=st.integers(2, 50),
-    sampler=st.sampled_from(["spots", "slices"]),
-    share=st.floats(0, 0.5),
-)
+@given(**STEPS, share=st.floats(0, 0.5))
 def test_training_and_validation_steps_never_have_one_spot(sizes, batch_size, sampler, share):
     data = plain(sizes)
     made = module(data, batch_size=batch_size, sampler=sampler, validation_share=share, n_hops=0)
