@@ -114,12 +114,18 @@ def test_paths_that_are_no_utf8(tmp_path, name):
         slides_of(table)
 
 
-@pytest.mark.parametrize("name", [NO_UTF8, "out\ud800", "out\0"])
-def test_folders_of_results_that_are_no_utf8(model, images, tmp_path, name):
-    told = "is no name of a folder that a report can hold.*Name another folder"
-    with pytest.raises(StoreError, match=told):
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (NO_UTF8, StoreError, "out=.* is no valid UTF-8, and the report holds.*Name another folder"),
+        ("out\ud800", InputError, "out is a PosixPath; expected a path"),
+        ("out\0", InputError, "out is a PosixPath; expected a path"),
+    ],
+)
+def test_folders_of_results_that_are_no_utf8(model, images, tmp_path, name, error, message):
+    with pytest.raises(error, match=message):
         predict_slides(model, images, tmp_path / name, **READ)
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(error, match=message):
         embed_slides(images, tmp_path / name, **TEXTURE | READ)
     assert not list(tmp_path.iterdir())
 

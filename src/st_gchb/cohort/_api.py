@@ -149,10 +149,10 @@ def _begin(folder: Path, job: Job, n_slides: int) -> None:
     StoreError
         The folder cannot be written to.
     """
-    if "\0" in str(folder) or not is_utf8(str(folder)):
+    if not is_utf8(str(folder)):
         raise StoreError(
-            f"out={str(folder)!r} is no name of a folder that a report can hold; expected valid UTF-8 without null "
-            "characters. Name another folder."
+            f"out={str(folder)!r} is no valid UTF-8, and the report holds the paths of results as text. Name another "
+            "folder."
         )
     said = {"call": job.call, "version": __version__, "slides": n_slides, "settings": job.step.settings}
     try:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,16 @@ def _shape_of(level: Any, name: str) -> tuple[int, ...]:
             f"{name}: found a {type(level).__name__}; expected shape (height, width, 3) and slicing in two dimensions, "
             "as st_gchb.io.SlideLevel describes."
         )
-    if not all(isinstance(side, Integral) and side >= 0 for side in shape):
+    if not all(isinstance(side, int | np.integer) and side >= 0 for side in shape):
         raise ImageError(f"{name}: found the shape {shape}; {EXPECTED}, in whole px.")
     check_layout(shape, name)
     return shape
 
 
 def _check_downsamples(downsamples: Sequence[Any], name: str) -> None:
-    if not all(isinstance(factor, Real) and 0 < factor < _MOST for factor in downsamples):
+    if not all(
+        isinstance(factor, int | float | np.integer | np.floating) and 0 < factor < _MOST for factor in downsamples
+    ):
         raise ImageError(f"{name}: found downsamples {downsamples}; expected numbers of 1 or more, 1.0 first.")
     factors = [float(factor) for factor in downsamples]
     if factors[0] != 1.0 or factors != sorted(factors):
