@@ -14,7 +14,7 @@ SCVI = "import scvi"
 COMMANDS = {
     SCVI: "import scvi",
     "import st_gchb": "import st_gchb",
-    "st-gchb --help": "import sys; sys.argv = ['st-gchb', '--help']; from st_gchb.cli import main; sys.exit(main())",
+    "st-gchb -h": "import sys; sys.argv = ['st-gchb', '-h']; from st_gchb.cli import main; sys.exit(main())",
 }
 ROUNDS = 5
 

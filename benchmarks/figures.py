@@ -133,7 +133,7 @@ GROWTH = {"encoding", "graph", "epoch", "query"}
 GROWTH_AT_MOST = 1.1
 RATE_AT_LEAST = {("encoding_rate", "raw forward"): 0.9}
 """Target of the fraction of a limit that is reached, wall clock."""
-STARTUP_AT_MOST = {"import st_gchb": 0.1, "st-gchb --help": 0.2}
+STARTUP_AT_MOST = {"import st_gchb": 0.1, "st-gchb -h": 0.2}
 """Target of the time relative to ``import scvi``, wall clock."""
 
 

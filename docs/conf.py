@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode import ModuleAnalyzer
+from sphinx_autodoc_typehints import format_annotation
 
 HERE = Path(__file__).parent
+LONGEST_WHOLE_CELL = len("0.1234 ± 0.1234")
 
 # Of Python code that is not ours, and said once a function.
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -51,6 +55,28 @@ typehints_defaults = "braces"
 typehints_document_rtype_none = False
 always_use_bars_union = True
 
+# Modules where other projects define their classes, and the public ones that their inventories list.
+PUBLIC_MODULES = {
+    "anndata._core.anndata": "anndata",
+    "distributed.client": "distributed",
+    "matplotlib.axes._axes": "matplotlib.axes",
+    "pandas.core.frame": "pandas",
+    "pandas.core.indexes.base": "pandas",
+    "spatialdata._core.spatialdata": "spatialdata",
+    "torch.nn.modules.module": "torch.nn",
+}
+
+
+def typehints_fixup_module_name(module: str) -> str:
+    """Name the public module of a class."""
+    return PUBLIC_MODULES.get(module, module)
+
+
+def typehints_formatter(annotation: Any, config: Any) -> str | None:
+    """Show the type of an annotated argument without its limits, which the docstring states."""
+    return format_annotation(annotation.__origin__, config) if get_origin(annotation) is Annotated else None
+
+
 # Notebooks carry their output: they are run by the tests, not by the site.
 nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -63,6 +89,8 @@ suppress_warnings = [
     # Third-party types that are imported for the checker of types alone.
     "sphinx_autodoc_typehints.forward_reference",
     "sphinx_autodoc_typehints.guarded_import",
+    # Functions among the options above cannot be kept for the next build, which then reads all pages.
+    "config.cache",
     # Widgets of progress bars have no static output.
     "mystnb.unknown_mime_type",
 ]
@@ -81,6 +109,7 @@ PROJECTS = {
     "spatialdata": "https://spatialdata.scverse.org/en/stable/",
     "squidpy": "https://squidpy.readthedocs.io/en/stable/",
     "torch": "https://docs.pytorch.org/docs/stable/",
+    "distributed": "https://distributed.dask.org/en/stable/",
 }
 LINKS = os.environ.get("ST_GCHB_DOCS_LINKS", "auto")
 intersphinx_timeout = 30
@@ -114,7 +143,7 @@ intersphinx_mapping = choose_projects()
 html_theme = "sphinx_book_theme"
 html_title = "st-gchb"
 html_static_path = ["_static"]
-html_css_files = ["formula.css"]
+html_css_files = ["formula.css", "table.css"]
 html_theme_options = {
     "home_page_in_toc": True,
     "navbar_persistent": [],
@@ -141,7 +170,30 @@ def write_math(translator: Any, node: nodes.math | nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def find_docstring(_app: Any, what: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Give a variable the docstring below its definition: autodoc looks for it in the module that hands it on."""
+    if what != "data":
+        return
+    room, _, own = name.rpartition(".")
+    for module in [module for module in sys.modules if module.startswith(f"{room}.")]:
+        if found := ModuleAnalyzer.for_module(module).find_attr_docs().get(("", own)):
+            lines[:] = found
+
+
+def keep_cells_whole(_app: Any, doctree: nodes.document) -> None:
+    """Let no line end inside a short cell, such as a mean and its standard deviation, and mark tables of such cells."""
+    for table in doctree.findall(nodes.table):
+        for text in [text for body in table.findall(nodes.tbody) for text in body.findall(nodes.Text)]:
+            alone = isinstance(text.parent.parent, nodes.entry) and len(text.parent) == 1
+            if alone and len(text) <= LONGEST_WHOLE_CELL:
+                text.parent.replace(text, nodes.Text(text.replace(" ", "\N{NO-BREAK SPACE}")))
+            if alone and "±" in text and "numbers" not in table["classes"]:
+                table["classes"].append("numbers")
+
+
 def setup(app: Any) -> None:
     """Register what this file adds to Sphinx."""
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
+    app.connect("autodoc-process-docstring", find_docstring)
+    app.connect("doctree-read", keep_cells_whole)
     copy_tutorials()

@@ -121,7 +121,7 @@ def test_encoding_is_to_reach_nine_tenths_of_the_forward_rate(bench, seconds, sh
 
 @pytest.mark.parametrize(
     ("case", "seconds", "met"),
-    [("import st_gchb", 0.9, True), ("import st_gchb", 1.1, False), ("st-gchb --help", 1.9, True)],
+    [("import st_gchb", 0.9, True), ("import st_gchb", 1.1, False), ("st-gchb -h", 1.9, True)],
 )
 def test_starting_is_a_part_of_importing_scvi(bench, case, seconds, met):
     limits = {"import scvi": [{"wall_s": 10.0, "cpu_s": 10.0}]}

@@ -56,7 +56,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
 
     Yields
     ------
-    Path of the temporary file.
+    pathlib.Path
+        Temporary file.
 
     Raises
     ------
@@ -108,7 +109,8 @@ def write_folder_whole(folder: Path) -> Iterator[Path]:
 
     Yields
     ------
-    Path of a temporary folder beside it, which is renamed when the block ends without an error.
+    pathlib.Path
+        Temporary folder beside it, which is renamed when the block ends without an error.
 
     Raises
     ------

@@ -49,8 +49,9 @@ class Settings:
 
     @property
     def verbosity(self) -> str:
-        """Lowest level of messages shown: ``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"`` or ``"CRITICAL"``.
+        """Lowest level of the messages that are shown.
 
+        It is ``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"`` or ``"CRITICAL"``.
         A level above ``"INFO"`` also turns progress bars off. Numeric levels of :mod:`logging` are accepted too.
         Initially, the level is that of Python's root logger, which shows warnings.
         """

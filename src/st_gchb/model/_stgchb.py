@@ -463,11 +463,12 @@ class STGCHB(BaseModelClass):
 
         Returns
         -------
-        AnnData, one row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
-        ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``, ``obs["st_gchb_confidence"]``,
-        ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance in ``uns["st_gchb"]``. Spots whose
-        pixels cannot be decoded have no row: their names are in ``uns["st_gchb"]["excluded"]``, and a warning says
-        where they are.
+        AnnData
+            One row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
+            ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``,
+            ``obs["st_gchb_confidence"]``, ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance
+            in ``uns["st_gchb"]``. Spots whose pixels cannot be decoded have no row: their names are in
+            ``uns["st_gchb"]["excluded"]``, and a warning says where they are.
 
         Raises
         ------
@@ -536,7 +537,8 @@ class STGCHB(BaseModelClass):
 
         Returns
         -------
-        ``(n_spots, n_embedding)``.
+        numpy.ndarray
+            Embedding, ``(n_spots, n_embedding)``.
         """
         bank = self._trained_bank("get_latent_representation")
         if adata is None:

@@ -73,7 +73,8 @@ class RidgeHead:
 
         Returns
         -------
-        Pearson correlation within the parts, pooled over them, ``(n_columns,)``; 0 for a constant column.
+        numpy.ndarray
+            Pearson correlation within the parts, pooled over them, ``(n_columns,)``; 0 for a constant column.
         """
         rest = np.setdiff1d(np.arange(len(self.inputs)), np.concatenate(folds))
         parts = [self._part(rows) for rows in (*folds, rest)]
