@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import signal
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anndata import AnnData
 
-from st_gchb.errors import ArgumentError, InputError, NotTrainedError
+from st_gchb.errors import ArgumentError, InputError, NotTrainedError, TerminatedError
 from st_gchb.model import STGCHB
 
 
@@ -97,3 +100,48 @@ def test_it_cannot_be_saved(untrained: STGCHB, tmp_path):
     with pytest.raises(NotTrainedError, match="save needs a trained model"):
         untrained.save(tmp_path / "model", save_anndata=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def ended_at(moment: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process be told to end when a function of the training has returned."""
+    module = sys.modules[STGCHB.__module__]
+    function = getattr(module, moment)
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        # The default handler would end this process.
+        assert signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+        signal.raise_signal(number)
+        return result
+
+    monkeypatch.setattr(module, moment, told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["fit", "build_module", "training_identity", "training_data"])
+def test_a_signal_before_the_first_epoch_leaves_the_model_as_it_was(
+    moment: str, number: signal.Signals, untrained: STGCHB, monkeypatch: pytest.MonkeyPatch
+):
+    expected = trained(copy.deepcopy(untrained))
+    before, handler = dict(vars(untrained)), signal.getsignal(number)
+    ended_at(moment, number, monkeypatch)
+    error = KeyboardInterrupt if number == signal.SIGINT else TerminatedError
+    with pytest.raises(error, match="" if number == signal.SIGINT else "Training was ended by SIGTERM"):
+        trained(untrained)
+    assert signal.getsignal(number) is handler
+    assert all(value is before.get(name) for name, value in vars(untrained).items())
+    assert not hasattr(untrained, "module")
+    monkeypatch.undo()
+    assert trained(untrained).model_id_ == expected.model_id_
+
+
+def test_an_error_while_fitting_leaves_a_trained_model_as_it_was(untrained: STGCHB, monkeypatch: pytest.MonkeyPatch):
+    model = pickle.loads(pickle.dumps(trained(untrained)))
+    model._fitted = None
+    before, weights = dict(vars(model)), {name: value.clone() for name, value in model.module.state_dict().items()}
+    ended_at("fit", signal.SIGTERM, monkeypatch)
+    with pytest.raises(TerminatedError):
+        trained(model)
+    assert all(value is before[name] for name, value in vars(model).items() if name != "history_")
+    assert list(model.history_) == list(before["history_"])
+    assert all(torch.equal(value, weights[name]) for name, value in model.module.state_dict().items())

@@ -376,35 +376,49 @@ class STGCHB(BaseModelClass):
             raise InputError("This model was loaded without data, so it cannot be trained. Load it with adata=.")
         if resume and not enable_checkpointing:
             raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
-        fitted, where = self._fit(), self._where
-        options = TrainingOptions(
-            max_epochs=max_epochs or self.settings.max_epochs,
-            batch_size=batch_size or self.settings.batch_size,
-            block_size=block_size or default_block_size(fitted),
-            early_stopping=early_stopping,
-            accelerator=accelerator,
-            devices=devices,
-            plan_kwargs=check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)"),
-            trainer_kwargs=trainer_kwargs,
-        )
-        checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
-        if enable_checkpointing:
-            identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
-            checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
-        run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
+        plan = check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)")
         advice = "The model is as before the call; resume=True goes on from its last checkpoint, where one was kept."
-        with ended_by_signal("Training", advice), as_before_on_error(self), checkpoints.kept_on_error():
-            run(self, training_data(fitted, self.adata), "network", options=options)
-            self.bank_ = embed_reference(self.module, fitted, self.adata, where)
-            self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
-            self.calibration_ = None
-            index_for(self.bank_, min(self.settings.k, len(self.bank_)))
-            logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
-            if calibrate:
-                logger.info("Calibration: training without each reference slice in turn.")
-                quiet = replace(options, trainer_kwargs=trainer_kwargs | {"enable_progress_bar": False})
-                once_more = partial(run, options=quiet)
-                self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
+        with ended_by_signal("Training", advice), as_before_on_error(self):
+            fitted = self._fit()
+            options = TrainingOptions(
+                max_epochs=max_epochs or self.settings.max_epochs,
+                batch_size=batch_size or self.settings.batch_size,
+                block_size=block_size or default_block_size(fitted),
+                early_stopping=early_stopping,
+                accelerator=accelerator,
+                devices=devices,
+                plan_kwargs=plan,
+                trainer_kwargs=trainer_kwargs,
+            )
+            checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
+            if enable_checkpointing:
+                identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
+                checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+            with checkpoints.kept_on_error():
+                self._train(fitted, options, checkpoints, calibrate=calibrate)
+
+    def _train(
+        self,
+        fitted: Fitted,
+        options: TrainingOptions,
+        checkpoints: CheckpointFolder | NoCheckpoints,
+        *,
+        calibrate: bool,
+    ) -> None:
+        """Train the network on what was fitted, embed the reference, and calibrate confidence."""
+        where = self._where
+        run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
+        run(self, training_data(fitted, self.adata), "network", options=options)
+        self.bank_ = embed_reference(self.module, fitted, self.adata, where)
+        self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
+        self.calibration_ = None
+        index_for(self.bank_, min(self.settings.k, len(self.bank_)))
+        logger.info("Reference bank: %d spots of %d slices.", len(self.bank_), len(set(self.bank_.slices)))
+        if calibrate:
+            logger.info("Calibration: training without each reference slice in turn.")
+            quiet = replace(options, trainer_kwargs=options.trainer_kwargs | {"enable_progress_bar": False})
+            once_more = partial(run, options=quiet)
+            self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     @checked(apart=("layer",))
     def predict(

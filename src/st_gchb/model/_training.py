@@ -339,20 +339,34 @@ def _signals_kept(progress: Progress) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+_OF_TRAINING = (
+    "is_trained_",
+    "bank_",
+    "model_id_",
+    "calibration_",
+    "rules_",
+    "_fitted",
+    "_module",
+    "_model_summary_string",
+)
+"""Attributes that fitting and training set."""
+
+
 @contextmanager
 def as_before_on_error(model: Any) -> Iterator[None]:
-    """Give a model back as it was where training ends by an error: half-trained weights are of no use to anyone."""
-    names = ("is_trained_", "bank_", "model_id_", "calibration_")
-    before = {name: getattr(model, name) for name in names}
-    state, training = _state(model), model.module.training
+    """Restore a model where fitting or training ends by an error: half-trained weights are of no use to anyone."""
+    before = {name: getattr(model, name) for name in _OF_TRAINING}
+    module = before["_module"]
+    state = None if module is None else (_state(model), module.training)
     history = None if model.history_ is None else dict(model.history_)
     try:
         yield
     except BaseException:
         with held_back():
-            model.module.load_state_dict(state)
-            model.module.train(training)
-            model.module.pretraining = False
+            if state is not None:
+                module.load_state_dict(state[0])
+                module.train(state[1])
+                module.pretraining = False
             model.history_ = history
             for name, value in before.items():
                 setattr(model, name, value)
