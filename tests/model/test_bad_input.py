@@ -379,6 +379,10 @@ def test_a_graph_that_no_query_could_have(reference, unchanged):
     half = sp.coo_matrix((graph.data[keep], (graph.row[keep], graph.col[keep])), shape=graph.shape)
     reference.obsp["spatial_connectivities"] = (half + half.T).tocsr()
     reference.uns.pop("spatial_neighbors")
-    STGCHB.setup_anndata(reference)
     with unchanged(reference):
         check(GraphError, "radius graph.*Drop it", lambda: STGCHB(reference).train(enable_progress_bar=False))
+    copy = reference.copy()
+    del copy.uns["_scvi_uuid"]
+    for again in (reference, copy):
+        with unchanged(again):
+            check(GraphError, "radius graph.*Drop it", lambda again=again: STGCHB.setup_anndata(again))

@@ -6,15 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+import squidpy as sq
 from anndata import AnnData
 from PIL import Image
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Scale, Sequence, Translation
+from squidpy.gr.neighbors import DelaunayBuilder, KNNBuilder
 
 import st_gchb
-from st_gchb._errors import InputError, MissingKeyError
-from st_gchb.model import STGCHB
+from st_gchb._errors import GraphError, InputError, MissingKeyError
+from st_gchb.model import STGCHB, _validation
 
 XY = ("x", "y")
 QUIET = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu"}
@@ -206,6 +208,30 @@ def test_one_table_of_several_is_set_up(tissue):
     STGCHB.setup_spatialdata(sdata, table="other", encoder="texture")
     assert STGCHB(sdata, n_top_genes=10).adata is sdata["other"]
     assert not sdata["S1_table"].obsm
+
+
+BUILDERS = {
+    "nearest": (KNNBuilder(n_neighs=4), "knn"),
+    "triangles": (DelaunayBuilder(radius=67.0), "delaunay"),
+    "percentile": (DelaunayBuilder(percentile=98.0), None),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_graph_of_squidpy_is_asked_at_the_tables_own_positions(tissue, unchanged, monkeypatch, name):
+    builder, mode = BUILDERS[name]
+    sdata = both_slices(tissue)
+    (table,) = sdata.tables.values()
+    # In px of another image than that of the SpatialData.
+    table.obsm["spatial"] = 0.37 * np.array(tissue[table.obs_names].obsm["spatial"])
+    sq.gr.spatial_neighbors_from_builder(table, builder, library_key="region")
+    if mode is not None:
+        STGCHB.setup_spatialdata(sdata, encoder="texture")
+        assert STGCHB(sdata, n_top_genes=10)._fit().rules.graph.mode == mode
+        return
+    monkeypatch.setattr(_validation, "embed_patches", lambda *_, **__: pytest.fail("patches were embedded"))
+    with unchanged(table), pytest.raises(GraphError, match=r"not what squidpy's record says.*set up again"):
+        STGCHB.setup_spatialdata(sdata, encoder="texture")
 
 
 def no_table(sdata):

@@ -49,6 +49,7 @@ from st_gchb.model._training import (
 )
 from st_gchb.model._validation import (
     Registered,
+    check_rule,
     check_training_table,
     complete_spatialdata,
     complete_table,
@@ -167,6 +168,7 @@ class STGCHB(BaseModelClass):
         patient_key = guess_patient_key(adata, patient_key)
         where = Registered(layer, slice_key, patient_key, log_normalized, features_key, connectivities_key)
         check_training_table(adata, where)
+        check_rule(adata, where)
         check_transfer(kwargs)
         with kept_on_error(adata):
             complete_table(adata, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,10 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb._matrices import is_chunked, matrix_of
-from st_gchb.io import column_of
+from st_gchb.io import column_of, hand_on_libraries
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp.expression import read_expression, tell_expression
-from st_gchb.pp.graph import check_lengths, graph_of
+from st_gchb.pp.graph import check_lengths, graph_of, rule_of
 from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key
 from st_gchb.pp.spots import Sections, check_lone_slice, check_positions, sections_of, spot_centers
 
@@ -33,6 +33,8 @@ _LARGEST_FEATURE = 1e12
 
 _CONNECTIVITIES = "_connectivities"
 """Ending of the key that a graph gets."""
+_RECORD = "_neighbors"
+"""Ending of the key in ``uns`` of a graph's record, which squidpy writes too."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,27 @@ def check_graph(adata: AnnData, key: str, sections: Sections) -> None:
     check_lengths(adata, key)
 
 
+def check_rule(adata: AnnData, where: Registered, um_per_px: Any = None) -> None:
+    """Refuse a graph whose rule is not known: a query's graph could not be built the same way.
+
+    Parameters
+    ----------
+    adata
+        Spots with their positions, and with their graph where there is one already.
+    where
+        Where its parts lie.
+    um_per_px
+        Size of a pixel of the slices, µm, where the caller gave it.
+
+    Raises
+    ------
+    GraphError
+        Or a subclass; see :func:`~st_gchb.pp.graph.rule_of`.
+    """
+    if where.connectivities_key in adata.obsp:
+        rule_of(adata, where.connectivities_key, where.slice_key, um_per_px, where.features_key)
+
+
 @contextmanager
 def kept_on_error(adata: AnnData) -> Iterator[None]:
     """Take away what a block has added to an object where the block ends with an error."""
@@ -251,7 +274,7 @@ def complete_table(adata: AnnData, where: Registered) -> set[str]:
     if where.connectivities_key not in adata.obsp:
         prefix = where.connectivities_key.removesuffix(_CONNECTIVITIES)
         spatial_graph(made, slice_key=where.slice_key, key_added=prefix, features_key=key)
-        fresh |= {*made.obsp, f"{prefix}_neighbors"}
+        fresh |= {*made.obsp, f"{prefix}{_RECORD}"}
     copy_results(made, adata, fresh)
     return fresh
 
@@ -292,6 +315,10 @@ def complete_spatialdata(
         )
     for name, graph in resolved.table.obsp.items():
         light.obsp[name] = graph
+    for name, record in resolved.table.uns.items():
+        # Directed graphs of squidpy are read as symmetric ones by it. Lengths in our own record may be in other px.
+        if name.endswith(_RECORD) and isinstance(record, Mapping) and "coord_type" in record.get("params", ()):
+            light.uns[name] = record
     where = Registered(
         layer=setup.get("layer"),
         slice_key=key,
@@ -301,6 +328,7 @@ def complete_spatialdata(
         connectivities_key=setup.get("connectivities_key", Keys.CONNECTIVITIES),
     )
     check_training_table(light, where)
+    check_rule(_graph_alone(resolved.table, light, where), where, embedding["um_per_px"])
     fresh: set[str] = set()
     if where.features_key not in light.obsm:
         embed_patches(light, image=resolved.images, slice_key=key, **embedding)
@@ -308,6 +336,24 @@ def complete_spatialdata(
     fresh |= complete_table(light, where)
     copy_results(light, resolved.table, fresh)
     return resolved.table, where
+
+
+def _graph_alone(table: AnnData, light: AnnData, where: Registered) -> AnnData:
+    """Take the graph of a table with its record, at the table's own positions, which may be in px of another image."""
+    graph = AnnData(obs=light.obs.copy())
+    graph.obsm[Keys.SPATIAL] = spot_centers(table if Keys.SPATIAL in table.obsm else light)
+    hand_on_libraries(light, graph)
+    if where.connectivities_key in table.obsp:
+        graph.obsp[where.connectivities_key] = table.obsp[where.connectivities_key]
+    record = where.connectivities_key.removesuffix(_CONNECTIVITIES) + _RECORD
+    if record in table.uns:
+        graph.uns[record] = table.uns[record]
+    for key in (where.features_key, made_key(where.features_key)):
+        if key in light.obsm:
+            graph.obsm[key] = light.obsm[key]
+        if key in light.uns:
+            graph.uns[key] = light.uns[key]
+    return graph
 
 
 def registered_table(sdata: SpatialData) -> AnnData:
