@@ -260,7 +260,7 @@ class STGCHB(BaseModelClass):
 
     @property
     def module(self) -> STGCHBModule:
-        """Network, which is built when training begins: the training slices determine its sizes.
+        """Network, which is built when training begins, since the training slices determine its sizes.
 
         Raises
         ------
