@@ -247,7 +247,8 @@ def predict_slides(
     MissingFileError, ModelFileError
         There is no such model or table, or the model is damaged.
     InputError
-        There is no slide, two slides have the same name, a name cannot be that of a file, or an option is out of range.
+        There is no slide, two slides have the same name, a name cannot be that of a file, a path is no valid UTF-8, or
+        an option is out of range.
     ClusterError
         A worker has another version of the package or does not see model and results, or the cluster was lost.
     StoreError
