@@ -20,6 +20,7 @@ from sphinx_autodoc_typehints import format_annotation
 
 HERE = Path(__file__).parent
 LONGEST_WHOLE_CELL = len("0.1234 ± 0.1234")
+MANY_COLUMNS = 7
 
 # Of Python code that is not ours, and said once a function.
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -181,14 +182,14 @@ def find_docstring(_app: Any, what: str, name: str, _object: Any, _options: Any,
 
 
 def keep_cells_whole(_app: Any, doctree: nodes.document) -> None:
-    """Let no line end inside a short cell, such as a mean and its standard deviation, and mark tables of such cells."""
+    """Keep short cells of tables on one line, such as a mean and its deviation, and mark tables of many columns."""
     for table in doctree.findall(nodes.table):
+        if any(len(row) >= MANY_COLUMNS for row in table.findall(nodes.row)):
+            table["classes"].append("wide")
         for text in [text for body in table.findall(nodes.tbody) for text in body.findall(nodes.Text)]:
             alone = isinstance(text.parent.parent, nodes.entry) and len(text.parent) == 1
             if alone and len(text) <= LONGEST_WHOLE_CELL:
                 text.parent.replace(text, nodes.Text(text.replace(" ", "\N{NO-BREAK SPACE}")))
-            if alone and "±" in text and "numbers" not in table["classes"]:
-                table["classes"].append("numbers")
 
 
 def setup(app: Any) -> None:
