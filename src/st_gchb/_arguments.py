@@ -227,15 +227,20 @@ class _Signature:
         return bound.args, bound.kwargs
 
     def _checked(self, name: str, key: str, value: Any) -> Any:
-        check, entry_point = self.checks.get(key), current_entry_point()
-        spelled = f"{key}=" if entry_point is None else entry_point.arguments.get(key, f"{key}=")
-        # On the command line, the option identifies the argument without the function's name.
-        label = f"{name}: {key}" if spelled.endswith("=") else spelled
-        return value if check is None else check(value, label)
+        check = self.checks.get(key)
+        return value if check is None else check(value, functools.partial(_spelled, name, key))
 
     def _shown(self) -> str:
         shown = [one.replace(annotation=one.empty) for one in self.signature.parameters.values()]
         return str(inspect.Signature(shown[self.is_method :]))
+
+
+def _spelled(name: str, key: str) -> str:
+    """Write an argument for messages as the user of the current entry point writes it."""
+    entry_point = current_entry_point()
+    spelled = f"{key}=" if entry_point is None else entry_point.arguments.get(key, f"{key}=")
+    # On the command line, the option identifies the argument without the function's name.
+    return f"{name}: {key}" if spelled.endswith("=") else spelled
 
 
 def check_known(name: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -268,7 +273,7 @@ def check_value(value: Any, annotation: Any, label: str) -> Any:
     >>> check_value(0.5, Share, "min_tissue of slide 'a'")
     0.5
     """
-    return _Check(annotation)(value, label)
+    return _Check(annotation)(value, lambda: label)
 
 
 def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[str, Any]:
@@ -281,7 +286,7 @@ def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[s
     """
     checks = _checks_of_all(targets)
     check_known(label, given, checks)
-    return {key: checks[key](value, f"{label}: {key}") for key, value in given.items()}
+    return {key: checks[key](value, functools.partial("{}: {}".format, label, key)) for key, value in given.items()}
 
 
 def _checks_of_all(targets: Any) -> dict[str, _Check]:
@@ -365,14 +370,14 @@ class _Check:
 
         return TypeAdapter(_schema(self.annotation))
 
-    def __call__(self, value: Any, label: str) -> Any:
-        """Return the validated value, or raise the error type that the annotation specifies."""
+    def __call__(self, value: Any, label: Callable[[], str]) -> Any:
+        """Return the validated value, or raise the error type that the annotation specifies, with a label in front."""
         from pydantic import ValidationError
 
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:
-            raise self._error(value, label, error.errors(include_url=False, include_context=False)) from None
+            raise self._error(value, label(), error.errors(include_url=False, include_context=False)) from None
 
     def _error(self, value: Any, label: str, problems: list[Any]) -> InputError:
         # The innermost value caused the error: an invalid entry of a list is reported together with the list.

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from st_gchb.model import STGCHB
     from st_gchb.pp import Encoder, FeatureSpec, Resolved
-
-    pass
+    from st_gchb.pp.patches import FeatureOptions
 
 SPACING_UM = 100.0
 """Default distance between grid positions on a slide without spots, µm."""
@@ -216,40 +215,22 @@ class Reading:
         size = where.pop("um_per_px", None)
         return resolve(query, **where, thumbnails=isinstance(query, SpatialData)), size
 
-    def encode(
-        self, resolved: Resolved, rule: FeatureSpec, key: str, slice_key: str | None, size: Any, maps: str | None = None
-    ) -> None:
-        """Compute patch features and write them to the spots.
+    def encoding(self, maps: str | None = None) -> FeatureOptions:
+        """Return the options with which patches are encoded.
 
         Features are not cached, since the result of the slide is stored.
 
         Parameters
         ----------
-        resolved
-            Spots and images of the slide; features are written to its AnnData.
-        rule
-            Specification of the features.
-        key
-            Key of ``obsm`` for the features.
-        slice_key
-            Column of ``obs`` with the slice of each spot.
-        size
-            Size of a full-resolution pixel, µm, or ``None``.
         maps
             Folder for the feature maps before the encoder's last stage, if the specification includes them.
         """
-        from st_gchb.pp import embed_patches_like
+        from st_gchb.pp.patches import FeatureOptions
 
-        embed_patches_like(
-            resolved.adata,
-            rule,
-            encoder=self.encoder(rule),
-            image=resolved.images,
-            slice_key=slice_key,
-            um_per_px=size,
-            key_added=key,
-            memory_mb=self.memory_mb,
+        return FeatureOptions(
+            build=self.encoder,
             device=self.device,
+            memory_mb=self.memory_mb,
             on_damage="nan",
             cache=maps is not None,
             cache_dir=maps,
@@ -281,10 +262,13 @@ class Embed:
         return self.reading.needs
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
+        from st_gchb.pp.patches import features_like
+
         with seconds.of("read"):
             resolved, size = self.reading.resolve(slide)
         with seconds.of("encode"):
-            self.reading.encode(resolved, self.rule, Keys.FEATURES, resolved.slice_key, size)
+            slices = resolved.slices(um_per_px=size)
+            features_like(slices, self.rule, self.reading.encoding()).write_to(resolved.adata, Keys.FEATURES)
         return resolved.adata
 
 
@@ -330,27 +314,17 @@ class Predict:
         return model
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
-        from st_gchb.pp.graph import check_reach
-        from st_gchb.pp.patches import has_features
-        from st_gchb.pp.spots import sections_of
+        from st_gchb.model import predict, predictor_of, prepare_query
 
         with seconds.of("load"):
-            model = self.model()
-        rules: Any = model.rules_
-        with_maps = rules.features is not None and rules.features.feature_maps
+            predictor = predictor_of(self.model())
+        rule = predictor.rules.features
         with seconds.of("read"):
             resolved, size = self.reading.resolve(slide)
-            adata = resolved.adata
-            key = resolved.slice_key or (rules.slice_key if rules.slice_key in adata.obs else None)
-            key = sections_of(adata, key).key
-            there = rules.features is None or has_features(adata, rules.features_key, maps=with_maps)
-            if not there:
-                # Encoding patches takes minutes, so a spot graph that cannot be built is reported before.
-                check_reach(resolved.slices(slice_key=key, um_per_px=size), rules.graph)
+        with_maps = rule is not None and rule.feature_maps
         with TemporaryDirectory(prefix="st_gchb_") if with_maps else nullcontext() as maps:
-            if not there:
-                with seconds.of("encode"):
-                    self.reading.encode(resolved, rules.features, rules.features_key, key, size, maps)
+            with seconds.of("encode"):
+                encoding = self.reading.encoding(maps)
+                query = prepare_query(resolved, predictor.rules, um_per_px=size, encoding=encoding)
             with seconds.of("predict"):
-                options = {"layer": self.layer, "k": self.k, "weighting": self.weighting}
-                return model.predict(adata, slice_key=key, um_per_px=size if there else None, **options)
+                return predict(predictor, query, self.layer, self.k, self.weighting, return_neighbors=False)

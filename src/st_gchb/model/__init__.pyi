@@ -10,14 +10,16 @@ from ._features import (
     neighbor_mean as neighbor_mean,
 )
 from ._fit import without_loops as without_loops
+from ._inference import Predictor as Predictor, predict as predict
 from ._loading import read_settings as read_settings
 from ._module import STGCHBModule as STGCHBModule
+from ._query import prepare_query as prepare_query
 from ._settings import (
     PRESETS as PRESETS,
     ModelSettings as ModelSettings,
     check_k as check_k,
     settings_for as settings_for,
 )
-from ._stgchb import STGCHB as STGCHB
+from ._stgchb import STGCHB as STGCHB, predictor_of as predictor_of
 from ._training import checkpoint_folder as checkpoint_folder, strategy_for as strategy_for
 from ._validation import check_features as check_features, check_names as check_names

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -219,7 +219,17 @@ _COMPARED = 200_000
 
 @dataclass(frozen=True)
 class Predictor:
-    """Trained parts that a prediction needs, and the search method for the reference."""
+    """Trained parts that a prediction needs, and the search method for the reference.
+
+    Parameters
+    ----------
+    module, rules, bank, calibration, settings
+        Network, rules of the reference, reference bank, calibration if there is one, and settings.
+    search
+        Method by which the reference is searched.
+    origin
+        Identity of the model: ``model_id``, ``preset`` and ``seed``; empty while it is trained.
+    """
 
     module: STGCHBModule
     rules: Preprocessor
@@ -227,6 +237,7 @@ class Predictor:
     calibration: Calibration | None
     settings: ModelSettings
     search: Search = "auto"
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -339,7 +350,9 @@ def predict(
     if layer is None:
         _carry_measured(p, query, result)
     n_neighbors = found.neighbors.ids.shape[1]
-    result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting)
+    result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting) | dict(p.origin)
+    if len(query.excluded):
+        result.uns[Keys.UNS]["excluded"] = query.excluded
     if p.calibration is not None:
         result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.predictors, query.slices)
     if return_neighbors:

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb._options import DEFAULT_ON_DAMAGE, OnDamage
 from st_gchb.io import hand_on_libraries, libraries_of
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
-from st_gchb.pp import FeatureSpec, GraphSpec, embed_patches_like, resolve, spatial_graph
+from st_gchb.pp import FeatureSpec, GraphSpec, Resolved
 from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression
-from st_gchb.pp.graph import check_reach
+from st_gchb.pp.graph import check_reach, connected, neighbor_distances
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
-    MEMORY_MB,
+    FeatureOptions,
     FeatureRows,
     check_made,
     feature_keys,
+    features_like,
     has_features,
+    pixel_sizes,
+    was_on_image,
     with_maps,
 )
-from st_gchb.pp.spots import check_lone_slice, check_object, check_positions, sections_of, spot_centers
+from st_gchb.pp.spots import PlacedSections, check_positions, open_slices, sections_of, spot_centers
 from st_gchb.retrieval import ReferenceBank
 
 
@@ -46,39 +46,33 @@ def is_whole(adata: AnnData, key: str) -> np.ndarray:
     return np.asarray(~adata.obs_names.isin(names))
 
 
-def leave_out(light: AnnData, source: AnnData, key: str, on_damage: str) -> tuple[AnnData, AnnData, np.ndarray]:
-    """Drop these spots from a query, so that the others' neighbors are spots that exist.
+def check_damage(keep: np.ndarray, names: pd.Index, key: str, on_damage: str) -> None:
+    """Validate that the spots without features may be left out of a query.
 
     Parameters
     ----------
-    light, source
-        The query's light copy, and the object that it is of; the same rows.
+    keep
+        Which spots have features, ``(n_spots,)``.
+    names
+        Names of the spots.
     key
         Key of the features.
     on_damage
         ``"raise"`` where every spot has to be there.
-
-    Returns
-    -------
-    tuple
-        Both without these spots, and the names of these, ``(n_left_out,)``.
 
     Raises
     ------
     DamageError
         Spots are left out, and none may be; or none is left.
     """
-    keep = is_whole(light, key)
-    names = light.obs_names[~keep].to_numpy(dtype=str)
-    if keep.all():
-        return light, source, names
-    if on_damage == "raise" or not keep.any():
-        raise DamageError(
-            f"{len(names)} of {len(keep)} spots have no features, since their pixels cannot be decoded (first: "
-            f"{names[:3].tolist()}). Drop them: query = query[~query.obs_names.isin(query.uns[{key!r}]['excluded'])]."
-            "copy(); or fetch the image again."
-        )
-    return light[keep].copy(), source[keep], names
+    if keep.all() or (on_damage != "raise" and keep.any()):
+        return
+    first = names[~keep][:3].astype(str).tolist()
+    raise DamageError(
+        f"{(~keep).sum()} of {len(keep)} spots have no features, since their pixels cannot be decoded (first: "
+        f"{first}). Drop them: query = query[~query.obs_names.isin(query.uns[{key!r}]['excluded'])]."
+        "copy(); or fetch the image again."
+    )
 
 
 _NOT_OF_THE_KIND = 1e6
@@ -154,79 +148,98 @@ class Query:
 
 
 def prepare_query(
-    data: AnnData | SpatialData,
+    resolved: Resolved,
     rules: Preprocessor,
     *,
     slice_key: str | None = None,
-    image: Any = None,
     image_key: str | None = None,
     um_per_px: float | Mapping[str, float] | None = None,
-    weights: str | Path | None = None,
-    table: str | None = None,
-    shapes: str | None = None,
-    memory_mb: float = MEMORY_MB,
-    on_damage: OnDamage = DEFAULT_ON_DAMAGE,
+    encoding: FeatureOptions,
 ) -> Query:
-    """Find image and spots, make features and graph by the stored rules. The caller's object is not changed.
+    """Make the features and the spot graph of a query by the stored rules. The query itself is not changed.
+
+    Parameters
+    ----------
+    resolved
+        Spots and images of the query.
+    rules
+        Rules of the reference.
+    slice_key, image_key, um_per_px
+        As :meth:`st_gchb.model.STGCHB.predict` takes them.
+    encoding
+        Options with which patches are encoded, if the query has no features.
+
+    Returns
+    -------
+    Query
+        The query as the network takes it.
 
     Raises
     ------
     QueryError
-        If the object holds no spot, or its features are not the model's.
+        The object holds no spot, or its features are not the model's.
     DamageError
-        If pixels of some spots cannot be decoded, and ``on_damage`` is ``"raise"``; or of all.
+        Pixels of some spots cannot be decoded, and ``encoding.on_damage`` is ``"raise"``; or of all.
     """
-    check_object(data, spatialdata=True, error=QueryError)
-    resolved = resolve(data, table=table, image=image, shapes=shapes, thumbnails=isinstance(data, SpatialData))
-    source = resolved.adata
+    source, key = resolved.adata, rules.features_key
     check_names(source)
-    centers = spot_centers(source)
-    check_positions(centers, source.obs_names)
-    key = slice_key or resolved.slice_key or (rules.slice_key if rules.slice_key in source.obs else None)
-    # Patches take minutes: what makes a graph impossible is told before.
-    sections = sections_of(source, key, resolved.images if isinstance(resolved.images, Mapping) else ())
-    check_lone_slice(source, sections, centers)
+    sections = resolved.sections(slice_key or resolved.slice_key or _own_slice_key(source, rules))
     sections.check_at_least(2, "a graph needs")
-    key = sections.key
-    light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: centers})
+    light = AnnData(obs=source.obs.copy(), obsm={Keys.SPATIAL: sections.centers})
     # A slice cut out of a larger object still carries the others' images.
-    hand_on_libraries(source, light, list(libraries_of(source)) if key is None else set(source.obs[key].astype(str)))
+    hand_on_libraries(source, light, list(libraries_of(source)) if sections.key is None else set(sections.rows))
     trained = rules.features is not None and rules.features.feature_maps
-    if has_features(source, rules.features_key, maps=trained):
-        check_unmasked(source, rules.features_key)
-        _check_query_features(source[is_whole(source, rules.features_key)], rules)
-        remedy = f"Drop it (del query.obsm[{rules.features_key!r}]) and the model makes its own."
-        check_made(source, rules.features_key, sections, remedy, um_per_px)
-        for name in feature_keys(source, rules.features_key):
-            light.obsm[name] = np.asarray(source.obsm[name], np.float32 if name == rules.features_key else None)
-        if rules.features_key in source.uns:
-            light.uns[rules.features_key] = source.uns[rules.features_key]
+    if has_features(source, key, maps=trained):
+        _take_features(source, light, rules, sections, um_per_px)
     elif rules.features is None:
         raise QueryError(
-            f"The query has no obsm[{rules.features_key!r}] (found {list(source.obsm)}), and the model was trained "
-            "on features that were made outside st-gchb: make them for the query the same way."
+            f"The query has no obsm[{key!r}] (found {list(source.obsm)}), and the model was trained on features that "
+            "were made outside st-gchb: make them for the query the same way."
         )
     else:
-        check_reach(resolved.slices(slice_key=key, image_key=image_key, um_per_px=um_per_px), rules.graph)
-        embed_patches_like(
-            light,
-            rules.features,
-            weights=weights,
-            image=resolved.images,
-            image_key=image_key,
-            slice_key=key,
-            um_per_px=um_per_px,
-            key_added=rules.features_key,
-            memory_mb=memory_mb,
-            on_damage=on_damage,
-        )
-    light, source, excluded = leave_out(light, source, rules.features_key, on_damage)
-    spatial_graph(light, rule=rules.graph, slice_key=key, um_per_px=um_per_px, features_key=rules.features_key)
-    features = with_maps(light, rules.features_key) if trained else light.obsm[rules.features_key]
+        slices = open_slices(sections, resolved.images, image_key, um_per_px)
+        # Patches take minutes: what makes a graph impossible is told before.
+        check_reach(slices, rules.graph)
+        features_like(slices, rules.features, encoding).write_to(light, key)
+    keep = is_whole(light, key)
+    excluded = light.obs_names[~keep].to_numpy(dtype=str)
+    if len(excluded):
+        # The others' neighbors are to be spots that exist.
+        check_damage(keep, light.obs_names, key, encoding.on_damage)
+        light, source, sections = light[keep].copy(), source[keep], sections.part(keep)
+        sections.check_at_least(2, "a graph needs")
+    sizes = pixel_sizes(light, sections, um_per_px, key)
+    _, distances = neighbor_distances(sections, light.obs, rules.graph, sizes)
+    features = with_maps(light, key) if trained else light.obsm[key]
     link = {"region_key": resolved.region_key, "instance_key": resolved.instance_key}
     known = {name: value for name, value in link.items() if value is not None}
-    graph = light.obsp[Keys.CONNECTIVITIES].tocsr()
-    return Query(light, source, features, graph, sections_of(light, key).names.astype(str), known, excluded)
+    return Query(light, source, features, connected(distances), sections.names.astype(str), known, excluded)
+
+
+def _own_slice_key(source: AnnData, rules: Preprocessor) -> str | None:
+    """Return the reference's column of slices if the query has it too."""
+    return rules.slice_key if rules.slice_key in source.obs else None
+
+
+def _take_features(
+    source: AnnData,
+    light: AnnData,
+    rules: Preprocessor,
+    sections: PlacedSections,
+    um_per_px: float | Mapping[str, float] | None,
+) -> None:
+    """Take over the features that a query brings, after validating that they are of the reference's kind."""
+    key = rules.features_key
+    if not was_on_image(source, key):
+        check_positions(sections.centers, source.obs_names)
+    check_unmasked(source, key)
+    _check_query_features(source[is_whole(source, key)], rules)
+    remedy = f"Drop it (del query.obsm[{key!r}]) and the model makes its own."
+    check_made(source, key, sections, remedy, um_per_px)
+    for name in feature_keys(source, key):
+        light.obsm[name] = np.asarray(source.obsm[name], np.float32 if name == key else None)
+    if key in source.uns:
+        light.uns[key] = source.uns[key]
 
 
 def measured_panel(query: Query, rule: ExpressionRule) -> tuple[np.ndarray, np.ndarray]:

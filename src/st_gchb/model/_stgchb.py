@@ -58,8 +58,8 @@ from st_gchb.model._validation import (
 )
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import check_panel
-from st_gchb.pp.patches import MEMORY_MB, FeatureRows, stage_without_weights
-from st_gchb.pp.spots import check_object, sections_of
+from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoder_of_spec, stage_without_weights
+from st_gchb.pp.spots import check_object, resolve_spots, sections_of
 from st_gchb.retrieval import ReferenceBank, check_search, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 
@@ -496,31 +496,23 @@ class STGCHB(BaseModelClass):
             The table could not be written into the store. It is in ``sdata`` then, unless the store was found to be
             read-only before anything was computed.
         """
-        bank = self._trained_bank("predict")
+        predictor = predictor_of(self, search)
         # Patches take minutes: what is wrong with the question is told before.
         check_delivery(query, key_added, write=write)
-        bank.table(layer)
-        check_search(len(bank), 1 if k is None else k, weighting or self.settings.weighting, search)
+        predictor.bank.table(layer)
+        check_search(len(predictor.bank), 1 if k is None else k, weighting or self.settings.weighting, search)
+        check_object(query, spatialdata=True, error=QueryError)
         prepared = prepare_query(
-            query,
-            cast("Preprocessor", self.rules_),
+            resolve_spots(query, table, image, shapes, thumbnails=isinstance(query, SpatialData)),
+            predictor.rules,
             slice_key=slice_key,
-            image=image,
             image_key=image_key,
             um_per_px=um_per_px,
-            weights=weights,
-            table=table,
-            shapes=shapes,
-            memory_mb=memory_mb,
-            on_damage="nan",
-        )
-        predictor = Predictor(
-            self.module, cast("Preprocessor", self.rules_), bank, self.calibration_, self.settings, search
+            encoding=FeatureOptions(
+                build=partial(encoder_of_spec, weights=weights), memory_mb=memory_mb, on_damage="nan"
+            ),
         )
         result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
-        result.uns[Keys.UNS] |= {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
-        if len(prepared.excluded):
-            result.uns[Keys.UNS]["excluded"] = prepared.excluded
         if isinstance(query, SpatialData):
             deliver(query, result, prepared.link, key_added, write=write)
         return result
@@ -560,17 +552,14 @@ class STGCHB(BaseModelClass):
         if adata is None:
             return np.array(bank.keys if modality == "expression" else bank.image_keys)
         rules = cast("Preprocessor", self.rules_)
+        check_object(adata, spatialdata=True, error=QueryError)
         query = prepare_query(
-            adata,
+            resolve_spots(adata, table, image, shapes),
             rules,
             slice_key=slice_key,
-            image=image,
             image_key=image_key,
             um_per_px=um_per_px,
-            weights=weights,
-            table=table,
-            shapes=shapes,
-            memory_mb=memory_mb,
+            encoding=FeatureOptions(build=partial(encoder_of_spec, weights=weights), memory_mb=memory_mb),
         )
         if modality == "image":
             features, where_spots = FeatureRows(query.features), (query.adjacency, query.slices)
@@ -759,3 +748,16 @@ class STGCHB(BaseModelClass):
         if manager is not None:
             self._register_manager_for_instance(manager)
             self._setup_adata_manager_store.setdefault(manager.adata_uuid, manager)
+
+
+def predictor_of(model: STGCHB, search: Search = "auto") -> Predictor:
+    """Return the trained parts of a model that a prediction needs, for one query or many.
+
+    Raises
+    ------
+    NotTrainedError
+        The model is not trained.
+    """
+    bank, rules = model._trained_bank("predict"), cast("Preprocessor", model.rules_)
+    origin = {"model_id": model.model_id_, "preset": model.preset, "seed": model.seed}
+    return Predictor(model.module, rules, bank, model.calibration_, model.settings, search, origin)

@@ -21,8 +21,8 @@ from st_gchb.io import column_of, hand_on_libraries
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp.expression import read_expression, tell_expression
 from st_gchb.pp.graph import check_lengths, graph_of, rule_of
-from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key
-from st_gchb.pp.spots import Sections, check_lone_slice, check_positions, sections_of, spot_centers
+from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key, was_on_image
+from st_gchb.pp.spots import Sections, check_positions, placed_sections, spot_centers
 
 _LEAST_SPOTS = 4
 """Spots of a reference at least: calibration leaves half of them out, and a slice has two."""
@@ -122,10 +122,9 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
         Or a subclass; see the single checks.
     """
     check_names(adata)
-    centers = spot_centers(adata)
-    check_positions(centers, adata.obs_names)
-    sections = sections_of(adata, where.slice_key)
-    check_lone_slice(adata, sections, centers)
+    sections = placed_sections(adata, where.slice_key)
+    if where.features_key not in adata.obsm or not was_on_image(adata, where.features_key):
+        check_positions(sections.centers, adata.obs_names)
     sections.check_at_least(2, "training needs")
     remedy = Remedy(adata, where.layer, "pass layer={!r}", "log_normalized=True")
     values = read_expression(adata, where.layer, log_normalized=where.log_normalized, remedy=remedy)

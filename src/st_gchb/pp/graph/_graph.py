@@ -22,8 +22,8 @@ from st_gchb._options import LengthUnit
 from st_gchb.pp.graph._builders import in_um, spec_of_builder
 from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
-from st_gchb.pp.patches import pixel_sizes
-from st_gchb.pp.spots import Slice, check_lone_slice, check_object, check_positions, sections_of, spot_centers
+from st_gchb.pp.patches import pixel_sizes, was_on_image
+from st_gchb.pp.spots import PlacedSections, Slice, check_object, check_positions, placed_sections
 
 PITCH_FACTOR = 1.6
 """Radius in units of the distance between spots: 6 neighbors on a hexagonal array, 8 on a square one."""
@@ -98,30 +98,15 @@ def spatial_graph(
         raise GraphError("rule= and builder= were both given; expected one of them. Leave the other out.")
     if builder is not None:
         rule = spec_of_builder(builder)
-    coordinates = spot_centers(adata)
-    check_positions(coordinates, adata.obs_names)
-    sections = sections_of(adata, slice_key)
-    check_lone_slice(adata, sections, coordinates)
+    sections = placed_sections(adata, slice_key)
+    if not was_on_image(adata, features_key):
+        check_positions(sections.centers, adata.obs_names)
     sections.check_at_least(2, "a graph needs")
-    members, scale = sections.rows, pixel_sizes(adata, sections, um_per_px, features_key)
+    scale = pixel_sizes(adata, sections, um_per_px, features_key)
     if builder is not None and rule is not None:
         rule = in_um(rule, scale)
-    rule = _fill(rule or GraphSpec(), coordinates, members, scale)
-    n = adata.n_obs
-    pieces = []
-    for name, rows in members.items():
-        distances = _slice_distances(coordinates[rows], adata.obs.iloc[rows], rule, scale[name], name)
-        if distances.nnz == 0:
-            raise GraphError(_too_far(name, spacing_of(coordinates[rows]) / _px(rule, scale[name]), rule))
-        alone = int((np.diff(distances.indptr) == 0).sum())
-        if alone:
-            logger.info("Slice %s: %d of %d spots have no neighbor; they are kept.", name, alone, len(rows))
-        coo = distances.tocoo()
-        pieces.append((rows[coo.row], rows[coo.col], coo.data))
-    i, j, d = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    distances = sparse.csr_matrix((d, (i, j)), shape=(n, n))
-    connectivities = sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(n, n))
-    adata.obsp[f"{key_added}_connectivities"] = connectivities
+    rule, distances = neighbor_distances(sections, adata.obs, rule or GraphSpec(), scale)
+    adata.obsp[f"{key_added}_connectivities"] = connected(distances)
     adata.obsp[f"{key_added}_distances"] = distances
     adata.uns[f"{key_added}_neighbors"] = {
         "connectivities_key": f"{key_added}_connectivities",
@@ -129,6 +114,58 @@ def spatial_graph(
         "params": rule.to_dict(),
     }
     return rule
+
+
+def neighbor_distances(
+    sections: PlacedSections, obs: pd.DataFrame, rule: GraphSpec, um_per_px: dict[str, float | None]
+) -> tuple[GraphSpec, sparse.csr_matrix]:
+    """Compute the distances between neighbors in each slice.
+
+    Parameters
+    ----------
+    sections
+        The slices, each of two spots at least.
+    obs
+        Their spots' ``obs``, for positions on the array.
+    rule
+        Rule by which spots become neighbors.
+    um_per_px
+        Size of a full-resolution pixel of each slice, µm; None if unknown.
+
+    Returns
+    -------
+    rule
+        The rule with radius and pitch filled in.
+    distances
+        Distances between neighbors, px, ``(n_spots, n_spots)``; none between slices.
+
+    Raises
+    ------
+    GraphError
+        The rule is in µm, and the size of a pixel is unknown for a slice; no spot of a slice has a neighbor; or a slice
+        cannot be triangulated.
+    """
+    rule = _fill(rule, sections, um_per_px)
+    pieces = []
+    for name, rows in sections.rows.items():
+        size, centers = um_per_px[name], sections.centers[rows]
+        distances = _slice_distances(centers, obs.iloc[rows], rule, size, name)
+        if distances.nnz == 0:
+            raise GraphError(_too_far(name, spacing_of(centers) / _px(rule, size), rule))
+        alone = int((np.diff(distances.indptr) == 0).sum())
+        if alone:
+            logger.info("Slice %s: %d of %d spots have no neighbor; they are kept.", name, alone, len(rows))
+        coo = distances.tocoo()
+        pieces.append((rows[coo.row], rows[coo.col], coo.data))
+    i, j, d = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    return rule, sparse.csr_matrix((d, (i, j)), shape=(len(obs), len(obs)))
+
+
+def connected(distances: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return the spot graph of distances between neighbors: 1 for each pair, ``(n_spots, n_spots)`` float32."""
+    # Neighbors at one place have the distance 0, which stays an entry.
+    ones = np.ones(distances.nnz, np.float32)
+    return sparse.csr_matrix((ones, distances.indices.copy(), distances.indptr.copy()), shape=distances.shape)
 
 
 def check_reach(slices: list[Slice], rule: GraphSpec) -> None:
@@ -149,10 +186,9 @@ def check_reach(slices: list[Slice], rule: GraphSpec) -> None:
             raise GraphError(_too_far(one.name, float(np.median(nearest)), rule))
 
 
-def _fill(
-    rule: GraphSpec, coordinates: np.ndarray, members: dict[str, np.ndarray], scale: dict[str, float | None]
-) -> GraphSpec:
+def _fill(rule: GraphSpec, sections: PlacedSections, scale: dict[str, float | None]) -> GraphSpec:
     """Fill in radius, unit and pitch of a rule from the slices that it is made on."""
+    coordinates, members = sections.centers, sections.rows
     known = all(value is not None for value in scale.values())
     in_radius = rule.mode == "radius"
     # Nearest neighbors need no µm; a radius does, and so does the pitch that belongs to it.

@@ -1,6 +1,10 @@
 from ._cache import cache_folder as cache_folder, content_key as content_key
 from ._embed_patches import embed_patches as embed_patches
-from ._embed_patches_like import embed_patches_like as embed_patches_like
+from ._embed_patches_like import (
+    FeatureOptions as FeatureOptions,
+    embed_patches_like as embed_patches_like,
+    features_like as features_like,
+)
 from ._feature_array import (
     BLOCK_ROWS as BLOCK_ROWS,
     FeatureRows as FeatureRows,
@@ -33,6 +37,7 @@ from ._provenance import (
     feature_keys as feature_keys,
     made_key as made_key,
     pixel_sizes as pixel_sizes,
+    was_on_image as was_on_image,
 )
 from ._reader import (
     MEMORY_MB as MEMORY_MB,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
@@ -168,17 +170,13 @@ def embed_patches(
         check_feature_maps(image_encoder, cache=cache, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
     options = EncodingOptions(batch_size, chosen, memory_mb, precision, compiled)
-    runner = EncoderRunner(image_encoder, n_views, options, recorded_maps if save_feature_maps else None)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
-    features, excluded, files = embed_slices(slices, sides, runner, folder, on_damage, stain)
-    size = (
-        {"patch_um": None, "patch_px": float(patch_px)} if patch_px else {"patch_um": float(patch_um), "patch_px": None}
-    )
     rule = FeatureSpec(
         image_encoder.name,
         image_encoder.weights,
         image_encoder.weights_sha256,
-        **size,
+        patch_um=None if patch_px else float(patch_um),
+        patch_px=float(patch_px) if patch_px else None,
         n_views=n_views,
         n_features=image_encoder.n_features,
         stain_norm=None if stain is None else stain.method,
@@ -186,22 +184,89 @@ def embed_patches(
         precision=None if precision == "float32" else precision,
         feature_maps=save_feature_maps,
     )
+    found = encode_patches(slices, sides, rule, image_encoder, options, folder, on_damage)
     target = resolved.target(copy=copy)
-    target.obsm[key_added] = features
-    target.obsm[made_key(key_added)] = made_at(slices, rule)
-    target.uns[key_added] = _provenance(rule, slices)
-    if files:
-        target.uns[key_added][FILES_KEY] = np.array([str(file.resolve()) for file in files])
-    if len(excluded):
-        target.uns[key_added]["excluded"] = target.obs_names[excluded].to_numpy(dtype=str)
+    found.write_to(target, key_added)
     return target if copy else None
 
 
-def _provenance(rule: FeatureSpec, slices: list[Slice]) -> dict[str, Any]:
-    known = [slide.um_per_px * slide.scale if slide.um_per_px is not None else math.nan for slide in slices]
-    return {
-        **rule.to_dict(),
-        "slices": np.array([slide.name for slide in slices]),
-        "um_per_px": np.array(known),
-        "st_gchb_version": __version__,
-    }
+def encode_patches(
+    slices: list[Slice],
+    sides: list[float],
+    rule: FeatureSpec,
+    encoder: Encoder,
+    options: EncodingOptions,
+    folder: Path | None,
+    on_damage: OnDamage,
+) -> PatchFeatures:
+    """Encode the patches of slices that are open.
+
+    Parameters
+    ----------
+    slices, sides
+        Slices with their images, and the side of a patch of each, px of its image.
+    rule, encoder
+        Specification of the features, and the encoder that it names.
+    options
+        Device, precision, batch size and bound of memory.
+    folder
+        Folder of the cache; None for no cache.
+    on_damage
+        As in :func:`embed_patches`.
+
+    Returns
+    -------
+    PatchFeatures
+        The features of all spots.
+
+    Raises
+    ------
+    CacheError, DamageError, EncoderError, StainError
+        As for :func:`embed_patches`.
+    """
+    runner = EncoderRunner(encoder, rule.n_views, options, recorded_maps if rule.feature_maps else None)
+    return PatchFeatures(*embed_slices(slices, sides, runner, folder, on_damage, rule.stain), rule, slices)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchFeatures:
+    """Features of the patches of one or several slices, and how they were made.
+
+    Parameters
+    ----------
+    values
+        Features, ``(n_spots, n_features)`` float32, NaN for excluded spots.
+    excluded
+        Row numbers of spots whose pixels cannot be decoded.
+    files
+        Files of the feature maps, one per slice; empty if there are none.
+    rule
+        Specification of the features.
+    slices
+        The slices with their images.
+    """
+
+    values: npt.NDArray[np.float32]
+    excluded: npt.NDArray[np.int64]
+    files: list[Path]
+    rule: FeatureSpec
+    slices: list[Slice]
+
+    def write_to(self, adata: AnnData, key: str) -> None:
+        """Write features, specification and provenance to an object, as :func:`embed_patches` describes."""
+        adata.obsm[key] = self.values
+        adata.obsm[made_key(key)] = made_at(self.slices, self.rule)
+        adata.uns[key] = self._described()
+        if self.files:
+            adata.uns[key][FILES_KEY] = np.array([str(file.resolve()) for file in self.files])
+        if len(self.excluded):
+            adata.uns[key]["excluded"] = adata.obs_names[self.excluded].to_numpy(dtype=str)
+
+    def _described(self) -> dict[str, Any]:
+        known = [one.um_per_px * one.scale if one.um_per_px is not None else math.nan for one in self.slices]
+        return {
+            **self.rule.to_dict(),
+            "slices": np.array([one.name for one in self.slices]),
+            "um_per_px": np.array(known),
+            "st_gchb_version": __version__,
+        }

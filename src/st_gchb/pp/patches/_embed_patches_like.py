@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,14 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb._arguments import checked
-from st_gchb.pp.encoders import Encoder
-from st_gchb.pp.patches._embed_patches import embed_patches
+from st_gchb._options import DEFAULT_ON_DAMAGE, OnDamage
+from st_gchb.pp.encoders import Encoder, EncodingOptions, choose_device
+from st_gchb.pp.patches._cache import cache_folder
+from st_gchb.pp.patches._embed_patches import PatchFeatures, embed_patches, encode_patches
 from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
+from st_gchb.pp.patches._last_stage import check_feature_maps
+from st_gchb.pp.patches._reader import MEMORY_MB
+from st_gchb.pp.spots import Slice, side_px
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -83,3 +89,63 @@ def embed_patches_like(
         **size,
         **options,
     )
+
+
+_BATCH = 64
+"""Patches per batch."""
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Options of encoding that are not part of a specification of features, as :func:`embed_patches` takes them.
+
+    Parameters
+    ----------
+    build
+        Function that gives the encoder of a specification. It is called only if patches are to be encoded.
+    device, memory_mb, on_damage
+        As in :func:`embed_patches`.
+    cache, cache_dir
+        As in :func:`embed_patches`.
+    """
+
+    build: Callable[[FeatureSpec], Encoder] = encoder_of_spec
+    device: str = "auto"
+    memory_mb: float = MEMORY_MB
+    on_damage: OnDamage = DEFAULT_ON_DAMAGE
+    cache: bool = True
+    cache_dir: str | Path | None = None
+
+
+def features_like(slices: list[Slice], rule: FeatureSpec, options: FeatureOptions) -> PatchFeatures:
+    """Encode the patches of slices that are open, by an existing specification.
+
+    Parameters
+    ----------
+    slices
+        Slices with their images.
+    rule
+        Specification of the features to match.
+    options
+        Options that do not change the features.
+
+    Returns
+    -------
+    PatchFeatures
+        The features of all spots.
+
+    Raises
+    ------
+    CacheError, DamageError, EncoderError, ScaleError, StainError, WeightsUnavailableError
+        As for :func:`embed_patches_like`.
+    """
+    device = choose_device(options.device)
+    sides = [side_px(slide, rule.patch_um or 0.0, rule.patch_px) for slide in slices]
+    encoder = options.build(rule)
+    if rule.feature_maps:
+        check_feature_maps(encoder, cache=options.cache, compiled=False)
+    folder = cache_folder(options.cache_dir) if options.cache else None
+    how = EncodingOptions(_BATCH, device, options.memory_mb, rule.precision or "float32")
+    # The weights file may have moved.
+    here = replace(rule, weights=encoder.weights)
+    return encode_patches(slices, sides, here, encoder, how, folder, options.on_damage)

@@ -43,6 +43,12 @@ def made_key(key: str) -> str:
     return f"{key}_made"
 
 
+def was_on_image(adata: AnnData, key: str) -> bool:
+    """Return whether the features say of all spots where they were made; their positions were on the image then."""
+    made = _stored(adata, key)
+    return made is not None and bool(np.isfinite(made[:, :2]).all())
+
+
 def made_at(slices: list[Slice], rule: FeatureSpec) -> npt.NDArray[np.float64]:
     """Build the provenance of features, ``(n_spots, 5)`` float64, with the columns of :func:`made_key`."""
     table = np.empty((sum(len(slide.rows) for slide in slices), _COLUMNS))

@@ -1,11 +1,12 @@
 from ._coordinates import check_fit as check_fit, check_positions as check_positions, spot_centers as spot_centers
 from ._sections import (
+    PlacedSections as PlacedSections,
     Sections as Sections,
-    check_lone_slice as check_lone_slice,
     check_object as check_object,
+    placed_sections as placed_sections,
     sections_of as sections_of,
 )
-from ._slices import Slice as Slice, side_px as side_px, slices_of as slices_of
+from ._slices import Slice as Slice, open_slices as open_slices, side_px as side_px, slices_of as slices_of
 from ._spatialdata import (
     bin_um as bin_um,
     find_image as find_image,
@@ -20,5 +21,6 @@ from ._tables import (
     check_table_name as check_table_name,
     is_element_name as is_element_name,
     resolve as resolve,
+    resolve_spots as resolve_spots,
     write_table as write_table,
 )

@@ -1,6 +1,7 @@
 """The slices of an AnnData: their names, their spots and their entries in ``uns["spatial"]``.
 
-Every function that needs to know which slices an object holds asks :func:`sections_of`.
+Every function that needs to know which slices an object holds asks :func:`sections_of`, or :func:`placed_sections` if
+it also needs the positions of the spots.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
 from st_gchb.io import Library, column_of, libraries_of
+from st_gchb.pp.spots._coordinates import spot_centers
 
 T = TypeVar("T")
 
@@ -175,6 +177,56 @@ class Sections:
                 raise SliceError(f"Slice {name!r} has {len(rows)} spot; {why} at least {n}. Drop this slice.")
 
 
+@dataclass(frozen=True, eq=False)
+class PlacedSections(Sections):
+    """The slices of an AnnData with the positions of their spots.
+
+    Parameters
+    ----------
+    key, names, rows, libraries
+        As for :class:`Sections`.
+    centers
+        Positions of the spots, ``(n_spots, 2)``, as x, y in full-resolution px.
+    """
+
+    centers: npt.NDArray[np.float64]
+
+    def part(self, keep: npt.NDArray[np.bool_]) -> Self:
+        """Return the slices with some of their spots, by a mask ``(n_spots,)``."""
+        if keep.all():
+            return self
+        names = self.names[keep]
+        rows = _rows_by_name(names)
+        libraries = {name: self.libraries[name] for name in rows}
+        return replace(self, names=names, rows=rows, libraries=libraries, centers=self.centers[keep])
+
+
+def placed_sections(adata: AnnData, slice_key: str | None = None, names: Iterable[object] = ()) -> PlacedSections:
+    """Identify the slices of an AnnData and read the positions of their spots.
+
+    Parameters
+    ----------
+    adata, slice_key, names
+        As for :func:`sections_of`.
+
+    Returns
+    -------
+    PlacedSections
+        The slices, in the order in which they first appear.
+
+    Raises
+    ------
+    CoordinateError
+        Positions are absent or not finite.
+    InputError, SliceError
+        As for :func:`sections_of`; or spots taken for one slice are several slices in overlapping coordinates.
+    """
+    centers = spot_centers(adata)
+    sections = sections_of(adata, slice_key, names)
+    check_lone_slice(adata, sections, centers)
+    return PlacedSections(sections.key, sections.names, sections.rows, sections.libraries, centers)
+
+
 def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[object] = ()) -> Sections:
     """Identify the slices of an AnnData.
 
@@ -218,12 +270,16 @@ def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[ob
         column = np.full(adata.n_obs, name, dtype=object)
     else:
         column = _read_column(adata, key)
-    codes, unique = pd.factorize(column)
-    rows = {str(name): np.flatnonzero(codes == code) for code, name in enumerate(unique)}
+    rows = _rows_by_name(column)
     # A single slice and a single entry of uns["spatial"] belong together, even if their names differ.
     lone = next(iter(libraries.values())) if len(rows) == 1 == len(libraries) else None
     owned = {name: libraries.get(name) or lone or Library(name) for name in rows}
     return Sections(key, column, rows, owned)
+
+
+def _rows_by_name(names: npt.NDArray[np.object_]) -> dict[str, npt.NDArray[np.int64]]:
+    codes, unique = pd.factorize(names)
+    return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(unique)}
 
 
 def _read_column(adata: AnnData, key: str) -> npt.NDArray[np.object_]:

@@ -17,8 +17,8 @@ from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, MissingFileError, MissingKeyError, ScaleError, SliceError
 from st_gchb._logging import logger
 from st_gchb.io import Library, Size, SlideImage, caller_size, factor_size, open_image, positive, settle, spot_sizes
-from st_gchb.pp.spots._coordinates import check_fit, spot_centers
-from st_gchb.pp.spots._sections import check_lone_slice, check_object, sections_of
+from st_gchb.pp.spots._coordinates import check_fit
+from st_gchb.pp.spots._sections import PlacedSections, check_object, placed_sections
 
 _IMAGE_KEYS = ("fullres", "hires", "lowres")
 
@@ -261,22 +261,36 @@ def slices_of(
     0.5
     """
     check_object(adata)
-    return split_slices(adata, slice_key, image, image_key, um_per_px)
+    sections = placed_sections(adata, slice_key, named_by(image))
+    return open_slices(sections, image, image_key, um_per_px)
 
 
-def split_slices(
-    adata: AnnData,
-    slice_key: str | None,
+def named_by(image: Any) -> list[object]:
+    """List the names of slices that an ``image=`` argument knows: the keys of a dict, none otherwise."""
+    return list(image) if isinstance(image, Mapping) else []
+
+
+def open_slices(
+    sections: PlacedSections,
     image: Any,
     image_key: str | None,
     um_per_px: float | Mapping[str, float] | None,
 ) -> list[Slice]:
-    """Split an object that was validated before into slices; as :func:`slices_of` otherwise."""
-    centers = spot_centers(adata)
-    images = image if isinstance(image, Mapping) else None
-    sections = sections_of(adata, slice_key, images or ())
-    check_lone_slice(adata, sections, centers)
-    if image is not None and images is None and len(sections.rows) > 1:
+    """Open the images of slices, and validate that the spots lie on them.
+
+    Parameters
+    ----------
+    sections
+        The slices.
+    image, image_key, um_per_px
+        As for :func:`slices_of`, which also lists the errors.
+
+    Returns
+    -------
+    list of Slice
+        The slices with their images, in the same order.
+    """
+    if image is not None and not isinstance(image, Mapping) and len(sections.rows) > 1:
         raise SliceError(
             f"image= is one image, and there are {len(sections.rows)} slices: {list(sections.rows)}. Pass a dict, "
             f"image={{{next(iter(sections.rows))!r}: ..., ...}}."
@@ -288,7 +302,7 @@ def split_slices(
         library = sections.libraries[name]
         source, scale = find_image(library, name, sources[name], image_key)
         size = scale_argument(sizes[name], name)
-        one = _make_slice(name, rows, centers[rows], source, scale, library, size)
+        one = _make_slice(name, rows, sections.centers[rows], source, scale, library, size)
         slices.append(one if sources[name] is not None else replace(one, stored_image=source))
     return slices
 

@@ -17,8 +17,8 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb._matrices import in_memory
 from st_gchb.io import Library, SlideImage, annotated_rows, libraries_of, open_image, put_libraries, reading
-from st_gchb.pp.spots._sections import check_object
-from st_gchb.pp.spots._slices import Slice, split_slices
+from st_gchb.pp.spots._sections import PlacedSections, check_object, placed_sections
+from st_gchb.pp.spots._slices import Slice, named_by, open_slices
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -58,6 +58,10 @@ class Resolved:
     instance_key: str | None = None
     from_spatialdata: bool = False
 
+    def sections(self, slice_key: str | None = None) -> PlacedSections:
+        """Identify the slices of the spots; parameters and errors as for :func:`placed_sections`."""
+        return placed_sections(self.adata, slice_key or self.slice_key, named_by(self.images))
+
     def slices(
         self,
         slice_key: str | None = None,
@@ -65,7 +69,7 @@ class Resolved:
         um_per_px: float | Mapping[str, float] | None = None,
     ) -> list[Slice]:
         """Split the spots into slices with their images; parameters and errors as for :func:`slices_of`."""
-        return split_slices(self.adata, slice_key or self.slice_key, self.images, image_key, um_per_px)
+        return open_slices(self.sections(slice_key), self.images, image_key, um_per_px)
 
     def target(self, *, copy: bool) -> AnnData:
         """Return the object to which results are written.
@@ -147,6 +151,19 @@ def resolve(
     True
     """
     check_object(data, spatialdata=True)
+    return resolve_spots(data, table, image, shapes, coordinate_system, thumbnails=thumbnails)
+
+
+def resolve_spots(
+    data: AnnData | SpatialData,
+    table: str | None,
+    image: Any,
+    shapes: str | None,
+    coordinate_system: str | None = None,
+    *,
+    thumbnails: bool = False,
+) -> Resolved:
+    """Find the spots, positions and images of an object that was validated before; as :func:`resolve` otherwise."""
     if isinstance(data, AnnData):
         for name, value in (("table", table), ("shapes", shapes), ("coordinate_system", coordinate_system)):
             if value is not None:
