@@ -8,6 +8,8 @@ import pytest
 from anndata import AnnData
 from hypothesis import given, strategies as st
 from scipy import sparse
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel
 
 import st_gchb
 from st_gchb.errors import CoordinateError
@@ -173,3 +175,31 @@ def test_the_rim_is_the_same_from_embedding_to_prediction(caplog):
     st_gchb.pp.embed_patches(reference, encoder="texture", cache=False)
     st_gchb.model.STGCHB.setup_anndata(reference)
     assert "outside the image" in caplog.text
+
+
+def test_positions_that_were_seen_on_their_image_are_not_judged_without_it(tmp_path):
+    """Spots in the corner of a large image: beside their own extent alone, one would lie too far beyond the rim."""
+    reference = st_gchb.datasets.synthetic_tissue(1, n_rows=18, n_cols=20, n_genes=40)
+    corner = np.array([[-40.0, 60], [60, 60], [160, 60], [10, 146], [110, 146], [60, 233]])
+    query = reference[:6].copy()
+    query.obsm["spatial"] = corner
+    with pytest.raises(CoordinateError, match="negative for 1 of 6"):
+        check_positions(corner)
+    pixels = query.uns["spatial"]["S1"]["images"]["hires"]
+    shapes = ShapesModel.parse(corner, geometry=0, radius=27.0)
+    sdata = SpatialData(images={"he": Image2DModel.parse(pixels, dims=("y", "x", "c"))}, shapes={"spots": shapes})
+    for adata in (reference, query):
+        st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.model.STGCHB.setup_anndata(query)
+    st_gchb.model.STGCHB.setup_anndata(reference)
+    model = st_gchb.model.STGCHB(reference, n_top_genes=20)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=False)
+    expected = model.predict(query).layers["st_gchb"]
+    bare = AnnData(obs=query.obs[[]], obsm={"spatial": corner}, uns={"spatial": query.uns["spatial"]})
+    for one in (bare, sdata):
+        found = model.predict(one, um_per_px=1.0)
+        np.testing.assert_allclose(found.layers["st_gchb"], expected, atol=1e-4)
+    model.save(tmp_path / "model")
+    bare.write_h5ad(tmp_path / "bare.h5ad")
+    report = st_gchb.cohort.predict_slides(tmp_path / "model", [tmp_path / "bare.h5ad"], tmp_path / "out")
+    assert report["status"].tolist() == ["done"], report["message"].tolist()

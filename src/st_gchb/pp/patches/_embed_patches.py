@@ -36,7 +36,7 @@ from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.patches._last_stage import check_feature_maps, recorded_maps
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
-from st_gchb.pp.spots import Slice, resolve, side_px
+from st_gchb.pp.spots import Slice, check_object, resolve_spots, side_px
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -162,7 +162,8 @@ def embed_patches(
     (2, 107)
     """
     chosen = choose_device(device)
-    resolved = resolve(data, table=table, image=image, shapes=shapes)
+    check_object(data, spatialdata=True)
+    resolved = resolve_spots(data, table, image, shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
     sides = [side_px(slide, patch_um, patch_px) for slide in slices]
     image_encoder = get_encoder(encoder, weights, transform=transform)

@@ -17,7 +17,7 @@ from st_gchb.pp.patches._cache import cache_folder
 from st_gchb.pp.patches._embed_patches import PatchFeatures, embed_patches, encode_patches
 from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
 from st_gchb.pp.patches._last_stage import check_feature_maps
-from st_gchb.pp.patches._reader import MEMORY_MB
+from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
 from st_gchb.pp.spots import Slice, side_px
 
 if TYPE_CHECKING:
@@ -91,10 +91,6 @@ def embed_patches_like(
     )
 
 
-_BATCH = 64
-"""Patches per batch."""
-
-
 @dataclass(frozen=True)
 class FeatureOptions:
     """Options of encoding that are not part of a specification of features, as :func:`embed_patches` takes them.
@@ -145,7 +141,7 @@ def features_like(slices: list[Slice], rule: FeatureSpec, options: FeatureOption
     if rule.feature_maps:
         check_feature_maps(encoder, cache=options.cache, compiled=False)
     folder = cache_folder(options.cache_dir) if options.cache else None
-    how = EncodingOptions(_BATCH, device, options.memory_mb, rule.precision or "float32")
+    how = EncodingOptions(BATCH_SIZE, device, options.memory_mb, rule.precision or "float32")
     # The weights file may have moved.
     here = replace(rule, weights=encoder.weights)
     return encode_patches(slices, sides, here, encoder, how, folder, options.on_damage)
