@@ -230,7 +230,7 @@ def _take_features(
 ) -> None:
     """Take over the features that a query brings, after validating that they are of the reference's kind."""
     key = rules.features_key
-    if not was_on_image(source, key):
+    if not was_on_image(source, key, sections.centers):
         check_positions(sections.centers, source.obs_names)
     check_unmasked(source, key)
     _check_query_features(source[is_whole(source, key)], rules)

@@ -123,7 +123,7 @@ def check_training_table(adata: AnnData, where: Registered) -> None:
     """
     check_names(adata)
     sections = placed_sections(adata, where.slice_key)
-    if where.features_key not in adata.obsm or not was_on_image(adata, where.features_key):
+    if not was_on_image(adata, where.features_key, sections.centers):
         check_positions(sections.centers, adata.obs_names)
     sections.check_at_least(2, "training needs")
     remedy = Remedy(adata, where.layer, "pass layer={!r}", "log_normalized=True")

@@ -99,7 +99,7 @@ def spatial_graph(
     if builder is not None:
         rule = spec_of_builder(builder)
     sections = placed_sections(adata, slice_key)
-    if not was_on_image(adata, features_key):
+    if not was_on_image(adata, features_key, sections.centers):
         check_positions(sections.centers, adata.obs_names)
     sections.check_at_least(2, "a graph needs")
     scale = pixel_sizes(adata, sections, um_per_px, features_key)
