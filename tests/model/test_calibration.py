@@ -27,7 +27,7 @@ def calibration():
     return calibrate(folds, predict, TRUTH, SLICES)
 
 
-def signs_at(distance, spread=0.5):
+def predictors_at(distance, spread=0.5):
     other = np.full(len(distance), 0.5)
     return np.column_stack([other, np.broadcast_to(spread, other.shape), distance, other])
 
@@ -35,7 +35,7 @@ def signs_at(distance, spread=0.5):
 def test_a_far_spot_is_flagged_alone(calibration):
     distance = np.full(50, 1.0)
     distance[7] = 3.0
-    flagged = calibration.outlier(signs_at(distance), np.full(50, "Q"))
+    flagged = calibration.outlier(predictors_at(distance), np.full(50, "Q"))
     assert np.flatnonzero(flagged).tolist() == [7]
     assert calibration.outlier_distance == pytest.approx(np.quantile(DISTANCE, 0.99))
 
@@ -46,7 +46,7 @@ def test_a_slide_that_lies_off_is_flagged_as_a_whole(calibration):
     slices = np.repeat(["near", "off"], 40)
     distance = np.repeat([1.0, 1.5], 40)
     distance[40:50] = 1.0
-    flagged = calibration.outlier(signs_at(distance), slices)
+    flagged = calibration.outlier(predictors_at(distance), slices)
     assert not flagged[:40].any()
     assert flagged[40:].all()
 
@@ -57,11 +57,11 @@ def test_a_handful_of_spots_is_no_slide():
     arrays = {name: np.zeros(4) for name in ("center", "scale", "coefficients", "expected_errors", "expected_pcc")}
     calibration = Calibration(**limits, **arrays)
     for n, expected in ((19, False), (20, True)):
-        assert (calibration.outlier(signs_at(np.full(n, 3.0)), np.full(n, "Q")) == expected).all()
+        assert (calibration.outlier(predictors_at(np.full(n, 3.0)), np.full(n, "Q")) == expected).all()
 
 
 def test_confidence_falls_with_expected_error(calibration):
-    confidence = calibration.confidence(signs_at(np.ones(9), spread=np.linspace(0, 1, 9)), np.full(9, "Q"))
+    confidence = calibration.confidence(predictors_at(np.ones(9), spread=np.linspace(0, 1, 9)), np.full(9, "Q"))
     assert (np.diff(confidence) < 0).all()
     assert confidence[0] > 0.95
     assert confidence[-1] < 0.05
@@ -89,11 +89,13 @@ def test_distances_do_not_grow_with_the_number_of_components():
 
 def test_confidence_fades_beyond_the_limits(calibration):
     """Nothing was learned of the error out there: not 1.0 because a sign happens to point that way."""
-    near, far = (calibration.confidence(signs_at(np.full(30, d), spread=0.0), np.full(30, "Q")) for d in (1.0, 1e4))
+    near, far = (
+        calibration.confidence(predictors_at(np.full(30, d), spread=0.0), np.full(30, "Q")) for d in (1.0, 1e4)
+    )
     assert near.min() > 0.9
     assert far.max() < 1e-3
     limit = calibration.outlier_distance
-    edge = calibration.confidence(signs_at(np.array([limit, 2 * limit]), spread=0.0), np.full(2, "Q"))
+    edge = calibration.confidence(predictors_at(np.array([limit, 2 * limit]), spread=0.0), np.full(2, "Q"))
     assert edge[1] <= edge[0] / 2
 
 

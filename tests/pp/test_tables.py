@@ -279,7 +279,7 @@ BAD = {
     "unknown table": (None, {"table": "no"}, MissingKeyError, r"\['table'\]"),
     "unannotated table": (unannotated, {}, InputError, "TableModel.parse"),
     "unannotated table, named": (unannotated, {"table": "table"}, InputError, "TableModel.parse"),
-    "two images": (second_image, {}, InputError, "not one picture.*image= with the name"),
+    "two images": (second_image, {}, InputError, "not one image.*image= with the name"),
     "unknown image": (None, {"image": "no"}, MissingKeyError, r"\['he'\]"),
     "image of another region": (None, {"image": {"x": "he"}}, MissingKeyError, "'spots'"),
     "image array": (None, {"image": RGB}, InputError, "Image2DModel"),
@@ -381,7 +381,7 @@ def a_part(sdata):
 def test_different_images_are_not_chosen_from(spoil):
     sdata = sample()
     spoil(sdata)
-    with pytest.raises(InputError, match="2 images share.*not one picture.*image="):
+    with pytest.raises(InputError, match="2 images share.*not one image.*image="):
         resolve(sdata)
     assert resolve(sdata, image="he").adata.n_obs == N
 

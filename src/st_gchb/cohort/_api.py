@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import pandas as pd
 
 from st_gchb import __version__
 from st_gchb._arguments import Count, Limits, Megabytes, Micrometers, PixelSize, PositiveShare, checked
-from st_gchb._artifacts import write_whole
+from st_gchb._artifacts import write_json, write_whole
 from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, StoreError
 from st_gchb._logging import logger, track
@@ -157,8 +156,7 @@ def _begin(folder: Path, job: Job, n_slides: int) -> None:
     said = {"call": job.call, "version": __version__, "slides": n_slides, "settings": job.step.settings}
     try:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        with write_whole(folder / _CALL) as part:
-            part.write_text(json.dumps(said, indent=1), encoding="utf-8")
+        write_json(folder / _CALL, said, indent=1)
     except OSError as error:
         raise StoreError(f"out={str(folder)!r} cannot be written to ({error}). Name another folder.") from error
 

@@ -22,8 +22,6 @@ from st_gchb.cohort._worker import DEATHS, OF_CALL, Job, UnfitError, check_fit, 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-    pass
-
 SECONDS = 30.0
 """Interval between two checks for workers. A worker that dask restarts is back before the second check."""
 

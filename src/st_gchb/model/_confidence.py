@@ -109,7 +109,7 @@ class Calibration:
         return frame
 
 
-def signs_of(
+def error_predictors(
     neighbors: Neighbors, retrieved: np.ndarray, prediction: np.ndarray, table: ReferenceTable, distance: np.ndarray
 ) -> np.ndarray:
     """Compute the predictors of a prediction's error, which need no measured expression, ``(n_query, 4)``.

@@ -23,7 +23,7 @@ from st_gchb._logging import logger
 from st_gchb._options import Search, Weighting
 from st_gchb.io import check_store, hand_on_libraries, is_stored, link_of, write_elements
 from st_gchb.model import _features as _context
-from st_gchb.model._confidence import Calibration, calibration_folds, signs_of
+from st_gchb.model._confidence import Calibration, calibration_folds, error_predictors
 from st_gchb.model._features import (
     BlockedContext,
     Context,
@@ -304,7 +304,7 @@ def answer(
     retrieved = weighted_mean(neighbors, table.values)
     panel = blended(p, retrieved, linear, table)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
-    return Answer(embedding, neighbors, linear, panel, signs_of(neighbors, retrieved, panel, table, distance))
+    return Answer(embedding, neighbors, linear, panel, error_predictors(neighbors, retrieved, panel, table, distance))
 
 
 def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:

@@ -338,7 +338,7 @@ def finest_image(sdata: SpatialData, names: Sequence[str], systems: set[str], wh
     chosen = finest(footprints)
     if chosen is None:
         raise InputError(
-            f"{len(names)} images share a coordinate system {what}: {list(names)}, and they are not one picture at "
+            f"{len(names)} images share a coordinate system {what}: {list(names)}, and they are not one image at "
             f"several resolutions. "
             + advise(
                 Fix("image", why=f"with the name of the H&E's finest, such as {names[0]!r}"),
