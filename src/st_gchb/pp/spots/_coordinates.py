@@ -419,7 +419,7 @@ def _outside_message(
         down_scaled = Fix("image_key", repr(image_key), "for this one")
         return f"{message} {advice}. Or: " + advise(full, down_scaled, otherwise="take the full-resolution image.")
     if (low < 0).any() and (high <= 0).any():
-        return f"{message} Positions are negative: undo a shift or a flip of the axes (some tools store -y)."
+        return f"{message} Positions are negative. Undo a shift or a flip of the axes (some tools store -y)."
     if (high > 0).all():
         factor = float((np.array([width, height]) / high).min())
         return (
