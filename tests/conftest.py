@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from forks import ForkServer
+
 os.environ.setdefault("MPLBACKEND", "agg")
 
 
@@ -41,6 +43,14 @@ def weights_path() -> Path:
 @pytest.fixture(scope="session")
 def reader_fixtures_path() -> Path:
     return _shared("data", "reader_fixtures")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Start Python programs in processes of their own, without the seconds that imports take."""
+    server = ForkServer(tmp_path_factory.mktemp("programs"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

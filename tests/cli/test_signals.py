@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from forks import ForkServer
 
 CHILD = Path(__file__).with_name("signaled.py")
 
@@ -20,10 +23,17 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"ST_GCHB_CACHE": str(folder / "cache")}
 
 
-def run_child(folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the command line in a process of its own, once for each job; what each ended with."""
-    command = [sys.executable, str(CHILD), json.dumps(jobs)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(folder), check=False, cwd=folder)
+def run_child(programs: ForkServer | None, folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the command line in a process of its own, once for each job; what each ended with.
+
+    Without ``programs`` nothing is imported in that process before.
+    """
+    options: dict[str, Any] = {"env": environment(folder), "cwd": folder}
+    if programs is None:
+        command = [sys.executable, str(CHILD), json.dumps(jobs)]
+        result: Any = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    else:
+        result = programs.run(CHILD.read_text(), json.dumps(jobs), **options)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
@@ -62,7 +72,7 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def ended(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def ended(slides: Path, programs: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Training that was told to end at each of the moments, and the folders that it worked in."""
     base = tmp_path_factory.mktemp("ended")
     jobs = []
@@ -71,7 +81,7 @@ def ended(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
         folder.mkdir()
         jobs.append(moment | {"argv": train(slides, folder / "model"), "cache": str(folder / "cache")})
     # What was half imported is of no use to the jobs after it: that one has a process of its own.
-    found = [*run_child(base, jobs[0]), *run_child(base, *jobs[1:])]
+    found = [*run_child(None, base, jobs[0]), *run_child(programs, base, *jobs[1:])]
     return {name: one | {"folder": base / name.replace(" ", "_")} for name, one in zip(MOMENTS, found, strict=True)}
 
 
@@ -109,30 +119,30 @@ def test_nothing_half_written_is_left(ended, moment):
     assert not (one["folder"] / "model").exists()
 
 
-def test_training_goes_on_from_an_early_checkpoint(ended, slides):
+def test_training_goes_on_from_an_early_checkpoint(ended, slides, programs):
     """Well before the ten seconds between two checkpoints are over, one was written."""
     folder = ended["two at once"]["folder"]
     assert "epochs done: network 2" in ended["two at once"]["stderr"]
-    (again,) = run_child(folder, {"argv": train(slides, folder / "model", "--resume")})
+    (again,) = run_child(programs, folder, {"argv": train(slides, folder / "model", "--resume")})
     assert again["status"] == 0
     assert "goes on after epoch 2" in again["stderr"]
     assert (folder / "model" / "model.json").is_file()
     assert "network.checkpoint" not in left(folder)
 
 
-def test_a_queue_that_ends_a_training_sees_143(slides, tmp_path):
+def test_a_queue_that_ends_a_training_sees_143(slides, programs, tmp_path):
     """From outside, at a line that training says."""
     start = "import sys; from st_gchb.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, *train(slides, tmp_path / "model")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(tmp_path)) as process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "Calibration: training without" in line:
-                process.send_signal(signal.SIGTERM)
-        process.wait()
-    assert process.returncode == 143, lines
-    assert lines[-1] == "st-gchb: ended by SIGTERM; with --resume the same command goes on from there\n"
+    options = {"cwd": tmp_path, "env": environment(tmp_path)}
+    training = programs.start(start, *train(slides, tmp_path / "model"), **options)
+    deadline = time.monotonic() + 300
+    while "Calibration: training without" not in training.stderr and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(training.pid, signal.SIGTERM)
+    programs.wait(training)
+    assert training.returncode == 143, training.stderr
+    last = training.stderr.splitlines()[-1]
+    assert last == "st-gchb: ended by SIGTERM; with --resume the same command goes on from there"
     assert not (tmp_path / "model").exists()
 
 
@@ -191,9 +201,8 @@ print("not reached")
 """
 
 
-def test_training_in_a_script_of_the_users(tmp_path):
-    command = [sys.executable, "-c", SCRIPT]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_training_in_a_script_of_the_users(programs, tmp_path):
+    result = programs.run(SCRIPT, cwd=tmp_path)
     assert result.stdout.splitlines() == [
         *["TerminatedError 143 SIGTERM False"] * 2,
         "KeyboardInterrupt False",
@@ -249,7 +258,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def others_ended(slides, model, images, tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
+def others_ended(slides, model, images, programs, tmp_path_factory) -> dict[tuple[str, str], dict[str, Any]]:
     """The other commands, told to end while patches are encoded, each in a folder of its own; then again to the end."""
     base = tmp_path_factory.mktemp("others")
     jobs = []
@@ -259,7 +268,7 @@ def others_ended(slides, model, images, tmp_path_factory) -> dict[tuple[str, str
         job, advice = other_commands(slides, model, images, folder / "out")[command]
         jobs.append(job | {"signals": [name], "cache": str(folder / "cache"), "folder": str(folder), "advice": advice})
     again = [{"argv": job["argv"], "cache": job["cache"]} for job in jobs if job["argv"][0] == "predict-many"]
-    found = run_child(base, *jobs, *again)
+    found = run_child(programs, base, *jobs, *again)
     ended = {case: job | one for case, job, one in zip(CASES, jobs, found, strict=False)}
     many = [case for case in CASES if case[0] == "predict-many"]
     return ended | {(*case, "again"): one for case, one in zip(many, found[len(jobs) :], strict=True)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
 import sys
 from functools import partial
 
@@ -71,7 +70,7 @@ def test_goes_on_where_it_stopped(tissue, tmp_path, by):
 
 
 @pytest.mark.slow
-def test_a_killed_process(tissue, tmp_path):
+def test_a_killed_process(tissue, programs, tmp_path):
     """Killed for good in the third run, and gone on with by another process."""
     tissue.write_h5ad(tmp_path / "tissue.h5ad")
     (tmp_path / "mine.py").write_text(
@@ -86,11 +85,11 @@ def test_a_killed_process(tissue, tmp_path):
         "    return evaluate(data, methods={'noise': noise}, runs_dir='runs', **options)\n"
     )
     code = "import mine; r = mine.run(); print(r.runs); r.scores.to_json('scores.json', double_precision=15)"
-    command = [sys.executable, "-c", code]
-    killed = subprocess.run([*command, "deadly"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    killed = programs.run(code, "deadly", cwd=tmp_path)
     assert killed.returncode == -9, killed.stderr
     assert len(list((tmp_path / "runs").glob("*.json"))) == 2
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    ended = programs.run(code, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() == "{'made': 1, 'taken': 2}"
     whole = evaluate(tissue, methods={"noise": noise}, **(QUICK | {"seeds": [0]}))
     assert (tmp_path / "scores.json").read_text() == whole.scores.to_json(double_precision=15)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -239,14 +236,13 @@ SCRIPT = """
 """
 
 
-def test_a_process_that_is_killed_leaves_a_checkpoint(reference, tmp_path):
+def test_a_process_that_is_killed_leaves_a_checkpoint(reference, programs, tmp_path):
     whole, again = new(reference, max_epochs=4), new(reference, max_epochs=4)
     whole.train(calibrate=False, **QUIET)
     adata = reference.copy()
     adata.write_h5ad(tmp_path / "ref.h5ad")
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "ref.h5ad")]
-    killed = subprocess.run(command, env=dict(os.environ), capture_output=True, timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = programs.run(textwrap.dedent(SCRIPT), str(tmp_path / "ref.h5ad"), cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     watch = Stop(None, -1)
     watch.on_train_epoch_start = lambda trainer, _: watch.__dict__.setdefault("first", trainer.current_epoch)
     again.train(calibrate=False, resume=True, callbacks=[watch], **QUIET)
