@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from forks import ForkServer
+from forks import ForkServer, fork_context
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -51,6 +51,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("programs"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def forked_workers() -> Iterator[None]:
+    """Let the workers of dask's clusters be forked of a process that has imported the libraries."""
+    import dask
+    import distributed  # noqa: F401  # brings dask's defaults
+
+    fork_context()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ libraries are imported need ``subprocess``.
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,10 +18,25 @@ import threading
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+LIBRARIES = ["scvi.train", "spatialdata", "squidpy", "torch_geometric.nn", "torchvision"]
+"""Libraries that take seconds to import."""
+
+
+def fork_context() -> ForkServerContext:
+    """Return the context of multiprocessing whose processes find the libraries imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    # dask names other modules to import, which counts only before the server runs.
+    forkserver.ensure_running()
+    return context
 
 
 @dataclass
@@ -88,16 +105,15 @@ class ForkServer:
 
 def serve() -> dict[str, Any]:
     """Fork a process for each job on stdin; returns in such a process, with its job."""
-    import scvi.train
-    import spatialdata
-
+    for name in LIBRARIES:
+        importlib.import_module(name)
     from st_gchb.cli import main
     from st_gchb.cohort import predict_slides
     from st_gchb.evaluate import evaluate
     from st_gchb.model import STGCHB
     from st_gchb.pp import embed_patches, spatial_graph
 
-    assert all((scvi, spatialdata, main, predict_slides, evaluate, STGCHB, embed_patches, spatial_graph))
+    assert all((main, predict_slides, evaluate, STGCHB, embed_patches, spatial_graph))
 
     # A fork has one thread: what others hold would be held for ever.
     assert threading.active_count() == 1, threading.enumerate()

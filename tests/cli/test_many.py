@@ -40,7 +40,7 @@ def test_a_table(model, folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_workers_of_its_own(model, folder, tmp_path, capsys, monkeypatch):
+def test_workers_of_its_own(model, folder, forked_workers, tmp_path, capsys, monkeypatch):
     """Worker processes, which stay the cluster's however long one that was killed takes to be back."""
     pytest.importorskip("distributed")  # brings dask's defaults
     limit, given_up_after = "distributed.deploy.lost-worker-timeout", []

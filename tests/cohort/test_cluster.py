@@ -70,7 +70,7 @@ def hook():
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def client(forked_workers, tmp_path_factory):
     """Two workers, each a process with one thread."""
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
     space = str(tmp_path_factory.mktemp("workers"))

@@ -7,7 +7,6 @@ import io
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+from forks import fork_context
 from st_gchb._errors import InputError
 from st_gchb.model import STGCHB
 
@@ -170,7 +170,7 @@ def test_an_untrained_copy_trains_to_the_same_model(registered: AnnData):
 
 
 def test_a_model_goes_to_a_process_of_its_own(model: STGCHB, held_out: AnnData):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=fork_context()) as pool:
         found = pool.submit(model.predict, held_out).result()
     assert np.array_equal(found.layers["st_gchb"], model.predict(held_out).layers["st_gchb"])
 

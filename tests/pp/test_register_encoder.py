@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import anndata
 import numpy as np
 import pytest
@@ -203,7 +200,7 @@ model.predict(query).write_h5ad("predicted.h5ad")
 """
 
 
-def test_a_new_process_finds_the_encoder_of_a_model_once_it_is_registered(tmp_path):
+def test_a_new_process_finds_the_encoder_of_a_model_once_it_is_registered(programs, tmp_path):
     register_encoder("color", MeanColor)
     reference, query = slide(), slide()
     st_gchb.pp.embed_patches(reference, encoder="color", cache=False)
@@ -212,7 +209,8 @@ def test_a_new_process_finds_the_encoder_of_a_model_once_it_is_registered(tmp_pa
     model.train(max_epochs=1, accelerator="cpu")
     model.save(tmp_path / "model")
     query.write_h5ad(tmp_path / "query.h5ad")
-    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, cwd=tmp_path)
+    result = programs.run(PROGRAM, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert "'color', which is not registered in this process" in result.stdout
     expected = model.predict(query).layers["st_gchb"]
     predicted = anndata.read_h5ad(tmp_path / "predicted.h5ad")
