@@ -181,6 +181,7 @@ def read_errors() -> tuple[type[Exception], ...]:
     from openslide import OpenSlideError
     from PIL.Image import DecompressionBombError
     from pyarrow import ArrowException
+    from tifffile import TiffFileError
 
     python: tuple[type[Exception], ...] = (
         OSError,  # truncated files; h5py, Pillow, gzip
@@ -201,4 +202,4 @@ def read_errors() -> tuple[type[Exception], ...]:
         zlib.error,
         lzma.LZMAError,
     )
-    return (*python, IORegistryError, ArrowException, OpenSlideError, DecompressionBombError)
+    return (*python, IORegistryError, ArrowException, OpenSlideError, DecompressionBombError, TiffFileError)

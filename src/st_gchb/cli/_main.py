@@ -6,8 +6,9 @@ import argparse
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 from st_gchb import __version__
 from st_gchb._advice import EntryPoint, entered
@@ -16,6 +17,9 @@ from st_gchb._settings import settings
 from st_gchb._signals import Stopped, check_stopped, stoppable
 from st_gchb.cli import _demo, _evaluate, _predict, _predict_many, _train
 from st_gchb.cli._arguments import check_machine, options_of
+
+_FOR_DEVELOPERS = (DeprecationWarning, FutureWarning, SyntaxWarning)
+"""Warnings of other libraries for developers, which would bury the command's own output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,10 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     quiet = settings.override(verbosity="WARNING" if arguments.quiet else "INFO")
     with stoppable(), quiet, warnings.catch_warnings():
-        # Other libraries' warnings for developers would bury the command's own output.
-        for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        for category in _FOR_DEVELOPERS:
             warnings.filterwarnings("ignore", category=category)
+        # Libraries that set filters of their own when they are imported would overrule these.
+        warnings.showwarning = partial(_show_to_user, warnings.showwarning)
         return _run(arguments)
+
+
+def _show_to_user(show: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Show a warning unless it is for developers."""
+    if not issubclass(category, _FOR_DEVELOPERS):
+        show(message, category, *place)
 
 
 def _run(arguments: argparse.Namespace) -> int:
