@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 import st_gchb
@@ -47,8 +48,13 @@ def today(value: Any) -> Any:
     return [today(item) for item in value] if isinstance(value, list) else value
 
 
+RECORDED_BY = ".".join(json.loads((VALUES / "machine.json").read_text())["torch"].split(".")[:2])
+
+
 def check(name: str, found: Values) -> None:
     """Compare with what was recorded, and name all that differs."""
+    if name not in UNTRAINED and not torch.__version__.startswith(f"{RECORDED_BY}."):
+        pytest.skip(f"training by torch {torch.__version__} takes other steps than by {RECORDED_BY}, which recorded")
     expected, exact = today(read(name)), is_same_machine()
     tolerance = 0.0 if exact else 1e-6 if name in UNTRAINED else 2e-5
     assert sorted(found) == sorted(expected)
