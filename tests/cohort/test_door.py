@@ -189,3 +189,7 @@ def test_a_table_in_a_file(tmp_path, monkeypatch, caplog):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(InputError, match="cannot be read as a table"):
         slides_of(tmp_path / "empty.csv")
+    # A number would end at the NUL: 15 µm apart instead of 150, and a hundred times as many spots.
+    (tmp_path / "nul.csv").write_bytes(b"path,spacing_um\na.svs,15\0.0\n")
+    with pytest.raises(InputError, match="NUL characters: it is damaged"):
+        slides_of(tmp_path / "nul.csv")

@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,16 @@ def _table_of(slides: Any) -> tuple[pd.DataFrame, Path]:
         if not os.path.isfile(path):
             raise MissingFileError(f"{path}: there is no such table of slides.")
         separator = "," if path.suffix.lower() == ".csv" else "\t"
+        content = path.read_bytes()
+        # pandas would end a number there, and take 15 for 150.
+        if b"\0" in content:
+            raise InputError(
+                f"{path} cannot be read as a table (it holds NUL characters: it is damaged). Write it anew."
+            )
         try:
-            slides = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            slides = pd.read_csv(
+                BytesIO(content), sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            )
         except (ValueError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read as a table ({error}).") from error
         here = path.absolute().parent
