@@ -156,6 +156,9 @@ def test_damaged_files(folder):
     (folder / "151673_tissue_positions_list.csv").write_text("<html>\n")
     with pytest.raises(CoordinateError, match="barcode and 5 numbers"):
         dlpfc_geometry("151673", folder)
+    (folder / "151673_tissue_positions_list.csv").write_bytes(b"AC001-1,1,0,0,5,70\0\nAC002-1,1,0,2,5,90\n")
+    with pytest.raises(CoordinateError, match="NUL characters"):
+        dlpfc_geometry("151673", folder)
     (folder / "151669" / "spatial" / "scalefactors_json.json").write_text('{"spot_diameter')
     with pytest.raises(InputError, match=r"scalefactors_json\.json"):
         dlpfc_geometry("151669", folder)

@@ -7,7 +7,6 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pandas as pd
 
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
+from st_gchb.io import check_text
 
 COLUMNS = ("path", "name", "image", "um_per_px", "spacing_um")
 _NUMBERS = ("um_per_px", "spacing_um")
@@ -100,16 +100,9 @@ def _table_of(slides: Any) -> tuple[pd.DataFrame, Path]:
         if not os.path.isfile(path):
             raise MissingFileError(f"{path}: there is no such table of slides.")
         separator = "," if path.suffix.lower() == ".csv" else "\t"
-        content = path.read_bytes()
-        # pandas would end a number there, and take 15 for 150.
-        if b"\0" in content:
-            raise InputError(
-                f"{path} cannot be read as a table (it holds NUL characters: it is damaged). Write it anew."
-            )
+        check_text(path, "the table of slides")
         try:
-            slides = pd.read_csv(
-                BytesIO(content), sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-            )
+            slides = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         except (ValueError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read as a table ({error}).") from error
         here = path.absolute().parent

@@ -20,7 +20,7 @@ from st_gchb._options import VisiumImage
 from st_gchb.datasets._fetch import DataFile, fetch
 from st_gchb.datasets._tables import join_slices
 from st_gchb.datasets.synthetic import LAYER_NAMES
-from st_gchb.io import Library, libraries_of, put_libraries
+from st_gchb.io import Library, check_text, libraries_of, put_libraries
 from st_gchb.io.images import read_thumbnail
 
 _BUCKET = "https://spatial-dlpfc.s3.us-east-2.amazonaws.com"
@@ -241,6 +241,7 @@ def _read_geometry(name: str, where: Mapping[str, Path]) -> ad.AnnData:
 
 
 def _read_positions(path: Path) -> pd.DataFrame:
+    check_text(path, "the table of spots", CoordinateError)
     columns = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row", "pxl_col"]
     try:
         spots = pd.read_csv(path, header=None, names=columns, index_col=0)
@@ -263,6 +264,7 @@ def _pitch_px(spots: pd.DataFrame, path: Path) -> float:
 
 
 def _read_layers(name: str, path: Path) -> pd.Series:
+    check_text(path, "the table of layers")
     table = pd.read_csv(path, sep="\t", header=None, dtype=str)
     if table.shape[1] == 3:
         table = table[table[1] == name][[0, 2]]

@@ -20,7 +20,7 @@ from ._pixel_size import (
     um_per_unit as um_per_unit,
     visium_pitch as visium_pitch,
 )
-from ._reading import reading as reading
+from ._reading import check_text as check_text, reading as reading
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
 from .images import (
     READERS as READERS,

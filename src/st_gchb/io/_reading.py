@@ -56,3 +56,25 @@ def reading(
         raise error(
             f"{path}: {what} cannot be read ({type(found).__name__}{f': {short}' if short else ''}). {advice}"
         ) from found
+
+
+def check_text(path: Path, what: str, error: type[STGCHBError] = InputError) -> None:
+    """Validate that a text table holds no NUL characters: pandas ends a number there, and takes 15 for 150.
+
+    Parameters
+    ----------
+    path
+        The file. A compressed one passes, since its checksum tells damage.
+    what
+        The content, such as ``"the table of slides"``.
+    error
+        Type of the error to raise.
+
+    Raises
+    ------
+    InputError
+        The file holds NUL characters; or the type given as ``error``.
+    """
+    content = path.read_bytes()
+    if b"\0" in content and not content.startswith(b"\x1f\x8b"):
+        raise error(f"{path}: {what} cannot be read (it holds NUL characters). {DAMAGED}")
