@@ -67,9 +67,11 @@ def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError
                 "X, layers and features alone may stay on disk, as by anndata.read_h5ad(path, backed='r')."
             )
         for axis, index in (("obs_names", data.obs_names), ("var_names", data.var_names)):
-            if isinstance(index, pd.MultiIndex):
+            # anndata 0.12 keeps the tuples of an index of several levels, and not the index.
+            n_levels = len(index[0]) if len(index) and isinstance(index[0], tuple) else index.nlevels
+            if n_levels > 1:
                 raise error(
-                    f"{axis} have {index.nlevels} levels, such as {index[:1].tolist()}; expected text. Join them: "
+                    f"{axis} have {n_levels} levels, such as {index[:1].tolist()}; expected text. Join them: "
                     f"adata.{axis} = ['_'.join(map(str, name)) for name in adata.{axis}]."
                 )
         for axis, names in (("obs", data.obs.columns), ("var", data.var.columns)):
