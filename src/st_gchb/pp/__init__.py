@@ -7,6 +7,7 @@ __getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [
     "Encoder",
     "ExpressionRule",
+    "FeatureSet",
     "FeatureSpec",
     "GraphSpec",
     "Resolved",

@@ -4,6 +4,7 @@ from .export import rasterize as rasterize, to_spatialdata as to_spatialdata
 from .expression import ExpressionRule as ExpressionRule
 from .graph import GraphSpec as GraphSpec, spatial_graph as spatial_graph
 from .patches import (
+    FeatureSet as FeatureSet,
     FeatureSpec as FeatureSpec,
     embed_patches as embed_patches,
     embed_patches_like as embed_patches_like,

@@ -18,6 +18,12 @@ from ._feature_maps import (
     ids_of as ids_of,
     writing as writing,
 )
+from ._feature_set import (
+    FeaturePart as FeaturePart,
+    FeatureSet as FeatureSet,
+    check_width as check_width,
+    feature_parts as feature_parts,
+)
 from ._feature_spec import (
     EARLIER_NAMES as EARLIER_NAMES,
     FeatureSpec as FeatureSpec,

@@ -28,6 +28,8 @@ EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
 class FeatureSpec:
     """Specification of patch features, by which the features of a query are computed like those of its reference.
 
+    It describes one encoder at one patch size; :class:`FeatureSet` describes several.
+
     Parameters
     ----------
     encoder
@@ -81,7 +83,8 @@ class FeatureSpec:
         MissingKeyError
             A field is absent, as for features that were not computed by :func:`embed_patches`.
         EncoderError
-            The stored value is not a dict, or a field is not a number where one is expected.
+            The stored value is not a dict, a field is not a number where one is expected, or there are several parts,
+            which :class:`FeatureSet` reads.
 
         Examples
         --------
@@ -96,6 +99,12 @@ class FeatureSpec:
                 "pp.embed_patches writes to uns. Run pp.embed_patches again."
             )
         stored = {EARLIER_NAMES.get(key, key): value for key, value in stored.items()}
+        if np.ndim(stored.get("encoder", "")):
+            names = list(map(str, np.ravel(np.asarray(stored["encoder"], object))))
+            raise EncoderError(
+                f"the stored rule of the features describes {len(names)} parts, of the encoders {names}; expected one. "
+                "Read it with pp.FeatureSet.from_uns."
+            )
         needed = ("encoder", "weights", "weights_sha256", "n_views", "n_features")
         missing = [key for key in needed if key not in stored]
         if missing or ("patch_um" in stored) == ("patch_px" in stored):
