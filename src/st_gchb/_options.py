@@ -26,8 +26,14 @@ Search = Literal["auto", "exact", "index"]
 HeldOut = Literal["slice", "patient"]
 """Unit that an evaluation holds out."""
 
+Split = Literal["section", "blocks"]
+"""Whether whole sections (slices, or all of a patient) are held out, or quadrants of each section."""
+EncoderKind = Literal["image", "texture", "both"]
+"""Encoders whose features a kernel method takes."""
+
 DEFAULT_WEIGHTING: Final[Weighting] = "softmax"
 DEFAULT_HELD_OUT: Final[HeldOut] = "slice"
+DEFAULT_SPLIT: Final[Split] = "section"
 EVALUATION_GENES: Final = 1000
 """Size of the panel of an evaluation."""
 PCC_THRESHOLD: Final = 0.3

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from st_gchb._errors import InputError
-from st_gchb._options import DEFAULT_HELD_OUT, EVALUATION_GENES, HeldOut
+from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
 from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def add_parser(commands: Any) -> None:
     parser = new_command(
         commands,
         "evaluate",
-        "Leave one slice (or patient) out, predict it, and compare with what was measured.",
+        "Leave one slice, patient or block out, predict it, and compare with what was measured.",
         "st-gchb evaluate --data her2st/ --encoder mobilenet_v2 --weights mobilenet_v2.safetensors --out evaluation/",
     )
     parser.description = (
@@ -29,10 +28,19 @@ def add_parser(commands: Any) -> None:
     add_data(parser)
     add_encoder(parser)
     parser.add_argument(
-        "--by", default=DEFAULT_HELD_OUT, choices=get_args(HeldOut), help="what is left out (default: %(default)s)"
+        "--split",
+        default=DEFAULT_SPLIT,
+        choices=get_args(Split),
+        help="leave whole sections out, or quadrants of each section with a gap (default: %(default)s)",
     )
-    parser.add_argument("--held-out", metavar="SLICE", help="leave out this slice alone (default: each in turn)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="default, paper, bleep, paper-A to -D, ridge, ...")
+    parser.add_argument(
+        "--by",
+        default=DEFAULT_HELD_OUT,
+        choices=get_args(HeldOut),
+        help="whole section: a slice, or those of a patient (default: %(default)s)",
+    )
+    parser.add_argument("--held-out", metavar="NAME", help="leave out this slice or block alone (default: each)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="default, paper, bleep, kernel-ridge, ridge, ...")
     parser.add_argument(
         "--n-top-genes", type=int, default=EVALUATION_GENES, help="size of the panel (default: %(default)s)"
     )
@@ -53,14 +61,14 @@ def when_interrupted(arguments: argparse.Namespace) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write the report."""
-    from st_gchb.evaluate import DEFAULT_METHODS, evaluate, evaluate_fold, markdown, write_report
+    from st_gchb.evaluate import evaluate, evaluate_fold, markdown, write_report
 
     adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
-    methods = arguments.methods or DEFAULT_METHODS
-    _check(adata, arguments, methods)
+    _check(adata, arguments)
     embed(adata, arguments)
     options = {
-        "methods": methods,
+        "methods": arguments.methods,
+        "split": arguments.split,
         "n_top_genes": arguments.n_top_genes,
         "seeds": range(arguments.seed, arguments.seed + arguments.seeds),
         "markers": arguments.markers,
@@ -78,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {arguments.out}: {', '.join(path.name for path in paths.values())}")
 
 
-def _check(adata: AnnData, arguments: argparse.Namespace, methods: Sequence[str]) -> None:
+def _check(adata: AnnData, arguments: argparse.Namespace) -> None:
     """Validate the options before patches are embedded, which may take long.
 
     Raises
@@ -86,15 +94,15 @@ def _check(adata: AnnData, arguments: argparse.Namespace, methods: Sequence[str]
     InputError
         A gene, method or slice is unknown, or options contradict each other.
     """
-    from st_gchb.evaluate import choose_methods, hold_one_out, leave_one_out
+    from st_gchb.evaluate import choose_methods, hold_one_out, split_folds
 
     absent = [gene for gene in arguments.genes or [] if gene not in adata.var_names]
     if absent:
         raise InputError(f"--genes {absent}: not among the {adata.n_vars} genes of the data. Name others.")
-    choose_methods(methods)
+    choose_methods(arguments.methods or [])
     if arguments.held_out is None:
-        leave_one_out(adata, arguments.by, slice_key=arguments.slice_key)
+        split_folds(adata, arguments.split, arguments.by, slice_key=arguments.slice_key)
     elif arguments.by == "patient":
         raise InputError(f"--held-out {arguments.held_out} leaves one slice out. Drop it, or --by patient.")
     else:
-        hold_one_out(adata, arguments.held_out, slice_key=arguments.slice_key)
+        hold_one_out(adata, arguments.held_out, split=arguments.split, slice_key=arguments.slice_key)

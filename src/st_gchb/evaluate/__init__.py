@@ -2,15 +2,17 @@
 
 from st_gchb.evaluate._calibration import Reliability, reliability
 from st_gchb.evaluate._describe import describe as describe
-from st_gchb.evaluate._evaluate import DEFAULT_METHODS as DEFAULT_METHODS, Evaluation, evaluate, evaluate_fold
+from st_gchb.evaluate._evaluate import Evaluation, evaluate, evaluate_fold
 from st_gchb.evaluate._folds import (
     Fold,
     hide_expression as hide_expression,
     hold_one_out as hold_one_out,
+    leave_blocks_out,
     leave_one_out,
+    split_folds as split_folds,
 )
-from st_gchb.evaluate._methods import METHODS, Method as Method, Task as Task, fit_predict as fit_predict
-from st_gchb.evaluate._protocol import choose_methods as choose_methods
+from st_gchb.evaluate._methods import METHODS, fit_predict as fit_predict
+from st_gchb.evaluate._protocol import DEFAULT_METHODS as DEFAULT_METHODS, choose_methods as choose_methods
 from st_gchb.evaluate._report import (
     machine_and_versions as machine_and_versions,
     markdown as markdown,
@@ -18,6 +20,7 @@ from st_gchb.evaluate._report import (
     write_report,
 )
 from st_gchb.evaluate._run_cache import Run as Run, RunFolder as RunFolder, RunKey as RunKey, parse_run as parse_run
+from st_gchb.evaluate._task import Method as Method, Task as Task
 
 __all__ = [
     "Evaluation",
@@ -28,6 +31,7 @@ __all__ = [
     "Task",
     "evaluate",
     "evaluate_fold",
+    "leave_blocks_out",
     "leave_one_out",
     "reliability",
     "write_reliability",

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import track
-from st_gchb._options import EVALUATION_GENES
-from st_gchb.evaluate._folds import hide_expression, leave_one_out
+from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, Split
+from st_gchb.evaluate._folds import hide_expression, split_folds
 from st_gchb.evaluate._methods import trained
 from st_gchb.evaluate._protocol import seeds_of
 from st_gchb.metrics import pearson
@@ -76,24 +76,25 @@ class Reliability:
 def reliability(
     adata: AnnData,
     *,
+    split: Split = DEFAULT_SPLIT,
     n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",
 ) -> Reliability:
-    """Leave each slice out, predict it with the default preset, and compare its confidence with the actual error.
+    """Leave each slice or block out, predict it with the default preset, and compare confidence with the actual error.
 
-    Panel, model and calibration are fitted on the training slices alone.
+    Panel, model and calibration are fitted on the training spots alone.
 
     Parameters
     ----------
     adata
         Raw counts in ``X``, patch features in ``obsm``.
-    n_top_genes, slice_key, features_key, device
+    split, n_top_genes, slice_key, features_key, device
         Same as for :func:`~st_gchb.evaluate.evaluate`.
     seeds
-        Seeds; every slice is left out once per seed. By default once, with ``st_gchb.settings.seed``.
+        Seeds; every slice or block is left out once per seed. By default once, with ``st_gchb.settings.seed``.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def reliability(
     Raises
     ------
     SliceError
-        There is only one slice.
+        There is only one slice, or slices are too small for blocks.
 
     Examples
     --------
@@ -114,7 +115,8 @@ def reliability(
     ['S1', 'S2', 'S3']
     """
     spots, genes = [], []
-    runs = [(fold, seed) for fold in leave_one_out(adata, slice_key=slice_key) for seed in seeds_of(seeds, 1)]
+    folds = split_folds(adata, split, DEFAULT_HELD_OUT, slice_key=slice_key)
+    runs = [(fold, seed) for fold in folds for seed in seeds_of(seeds, 1)]
     for fold, seed in track(runs, "Confidence"):
         train, test = adata[fold.train], adata[fold.test]
         log_train = log_normalize(train.X, log_normalized=False)

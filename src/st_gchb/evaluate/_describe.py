@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from st_gchb.evaluate import _methods
-from st_gchb.evaluate._methods import Method
+from st_gchb.evaluate._task import Method
 from st_gchb.model import ModelSettings, settings_for
 
 # Keywords of the function itself; all others are settings of the model.

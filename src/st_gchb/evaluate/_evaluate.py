@@ -15,13 +15,13 @@ from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._artifacts import encode
 from st_gchb._constants import Keys
 from st_gchb._logging import logger, track
-from st_gchb._options import DEFAULT_HELD_OUT, EVALUATION_GENES, HeldOut
+from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
 from st_gchb._signals import ended_by_signal
 from st_gchb.evaluate._fold_data import Prepared, prepare
-from st_gchb.evaluate._folds import hold_one_out, leave_one_out
-from st_gchb.evaluate._methods import Method
-from st_gchb.evaluate._protocol import Plan, Protocol, make_plan, seeds_of
+from st_gchb.evaluate._folds import hold_one_out, split_folds
+from st_gchb.evaluate._protocol import Plan, Protocol, default_methods, make_plan, seeds_of
 from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of
+from st_gchb.evaluate._task import Method
 
 
 @dataclass
@@ -62,8 +62,6 @@ class Evaluation:
         return table.loc[list(dict.fromkeys(self.scores["method"]))]
 
 
-DEFAULT_METHODS = ("default", "bleep", "ridge", "ridge-neighbors", "knn", "mean")
-
 RunId = tuple[str, str, int]
 """Fold, method and seed of a run."""
 
@@ -72,7 +70,8 @@ RunId = tuple[str, str, int]
 def evaluate(
     adata: AnnData,
     *,
-    methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
+    methods: Sequence[str] | Mapping[str, Method] | None = None,
+    split: Split = DEFAULT_SPLIT,
     by: HeldOut = DEFAULT_HELD_OUT,
     n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
@@ -84,19 +83,23 @@ def evaluate(
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Leave each slice (or patient) out, predict it by every method, and compare with the measured expression.
+    """Leave each slice, patient or block out, predict it by every method, and compare with the measured expression.
 
-    Panel, scaling, PCA and all choices of a model are made on the training slices alone: methods receive the held-out
-    slice without its expression.
+    Panel, scaling, PCA and all choices of a model are made on the training spots alone: methods receive the held-out
+    ones without their expression. A gene that has no counts in the held-out spots counts as correlation 0.
 
     Parameters
     ----------
     adata
         Raw counts in ``X``, patch features in ``obsm`` (:func:`st_gchb.pp.embed_patches`).
     methods
-        Names from :data:`METHODS`, or a mapping from names to custom methods.
+        Names from :data:`METHODS`, or a mapping from names to custom methods. By default the default and BLEEP presets,
+        ridge, reduced-rank ridge, nearest neighbors and the training mean, and kernel ridge on the features there are.
+    split
+        ``"section"`` holds whole slices out. ``"blocks"`` holds out each quadrant of each slice, and trains on its
+        other quadrants, without spots nearer than two pitches: see :func:`leave_blocks_out`.
     by
-        Unit that is held out.
+        Unit that ``"section"`` holds out: one slice, or all slices of a patient.
     n_top_genes
         Size of the panel, which is chosen on the training slices of each fold.
     seeds
@@ -137,9 +140,10 @@ def evaluate(
     >>> result.table().index.tolist()
     ['ridge', 'mean']
     """
-    folds = leave_one_out(adata, by, slice_key=slice_key, patient_key=patient_key)
-    protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device)
-    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, overwrite)
+    folds = split_folds(adata, split, by, slice_key=slice_key, patient_key=patient_key)
+    protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device, split)
+    chosen = default_methods(adata, features_key) if methods is None else methods
+    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite)
 
 
 @checked
@@ -147,7 +151,8 @@ def evaluate_fold(
     adata: AnnData,
     held_out: str,
     *,
-    methods: Sequence[str] | Mapping[str, Method] = DEFAULT_METHODS,
+    methods: Sequence[str] | Mapping[str, Method] | None = None,
+    split: Split = DEFAULT_SPLIT,
     n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     markers: Sequence[str] | None = None,
@@ -157,16 +162,17 @@ def evaluate_fold(
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Leave a single slice out; parameters are those of :func:`evaluate`, which can reuse the runs in ``runs_dir``.
+    """Leave a single slice or block out; parameters are those of :func:`evaluate`, which can reuse its runs.
 
     Raises
     ------
     SliceError
-        The slice does not exist.
+        The slice or block does not exist.
     """
-    folds = hold_one_out(adata, held_out, slice_key=slice_key)
-    protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device)
-    return _evaluate(make_plan(adata, folds, methods, protocol), runs_dir, overwrite)
+    folds = hold_one_out(adata, held_out, split=split, slice_key=slice_key)
+    protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device, split)
+    chosen = default_methods(adata, features_key) if methods is None else methods
+    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite)
 
 
 def _evaluate(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
@@ -239,6 +245,7 @@ def _named(run_id: RunId) -> dict[str, Any]:
 def _settings(plan: Plan) -> dict[str, Any]:
     protocol = plan.protocol
     return {
+        "split": protocol.split,
         "by": protocol.by,
         "folds": [fold.name for fold in plan.folds],
         "methods": list(plan.methods),

@@ -14,8 +14,8 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._matrices import in_memory
 from st_gchb.evaluate._folds import Fold, hide_expression
-from st_gchb.evaluate._methods import Task
 from st_gchb.evaluate._protocol import Plan, Protocol, present
+from st_gchb.evaluate._task import Task
 from st_gchb.io import hand_on_libraries
 from st_gchb.metrics import morans_agreement, per_gene, summary
 from st_gchb.pp import spatial_graph

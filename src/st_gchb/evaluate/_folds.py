@@ -1,4 +1,4 @@
-"""Splits by slice or patient, and held-out slices without their expression."""
+"""Splits by slice, patient or block of a slice, and held-out spots without their expression."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 from anndata import AnnData
+from sklearn.neighbors import NearestNeighbors
 
 from st_gchb._arguments import checked
 from st_gchb._constants import Keys
-from st_gchb._errors import SliceError
-from st_gchb._options import DEFAULT_HELD_OUT, HeldOut
+from st_gchb._errors import ArgumentError, SliceError
+from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, HeldOut, Split
 from st_gchb.io import column_of
+from st_gchb.pp.graph import spacing_of
 from st_gchb.pp.patches import feature_keys
-from st_gchb.pp.spots import sections_of
+from st_gchb.pp.spots import sections_of, spot_centers
 
 _NO_NAME = ("", "nan", "None", "<NA>")
 """Text of an empty or missing value after a column is converted to text."""
+
+GAP_PITCHES = 2
+"""Distance from a held-out block, in pitches, up to which spots are left out of training: two rings of neighbors."""
+_LEAST_BLOCK = 10
+"""Fewest spots of a block, and of its training spots."""
+_ROUNDING = 1e-6
+"""Share of a distance that is due to rounding: spots exactly two pitches away are trained on."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Fold:
     Parameters
     ----------
     name
-        The slice or patient that is held out.
+        The slice, patient or block that is held out.
     train, test
         Rows of the AnnData.
     """
@@ -82,23 +91,127 @@ def leave_one_out(
     slices = sections.rows
     members = slices if by == "slice" else _patients(adata, slices, slice_key, patient_key)
     if len(members) < 2:
-        raise SliceError(f"obs[{key!r}] holds {len(members)} {by}; leaving one out needs at least 2.")
+        raise SliceError(
+            f"obs[{key!r}] holds {len(members)} {by}; leaving one out needs at least 2. Pass more, or leave blocks of "
+            "a slice out instead (split='blocks')."
+        )
     everything = np.arange(adata.n_obs)
     return [Fold(name, np.setdiff1d(everything, rows), rows) for name, rows in members.items()]
 
 
-def hold_one_out(adata: AnnData, held_out: str, *, slice_key: str = Keys.SLICE) -> list[Fold]:
-    """Build the single fold that holds one slice out.
+@checked
+def leave_blocks_out(adata: AnnData, *, slice_key: str = Keys.SLICE) -> list[Fold]:
+    """Hold out each quadrant of each slice once, and train on the others of the same slice.
+
+    A slice is divided at the median x and at the median y of its spots. Spots nearer to the held-out quadrant than two
+    pitches, twice the distance of neighboring spots, are left out of training: they share neighbors with it.
+
+    Parameters
+    ----------
+    adata
+        Spots of one slice or more, with positions in ``obsm["spatial"]``, in full-resolution px.
+    slice_key
+        Column of ``obs`` with slices.
+
+    Returns
+    -------
+    list of Fold
+        Four folds per slice, named by slice and block, such as ``"A1, top left"``.
 
     Raises
     ------
     SliceError
-        The slice does not exist, or is the only one.
+        A block, or what is left beyond its gap, has fewer than 10 spots.
+
+    Examples
+    --------
+    >>> import st_gchb
+    >>> from st_gchb.evaluate import leave_blocks_out
+    >>> adata = st_gchb.datasets.synthetic_tissue(1, n_rows=10, n_cols=10, n_genes=20)
+    >>> [fold.name for fold in leave_blocks_out(adata)]
+    ['S1, top left', 'S1, top right', 'S1, bottom left', 'S1, bottom right']
     """
-    folds = leave_one_out(adata, "slice", slice_key=slice_key)
+    if slice_key not in adata.obs:
+        found = list(adata.obs.columns)[:12]
+        raise SliceError(f"Leaving blocks out needs obs[{slice_key!r}]; found {found}. Add or name the column.")
+    centers, folds = spot_centers(adata), []
+    for name, rows in sections_of(adata, slice_key).rows.items():
+        blocks = block_splits(centers[rows]) if len(rows) >= _LEAST_BLOCK else [("whole", rows[:0], rows)]
+        for block, stay, out in blocks:
+            if min(len(stay), len(out)) < _LEAST_BLOCK:
+                raise SliceError(
+                    f"Slice {name!r} is too small for blocks with a gap of {GAP_PITCHES} pitches: of its {len(rows)} "
+                    f"spots, {len(out)} are in the block {block!r} and {len(stay)} beyond its gap; expected at least "
+                    f"{_LEAST_BLOCK} each. Leave whole slices out instead (split='section'), or drop this one."
+                )
+            folds.append(Fold(f"{name}, {block}", rows[stay], rows[out]))
+    return folds
+
+
+def block_splits(centers: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Divide positions into quadrants, and leave out a gap around each.
+
+    Parameters
+    ----------
+    centers
+        Positions of the spots of one slice, ``(n_spots, 2)`` as x, y in px.
+
+    Returns
+    -------
+    list of tuple
+        Name of each quadrant that holds spots, rows of the spots at least two pitches away from it, and rows of its
+        spots.
+    """
+    right, low = (centers > np.median(centers, axis=0)).T
+    gap = GAP_PITCHES * spacing_of(centers) * (1 - _ROUNDING)
+    blocks = []
+    for name, inside in {
+        "top left": ~right & ~low,
+        "top right": right & ~low,
+        "bottom left": ~right & low,
+        "bottom right": right & low,
+    }.items():
+        if inside.any():
+            distance = NearestNeighbors(n_neighbors=1).fit(centers[inside]).kneighbors(centers)[0][:, 0]
+            blocks.append((name, np.flatnonzero(~inside & (distance >= gap)), np.flatnonzero(inside)))
+    return blocks
+
+
+def split_folds(
+    adata: AnnData, split: Split, by: HeldOut, *, slice_key: str = Keys.SLICE, patient_key: str = Keys.PATIENT
+) -> list[Fold]:
+    """Build the folds of an evaluation.
+
+    Raises
+    ------
+    ArgumentError
+        Blocks of patients are asked for.
+    SliceError
+        The spots cannot be split so.
+    """
+    if split == "section":
+        return leave_one_out(adata, by, slice_key=slice_key, patient_key=patient_key)
+    if by != DEFAULT_HELD_OUT:
+        raise ArgumentError(f"split='blocks' holds out parts of slices; expected by='slice', found by={by!r}.")
+    return leave_blocks_out(adata, slice_key=slice_key)
+
+
+def hold_one_out(
+    adata: AnnData, held_out: str, *, split: Split = DEFAULT_SPLIT, slice_key: str = Keys.SLICE
+) -> list[Fold]:
+    """Build the single fold that holds one slice or block out.
+
+    Raises
+    ------
+    SliceError
+        The slice or block does not exist, or is the only one.
+    """
+    folds = split_folds(adata, split, DEFAULT_HELD_OUT, slice_key=slice_key)
     chosen = [fold for fold in folds if fold.name == held_out]
     if not chosen:
-        raise SliceError(f"obs[{slice_key!r}] has no slice {held_out!r}; found {sorted(fold.name for fold in folds)}.")
+        unit = "slice" if split == "section" else "block"
+        found = sorted(fold.name for fold in folds)
+        raise SliceError(f"obs[{slice_key!r}] has no {unit} {held_out!r}; found {found}.")
     return chosen
 
 

@@ -1,14 +1,13 @@
 """The methods that an evaluation compares: the model's presets and ablations, and baselines on the same features.
 
-A method takes a :class:`Task` and returns the predicted log-normalized expression of its held-out spots,
-``(n_test, n_genes)``.
+A method takes a :class:`~st_gchb.evaluate.Task` and returns the predicted log-normalized expression of its held-out
+spots, ``(n_test, n_genes)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,114 +18,12 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from st_gchb._arguments import Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
-from st_gchb.evaluate._folds import hide_expression
-from st_gchb.model import STGCHB, NeighborhoodAggregator
-from st_gchb.pp import spatial_graph
-from st_gchb.pp.expression import log_normalize
+from st_gchb.evaluate._kernel import kernel_ridge, reduced_rank_ridge
+from st_gchb.evaluate._task import Method, Task
+from st_gchb.model import STGCHB
 from st_gchb.pp.patches import feature_keys
-
-
-@checked
-@dataclass(frozen=True)
-class Task:
-    """One fold as a method sees it: the training spots, and the held-out spots without expression.
-
-    :func:`evaluate` makes one for each fold and seed. Both tables have ``obsm["spatial"]`` in full-resolution px, patch
-    features in ``obsm[features_key]``, and the slices in ``obs[slice_key]``; images are in ``uns["spatial"]``.
-
-    Parameters
-    ----------
-    train
-        Spots of the training slices, with raw counts in ``X``, ``(n_train, n_all_genes)``. It is not to be changed:
-        all methods of a fold get the same one.
-    test
-        Held-out spots, ``(n_test, 0)``: no genes.
-    panel
-        Genes to predict, chosen on the training slices.
-    features_key
-        Key in ``obsm`` of the patch features.
-    slice_key
-        Column of ``obs`` that tells the slices apart.
-    seed
-        Seed of the method.
-    device
-        Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
-
-    Raises
-    ------
-    ArgumentError
-        An argument is of another type.
-
-    Examples
-    --------
-    >>> import st_gchb
-    >>> from st_gchb.evaluate import Task
-    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
-    >>> train, test = (adata[adata.obs["slice"] == name].copy() for name in ("S1", "S2"))
-    >>> task = Task(train, test, list(adata.var_names[:5]), "X_patch", "slice", seed=0)
-    >>> task.targets().shape
-    (36, 5)
-    """
-
-    train: AnnData
-    test: AnnData
-    panel: list[str]
-    features_key: str
-    slice_key: str
-    seed: Seed
-    device: str = "auto"
-
-    def targets(self) -> np.ndarray:
-        """Log-normalize the training spots and select the panel.
-
-        Returns
-        -------
-        numpy.ndarray
-            ``(n_train, n_genes)`` float32, columns in the order of ``panel``.
-        """
-        log_values = log_normalize(self.train.X, log_normalized=False)
-        return log_values[:, self.train.var_names.get_indexer(self.panel)].toarray()
-
-    def features(self, *, neighbors: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Get the patch features of the training and of the held-out spots.
-
-        Parameters
-        ----------
-        neighbors
-            Whether the mean features of each spot's neighbors in the spot graph are appended to its own.
-
-        Returns
-        -------
-        tuple
-            ``(n_train, n_features)`` and ``(n_test, n_features)``, float32; twice as wide with ``neighbors``.
-        """
-        tables = (self.train, self.test)
-        plain = [np.asarray(table.obsm[self.features_key], dtype=np.float32) for table in tables]
-        if not neighbors:
-            return plain[0], plain[1]
-        graphs = [self._graph(table) for table in tables]
-        slices = [table.obs[self.slice_key].astype(str).to_numpy() for table in tables]
-        look = NeighborhoodAggregator(n_rings=1)
-        return look(plain[0], graphs[0], slices[0]), look(plain[1], graphs[1], slices[1])
-
-    def _graph(self, table: AnnData) -> Any:
-        probe = hide_expression(table, self.features_key)
-        spatial_graph(probe, slice_key=self.slice_key, features_key=self.features_key)
-        return probe.obsp[Keys.CONNECTIVITIES].tocsr()
-
-
-Method = Callable[[Task], np.ndarray]
-"""A function of a :class:`Task` that returns predicted log-normalized expression of the held-out spots.
-
-The result is ``(n_test, n_genes)``, finite, its rows in the order of ``task.test``, its columns in that of
-``task.panel``. :func:`evaluate` takes methods by name, ``methods={"mine": function}``, and refuses other results with
-an :class:`~st_gchb.errors.InputError`. Functions at the top of a file, partials of them and dataclasses with
-``__call__`` are identified by their source, so that ``runs_dir`` keeps their runs.
-"""
 
 
 def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData:
@@ -215,6 +112,10 @@ METHODS: dict[str, Method] = {
     "paper-D": partial(_model, preset="paper", dgi_expression=0.0),
     "ridge": partial(ridge, neighbors=False),
     "ridge-neighbors": partial(ridge, neighbors=True),
+    "reduced-rank-ridge": reduced_rank_ridge,
+    "kernel-ridge": partial(kernel_ridge, encoders="image"),
+    "kernel-ridge-texture": partial(kernel_ridge, encoders="texture"),
+    "kernel-ridge-both": partial(kernel_ridge, encoders="both"),
     "knn": nearest_neighbors,
     "mean": training_mean,
 }

@@ -17,11 +17,14 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError
 from st_gchb._logging import logger
-from st_gchb._options import HeldOut
+from st_gchb._options import DEFAULT_SPLIT, EncoderKind, HeldOut, Split
 from st_gchb._settings import settings
 from st_gchb.evaluate._describe import model_settings
+from st_gchb.evaluate._feature_parts import available_kinds, columns_of
 from st_gchb.evaluate._folds import Fold
-from st_gchb.evaluate._methods import METHODS, Method, nearest_neighbors
+from st_gchb.evaluate._kernel import kernel_ridge
+from st_gchb.evaluate._methods import METHODS, nearest_neighbors
+from st_gchb.evaluate._task import Method
 from st_gchb.model import check_features, check_k, check_names
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
@@ -141,6 +144,8 @@ class Protocol:
         Column of ``obs`` with slices, and key of ``obsm`` with patch features.
     device
         Lightning's accelerator.
+    split
+        Whether whole slices or patients are held out, or blocks of each slice.
     """
 
     by: HeldOut
@@ -150,6 +155,7 @@ class Protocol:
     slice_key: str = Keys.SLICE
     features_key: str = Keys.FEATURES
     device: str = "auto"
+    split: Split = DEFAULT_SPLIT
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,7 @@ def make_plan(
     choose_device({"gpu": "cuda"}.get(protocol.device, protocol.device))
     _check_table(adata, protocol.features_key)
     _check_sizes(folds, chosen)
+    _check_parts(adata, chosen, protocol.features_key)
     log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
     columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
@@ -206,6 +213,25 @@ def make_plan(
     for fold in folds:
         present(protocol.markers, plan.panel(fold))
     return plan
+
+
+DEFAULT_METHODS = ("default", "bleep", "ridge", "ridge-neighbors", "reduced-rank-ridge", "knn", "mean")
+"""Methods that take any features."""
+
+
+def default_methods(adata: AnnData, features_key: str) -> list[str]:
+    """Return the methods that are compared by default: those for any features, and kernel ridge on those there are."""
+    kinds = available_kinds(adata, features_key)
+    kernels = [name for name, method in METHODS.items() if kind_of(method) in kinds]
+    return [*DEFAULT_METHODS[:-2], *kernels, *DEFAULT_METHODS[-2:]]
+
+
+def kind_of(method: Method) -> EncoderKind | None:
+    """Return the kind of encoder whose features a kernel method takes; ``None`` for other methods."""
+    if not isinstance(method, partial) or method.func is not kernel_ridge:
+        return None
+    kind: EncoderKind = method.keywords["encoders"]
+    return kind
 
 
 def choose_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, Method]:
@@ -240,6 +266,23 @@ def _check_table(adata: AnnData, features_key: str) -> None:
     check_names(adata)
     values = read_expression(adata, None, log_normalized=False, remedy=Remedy(adata))
     tell_expression(adata, None, values, log_normalized=False)
+
+
+def _check_parts(adata: AnnData, methods: Mapping[str, Method], features_key: str) -> None:
+    """Reject a kernel method for whose encoders there are no features.
+
+    Raises
+    ------
+    MissingKeyError
+        The message names the method and the features that there are.
+    """
+    for name, method in methods.items():
+        kind = kind_of(method)
+        if kind is not None:
+            try:
+                columns_of(adata, features_key, kind)
+            except MissingKeyError as error:
+                raise MissingKeyError(f"Method {name!r}: {error}") from error
 
 
 def _check_sizes(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:

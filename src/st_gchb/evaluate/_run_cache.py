@@ -27,6 +27,7 @@ from st_gchb._artifacts import (
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
+from st_gchb._options import DEFAULT_SPLIT
 from st_gchb.evaluate._describe import describe
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
@@ -105,7 +106,9 @@ def keys_of(plan: Plan) -> dict[tuple[str, str, int], RunKey | None]:
 
 def _protocol(plan: Plan, fold: Fold) -> dict[str, Any]:
     protocol = plan.protocol
-    return {
+    # Runs of whole slices are found again by the key that they had before there were blocks.
+    split = {} if protocol.split == DEFAULT_SPLIT else {"split": protocol.split}
+    return split | {
         "by": protocol.by,
         "n_top_genes": protocol.n_top_genes,
         "markers": list(protocol.markers or []),
