@@ -156,7 +156,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
     slide.levels = levels
     with stage("load", figures):
         model = STGCHB.load(arguments.folder / "model", accelerator="cpu")
-        rule = model.rules_.features
+        rule = model.rules_.features.first
         plain = get_encoder(rule.encoder, None if rule.weights == "none" else rule.weights)
         encoder = Timed(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     with stage("tissue", figures):

@@ -65,7 +65,7 @@ def test_train(model, slides, tmp_path, capsys):
     loaded = STGCHB.load(model, accelerator="cpu")
     assert list(loaded.bank_.origin["slice"].unique()) == ["S1", "S2"]
     assert len(loaded.rules_.expression.genes) == 20
-    assert loaded.rules_.features.encoder == "texture"
+    assert loaded.rules_.features.first.encoder == "texture"
     assert loaded.seed == 0
     arguments = ["train", "--data", slides, "--slices", "S1", "S2", *TEXTURE, "--n-top-genes", 15, "--max-epochs", 1]
     arguments += ["--preset", "bleep", "--seed", 3, "--patch-um", 80, "--out", tmp_path / "model"]
@@ -73,7 +73,7 @@ def test_train(model, slides, tmp_path, capsys):
         assert main([str(argument) for argument in [*arguments, *more]]) == 0
         assert "model" in capsys.readouterr().out
     loaded = STGCHB.load(tmp_path / "model", accelerator="cpu")
-    assert (loaded.preset, loaded.seed, loaded.rules_.features.patch_um) == ("bleep", 3, 80.0)
+    assert (loaded.preset, loaded.seed, loaded.rules_.features.first.patch_um) == ("bleep", 3, 80.0)
 
 
 def test_a_slide_without_a_slice_column(slides, tmp_path):
@@ -346,3 +346,19 @@ def test_as_a_process(model, tmp_path):
     assert line.startswith("st-gchb: error: ")
     assert "no.h5ad" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_several_patch_sizes(slides, tmp_path, capsys):
+    """Options that take several values; one that is given twice is an error that names the option."""
+    data = ["--data", slides, "--slices", "S1", "S2", "--views", 1, "--n-top-genes", 15, "--device", "cpu"]
+    train = ["train", *data, "--encoder", "texture", "--weights", "default", "--max-epochs", 1, "--patch-um"]
+    assert main([str(word) for word in [*train, 80, 150, "--out", tmp_path / "model"]]) == 0
+    features = STGCHB.load(tmp_path / "model", accelerator="cpu").rules_.features
+    assert features.names == ["texture, 80 µm", "texture, 150 µm"]
+    predict = ["predict", "--model", tmp_path / "model", "--data", slides, "--slices", "S3", "--out", tmp_path / "out"]
+    assert main([str(word) for word in [*predict, "--weights", "default", "--device", "cpu"]]) == 0
+    capsys.readouterr()
+    assert main([str(word) for word in [*train, 80, 80, "--out", tmp_path / "twice"]]) == 2
+    assert "patch size 80 is given more than once. Pass --patch-um with each size once" in capsys.readouterr().err
+    assert main([str(word) for word in [*train, 80, 1e4, "--out", tmp_path / "large"]]) == 2
+    assert "a patch of 10000 µm is" in capsys.readouterr().err

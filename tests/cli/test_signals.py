@@ -45,7 +45,7 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
 
 MOMENTS = {
     "imports": {"at": "import scvi.train", "signals": ["SIGTERM"]},
-    "embedding": {"at": "st_gchb.pp.encoders._runner:EncoderRunner.run", "signals": ["SIGTERM"]},
+    "embedding": {"at": "st_gchb.pp.encoders._runner:EncoderRunner.run_all", "signals": ["SIGTERM"]},
     "an epoch": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
     "Ctrl-C": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
     "a closed terminal": {"at": "st_gchb.train._data:TrainingData.batch", "nth": 8, "signals": ["SIGHUP"]},
@@ -228,7 +228,7 @@ def images(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
-RUN = "st_gchb.pp.encoders._runner:EncoderRunner.run"
+RUN = "st_gchb.pp.encoders._runner:EncoderRunner.run_all"
 
 
 def other_commands(slides: Path, model: Path, images: Path, out: Path) -> dict[str, tuple[dict[str, Any], str]]:

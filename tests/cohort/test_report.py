@@ -254,7 +254,7 @@ def test_features_that_are_there_need_no_image(model, few, tmp_path, same):
     for path in few:
         path.unlink()
     kept = anndata.read_h5ad(report["output"][0])
-    rule = st_gchb.pp.FeatureSpec.from_uns(kept.uns["X_patch"])
+    rule = st_gchb.pp.FeatureSet.from_uns(kept.uns["X_patch"])
     assert rule == STGCHB.load(model, accelerator="cpu").rules_.features
     again = predict_slides(model, report["output"], tmp_path / "from_features")
     assert set(again["status"]) == {"done"}
@@ -272,7 +272,7 @@ def test_features_are_a_reference_to_train_on(tissue, tmp_path):
     assert reference.n_vars == tissue.n_vars
     STGCHB.setup_anndata(reference, slice_key="slice")
     trained = STGCHB(reference, n_top_genes=20)
-    assert trained._fit().rules.features.encoder == "texture"
+    assert trained._fit().rules.features.first.encoder == "texture"
 
 
 def test_the_receipt_says_what_a_result_was_made_of(few, tmp_path):

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import st_gchb
 from st_gchb._errors import MissingKeyError
 from st_gchb.evaluate import evaluate, write_report
+from st_gchb.evaluate._run_cache import data_sha256
 
 
 @pytest.fixture
@@ -85,6 +87,17 @@ def test_one_seed_has_no_spread(tissue, tmp_path):
     assert record["methods"]["mean"]["AG"] == {"mean": 0.0, "sd": None}
     assert record["settings"]["features"]["um_per_px"] == [None, None, None]
     assert "±" not in paths["table"].read_text()
+
+
+def test_the_record_says_all_parts_of_the_features(tissue, tmp_path):
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=(80, 150), n_views=1, cache=False)
+    result = evaluate(tissue, methods=["mean"], n_top_genes=20, seeds=[3], device="cpu")
+    record = strictly(write_report(result, tmp_path)["metrics"].read_text())
+    assert record["settings"]["features"]["encoder"] == ["texture", "texture"]
+    assert record["settings"]["features"]["patch_um"] == [80.0, 150.0]
+    one = data_sha256(tissue, "slice", "X_patch")
+    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 160.0])
+    assert data_sha256(tissue, "slice", "X_patch") != one
 
 
 def test_the_figure_shows_the_first_method_on_the_last_slice(tissue, result):

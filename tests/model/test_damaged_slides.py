@@ -143,8 +143,8 @@ def test_the_bound_of_memory_comes_through(model, pixels, tmp_path, monkeypatch)
     seen = []
     from st_gchb.pp.patches import _embed_slices as _embed
 
-    original = _embed.whole_patches
-    monkeypatch.setattr(_embed, "whole_patches", lambda *args: seen.append(args[4]) or original(*args))
+    original = _embed.patches_of_sizes
+    monkeypatch.setattr(_embed, "patches_of_sizes", lambda *args: seen.append(args[3]) or original(*args))
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path))
     query = st_gchb.pp.tile_tissue(pixels, um_per_px=1.0)
     model.predict(query, memory_mb=100)

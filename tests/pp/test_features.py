@@ -126,14 +126,14 @@ def test_several_slices_keep_their_rows():
 def cached(tmp_path, monkeypatch):
     """Count the patches that reach an encoder, with a cache of the test's own."""
     passed = []
-    original = embed.whole_patches
+    original = embed.patches_of_sizes
 
     def read(*args, **kwargs):
-        for rows, patches in original(*args, **kwargs):
+        for size, rows, patches in original(*args, **kwargs):
             passed.append(len(rows))
-            yield rows, patches
+            yield size, rows, patches
 
-    monkeypatch.setattr(embed, "whole_patches", read)
+    monkeypatch.setattr(embed, "patches_of_sizes", read)
 
     def run(adata=None, **options):
         before = sum(passed)

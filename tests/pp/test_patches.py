@@ -200,7 +200,7 @@ def test_the_plan_is_what_is_held(watched_windows):
     image, centers = SlideImage([level], [1.0]), lattice(1000, 40)
     grid = sweep.Grid.of(image, 0)
     starts, side = windows(centers, 90, 1.0)
-    _, peak = sweep.plan(module._boxes(starts, side, (2000, 1000)), grid, 10**9)
+    _, _, peak = sweep.plan(module._boxes(starts, side, (2000, 1000)), grid, 10**9)
     patches_of(image, centers, 90, 20)
     (band,) = watched_windows
     assert 0.6 * peak < band.peak_bytes <= peak

@@ -29,6 +29,14 @@ DEVICES: dict[str, Device] = {"gpu" if device == "cuda" else device: device for 
 """Torch's name of each device, by Lightning's, which the command line takes."""
 
 
+class OneOrSeveral(argparse.Action):
+    """Action of an option that takes one value or several: a single value is stored by itself, several as a list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the values."""
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def new_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
     """Create a sub-command whose help ends with a working example."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -59,11 +67,29 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def add_encoder(parser: argparse.ArgumentParser) -> None:
     """Add the options of the patch features."""
     parser.add_argument(
-        "--encoder", default=DEFAULT_ENCODER, help="resnet50, any torchvision model, timm:NAME, or texture"
+        "--encoder",
+        nargs="+",
+        action=OneOrSeveral,
+        default=DEFAULT_ENCODER,
+        metavar="NAME",
+        help="resnet50, any torchvision model, timm:NAME, or texture; several stand side by side",
     )
-    parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
     parser.add_argument(
-        "--patch-um", type=float, default=DEFAULT_PATCH_UM, help="side of a patch, µm (default: %(default)g)"
+        "--weights",
+        nargs="+",
+        action=OneOrSeveral,
+        default="default",
+        metavar="FILE",
+        help="'default' (downloaded once), or a .safetensors/.pt file; one for all encoders, or one for each",
+    )
+    parser.add_argument(
+        "--patch-um",
+        nargs="+",
+        action=OneOrSeveral,
+        type=float,
+        default=DEFAULT_PATCH_UM,
+        metavar="UM",
+        help="side of a patch, µm, or several sides (default: %(default)g)",
     )
     parser.add_argument(
         "--views",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
-from st_gchb.cli._arguments import add_tiles, new_command, read_h5ad, read_slides, take_slices
+from st_gchb.cli._arguments import OneOrSeveral, add_tiles, new_command, read_h5ad, read_slides, take_slices
 from st_gchb.cohort import SPACING_UM, read_query as read_slide
 from st_gchb.io import um_per_unit
 
@@ -160,7 +160,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", type=Path, required=True, help="folder written by st-gchb train or model.save")
     add_query(parser)
-    parser.add_argument("--weights", help="encoder weights file, where it has moved since training")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        action=OneOrSeveral,
+        metavar="FILE",
+        help="encoder weights file, where it has moved since training; of several encoders with weights one for each",
+    )
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
     parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 most predictable)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import ClusterError, InputError, MissingFileError
-from st_gchb.cli._arguments import add_tiles, new_command, torch_device
+from st_gchb.cli._arguments import OneOrSeveral, add_tiles, new_command, torch_device
 from st_gchb.cli._predict import spacing_um
 
 if TYPE_CHECKING:
@@ -50,7 +50,14 @@ def add_parser(commands: Any) -> None:
     add_tiles(parser)
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
-    parser.add_argument("--weights", type=Path, help="encoder weights file, where it has moved since training")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        action=OneOrSeveral,
+        type=Path,
+        metavar="FILE",
+        help="encoder weights file, where it has moved since training; of several encoders with weights one for each",
+    )
     parser.add_argument("--memory-mb", type=float, help="bound of the decoded pixels that a worker holds, MB")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command goes on from there")
 

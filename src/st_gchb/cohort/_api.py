@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike
@@ -58,7 +58,7 @@ def check_reading(
     grid: str,
     tissue: str,
     min_tissue: float,
-    weights: str | PathLike[str] | None,
+    weights: str | PathLike[str] | None | Sequence[str | PathLike[str] | None],
     device: str,
     memory_mb: float,
     client: Any,
@@ -86,10 +86,13 @@ def check_reading(
         choose_device(device)
     else:
         check_client(client)
-    path = None if weights is None else str(weights)
-    # Workers may have another working directory, so the path must be absolute.
-    path = str(Path(path).absolute()) if path is not None and path != "default" else path
-    return Reading(Grid(grid, tissue, float(min_tissue)), path, device, float(memory_mb))
+    paths = tuple(map(_absolute, weights)) if isinstance(weights, list | tuple) else _absolute(weights)
+    return Reading(Grid(grid, tissue, float(min_tissue)), paths, device, float(memory_mb))
+
+
+def _absolute(weights: Any) -> str | None:
+    """Return the absolute path of weights, since workers may have another working directory."""
+    return weights if weights is None or weights == "default" else str(Path(weights).absolute())
 
 
 def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
@@ -191,7 +194,7 @@ def predict_slides(
     layer: str | None = None,
     k: Count | None = None,
     weighting: Weighting | None = None,
-    weights: str | PathLike[str] | None = None,
+    weights: str | PathLike[str] | None | Sequence[str | PathLike[str] | None] = None,
     device: Device = "auto",
     memory_mb: Megabytes = MEMORY_MB,
     threads: Count | None = None,
@@ -224,7 +227,8 @@ def predict_slides(
     layer, k, weighting
         As in :meth:`STGCHB.predict <st_gchb.model.STGCHB.predict>`.
     weights
-        Path of the encoder's weights, if they have moved since training.
+        Path of the encoder's weights, if they have moved since training. Of several encoders with weights, one for
+        each, None where they have not moved.
     device
         Device of encoder and network: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"``.
     memory_mb
@@ -302,10 +306,12 @@ def _checked(step: Predict, slides: list[Slide]) -> Predict:
     check_search(len(model.bank_), 1 if step.k is None else step.k, step.weighting or model.settings.weighting)
     rule = model.rules_.features
     # An encoder that was passed as a module cannot be rebuilt by name: the slides must hold their features already.
-    if rule is not None and not rule.encoder.startswith("module:") and not all(map(_may_be_embedded, slides)):
-        if step.reading.weights is None and rule.weights not in ("default", "none"):
-            step = replace(step, reading=replace(step.reading, weights=str(Path(rule.weights).absolute())))
-        step.reading.encoder(rule)
+    by_name = rule is not None and not any(spec.encoder.startswith("module:") for spec in rule.encoders)
+    if rule is not None and by_name and not all(map(_may_be_embedded, slides)):
+        own = tuple(None if spec.weights in ("default", "none") else _absolute(spec.weights) for spec in rule.encoders)
+        if step.reading.weights is None and any(own):
+            step = replace(step, reading=replace(step.reading, weights=own))
+        step.reading.encoders(rule)
     return replace(step, model_id=model.model_id_ or "")
 
 
@@ -323,9 +329,9 @@ def embed_slides(
     out: str | PathLike[str],
     *,
     client: Client | None = None,
-    encoder: EncoderName = DEFAULT_ENCODER,
-    weights: str | PathLike[str] | None = "default",
-    patch_um: Micrometers = DEFAULT_PATCH_UM,
+    encoder: EncoderName | Sequence[EncoderName] = DEFAULT_ENCODER,
+    weights: str | PathLike[str] | None | Sequence[str | PathLike[str] | None] = "default",
+    patch_um: Micrometers | Sequence[Micrometers] = DEFAULT_PATCH_UM,
     n_views: Views = DEFAULT_VIEWS,
     stain_norm: Annotated[Stain, ONE_STAIN] | None = None,
     um_per_px: PixelSize | None = None,
@@ -350,10 +356,10 @@ def embed_slides(
     slides, out, client, um_per_px, spacing_um, grid, tissue, min_tissue, device, memory_mb, threads
         As in :func:`predict_slides`.
     encoder
-        Name of an encoder, see :func:`~st_gchb.pp.get_encoder`. It is built once per process.
+        Name of an encoder, see :func:`~st_gchb.pp.get_encoder`, or of several. They are built once per process.
     weights
         ``"default"`` (each machine downloads them once), ``None`` for random weights, or the path of a file that all
-        workers see.
+        workers see; or a sequence of one for each encoder.
     patch_um, n_views, precision
         As in :func:`~st_gchb.pp.embed_patches`.
     stain_norm
@@ -369,7 +375,7 @@ def embed_slides(
     EncoderError, WeightsUnavailableError
         The encoder is unknown, or its weights are not available.
     InputError, MissingFileError, ClusterError, StoreError
-        As in :func:`predict_slides`.
+        As in :func:`predict_slides`; or there is no encoder or patch size, or one is given twice.
 
     Examples
     --------
@@ -382,7 +388,7 @@ def embed_slides(
     >>> report[["name", "status"]].values.tolist()
     [['S1', 'done']]
     """
-    from st_gchb.pp import FeatureSpec, get_encoder
+    from st_gchb.pp.patches import encoders_of, features_of, sizes_of
 
     rows = slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
     reading = check_reading(
@@ -394,18 +400,8 @@ def embed_slides(
         memory_mb=memory_mb,
         client=client,
     )
-    named = None if weights is None else weights if weights == "default" else Path(weights).absolute()
-    image_encoder = get_encoder(encoder, named)
-    rule = FeatureSpec(
-        image_encoder.name,
-        image_encoder.weights,
-        image_encoder.weights_sha256,
-        float(patch_um),
-        None,
-        n_views,
-        image_encoder.n_features,
-        stain_norm=None if stain_norm is None else stain_norm.method,
-        stain_target=None if stain_norm is None else stain_norm.numbers,
-        precision=None if precision == "float32" else precision,
-    )
+    encoders = encoders_of(encoder, reading.weights, None)
+    if len(encoders) > 1 and not isinstance(reading.weights, tuple):
+        reading = replace(reading, weights=(reading.weights,) * len(encoders))
+    rule = features_of(encoders, sizes_of(patch_um, None), n_views, stain_norm, precision)
     return run(rows, Embed(rule, reading), out, client, threads)

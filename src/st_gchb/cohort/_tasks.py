@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from st_gchb.model import STGCHB
-    from st_gchb.pp import Encoder, FeatureSpec, Resolved
+    from st_gchb.pp import Encoder, FeatureSet, Resolved
     from st_gchb.pp.patches import FeatureOptions
 
 SPACING_UM = 100.0
@@ -176,7 +176,7 @@ class Reading:
     grid
         Options of the grid on slides without spots.
     weights
-        Path of the encoder's weights, if they have moved.
+        Path of the encoder's weights, if they have moved; of several encoders, one for each, None where it has not.
     device
         Name of the torch device.
     memory_mb
@@ -184,14 +184,15 @@ class Reading:
     """
 
     grid: Grid
-    weights: str | None
+    weights: str | None | tuple[str | None, ...]
     device: str
     memory_mb: float
 
     @property
     def needs(self) -> list[str]:
         """Files that every worker must see."""
-        return [] if self.weights in (None, "default") else [str(self.weights)]
+        several = self.weights if isinstance(self.weights, tuple) else (self.weights,)
+        return [path for path in several if path is not None and path != "default"]
 
     def resolve(self, slide: Slide) -> tuple[Resolved, float | None]:
         """Read a slide and resolve its spots and images.
@@ -228,7 +229,7 @@ class Reading:
         from st_gchb.pp.patches import FeatureOptions
 
         return FeatureOptions(
-            build=self.encoder,
+            build=self.encoders,
             device=self.device,
             memory_mb=self.memory_mb,
             on_damage="nan",
@@ -236,19 +237,19 @@ class Reading:
             cache_dir=maps,
         )
 
-    def encoder(self, rule: FeatureSpec) -> Encoder:
-        """Return the encoder of a feature specification, built once per process."""
-        from st_gchb.pp.patches import encoder_of_spec
+    def encoders(self, rule: FeatureSet) -> list[Encoder]:
+        """Return the encoders of feature specifications, built once per process."""
+        from st_gchb.pp.patches import encoders_of_set
 
-        key = (rule.encoder, rule.weights_sha256, self.weights, self.device)
-        return keep("encoder", key, lambda: encoder_of_spec(rule, weights=self.weights))
+        names = tuple((spec.encoder, spec.weights_sha256) for spec in rule.encoders)
+        return keep("encoder", (names, self.weights, self.device), lambda: encoders_of_set(rule, weights=self.weights))
 
 
 @dataclass(frozen=True)
 class Embed:
     """Step that computes patch features, in ``obsm["X_patch"]``."""
 
-    rule: FeatureSpec
+    rule: FeatureSet
     reading: Reading
 
     @property

@@ -31,6 +31,7 @@ from st_gchb._options import DEFAULT_SPLIT
 from st_gchb.evaluate._describe import describe
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
+from st_gchb.pp import FeatureSet
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import as_csr
 from st_gchb.pp.patches import content_key, pixel_sizes
@@ -137,6 +138,10 @@ def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:
         "slices": [str(name) for name in adata.obs[slice_key]],
         "um_per_px": _sizes(adata, slice_key, features_key),
     }
+    stored = adata.uns.get(features_key)
+    if isinstance(stored, Mapping) and np.ndim(stored.get("encoder", "")):
+        # Which columns are of which encoder and patch size decides how they are weighted.
+        parts["parts"] = FeatureSet.from_uns(stored).names
     if Keys.CONNECTIVITIES in adata.obsp:
         # The model uses an existing graph.
         parts |= _matrix("graph", as_csr(adata.obsp[Keys.CONNECTIVITIES]))

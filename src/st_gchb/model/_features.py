@@ -62,13 +62,15 @@ class LinearProjection:
         return _by_rows(part, len(x), self.matrix.shape[-1])
 
 
-def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: int) -> LinearProjection:
+def fit_map(
+    x: np.ndarray, n_components: int | None, *, whitening: float, seed: int, parts: list[slice] | None = None
+) -> LinearProjection:
     """Fit a standardization of each feature, followed by a projection to principal components, on training spots.
 
     Parameters
     ----------
     x
-        Features of the training spots, ``(n_spots, n_features)``.
+        Features of the training spots, ``(n_spots, n_features)``, or context features of one or several rings.
     n_components
         Number of components; ``None`` only standardizes.
     whitening
@@ -76,9 +78,12 @@ def fit_map(x: np.ndarray, n_components: int | None, *, whitening: float, seed: 
         variance of the components is 1.
     seed
         Seed of the solver.
+    parts
+        Columns of each encoder and patch size among the features; None for one of each. With several, each part gets
+        the same total variance, so that an encoder of few features counts as much as one of many.
     """
     offset = x.mean(0, dtype=np.float64)
-    inverse = _inverse(offset, x.std(0, dtype=np.float64))
+    inverse = _balanced(_inverse(offset, x.std(0, dtype=np.float64)), parts)
     if n_components is None:
         return LinearProjection(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
@@ -101,6 +106,19 @@ def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return result
 
 
+def _balanced(inverse: np.ndarray, parts: list[slice] | None) -> np.ndarray:
+    """Scale inverse standard deviations so that all parts have the same total variance, and features 1 on average."""
+    if parts is None or len(parts) == 1:
+        return inverse
+    # One row for each ring of neighbors. The variance of a standardized feature is 1, or 0 if it is switched off.
+    result = inverse.reshape(-1, parts[-1].stop).copy()
+    n_varying = np.array([np.count_nonzero(result[:, part]) for part in parts])
+    mean = n_varying.sum() / max(np.count_nonzero(n_varying), 1)
+    for part, n in zip(parts, n_varying, strict=True):
+        result[:, part] *= np.sqrt(mean / max(n, 1))
+    return result.ravel()
+
+
 def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Compute principal directions ``(n_features, width)`` and their variances; zeros if nothing varies."""
     if not x.any():
@@ -116,7 +134,8 @@ class FeatureSpace:
     Parameters
     ----------
     offset, inverse
-        Mean and inverse standard deviation of the training spots' features, ``(n_features,)``.
+        Mean and inverse standard deviation of the training spots' features, ``(n_features,)``, the latter times the
+        scale of the feature's part.
     components
         Principal directions, ``(n_features, n_components)``.
     scale
@@ -149,9 +168,9 @@ class FeatureSpace:
         return _by_rows(part, len(x), len(self.scale) + 1)
 
 
-def fit_appearance(x: np.ndarray, seed: int) -> FeatureSpace:
-    """Fit a :class:`FeatureSpace` on the features of the training spots, ``(n_spots, n_features)``."""
-    plain = fit_map(x, None, whitening=0.0, seed=seed)
+def fit_appearance(x: np.ndarray, seed: int, parts: list[slice] | None = None) -> FeatureSpace:
+    """Fit a :class:`FeatureSpace` on the features of the training spots, ``(n_spots, n_features)``, in these parts."""
+    plain = fit_map(x, None, whitening=0.0, seed=seed, parts=parts)
     standard = plain(x)
     width = max(1, min(_APPEARANCE, len(x) // _PER_COMPONENT, x.shape[1]))
     components, variance = _principal(standard, width, "auto", seed)

@@ -37,12 +37,13 @@ from st_gchb.model._query import Preprocessor, origin_table
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
 from st_gchb.nn import NetworkSettings
-from st_gchb.pp import FeatureSpec, GraphSpec
+from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import fit_expression, log_normalize, read_expression
 from st_gchb.pp.graph import graph_of, rule_of
 from st_gchb.pp.patches import (
     BLOCK_ROWS,
     FeatureRows,
+    check_width,
     made_key,
     stage_of_spec,
     with_maps,
@@ -122,6 +123,7 @@ def fit(
         seed=seed,
         panel=panel,
     )
+    rule = _feature_rule(adata, where.features_key, settings)
     if features is None:
         trained = settings.finetune != "none"
         features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
@@ -130,10 +132,11 @@ def fit(
         settings.context_rings, mean_features(features, settings) if settings.center_slices else None
     )
     context = context_of(look, features, adjacency, slices)
+    parts = _parts(rule, features, where.features_key)
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
-    linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed)
+    linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
     if not linear.matrix.any():
         raise EncoderError(
             f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
@@ -141,16 +144,17 @@ def fit(
         )
     rules = Preprocessor(
         expression=expression,
-        features=_feature_rule(adata, where.features_key, settings),
+        features=rule,
         features_key=where.features_key,
         n_features=features.shape[1],
         graph=_graph_rule(adata, where),
         context=look,
         linear=linear,
-        appearance=fit_appearance(own, seed),
+        appearance=fit_appearance(own, seed, parts),
         slice_key=where.slice_key,
     )
-    image_map = fit_map(seen, settings.n_image_components, whitening=settings.image_whitening, seed=seed)
+    whitening = settings.image_whitening
+    image_map = fit_map(seen, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
     return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
 
@@ -171,7 +175,7 @@ def _registered(adata: AnnData, where: Registered) -> Any:
 def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
     """Build the network and fill in its fixed projections."""
     rule = fitted.rules.features
-    stage = None if rule is None or not rule.feature_maps else stage_of_spec(rule)
+    stage = None if rule is None or not rule.feature_maps else stage_of_spec(rule.first)
     module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
     expression = fitted.rules.expression
     fixed = (
@@ -294,13 +298,37 @@ def _is_numeric(values: Any) -> bool:
     return getattr(values, "ndim", 0) == 2 and np.issubdtype(values.dtype, np.number)
 
 
-def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureSpec | None:
-    """Read the specification of the features; ``None`` where they do not come from ``pp.embed_patches``."""
+def _feature_rule(adata: AnnData, key: str, settings: ModelSettings) -> FeatureSet | None:
+    """Read the specifications of the features; ``None`` where they do not come from ``pp.embed_patches``.
+
+    Raises
+    ------
+    EncoderError
+        The last stage of the encoder is to be trained, and there are several parts.
+    """
     if key not in adata.uns:
         return None
-    rule = FeatureSpec.from_uns(adata.uns[key])
+    rule = FeatureSet.from_uns(adata.uns[key])
     # Maps of a query are made where they are needed, which takes room on disk.
-    return replace(rule, feature_maps=False) if settings.finetune == "none" else rule
+    if settings.finetune == "none":
+        return FeatureSet([replace(spec, feature_maps=False) for spec in rule.specs])
+    if len(rule) > 1:
+        first = next((spec for spec in rule.specs if spec.encoder != "texture"), rule.first)
+        size = f"patch_px={first.patch_px:g}" if rule.in_px else f"patch_um={first.patch_um:g}"
+        raise EncoderError(
+            f"finetune={settings.finetune!r} trains one encoder at one patch size, and obsm[{key!r}] holds {len(rule)} "
+            f"parts ({'; '.join(rule.names)}). Run st_gchb.pp.embed_patches again with one of them, such as "
+            f"encoder={first.encoder!r}, {size}, save_feature_maps=True; or pass finetune='none'."
+        )
+    return rule
+
+
+def _parts(rule: FeatureSet | None, features: FeatureRows, key: str) -> list[slice] | None:
+    """Return the columns of each encoder and patch size; None if there is one of each, or it is not known."""
+    if rule is None or len(rule) == 1:
+        return None
+    check_width(rule, features.shape[1], key)
+    return rule.columns
 
 
 def _graph_rule(adata: AnnData, where: Registered) -> GraphSpec:

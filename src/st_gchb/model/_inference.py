@@ -37,7 +37,7 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, Query, measured_panel
 from st_gchb.model._settings import ModelSettings
 from st_gchb.nn import Branch
-from st_gchb.pp import write_table
+from st_gchb.pp import FeatureSet, write_table
 from st_gchb.pp.encoders import halved
 from st_gchb.pp.patches import FeatureRows
 from st_gchb.pp.spots import check_table_name
@@ -414,11 +414,11 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
     features = p.rules.features
     return {
         "version": __version__,
-        "encoder": "external" if features is None else features.encoder,
-        "weights": "external" if features is None else features.weights,
-        "weights_sha256": "" if features is None else features.weights_sha256,
-        "precision": (features and features.precision) or "float32",
-        "stain_norm": (features and features.stain_norm) or "none",
+        "encoder": "external" if features is None else _of_encoders(features, "encoder"),
+        "weights": "external" if features is None else _of_encoders(features, "weights"),
+        "weights_sha256": "" if features is None else _of_encoders(features, "weights_sha256"),
+        "precision": (features and features.first.precision) or "float32",
+        "stain_norm": (features and features.first.stain_norm) or "none",
         "layer": layer or "panel",
         "k": k,
         "weighting": weighting,
@@ -426,6 +426,12 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "ridge_weight": p.settings.ridge_weight,
         "reference_slices": np.array(sorted(set(p.bank.slices))),
     }
+
+
+def _of_encoders(features: FeatureSet, field: str) -> str | np.ndarray:
+    """Return a field of the encoder's specification; of several encoders, an array of them."""
+    values = [str(getattr(spec, field)) for spec in features.encoders]
+    return values[0] if len(values) == 1 else np.array(values)
 
 
 def _how_searched(p: Predictor, k: int) -> dict[str, Any]:

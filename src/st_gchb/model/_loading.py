@@ -37,7 +37,7 @@ from st_gchb.model._saving import (
     SavedModel,
 )
 from st_gchb.model._schema import check_numbers, check_record, read_table
-from st_gchb.pp import FeatureSpec, GraphSpec
+from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import ExpressionRule
 from st_gchb.retrieval import ReferenceBank, ReferenceTable, SearchIndex
 
@@ -168,7 +168,7 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocess
     )
     return Preprocessor(
         expression=expression,
-        features=None if stored["features"] is None else FeatureSpec.from_uns(stored["features"]),
+        features=None if stored["features"] is None else FeatureSet.from_uns(stored["features"]),
         features_key=stored["features_key"],
         n_features=stored["n_features"],
         graph=GraphSpec(**stored["graph"]),

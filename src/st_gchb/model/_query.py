@@ -18,7 +18,7 @@ from st_gchb._logging import logger
 from st_gchb.io import hand_on_libraries, libraries_of
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
-from st_gchb.pp import FeatureSpec, GraphSpec, Resolved
+from st_gchb.pp import FeatureSet, GraphSpec, Resolved
 from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression
 from st_gchb.pp.graph import check_reach, connected, neighbor_distances
 from st_gchb.pp.patches import (
@@ -88,7 +88,7 @@ class Preprocessor:
     expression
         Normalization, panel and PCA.
     features
-        How patch features are made; ``None`` where they came from outside.
+        Specifications of the patch features; ``None`` if they were made outside.
     features_key
         Key in ``obsm``.
     n_features
@@ -106,7 +106,7 @@ class Preprocessor:
     """
 
     expression: ExpressionRule
-    features: FeatureSpec | None
+    features: FeatureSet | None
     features_key: str
     n_features: int
     graph: GraphSpec
@@ -352,14 +352,19 @@ def _check_query_features(adata: AnnData, rules: Preprocessor, name: str = "quer
     if key not in adata.uns:
         logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
         return
-    found = FeatureSpec.from_uns(adata.uns[key])
+    found = FeatureSet.from_uns(adata.uns[key])
     same = ("encoder", "weights_sha256", "patch_um", "patch_px", "n_views", "stain_norm", "stain_target", "precision")
-    differ = [one for one in same if getattr(found, one) != getattr(rules.features, one)]
+    here, there = ({one: _of_parts(whole, one) for one in same} for whole in (found, rules.features))
+    differ = [one for one in same if here[one] != there[one]]
     if differ:
-        pairs = ", ".join(
-            f"{one} {getattr(found, one)!r} instead of {getattr(rules.features, one)!r}" for one in differ
-        )
+        pairs = ", ".join(f"{one} {here[one]!r} instead of {there[one]!r}" for one in differ)
         raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {pairs}. {remedy}")
+
+
+def _of_parts(features: FeatureSet, field: str) -> Any:
+    """Return a field of the specification, or a list of it for each of several parts."""
+    values = [getattr(spec, field) for spec in features.specs]
+    return values[0] if len(values) == 1 else values
 
 
 def _check_near(adata: AnnData, rules: Preprocessor, name: str, remedy: str) -> None:

@@ -27,8 +27,10 @@ from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor
 from st_gchb.retrieval import ReferenceBank
 
-FORMAT, OLDEST_FORMAT = 4, 2
-"""Format that is written, and oldest format that is read."""
+FORMAT, OLDEST_FORMAT = 5, 2
+"""Newest and oldest format that is read."""
+_FORMAT_OF_ONE_PART = 4
+"""Format of a model whose features are of one encoder at one patch size, which earlier versions read too."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -156,7 +158,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": FORMAT,
+        "format": _FORMAT_OF_ONE_PART if rules.features is None or len(rules.features) == 1 else FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,

@@ -17,7 +17,8 @@ from st_gchb._errors import InputError, MissingKeyError, ModelFileError
 from st_gchb._options import Preset
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
-from st_gchb.pp import FeatureSpec, GraphSpec
+from st_gchb.pp import FeatureSet, FeatureSpec, GraphSpec
+from st_gchb.pp.patches import OF_EACH_PART
 
 FIELDS: dict[str, Any] = {
     "version": str,
@@ -86,8 +87,9 @@ def check_record(record: dict[str, Any], place: Path) -> None:
         check_keywords(record["graph"], GraphSpec, "graph")
         GraphSpec(**record["graph"])
         if record["features"] is not None:
-            check_keywords(record["features"], FeatureSpec, "features")
-            FeatureSpec.from_uns(record["features"])
+            for part in _parts(record["features"]):
+                check_keywords(part, FeatureSpec, "features")
+            FeatureSet.from_uns(record["features"])
         for name, values in record["history"].items():
             # Losses of a diverged training run are NaN, which Python's JSON can hold.
             if not {type(value) for value in values} <= {int, float, type(None)}:
@@ -99,6 +101,17 @@ def check_record(record: dict[str, Any], place: Path) -> None:
         _check_together(record)
     except (InputError, MissingKeyError) as error:
         raise ModelFileError(f"{place} is damaged or was edited: {error} Copy the model again.") from error
+
+
+def _parts(features: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split the record of several encoders and patch sizes into one for each; errors as :func:`check_record`."""
+    if not isinstance(features.get("encoder"), list):
+        return [features]
+    listed = {key: check_value(features[key], list[Any], f"features: {key}") for key in OF_EACH_PART if key in features}
+    lengths = {key: len(values) for key, values in listed.items()}
+    if len(set(lengths.values())) > 1 or not lengths["encoder"]:
+        raise ModelFileError(f"features: found {lengths} entries; expected one of each for every part.")
+    return [{**features, **{key: values[i] for key, values in listed.items()}} for i in range(lengths["encoder"])]
 
 
 def _check_registry(stored: dict[str, Any]) -> None:
@@ -133,7 +146,7 @@ def _check_together(record: dict[str, Any]) -> None:
         )
     if record["tables"].get("panel") != genes or "all_genes" not in record["tables"]:
         raise ModelFileError("tables: expected 'panel' with the names in genes, and 'all_genes'.")
-    if features is not None and features["n_features"] != record["n_features"]:
+    if features is not None and sum(part["n_features"] for part in _parts(features)) != record["n_features"]:
         raise ModelFileError(f"n_features={record['n_features']}, but features has {features['n_features']}.")
     rings = ModelSettings(**record["settings"]).context_rings
     if rings != record["context_rings"]:

@@ -58,7 +58,7 @@ from st_gchb.model._validation import (
 )
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import check_panel
-from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoder_of_spec, stage_without_weights
+from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoders_of_set, stage_without_weights
 from st_gchb.pp.spots import check_object, resolve_spots, sections_of
 from st_gchb.retrieval import ReferenceBank, check_search, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
@@ -186,7 +186,7 @@ class STGCHB(BaseModelClass):
         shapes: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
         encoder: Any = DEFAULT_ENCODER,
-        weights: str | Path | None = "default",
+        weights: str | Path | None | Sequence[str | Path | None] = "default",
         features_key: str = Keys.FEATURES,
         **setup: Any,
     ) -> None:
@@ -436,7 +436,7 @@ class STGCHB(BaseModelClass):
         image: Any = None,
         image_key: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
-        weights: str | Path | None = None,
+        weights: str | Path | None | Sequence[str | Path | None] = None,
         table: str | None = None,
         shapes: str | None = None,
         memory_mb: Megabytes = MEMORY_MB,
@@ -468,7 +468,8 @@ class STGCHB(BaseModelClass):
         image, image_key, um_per_px, table, shapes
             Where the query's image and spots are, as :func:`~st_gchb.pp.embed_patches` takes them.
         weights
-            Path of the encoder's weights file, where it has moved since training.
+            Path of the encoder's weights file, where it has moved since training. Of several encoders with weights, a
+            sequence of one for each, None where it has not moved.
         memory_mb
             Bound of the decoded pixels that are held, MB; see :func:`~st_gchb.pp.read_patches`.
         key_added
@@ -509,7 +510,7 @@ class STGCHB(BaseModelClass):
             image_key=image_key,
             um_per_px=um_per_px,
             encoding=FeatureOptions(
-                build=partial(encoder_of_spec, weights=weights), memory_mb=memory_mb, on_damage="nan"
+                build=partial(encoders_of_set, weights=weights), memory_mb=memory_mb, on_damage="nan"
             ),
         )
         result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
@@ -527,7 +528,7 @@ class STGCHB(BaseModelClass):
         image: Any = None,
         image_key: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
-        weights: str | Path | None = None,
+        weights: str | Path | None | Sequence[str | Path | None] = None,
         table: str | None = None,
         shapes: str | None = None,
         memory_mb: Megabytes = MEMORY_MB,
@@ -559,7 +560,7 @@ class STGCHB(BaseModelClass):
             slice_key=slice_key,
             image_key=image_key,
             um_per_px=um_per_px,
-            encoding=FeatureOptions(build=partial(encoder_of_spec, weights=weights), memory_mb=memory_mb),
+            encoding=FeatureOptions(build=partial(encoders_of_set, weights=weights), memory_mb=memory_mb),
         )
         if modality == "image":
             features, where_spots = FeatureRows(query.features), (query.adjacency, query.slices)
@@ -701,7 +702,7 @@ class STGCHB(BaseModelClass):
         )
         rule = saved.rules.features
         with torch.random.fork_rng():
-            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule)
+            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule.first)
             sizes = network_settings(saved.rules, image_map, self.settings)
             self.module = STGCHBModule(sizes, self.settings.loss, stage)
         self.module.load_state_dict(saved.state)

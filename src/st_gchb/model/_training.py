@@ -73,6 +73,9 @@ def training_identity(
     plain = {EARLIEST_SETTINGS.get(k, k): value for k, value in asdict(settings).items() if k != "max_epochs"}
     trainer = {key: arguments["trainer_kwargs"][key] for key in _TRAINER if key in arguments["trainer_kwargs"]}
     plan = {key: getattr(value, "__qualname__", repr(value)) for key, value in arguments["plan_kwargs"].items()}
+    rule = fitted.rules.features
+    # Which columns are one part decides their scale. Of one part nothing is added, so that checkpoints are found.
+    parts = {} if rule is None or len(rule) == 1 else {"parts": _short("\n".join(rule.names), repr(rule.columns))}
     return {
         "settings": _short(repr(sorted(plain.items()))),
         "seed": str(seed),
@@ -86,6 +89,7 @@ def training_identity(
         "features": _short(np.asarray(fitted.features[rows])),
         "expression": _short(fitted.panel[rows].toarray()),
         "graph": _short(graph.indptr.astype(np.int64), graph.indices.astype(np.int64)),
+        **parts,
     }
 
 

@@ -5,6 +5,7 @@ from ._runner import (
     Batch as Batch,
     EncoderRunner as EncoderRunner,
     EncodingOptions as EncodingOptions,
+    RunnerBatch as RunnerBatch,
     choose_device as choose_device,
     halved as halved,
 )

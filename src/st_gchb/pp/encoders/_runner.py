@@ -74,6 +74,7 @@ Recolor = Callable[[Tensor], Tensor]
 K = TypeVar("K")
 Recorder = Callable[[nn.Module, nn.Module], AbstractContextManager[list[Tensor]]]
 Batch = tuple[K, npt.NDArray[np.uint8], Sequence[Recolor]]
+RunnerBatch = tuple["EncoderRunner", K, npt.NDArray[np.uint8], Sequence[Recolor]]
 
 _CPU_BATCH = 8
 """Batch size on a CPU: the feature maps of larger batches exceed its caches (with MobileNetV2, one batch of 64 patches
@@ -173,11 +174,24 @@ class EncoderRunner:
             recorder, the collected maps of all views ``(b, n_views, c, h, w)``. If iterating over ``batches`` raises,
             it has been called for all batches before.
         """
+        self.run_all(((self, name, patches, recolors) for name, patches, recolors in batches), take)
+
+    @staticmethod
+    def run_all(batches: Iterable[RunnerBatch[K]], take: Callable[..., None]) -> None:
+        """Encode batches in order, each with a runner of its own.
+
+        Parameters
+        ----------
+        batches
+            Batches as for :meth:`run`, each preceded by the runner that encodes it.
+        take
+            As for :meth:`run`.
+        """
         waiting: tuple[K, list[Tensor]] | None = None
         try:
-            for name, patches, recolors in batches:
+            for runner, name, patches, recolors in batches:
                 # Start the next batch before fetching the last one, because fetching waits for the device.
-                last, waiting = waiting, (name, self._start(patches, recolors))
+                last, waiting = waiting, (name, runner._start(patches, recolors))
                 if last is not None:
                     take(last[0], *(one.cpu().numpy() for one in last[1]))
         finally:

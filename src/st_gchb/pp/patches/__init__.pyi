@@ -19,6 +19,7 @@ from ._feature_maps import (
     writing as writing,
 )
 from ._feature_set import (
+    OF_EACH_PART as OF_EACH_PART,
     FeaturePart as FeaturePart,
     FeatureSet as FeatureSet,
     check_width as check_width,
@@ -28,6 +29,12 @@ from ._feature_spec import (
     EARLIER_NAMES as EARLIER_NAMES,
     FeatureSpec as FeatureSpec,
     encoder_of_spec as encoder_of_spec,
+)
+from ._given_parts import (
+    encoders_of as encoders_of,
+    encoders_of_set as encoders_of_set,
+    features_of as features_of,
+    sizes_of as sizes_of,
 )
 from ._last_stage import (
     check_feature_maps as check_feature_maps,

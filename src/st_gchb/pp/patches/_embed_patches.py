@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,12 @@ from st_gchb._options import (
     Views,
 )
 from st_gchb.pp._stain_normalization import Stain, stain_of
-from st_gchb.pp.encoders import Encoder, EncoderRunner, EncodingOptions, choose_device, get_encoder
+from st_gchb.pp.encoders import Encoder, EncoderRunner, EncodingOptions, choose_device
 from st_gchb.pp.patches._cache import cache_folder
-from st_gchb.pp.patches._embed_slices import embed_slices
+from st_gchb.pp.patches._embed_slices import PartToEncode, embed_slices
 from st_gchb.pp.patches._feature_maps import FILES_KEY
-from st_gchb.pp.patches._feature_spec import FeatureSpec
+from st_gchb.pp.patches._feature_set import OF_EACH_PART, FeatureSet
+from st_gchb.pp.patches._given_parts import check_one_part, encoders_of, features_of, sizes_of
 from st_gchb.pp.patches._last_stage import check_feature_maps, recorded_maps
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
@@ -46,10 +47,10 @@ if TYPE_CHECKING:
 def embed_patches(
     data: AnnData | SpatialData,
     *,
-    encoder: str | nn.Module | Encoder = DEFAULT_ENCODER,
-    weights: str | Path | None = "default",
-    patch_um: Micrometers = DEFAULT_PATCH_UM,
-    patch_px: PatchSize | None = None,
+    encoder: str | nn.Module | Encoder | Sequence[str | nn.Module | Encoder] = DEFAULT_ENCODER,
+    weights: str | Path | None | Sequence[str | Path | None] = "default",
+    patch_um: Micrometers | Sequence[Micrometers] = DEFAULT_PATCH_UM,
+    patch_px: PatchSize | Sequence[PatchSize] | None = None,
     n_views: Views = DEFAULT_VIEWS,
     stain_norm: StainMethod | Stain | None = None,
     save_feature_maps: bool = False,
@@ -71,19 +72,24 @@ def embed_patches(
     copy: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> AnnData | None:
-    """Embed the image patch around every spot with a frozen encoder.
+    """Embed the image patch around every spot with a frozen encoder, or several.
+
+    With several encoders or patch sizes, the features of all stand side by side, those of each as if it were alone: all
+    sizes of the first encoder, then all sizes of the second one. :class:`FeatureSet` knows which columns are whose.
 
     Parameters
     ----------
     data
         AnnData with ``obsm["spatial"]`` in full-resolution px, or SpatialData with an image and spots.
     encoder, weights, transform
-        Encoder as in :func:`get_encoder`.
+        Encoder as in :func:`get_encoder`, or a sequence of encoders. ``weights`` is then one value for all, or a
+        sequence with one for each; ``transform`` goes with a single encoder.
     patch_um
-        Side of a patch, µm.
+        Side of a patch, µm, or a sequence of several. Sizes that are read from the same level of the image share its
+        decoded pixels, so that it is decoded once.
     patch_px
-        Side of a patch in px of the full-resolution image, instead of ``patch_um``; the size of a pixel is then not
-        needed.
+        Side of a patch in px of the full-resolution image, or a sequence, instead of ``patch_um``; the size of a pixel
+        is then not needed.
     n_views
         Views over which features are averaged. 4: the rotations of a patch; 8: the rotations and their mirror images;
         1: the patch itself, in a quarter of the time.
@@ -94,8 +100,8 @@ def embed_patches(
     save_feature_maps
         Also store the feature maps before the image encoder's last stage, in files in the cache folder, so that
         ``STGCHB(finetune="last_stage")`` can train that stage. Supported for torchvision's resnet, resnext,
-        wide_resnet, convnext, densenet, efficientnet and mobilenet_v2. They take 38 kB (mobilenet_v2) to 401 kB
-        (resnet50) per spot and view; pass ``n_views=1`` for many spots.
+        wide_resnet, convnext, densenet, efficientnet and mobilenet_v2, one of them at one patch size. They take 38 kB
+        (mobilenet_v2) to 401 kB (resnet50) per spot and view; pass ``n_views=1`` for many spots.
     image, image_key, slice_key, um_per_px
         Slices and images as in :func:`slices_of`. For SpatialData, ``image`` is the name of the image element (or a
         dict of names by region), and ``um_per_px`` the size of a pixel of its finest scale.
@@ -119,10 +125,12 @@ def embed_patches(
     cache, cache_dir
         Whether and in which folder features are cached by content, so that they are computed once for the same image,
         positions, encoder and weights. The folder is by default ``st_gchb.settings.cache_dir``. Images that are not
-        files, such as those of a SpatialData, are decoded one more time to compute the key.
+        files, such as those of a SpatialData, are decoded one more time to compute the key. Each encoder and patch
+        size is cached by itself: if one is added, only that one is computed.
     on_damage
         Treatment of spots whose pixels cannot be decoded. ``"raise"``: raise an error and write nothing. ``"nan"``: set
-        their features to NaN and list their names in ``uns[key_added]["excluded"]``, with a warning.
+        their features to NaN and list their names in ``uns[key_added]["excluded"]``, with a warning. Of several patch
+        sizes, one that cannot be decoded excludes the spot.
     copy
         Return a copy with the features instead of writing them to ``data``. For a SpatialData the copy is an AnnData.
 
@@ -131,7 +139,8 @@ def embed_patches(
     AnnData or None
         With ``copy``, the object with the features; otherwise None, and the features are written to ``data`` (for
         SpatialData: to its table). Features are in ``obsm[key_added]``, ``(n_spots, n_features)`` float32, and their
-        specification is in ``uns[key_added]``. ``obsm[key_added + "_made"]``, ``(n_spots, 5)``, records the position,
+        specification is in ``uns[key_added]``, where :meth:`FeatureSet.from_uns` reads it.
+        ``obsm[key_added + "_made"]``, ``(n_spots, 5)``, records the position,
         pixel size and image of each spot, so that features that no longer belong to their spots are detected.
 
     Raises
@@ -142,10 +151,13 @@ def embed_patches(
         A slice has no usable image, or one that can only be decoded whole and is larger than ``memory_mb``.
     DamageError
         Pixels of some spots cannot be decoded; the message says how many spots and which regions.
+    InputError
+        There is no encoder or patch size, one is given twice, or ``weights`` has another length than ``encoder``.
     ScaleError
-        The size of a pixel is not known, and ``patch_px`` is not given.
+        The size of a pixel is not known, and ``patch_px`` is not given; or a patch is larger than a slide.
     EncoderError, WeightsUnavailableError
-        The encoder is unknown or cannot be compiled, or its weights are not available.
+        The encoder is unknown or cannot be compiled, or its weights are not available; or feature maps are asked of
+        several encoders or patch sizes.
     CacheError
         There is not enough disk space for the feature maps.
     StainError
@@ -160,32 +172,29 @@ def embed_patches(
     >>> st_gchb.pp.embed_patches(adata, encoder="texture", image=image, um_per_px=2.0, cache=False)
     >>> adata.obsm["X_patch"].shape
     (2, 107)
+    >>> options = {"image": image, "um_per_px": 2.0, "cache": False}
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=(80, 150), **options)
+    >>> adata.obsm["X_patch"].shape, st_gchb.pp.FeatureSet.from_uns(adata.uns["X_patch"]).names
+    ((2, 214), ['texture, 80 µm', 'texture, 150 µm'])
     """
     chosen = choose_device(device)
     check_object(data, spatialdata=True)
+    sizes = sizes_of(patch_um, patch_px)
     resolved = resolve_spots(data, table, image, shapes)
     slices = resolved.slices(slice_key=slice_key, image_key=image_key, um_per_px=um_per_px)
-    sides = [side_px(slide, patch_um, patch_px) for slide in slices]
-    image_encoder = get_encoder(encoder, weights, transform=transform)
+    # Before encoders are built, which may take a download.
+    for slide in slices:
+        for um, px in sizes:
+            side_px(slide, um or 0.0, px)
+    encoders = encoders_of(encoder, weights, transform)
     if save_feature_maps:
-        check_feature_maps(image_encoder, cache=cache, compiled=compiled)
+        check_one_part(encoders, sizes)
+        check_feature_maps(encoders[0], cache=cache, compiled=compiled)
     folder = cache_folder(cache_dir) if cache else None
     options = EncodingOptions(batch_size, chosen, memory_mb, precision, compiled)
     stain = stain_of(slices[0], stain_norm) if isinstance(stain_norm, str) else stain_norm
-    rule = FeatureSpec(
-        image_encoder.name,
-        image_encoder.weights,
-        image_encoder.weights_sha256,
-        patch_um=None if patch_px else float(patch_um),
-        patch_px=float(patch_px) if patch_px else None,
-        n_views=n_views,
-        n_features=image_encoder.n_features,
-        stain_norm=None if stain is None else stain.method,
-        stain_target=None if stain is None else stain.numbers,
-        precision=None if precision == "float32" else precision,
-        feature_maps=save_feature_maps,
-    )
-    found = encode_patches(slices, sides, rule, image_encoder, options, folder, on_damage)
+    rule = features_of(encoders, sizes, n_views, stain, precision, feature_maps=save_feature_maps)
+    found = encode_patches(slices, rule, encoders, options, folder, on_damage)
     target = resolved.target(copy=copy)
     found.write_to(target, key_added)
     return target if copy else None
@@ -193,9 +202,8 @@ def embed_patches(
 
 def encode_patches(
     slices: list[Slice],
-    sides: list[float],
-    rule: FeatureSpec,
-    encoder: Encoder,
+    rule: FeatureSet,
+    encoders: list[Encoder],
     options: EncodingOptions,
     folder: Path | None,
     on_damage: OnDamage,
@@ -204,10 +212,10 @@ def encode_patches(
 
     Parameters
     ----------
-    slices, sides
-        Slices with their images, and the side of a patch of each, px of its image.
-    rule, encoder
-        Specification of the features, and the encoder that it names.
+    slices
+        Slices with their images.
+    rule, encoders
+        Specifications of the features, and the encoders that they name, in the order of ``rule.encoders``.
     options
         Device, precision, batch size and bound of memory.
     folder
@@ -222,11 +230,16 @@ def encode_patches(
 
     Raises
     ------
-    CacheError, DamageError, EncoderError, StainError
+    CacheError, DamageError, EncoderError, ScaleError, StainError
         As for :func:`embed_patches`.
     """
-    runner = EncoderRunner(encoder, rule.n_views, options, recorded_maps if rule.feature_maps else None)
-    return PatchFeatures(*embed_slices(slices, sides, runner, folder, on_damage, rule.stain), rule, slices)
+    recorder = recorded_maps if rule.feature_maps else None
+    runners = [EncoderRunner(encoder, rule.first.n_views, options, recorder) for encoder in encoders]
+    sides = [[side_px(slide, spec.patch_um or 0.0, spec.patch_px) for slide in slices] for spec in rule.specs]
+    # All sizes of an encoder come one after the other.
+    users = [runner for runner in runners for _ in rule.sizes]
+    parts = [PartToEncode(*one) for one in zip(users, sides, strict=True)]
+    return PatchFeatures(*embed_slices(slices, parts, folder, on_damage, rule.stain), rule, slices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +255,7 @@ class PatchFeatures:
     files
         Files of the feature maps, one per slice; empty if there are none.
     rule
-        Specification of the features.
+        Specifications of the features.
     slices
         The slices with their images.
     """
@@ -250,7 +263,7 @@ class PatchFeatures:
     values: npt.NDArray[np.float32]
     excluded: npt.NDArray[np.int64]
     files: list[Path]
-    rule: FeatureSpec
+    rule: FeatureSet
     slices: list[Slice]
 
     def write_to(self, adata: AnnData, key: str) -> None:
@@ -265,8 +278,11 @@ class PatchFeatures:
 
     def _described(self) -> dict[str, Any]:
         known = [one.um_per_px * one.scale if one.um_per_px is not None else math.nan for one in self.slices]
+        rule = self.rule.to_dict()
+        several = {key: np.array(rule[key]) for key in OF_EACH_PART if isinstance(rule.get(key), list)}
         return {
-            **self.rule.to_dict(),
+            **rule,
+            **several,
             "slices": np.array([one.name for one in self.slices]),
             "um_per_px": np.array(known),
             "st_gchb_version": __version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,9 @@ from st_gchb._options import DEFAULT_ON_DAMAGE, OnDamage
 from st_gchb.pp.encoders import Encoder, EncodingOptions, choose_device
 from st_gchb.pp.patches._cache import cache_folder
 from st_gchb.pp.patches._embed_patches import PatchFeatures, embed_patches, encode_patches
-from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
+from st_gchb.pp.patches._feature_set import FeatureSet
+from st_gchb.pp.patches._feature_spec import FeatureSpec
+from st_gchb.pp.patches._given_parts import encoders_of_set
 from st_gchb.pp.patches._last_stage import check_feature_maps
 from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
 from st_gchb.pp.spots import Slice, side_px
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
 @checked(keywords=lambda: embed_patches)
 def embed_patches_like(
     data: AnnData | SpatialData,
-    rule: FeatureSpec,
+    rule: FeatureSpec | FeatureSet,
     *,
-    encoder: nn.Module | Encoder | None = None,
-    weights: str | Path | None = None,
+    encoder: nn.Module | Encoder | None | Sequence[nn.Module | Encoder | None] = None,
+    weights: str | Path | None | Sequence[str | Path | None] = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> AnnData | None:
@@ -41,11 +43,13 @@ def embed_patches_like(
     data
         Object to embed, as in :func:`embed_patches`.
     rule
-        Specification of the features to match.
+        Specification of the features to match, or the specifications of several encoders and patch sizes.
     encoder
-        The encoder, needed if it was a module of the caller's, which cannot be found by name.
+        The encoder, needed if it was a module of the caller's, which cannot be found by name. For several encoders,
+        one for each, None where it is found by name.
     weights
-        Path of the weights file, needed if it has moved.
+        Path of the weights file, needed if it has moved. For several encoders with weights, one for each, None where
+        it has not moved.
     transform
         Transformation of the patches, as in :func:`get_encoder`.
     options
@@ -59,6 +63,8 @@ def embed_patches_like(
 
     Raises
     ------
+    InputError
+        One encoder or file is given, and there are several for which it may be meant.
     EncoderError
         The encoder's weights are not those of the specification, or its module was not given.
     WeightsUnavailableError
@@ -77,15 +83,15 @@ def embed_patches_like(
     >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
     True
     """
-    image_encoder = encoder_of_spec(rule, encoder=encoder, weights=weights, transform=transform)
-    size = {"patch_px": rule.patch_px} if rule.patch_px is not None else {"patch_um": rule.patch_um}
+    rule = rule if isinstance(rule, FeatureSet) else FeatureSet([rule])
+    size: dict[str, Any] = {"patch_px" if rule.in_px else "patch_um": rule.sizes}
     return embed_patches(
         data,
-        encoder=image_encoder,
-        n_views=rule.n_views,
+        encoder=encoders_of_set(rule, encoder=encoder, weights=weights, transform=transform),
+        n_views=rule.first.n_views,
         stain_norm=rule.stain,
         save_feature_maps=rule.feature_maps,
-        precision=rule.precision or "float32",
+        precision=rule.first.precision or "float32",
         **size,
         **options,
     )
@@ -98,14 +104,14 @@ class FeatureOptions:
     Parameters
     ----------
     build
-        Function that gives the encoder of a specification. It is called only if patches are to be encoded.
+        Function that gives the encoders of specifications. It is called only if patches are to be encoded.
     device, memory_mb, on_damage
         As in :func:`embed_patches`.
     cache, cache_dir
         As in :func:`embed_patches`.
     """
 
-    build: Callable[[FeatureSpec], Encoder] = encoder_of_spec
+    build: Callable[[FeatureSet], list[Encoder]] = encoders_of_set
     device: str = "auto"
     memory_mb: float = MEMORY_MB
     on_damage: OnDamage = DEFAULT_ON_DAMAGE
@@ -113,15 +119,15 @@ class FeatureOptions:
     cache_dir: str | Path | None = None
 
 
-def features_like(slices: list[Slice], rule: FeatureSpec, options: FeatureOptions) -> PatchFeatures:
-    """Encode the patches of slices that are open, by an existing specification.
+def features_like(slices: list[Slice], rule: FeatureSet, options: FeatureOptions) -> PatchFeatures:
+    """Encode the patches of slices that are open, by existing specifications.
 
     Parameters
     ----------
     slices
         Slices with their images.
     rule
-        Specification of the features to match.
+        Specifications of the features to match.
     options
         Options that do not change the features.
 
@@ -136,12 +142,16 @@ def features_like(slices: list[Slice], rule: FeatureSpec, options: FeatureOption
         As for :func:`embed_patches_like`.
     """
     device = choose_device(options.device)
-    sides = [side_px(slide, rule.patch_um or 0.0, rule.patch_px) for slide in slices]
-    encoder = options.build(rule)
+    # Before encoders are built.
+    for slide in slices:
+        for spec in rule.specs:
+            side_px(slide, spec.patch_um or 0.0, spec.patch_px)
+    encoders = options.build(rule)
     if rule.feature_maps:
-        check_feature_maps(encoder, cache=options.cache, compiled=False)
+        check_feature_maps(encoders[0], cache=options.cache, compiled=False)
     folder = cache_folder(options.cache_dir) if options.cache else None
-    how = EncodingOptions(BATCH_SIZE, device, options.memory_mb, rule.precision or "float32")
-    # The weights file may have moved.
-    here = replace(rule, weights=encoder.weights)
-    return encode_patches(slices, sides, here, encoder, how, folder, options.on_damage)
+    how = EncodingOptions(BATCH_SIZE, device, options.memory_mb, rule.first.precision or "float32")
+    # The weights files may have moved.
+    here = [one.weights for one in encoders for _ in rule.sizes]
+    rule = FeatureSet([replace(spec, weights=weights) for spec, weights in zip(rule.specs, here, strict=True)])
+    return encode_patches(slices, rule, encoders, how, folder, options.on_damage)

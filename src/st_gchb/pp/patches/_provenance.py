@@ -21,6 +21,7 @@ from anndata import AnnData
 from st_gchb._errors import StaleError
 from st_gchb._logging import logger
 from st_gchb.io import TOLERANCE, Library, Size, caller_size, factor_size, positive, settle
+from st_gchb.pp.patches._feature_set import FeatureSet
 from st_gchb.pp.patches._feature_spec import FeatureSpec
 from st_gchb.pp.spots import Sections, Slice, spot_centers
 
@@ -50,7 +51,7 @@ def was_on_image(adata: AnnData, key: str, centers: npt.NDArray[np.float64]) -> 
     return made is not None and bool((np.abs(centers - made[:, :2]) <= _SAME_PX).all())
 
 
-def made_at(slices: list[Slice], rule: FeatureSpec) -> npt.NDArray[np.float64]:
+def made_at(slices: list[Slice], rule: FeatureSet) -> npt.NDArray[np.float64]:
     """Build the provenance of features, ``(n_spots, 5)`` float64, with the columns of :func:`made_key`."""
     table = np.empty((sum(len(slide.rows) for slide in slices), _COLUMNS))
     for slide in slices:
@@ -298,12 +299,18 @@ def _array_id(image: npt.NDArray[Any]) -> int:
     return _number(repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(some).tobytes())
 
 
-def _rule_id(rule: FeatureSpec) -> int:
+def _rule_id(rule: FeatureSet) -> int:
+    kept = [_hashed(spec) for spec in rule.specs]
+    # One part is hashed as before there were several, so that hashes in existing objects remain valid.
+    return _number(json.dumps(kept[0] if len(kept) == 1 else kept, sort_keys=True).encode())
+
+
+def _hashed(spec: FeatureSpec) -> dict[str, Any]:
     # The path of the weights and feature maps do not affect the features.
-    kept = {k: v for k, v in rule.to_dict().items() if k not in ("weights", "feature_maps")}
-    # Hashed under its earlier name, so that hashes in existing objects remain valid.
+    kept = {k: v for k, v in spec.to_dict().items() if k not in ("weights", "feature_maps")}
+    # Under its earlier name, for the same reason.
     kept["views"] = kept.pop("n_views")
-    return _number(json.dumps(kept, sort_keys=True).encode())
+    return kept
 
 
 def _number(*parts: bytes) -> int:

@@ -22,7 +22,7 @@ from st_gchb._arguments import Count, Megabytes, checked
 from st_gchb._errors import DamageError, InputError, ScaleError
 from st_gchb.io import SlideImage
 from st_gchb.io.images import Box
-from st_gchb.pp.patches._window_plan import Grid, Windows, plan
+from st_gchb.pp.patches._window_plan import Grid, Windows, in_bands, plan
 from st_gchb.pp.spots import Slice
 
 T = TypeVar("T")
@@ -108,6 +108,15 @@ class Damage:
         self.rows.append(row)
         self.boxes |= {tuple(round(edge * downsample) for edge in box) for box, _ in lost}  # type: ignore[misc]
         self.reason = self.reason or str(lost[0][1].__cause__ or lost[0][1])
+
+    @classmethod
+    def union(cls, several: list[Damage]) -> Damage:
+        """Combine the damage of one slice that patches of several sizes touch; a spot is affected if one of them is."""
+        first = several[0]
+        rows = list(dict.fromkeys(row for one in several for row in one.rows))
+        boxes = {box for one in several for box in one.boxes}
+        reason = next((one.reason for one in several if one.reason), "")
+        return cls(first.name, first.image, first.n_spots, rows, boxes, reason)
 
     @property
     def regions(self) -> list[Box]:
@@ -221,64 +230,210 @@ def read_patches(
     damage.check()
 
 
+@dataclass(frozen=True, eq=False)
+class PatchRead:
+    """Patches of one size that are to be read around all spots of a slice.
+
+    Parameters
+    ----------
+    side_px
+        Side of a patch in px of the image's finest level; need not be whole.
+    out_px
+        Side of the returned patches, px.
+    damage
+        Record of the spots whose patches cannot be decoded.
+    """
+
+    side_px: float
+    out_px: int
+    damage: Damage
+
+
 def whole_patches(
     slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
 ) -> Iterator[tuple[Rows, Patches]]:
     """Read patches like :func:`read_patches`, but record spots that cannot be decoded in ``damage`` without raising."""
-    if not side_px >= 1:
-        raise ScaleError(
-            f"slice {slide.name!r}: a patch is {side_px:.3g} px wide; expected at least 1. Check um_per_px and "
-            "patch_um, or pass a finer image."
-        )
-    rows: list[Rows] = []
-    crops: list[Patches] = []
-    for some_rows, some_crops in _crops(slide, side_px, out_px, batch_size, memory_mb, damage):
-        rows.append(some_rows)
-        crops.append(_resample(some_crops, out_px))
-        if sum(map(len, rows)) >= batch_size:
-            all_rows, all_crops = np.concatenate(rows), np.concatenate(crops)
-            yield all_rows[:batch_size], all_crops[:batch_size]
+    read = PatchRead(side_px, out_px, damage)
+    for _, rows, patches in patches_of_sizes(slide, [read], batch_size, memory_mb):
+        yield rows, patches
+
+
+def patches_of_sizes(
+    slide: Slice, reads: list[PatchRead], batch_size: int, memory_mb: float
+) -> Iterator[tuple[int, Rows, Patches]]:
+    """Read the patches of every spot in several sizes, in batches, within bounded memory.
+
+    Sizes that are read from the same level are cut out of the same decoded pixels, so that each chunk is decoded once
+    for all of them. Batches of each size hold the same spots, in the same order, as if that size were read alone. Where
+    ``memory_mb`` is too small to hold what all sizes need, they are read in groups, one after the other.
+
+    Parameters
+    ----------
+    slide
+        Spots and image.
+    reads
+        Sizes of the patches.
+    batch_size, memory_mb
+        As in :func:`read_patches`.
+
+    Yields
+    ------
+    tuple
+        Position among ``reads``, and rows and patches as :func:`read_patches` yields them.
+
+    Raises
+    ------
+    ScaleError, InputError, ImageError
+        As for :func:`read_patches`.
+    """
+    for read in reads:
+        if not read.side_px >= 1:
+            raise ScaleError(
+                f"slice {slide.name!r}: a patch is {read.side_px:.3g} px wide; expected at least 1. Check um_per_px "
+                "and patch_um, or pass a finer image."
+            )
+    streams = [_Stream(number, read, slide, batch_size) for number, read in enumerate(reads)]
+    for level in sorted({stream.level for stream in streams}):
+        slide.image.hold_at_most(level, int(memory_mb * 1e6))
+        grid = Grid.of(slide.image, level)
+        same = [stream for stream in streams if stream.level == level]
+        for group, bands in _groups(same, grid, batch_size, memory_mb):
+            yield from _swept(slide, group, bands, grid)
+
+
+class _Stream:
+    """Windows of one size, which are cut out of a level one after the other and collected to batches of patches.
+
+    Parameters
+    ----------
+    number
+        Position of the size among all that are read.
+    read
+        The size.
+    slide
+        Spots and image.
+    batch_size
+        Patches per batch.
+    """
+
+    def __init__(self, number: int, read: PatchRead, slide: Slice, batch_size: int) -> None:
+        self.number, self.read, self.batch_size = number, read, batch_size
+        self.level = choose_level(slide.image, read.side_px, read.out_px)
+        self.downsample = float(slide.image.downsamples[self.level])
+        self.starts, self.side = windows(slide.centers_px, read.side_px, self.downsample)
+        self.shape = slide.image.level_shape(self.level)
+        self.boxes = _boxes(self.starts, self.side, self.shape)
+        self.at_once = 1
+        self._kept: list[int] = []
+        self._crops: Patches = np.empty((0, self.side, self.side, 3), dtype=np.uint8)
+        self._rows: list[Rows] = []
+        self._patches: list[Patches] = []
+
+    def take(self, row: int, pixels: Patches | None, lost: list[tuple[Box, DamageError]]) -> None:
+        """Take the pixels of the window of a spot; None if they cannot be decoded."""
+        if pixels is None:
+            self.read.damage.note(row, lost, self.downsample)
+            return
+        if not self._kept:
+            # A new array each time: patches that need no resampling are views of it.
+            self._crops = np.empty((self.at_once, self.side, self.side, 3), dtype=np.uint8)
+        self._crops[len(self._kept)] = _unfold(pixels, self.boxes[row], self.starts[row], self.side, self.shape)
+        self._kept.append(row)
+
+    def batches(self, *, last: bool) -> Iterator[tuple[int, Rows, Patches]]:
+        """Yield the batches that are complete; with ``last``, resample what waits and yield the rest as well."""
+        if self._kept and (last or len(self._kept) == self.at_once):
+            self._rows.append(np.array(self._kept, dtype=np.int64))
+            self._patches.append(_resample(self._crops[: len(self._kept)], self.read.out_px))
+            self._kept, self._crops = [], self._crops[:0]
+        n_waiting = sum(map(len, self._rows))
+        if n_waiting >= self.batch_size:
+            rows, patches = np.concatenate(self._rows), np.concatenate(self._patches)
+            yield self.number, rows[: self.batch_size], patches[: self.batch_size]
             # Copies, since a view would keep the whole batch in memory.
-            rows, crops = [all_rows[batch_size:].copy()], [all_crops[batch_size:].copy()]
-    if sum(map(len, rows)):
-        yield np.concatenate(rows), np.concatenate(crops)
+            self._rows, self._patches = [rows[self.batch_size :].copy()], [patches[self.batch_size :].copy()]
+            n_waiting -= self.batch_size
+        if last and n_waiting:
+            yield self.number, np.concatenate(self._rows), np.concatenate(self._patches)
+            self._rows, self._patches = [], []
 
 
-def _crops(
-    slide: Slice, side_px: float, out_px: int, batch_size: int, memory_mb: float, damage: Damage
-) -> Iterator[tuple[Rows, Patches]]:
-    """Yield windows before resampling, a few at a time, in the order in which the image is read."""
-    image, level = slide.image, choose_level(slide.image, side_px, out_px)
-    downsample = float(image.downsamples[level])
-    starts, side = windows(slide.centers_px, side_px, downsample)
-    at_once = int(min(max(memory_mb * 1e6 * _CROPS_SHARE // (side**2 * _CROP_BYTES), 1), batch_size))
-    fixed = at_once * side**2 * _CROP_BYTES + (AHEAD + 2) * batch_size * out_px**2 * 3
-    left = int(memory_mb * 1e6) - fixed
-    image.hold_at_most(level, int(memory_mb * 1e6))
-    grid = Grid.of(image, level)
-    boxes = _boxes(starts, side, image.level_shape(level))
-    bands, peak = plan(boxes, grid, left)
+def _groups(
+    streams: list[_Stream], grid: Grid, batch_size: int, memory_mb: float
+) -> Iterator[tuple[list[_Stream], list[Rows]]]:
+    """Divide the sizes of a level into groups that are read together within the memory, and order their windows.
+
+    Yields
+    ------
+    tuple
+        Sizes, and for each band the positions of its windows among those of all sizes, one size after the other.
+    """
+    planned = [(stream, *_plan_alone(stream, grid, batch_size, memory_mb)) for stream in streams]
+    while planned:
+        first, n_bands, bands = planned.pop(0)
+        group, later = [first], []
+        for other, its_bands, own in planned:
+            found = _fitted([*group, other], grid, n_bands, batch_size, memory_mb) if its_bands == n_bands else None
+            if found is None:
+                later.append((other, its_bands, own))
+            else:
+                group, bands = [*group, other], found
+        planned = later
+        for stream in group:
+            stream.at_once = _at_once(stream, len(group), batch_size, memory_mb)
+        yield group, bands
+
+
+def _plan_alone(stream: _Stream, grid: Grid, batch_size: int, memory_mb: float) -> tuple[int, list[Rows]]:
+    """Find the number of bands in which a size is read alone, and the order of its windows."""
+    left, fixed = _memory_left([stream], batch_size, memory_mb)
+    n_bands, bands, peak = plan(stream.boxes, grid, left)
     if peak > left:
         tallest, widest = (int(np.diff(edges).max()) for edges in grid.chunks)
         raise InputError(
-            f"slice {slide.name!r}: memory_mb={memory_mb:g} is too little: windows of {side} px in chunks of up to "
-            f"{tallest} x {widest} px, and batches of {batch_size}, take {(peak + fixed) / 1e6:.0f} MB. Pass "
-            f"memory_mb={-(-(peak + fixed) // 10**6)} or more, or a smaller batch_size."
+            f"slice {stream.read.damage.name!r}: memory_mb={memory_mb:g} is too little: windows of {stream.side} px in "
+            f"chunks of up to {tallest} x {widest} px, and batches of {batch_size}, take {(peak + fixed) / 1e6:.0f} "
+            f"MB. Pass memory_mb={-(-(peak + fixed) // 10**6)} or more, or a smaller batch_size."
         )
+    return n_bands, bands
+
+
+def _fitted(streams: list[_Stream], grid: Grid, n_bands: int, batch_size: int, memory_mb: float) -> list[Rows] | None:
+    """Order the windows of several sizes in a number of bands; None if they do not fit into the memory together.
+
+    With another number of bands than alone, the batches of a size would hold other spots.
+    """
+    bands, peak = in_bands(np.concatenate([stream.boxes for stream in streams]), grid, n_bands)
+    return bands if peak <= _memory_left(streams, batch_size, memory_mb)[0] else None
+
+
+def _at_once(stream: _Stream, n_sizes: int, batch_size: int, memory_mb: float) -> int:
+    """Return the number of windows that wait to be resampled at once, where several sizes share the memory."""
+    share = memory_mb * 1e6 * _CROPS_SHARE / n_sizes
+    return int(min(max(share // (stream.side**2 * _CROP_BYTES), 1), batch_size))
+
+
+def _memory_left(streams: list[_Stream], batch_size: int, memory_mb: float) -> tuple[int, int]:
+    """Compute the bytes that are left for decoded pixels, and those that windows and batches take."""
+    batches = [batch_size * stream.read.out_px**2 * 3 for stream in streams]
+    crops = sum(_at_once(one, len(streams), batch_size, memory_mb) * one.side**2 * _CROP_BYTES for one in streams)
+    # Batches that are complete wait together; each size has one that is being collected.
+    fixed = crops + (AHEAD + 1) * max(batches) + sum(batches)
+    return int(memory_mb * 1e6) - fixed, fixed
+
+
+def _swept(slide: Slice, group: list[_Stream], bands: list[Rows], grid: Grid) -> Iterator[tuple[int, Rows, Patches]]:
+    """Cut the windows of several sizes out of a level, in the order of a plan, and yield batches of patches."""
+    boxes = np.concatenate([stream.boxes for stream in group])
+    n_spots = len(slide.centers_px)
     for band in bands:
-        pixels = Windows(image, level, boxes[band], grid)
-        for first in range(0, len(band), at_once):
-            kept: list[int] = []
-            crops = np.empty((min(at_once, len(band) - first), side, side, 3), dtype=np.uint8)
-            for i in range(first, first + len(crops)):
-                window, lost = pixels.take(i)
-                if window is None:
-                    damage.note(int(band[i]), lost, downsample)
-                    continue
-                crops[len(kept)] = _unfold(window, boxes[band[i]], starts[band[i]], side, image.level_shape(level))
-                kept.append(int(band[i]))
-            if kept:
-                yield np.array(kept, dtype=np.int64), crops[: len(kept)]
+        pixels = Windows(slide.image, group[0].level, boxes[band], grid)
+        for i, position in enumerate(band.tolist()):
+            size, row = divmod(position, n_spots)
+            group[size].take(row, *pixels.take(i))
+            yield from group[size].batches(last=False)
+    for stream in group:
+        yield from stream.batches(last=True)
 
 
 def windows(centers_px: npt.NDArray[np.float64], side_px: float, downsample: float) -> tuple[Rows, int]:

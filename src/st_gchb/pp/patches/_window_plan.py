@@ -76,7 +76,7 @@ class _Uses:
         self.piece = of_rows[rows] * (len(grid.pieces[1]) - 1) + of_columns[columns]
 
 
-def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[list[Rows], int]:
+def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[int, list[Rows], int]:
     """Order windows so that at most ``n_bytes`` of decoded pixels are held.
 
     Windows are processed by rows of pieces. If a row across the whole slide takes too much memory, the slide is divided
@@ -95,22 +95,44 @@ def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[list[Rows], int]:
 
     Returns
     -------
+    n_bands
+        Number of bands into which the slide is divided.
     bands
-        Positions of the windows of each band, in the order in which to process them.
+        Positions of the windows of each band that has some, in the order in which to process them.
     peak
         Largest number of bytes held; above ``n_bytes`` if even the narrowest bands exceed it.
     """
-    last = [grid.piece_of(axis, boxes[:, 2 * axis + 1] - 1) for axis in (0, 1)]
-    order = np.lexsort((boxes[:, 2], boxes[:, 0], last[1], last[0]))
     n_columns = len(grid.pieces[1]) - 1
     n_bands = 1
     while True:
-        band = last[1][order] * n_bands // n_columns
-        bands = [order[band == i] for i in np.unique(band)]
-        peak = 0 if grid.free else max(_peak(boxes[rows], grid) for rows in bands)
+        bands, peak = in_bands(boxes, grid, n_bands)
         if peak <= n_bytes or n_bands == n_columns:
-            return bands, peak
+            return n_bands, bands, peak
         n_bands = min(2 * n_bands, n_columns)
+
+
+def in_bands(boxes: Rows, grid: Grid, n_bands: int) -> tuple[list[Rows], int]:
+    """Divide windows into a number of vertical bands, and order those of each band.
+
+    Windows are sorted by their place alone, so that some of them keep their order among others.
+
+    Parameters
+    ----------
+    boxes, grid
+        As in :func:`plan`.
+    n_bands
+        Number of bands.
+
+    Returns
+    -------
+    bands, peak
+        As in :func:`plan`.
+    """
+    last = [grid.piece_of(axis, boxes[:, 2 * axis + 1] - 1) for axis in (0, 1)]
+    order = np.lexsort((boxes[:, 2], boxes[:, 0], last[1], last[0]))
+    band = last[1][order] * n_bands // (len(grid.pieces[1]) - 1)
+    bands = [order[band == i] for i in np.unique(band)]
+    return bands, 0 if grid.free else max(_peak(boxes[rows], grid) for rows in bands)
 
 
 def _peak(boxes: Rows, grid: Grid) -> int:

@@ -347,10 +347,10 @@ def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
     Raises
     ------
     ScaleError
-        The size of a pixel is needed and unknown, or the patch would be too large.
+        The size of a pixel is needed and unknown, or the patch is larger than the slide.
     """
     if patch_px is not None:
-        return float(patch_px) * slide.scale
+        return _within_slide(slide, float(patch_px) * slide.scale, f"{patch_px:g} px", "patch_px")
     if slide.um_per_px is None:
         raise ScaleError(
             f"slice {slide.name!r}: the size of a pixel is not known ({slide.image.name}). Set "
@@ -366,5 +366,17 @@ def side_px(slide: Slice, patch_um: float, patch_px: float | None) -> float:
             f"slice {slide.name!r}: a patch of {patch_um:g} µm would be {side:.3g} px wide at {slide.um_per_px:.3g} µm "
             f"per px; expected at most {_WIDEST_PX:,} px. "
             + advise(Fix("um_per_px", why="with the size of a pixel"), Fix("patch_um", why="with a smaller patch"))
+        )
+    return _within_slide(slide, side, f"{patch_um:g} µm", "patch_um")
+
+
+def _within_slide(slide: Slice, side: float, size: str, argument: str) -> float:
+    """Validate that a patch is no larger than the slide: beyond its border there would be reflections alone."""
+    height, width = slide.image.shape_px
+    if round(side) > min(height, width):
+        raise ScaleError(
+            f"slice {slide.name!r}: a patch of {size} is {side:.6g} px wide, and the slide ({slide.image.name}) has "
+            f"{width} x {height} px; expected a patch no larger than the slide. "
+            + advise(Fix(argument, why="with a smaller patch"), Fix("um_per_px", why="with the size of a pixel"))
         )
     return side
