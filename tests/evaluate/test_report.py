@@ -13,7 +13,6 @@ from PIL import Image
 import st_gchb
 from st_gchb._errors import MissingKeyError
 from st_gchb.evaluate import evaluate, write_report
-from st_gchb.evaluate._run_cache import data_sha256
 
 
 @pytest.fixture
@@ -95,9 +94,6 @@ def test_the_record_says_all_parts_of_the_features(tissue, tmp_path):
     record = strictly(write_report(result, tmp_path)["metrics"].read_text())
     assert record["settings"]["features"]["encoder"] == ["texture", "texture"]
     assert record["settings"]["features"]["patch_um"] == [80.0, 150.0]
-    one = data_sha256(tissue, "slice", "X_patch")
-    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 160.0])
-    assert data_sha256(tissue, "slice", "X_patch") != one
 
 
 def test_the_figure_shows_the_first_method_on_the_last_slice(tissue, result):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import st_gchb
 from st_gchb._errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, evaluate_fold, write_report
 from st_gchb.model import PRESETS, STGCHB
@@ -357,3 +358,18 @@ def test_a_graph_that_is_there_already_counts(tissue, tmp_path):
     STGCHB.setup_anndata(tissue, slice_key="slice")
     assert evaluate(tissue, **base).runs["taken"] == 0
     assert evaluate(tissue, **base).runs["made"] == 0
+
+
+def test_runs_of_other_parts_are_others(tissue, tmp_path):
+    """The same numbers are weighted otherwise where other columns are a part."""
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=(80, 150), n_views=1, cache=False)
+    options = {"methods": ["mean"], "runs_dir": tmp_path / "runs", **QUICK}
+    evaluate(tissue, **options)
+    first = set((tmp_path / "runs").rglob("*"))
+    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 160.0])
+    evaluate(tissue, **options)
+    second = set((tmp_path / "runs").rglob("*"))
+    assert first < second
+    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 150.0])
+    evaluate(tissue, **options)
+    assert set((tmp_path / "runs").rglob("*")) == second

@@ -258,7 +258,7 @@ def test_edited_records_are_refused(model: STGCHB, tmp_path: Path, case: str) ->
 
 def test_many_slides_share_the_encoders(model: STGCHB, slices: AnnData, tmp_path: Path) -> None:
     """Predicted from the image and from features of their own, with each encoder built once per process."""
-    from st_gchb.cohort import _tasks, embed_slides, predict_slides
+    from st_gchb.cohort import embed_slides, predict_slides
 
     model.save(tmp_path / "model")
     for name in ("S1", "S2"):
@@ -267,7 +267,6 @@ def test_many_slides_share_the_encoders(model: STGCHB, slices: AnnData, tmp_path
         plain.uns["spatial"] = {name: slices.uns["spatial"][name]}
         plain.write_h5ad(tmp_path / f"{name}.h5ad")
     files = [tmp_path / "S1.h5ad", tmp_path / "S2.h5ad"]
-    _tasks._kept.clear()
     BUILT.clear()
     direct = predict_slides(tmp_path / "model", files, tmp_path / "direct", device="cpu")
     assert set(direct["status"]) == {"done"}

@@ -102,7 +102,7 @@ class _Job:
 
 @dataclass
 class _SliceJobs:
-    """What is to be encoded of a slice, whose patches are read together.
+    """The parts of the features of a slice that are to be computed; their patches are read together.
 
     Parameters
     ----------
