@@ -19,7 +19,7 @@ from studies._variants import STUDY, Variant
 
 logger = logging.getLogger("st_gchb.studies")
 
-MEASURES = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
+MEASURES = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran_difference", "Moran_rank")
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,7 @@ def study_table(result: Study, question: str) -> str:
         for name in MEASURES:
             digits = 0 if name == "n>0.3" else 3
             mean, spread = row[name]["mean"], row[name]["sd"]
-            cells.append(f"{mean:.{digits}f}" + ("" if pd.isna(spread) else f" ± {spread:.{max(digits, 1)}f}"))
+            spread = "" if pd.isna(spread) else f" ± {spread:.{max(digits, 1)}f}"
+            cells.append("–" if pd.isna(mean) else f"{mean:.{digits}f}{spread}")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -38,6 +38,10 @@ EVALUATION_GENES: Final = 1000
 """Size of the panel of an evaluation."""
 PCC_THRESHOLD: Final = 0.3
 """Pearson correlation above which genes are counted as well predicted."""
+TOP_GENES: Final = 50
+"""Number of genes in the measures HVG and HEG."""
+THINNING_REPEATS: Final = 10
+"""Number of times that counts are split into halves."""
 
 # ---- Patches ----
 

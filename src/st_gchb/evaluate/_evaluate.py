@@ -19,6 +19,7 @@ from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, 
 from st_gchb._signals import ended_by_signal
 from st_gchb.evaluate._fold_data import Prepared, prepare
 from st_gchb.evaluate._folds import hold_one_out, split_folds
+from st_gchb.evaluate._noise import noise_of, warn_of_old_runs
 from st_gchb.evaluate._protocol import Plan, Protocol, default_methods, make_plan, seeds_of
 from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of
 from st_gchb.evaluate._task import Method
@@ -31,9 +32,15 @@ class Evaluation:
     Parameters
     ----------
     scores
-        One row per fold, seed and method, with the measures of :func:`st_gchb.metrics.summary`.
+        One row per fold, seed and method, with the measures of :func:`st_gchb.metrics.summary`, those of
+        :func:`st_gchb.metrics.share_of_ceiling` with the held-out spots' counts, and the agreement of the prediction's
+        Moran's I with that of the held-out spots without counting noise (:func:`st_gchb.metrics.noise_free_agreement`)
+        over the 50 genes of HVG: ``Moran_difference`` (mean absolute difference) and ``Moran_rank`` (rank correlation).
+        ``n_Moran`` is the number of these genes that were compared; the others are uncertain.
     genes
-        One row per fold, seed, method and gene.
+        One row per fold, seed, method and gene: the columns of :func:`st_gchb.metrics.per_gene`, Moran's I of the
+        prediction and that of the counts without noise (NaN for genes where it is uncertain), ``ceiling`` and
+        ``uncertain`` of :func:`st_gchb.metrics.noise_ceiling`.
     settings
         Folds, methods, seeds and other settings of the evaluation.
     pictured
@@ -195,6 +202,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
         runs = _taken(folder, keys, pictured)
     missing = [run_id for run_id in ids if run_id not in runs]
     folds = {fold.name: fold for fold in plan.folds}
+    noise = {name: noise_of(plan, fold) for name, fold in folds.items()}
     # Runs are ordered by fold, so only one fold is in memory at a time.
     ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name]))
     for run_id in track(missing, "Evaluating"):
@@ -203,9 +211,11 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
         if folder is not None and key is not None:
             folder.write(key, runs[run_id])
     prediction = runs[pictured].prediction
+    warn_of_old_runs(list(runs.values()))
+    genes = {run_id: noise[run_id[0]].genes(runs[run_id]) for run_id in ids}
     return Evaluation(
-        pd.DataFrame([_named(run_id) | runs[run_id].row for run_id in ids]),
-        pd.concat([runs[run_id].genes.reset_index().assign(**_named(run_id)) for run_id in ids], ignore_index=True),
+        pd.DataFrame([_named(run_id) | noise[run_id[0]].row(runs[run_id]) for run_id in ids]),
+        pd.concat([genes[run_id].reset_index().assign(**_named(run_id)) for run_id in ids], ignore_index=True),
         _settings(plan),
         None if prediction is None else ready(pictured[0]).to_draw(prediction),
         {"made": len(missing), "taken": len(ids) - len(missing)},

@@ -17,7 +17,7 @@ from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._protocol import Plan, Protocol, present
 from st_gchb.evaluate._task import Task
 from st_gchb.io import hand_on_libraries
-from st_gchb.metrics import morans_agreement, per_gene, summary
+from st_gchb.metrics import morans_i, per_gene, summary
 from st_gchb.pp import spatial_graph
 
 
@@ -69,12 +69,14 @@ class Prepared:
         return values
 
     def score(self, prediction: np.ndarray, protocol: Protocol) -> tuple[dict[str, float], pd.DataFrame]:
-        """Score a prediction, as measures over the panel and as a table with one row per gene."""
+        """Score a prediction, as measures over the panel and as a table with one row per gene.
+
+        The table holds Moran's I of the prediction, ``morans_i``, beside the columns of :func:`per_gene`.
+        """
         frame = per_gene(self.truth, prediction, self.panel)
         markers = present(protocol.markers, self.panel)
         row = summary(frame, train_mean=self.train_mean, train_var=self.train_var, markers=markers)
-        row["Moran"] = morans_agreement(self.truth, prediction, self.graph)["correlation"]
-        return row, frame
+        return row, frame.assign(morans_i=morans_i(prediction, self.graph))
 
     def to_draw(self, prediction: np.ndarray) -> AnnData:
         """Combine measured and predicted expression in one object, for drawing."""
@@ -91,8 +93,6 @@ def prepare(plan: Plan, fold: Fold) -> Prepared:
     dense = plan.log_values[fold.train][:, columns].toarray()
     truth = plan.log_values[fold.test][:, columns].toarray()
     hidden = hide_expression(plan.adata[fold.test], protocol.features_key)
-    graph = hidden.copy()
-    spatial_graph(graph, slice_key=protocol.slice_key, features_key=protocol.features_key)
     return Prepared(
         train=in_memory(plan.adata[fold.train]),
         test=hidden,
@@ -100,5 +100,12 @@ def prepare(plan: Plan, fold: Fold) -> Prepared:
         truth=truth,
         train_mean=dense.mean(0),
         train_var=dense.var(0),
-        graph=graph.obsp[Keys.CONNECTIVITIES],
+        graph=graph_of(hidden, protocol),
     )
+
+
+def graph_of(hidden: AnnData, protocol: Protocol) -> sparse.csr_matrix:
+    """Build the spot graph of held-out spots, which are not changed."""
+    table = hidden.copy()
+    spatial_graph(table, slice_key=protocol.slice_key, features_key=protocol.features_key)
+    return table.obsp[Keys.CONNECTIVITIES]

@@ -20,7 +20,10 @@ from st_gchb.evaluate._calibration import Reliability
 from st_gchb.evaluate._evaluate import Evaluation
 from st_gchb.metrics import pearson
 
-_SHOWN = ("AG", "HVG", "HEG", "n>0.3", "RMSE", "Moran")
+_SHOWN = (
+    *("AG", "HVG", "HEG", "AG_share", "HVG_share", "HEG_share"),
+    *("n>0.3", "RMSE", "Moran_difference", "Moran_rank"),
+)
 _PACKAGES = ("st-gchb", "torch", "torchvision", "torch-geometric", "scvi-tools", "scanpy", "squidpy", "anndata")
 
 
@@ -133,7 +136,7 @@ def as_json(result: Evaluation) -> dict[str, Any]:
     table = result.table()
     measures = list(dict.fromkeys(table.columns.get_level_values(0)))
     methods = {
-        str(method): {name: {"mean": float(row[name]["mean"]), "sd": _number(row[name]["sd"])} for name in measures}
+        str(method): {name: {"mean": _number(row[name]["mean"]), "sd": _number(row[name]["sd"])} for name in measures}
         for method, row in table.iterrows()
     }
     return {
@@ -162,6 +165,8 @@ def best_genes(pictured: Any) -> list[str]:
 
 
 def _cell(name: str, mean: float, sd: float) -> str:
+    if pd.isna(mean):
+        return "–"
     digits = 0 if name.startswith("n") else 3
     spread = "" if pd.isna(sd) else f" ± {sd:.{max(digits, 1)}f}"
     return f"{mean:.{digits}f}{spread}"

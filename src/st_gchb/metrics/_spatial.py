@@ -55,7 +55,7 @@ def morans_i(values: Matrix, adjacency: Any) -> NDArray[np.float64]:
     [0.6, -1.0]
     """
     matrix = check_matrix(values, "values")
-    graph = _check_graph(adjacency, matrix.shape[0])
+    graph = check_graph(adjacency, matrix.shape[0])
     blocks = [
         _morans_block(dense_block(matrix, start, start + _BLOCK), graph) for start in range(0, matrix.shape[1], _BLOCK)
     ]
@@ -101,7 +101,14 @@ def morans_agreement(truth: Matrix, prediction: Matrix, adjacency: Any) -> dict[
     return {"correlation": float(r[0]), "mean_abs_difference": float(np.abs(measured - predicted).mean())}
 
 
-def _check_graph(adjacency: Any, n_spots: int) -> sparse.csr_matrix:
+def check_graph(adjacency: Any, n_spots: int) -> sparse.csr_matrix:
+    """Validate the weights of a spot graph, and copy them without self-loops.
+
+    Raises
+    ------
+    GraphError
+        The graph has another number of spots, no edge, or weights that are negative or not finite.
+    """
     try:
         graph = sparse.csr_matrix(adjacency, dtype=np.float64, copy=True)
     except (TypeError, ValueError) as error:

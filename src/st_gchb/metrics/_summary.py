@@ -11,7 +11,7 @@ import pandas as pd
 
 from st_gchb._arguments import Count, checked
 from st_gchb._errors import InputError, MissingKeyError
-from st_gchb._options import PCC_THRESHOLD
+from st_gchb._options import PCC_THRESHOLD, TOP_GENES
 
 _NEEDED = ("pearson", "spearman", "rmse", "mean_truth", "var_truth", "constant")
 
@@ -23,7 +23,7 @@ def summary(
     train_mean: Any | None = None,
     train_var: Any | None = None,
     markers: str | Sequence[str] | None = None,
-    n_top: Count = 50,
+    n_top: Count = TOP_GENES,
     threshold: float = PCC_THRESHOLD,
 ) -> dict[str, float]:
     """Summarize a per-gene table in one row of metrics.
@@ -82,9 +82,7 @@ def summary(
     pearson = frame["pearson"]
 
     def top(rank_by: pd.Series) -> float:
-        # The sort is stable, so that ties are taken in the order of the panel and every run gives the same genes.
-        best = rank_by.sort_values(ascending=False, kind="stable").index[:n_top]
-        return float(pearson[best].mean())
+        return float(pearson[top_genes(rank_by, n_top)].mean())
 
     row = {"AG": float(pearson.mean()), "HVG": top(frame["var_truth"]), "HEG": top(frame["mean_truth"])}
     if train_var is not None:
@@ -100,6 +98,12 @@ def summary(
         "RMSE": float(frame["rmse"].mean()),
         "Spearman": float(frame["spearman"].mean()),
     }
+
+
+def top_genes(rank_by: pd.Series, n_top: int = TOP_GENES) -> pd.Index:
+    """Select the ``n_top`` genes with the largest values; of equal ones, those that come first."""
+    # The sort is stable, so that every run gives the same genes.
+    return rank_by.sort_values(ascending=False, kind="stable").index[:n_top]
 
 
 def _check_frame(frame: pd.DataFrame) -> None:
