@@ -12,8 +12,7 @@ from scipy import sparse
 from scipy.stats import binom
 
 from st_gchb._errors import ArgumentError, ExpressionError, InputError, MissingKeyError
-from st_gchb.metrics import noise_ceiling, per_gene, share_of_ceiling
-from st_gchb.metrics._thinning import HalfTransform
+from st_gchb.metrics import HalfTransform, noise_ceiling, per_gene, share_of_ceiling
 
 from .simulated import Tissue, correlations, tissue
 

@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.stats import spearmanr
 
 from st_gchb._errors import ExpressionError, GraphError, InputError, MissingKeyError
-from st_gchb.metrics import morans_i, noise_ceiling, noise_free_agreement, noise_free_morans_i
+from st_gchb.metrics import HalfTransform, morans_i, noise_ceiling, noise_free_agreement, noise_free_morans_i
 
 from .simulated import Tissue, tissue
 
@@ -60,8 +60,6 @@ def test_is_measured_morans_i_over_the_reliability(small):
 
 def test_agrees_with_the_cross_moran_of_halves(small):
     """The mean over many splits and both orders, by its definition, with the values that halves have."""
-    from st_gchb.metrics._thinning import HalfTransform
-
     rng, n = np.random.default_rng(0), len(small.counts)
     transform, graph = HalfTransform(small.totals.astype(float)), small.graph.toarray()
     gene = int(noise_ceiling(small.counts, totals=small.totals)["reliability"].argmax())

@@ -5,6 +5,7 @@ from st_gchb.metrics._genes import pearson, per_gene
 from st_gchb.metrics._noise_free import noise_free_agreement, noise_free_morans_i
 from st_gchb.metrics._spatial import morans_agreement, morans_i
 from st_gchb.metrics._summary import summary, top_genes as top_genes
+from st_gchb.metrics._thinning import HalfTransform as HalfTransform
 
 __all__ = [
     "morans_agreement",
