@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -15,6 +16,7 @@ from anndata import AnnData
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
+from st_gchb.datasets import her2st
 from st_gchb.errors import DamageError, EncoderError, InputError, ScaleError, StaleError
 from st_gchb.io import SlideImage
 from st_gchb.io.images import _chunks, chunk_edges
@@ -386,3 +388,19 @@ def test_the_slide_that_is_too_small_is_named() -> None:
     adata.obsm["spatial"][20:] /= 4
     with pytest.raises(ScaleError, match="slice 'small': a patch of 110 µm"):
         embedded(adata, image={"large": RGB, "small": RGB[:80, :110]})
+
+
+@pytest.mark.tissue
+def test_real_tissue(her2st_path: Path, weights_path: Path) -> None:
+    """A real network, whose last digits depend on the batch; the spots are more than one batch."""
+    whole = her2st(["C2"], path=her2st_path)
+    adata = AnnData(obs=whole.obs[["slice"]][:70].copy(), obsm={"spatial": whole.obsm["spatial"][:70]})
+    adata.uns["spatial"] = whole.uns["spatial"]
+    options = {"n_views": 1, "device": "cpu", "cache": False}
+    given = {"encoder": ("mobilenet_v2", "texture"), "weights": (weights_path, "default")}
+    embed_patches(adata, patch_um=(80, 300), **given, **options)
+    together = adata.obsm["X_patch"]
+    for part in feature_parts(adata, "X_patch").parts:
+        weights = dict(zip(*given.values(), strict=True))[part.encoder]
+        embed_patches(adata, encoder=part.encoder, weights=weights, patch_um=part.patch_um, **options)
+        np.testing.assert_array_equal(together[:, part.columns], adata.obsm["X_patch"])
