@@ -178,6 +178,19 @@ def test_too_little_memory_for_all_sizes_reads_them_in_turn(
     assert level.times.max() == 1
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_sizes_that_are_read_in_other_bands_keep_their_batches(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large patches alone need vertical bands; in these, batches of the small ones would hold other spots."""
+    monkeypatch.setattr(_chunks, "PIECE_PX", 64)
+    centers = np.random.default_rng(0).uniform(0, 1, (200, 2)) * (2000, 1500)
+    slide = Slice("a", np.arange(200), centers, SlideImage([Counted(np.tile(RGB, (5, 5, 1)))], [1.0]))
+    sizes = [(220.0, 20), (20.0, 20)][::order]
+    memory_mb = least_memory(slide, (220.0, 20), 10)
+    ample, alone = ([batches_of(slide, [size], 10, mb)[0] for size in sizes] for mb in (500.0, memory_mb))
+    assert [first == second for first, second in zip(ample, alone, strict=True)] == [False, True][::order]
+    assert batches_of(slide, sizes, 10, memory_mb) == alone
+
+
 def test_one_size_in_a_list_is_one_size() -> None:
     """Features and everything that is written about them."""
     one, listed = embedded(patch_um=20), embedded(encoder=[CONVOLVED], patch_um=np.array([20.0]), weights=["default"])
@@ -314,7 +327,7 @@ def test_features_of_other_parts_are_stale() -> None:
     """Objects whose features were made in different ways are not joined unnoticed."""
     from st_gchb.pp.patches import check_made
 
-    first, second = embedded(patch_um=(20, 40)), embedded(patch_um=(40, 20))
+    first, second = embedded(patch_um=(20, 40)), embedded(patch_um=(20, 60))
     first.obs_names = [f"a{i}" for i in range(40)]
     for one, name in ((first, "a"), (second, "b")):
         one.obs["slice"] = name
