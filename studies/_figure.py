@@ -1,8 +1,9 @@
-"""Plot of the scores of model variants."""
+"""Plots of the scores of model variants, and of methods on several data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,4 +67,57 @@ def variants(
     axes[0].set_yticks(np.arange(len(names)), names, fontsize=8)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     axes[len(axes) // 2].set_xlabel("Pearson correlation, mean over held-out slices")
+    return axes
+
+
+_COLORS = ("#c1440e", "#e8a33d", "#b9a27c", "0.5", "#9ecae1", "#4292c6", "#08306b", "#7b4ea3")
+_MARKS = ("D", "o", "s", "s", "^", "^", "^", "o")
+
+
+def tissues(means: Mapping[str, pd.DataFrame], metrics: Sequence[str] = ("AG", "HVG", "HEG")) -> np.ndarray:
+    """Plot metrics of methods on several data sets: a row per data set, a mark per method.
+
+    Parameters
+    ----------
+    means
+        Metrics by data set: one row per method, one column per metric.
+    metrics
+        Columns to plot, one panel each.
+
+    Returns
+    -------
+    numpy.ndarray
+        Axes, one per metric, ``(n_metrics,)``.
+
+    Raises
+    ------
+    InputError
+        There is no data set, or no metric was named.
+    """
+    if not means or not metrics:
+        raise InputError("there is nothing to draw: there are no data sets, or no measure was named")
+    methods = list(dict.fromkeys(name for frame in means.values() for name in frame.index))
+    titles = [textwrap.fill(title, 30) for title in means]
+    height, step = 1.1 + 0.6 * len(titles), 0.7 / len(methods)
+    figure, grid = plt.subplots(
+        1, len(metrics), figsize=(3.0 + 2.3 * len(metrics), height), sharey=True, layout="constrained", squeeze=False
+    )
+    axes: np.ndarray = grid[0]
+    for ax, metric in zip(axes, metrics, strict=True):
+        for row in range(0, len(titles), 2):
+            ax.axhspan(row - 0.5, row + 0.5, color="0.96", lw=0, zorder=0)
+        for number, method in enumerate(methods):
+            look = {"color": _COLORS[number % len(_COLORS)], "marker": _MARKS[number % len(_MARKS)]}
+            values = [frame[metric].get(method, np.nan) for frame in means.values()]
+            at = np.arange(len(titles)) + step * (number - (len(methods) - 1) / 2)
+            ax.scatter(values, at, s=20, linewidths=0, zorder=3, label=method, **look)
+        ax.set_title(metric, fontsize=10)
+        ax.grid(axis="x", color="0.88", lw=0.6, zorder=1)
+        ax.locator_params(axis="x", nbins=4)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(np.arange(len(titles)), titles, fontsize=8)
+    axes[0].set_ylim(len(titles) - 0.5, -0.5)
+    axes[len(axes) // 2].set_xlabel("Pearson correlation, mean over held-out parts and seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return axes

@@ -90,7 +90,7 @@ class StainError(InputError):
 
 
 class ScaleError(InputError):
-    """The physical size of a pixel is unknown or contradictory, or a patch is larger than its slide.
+    """The physical size of a pixel is unknown or contradictory.
 
     Raised wherever a length in µm is converted to pixels.
     """

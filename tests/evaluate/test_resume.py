@@ -373,3 +373,15 @@ def test_runs_of_other_parts_are_others(tissue, tmp_path):
     tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 150.0])
     evaluate(tissue, **options)
     assert set((tmp_path / "runs").rglob("*")) == second
+
+
+def test_predictions_of_all_runs_are_kept_on_demand(tissue, tmp_path):
+    call = {"methods": {"noise": noise, "mean": METHODS["mean"]}, "runs_dir": tmp_path, **QUICK}
+    assert evaluate(tissue, **call).predictions == {}
+    first, again = (evaluate(tissue, keep_predictions=True, **call) for _ in range(2))
+    assert (first.runs["taken"], again.runs["taken"]) == (1, 12)  # the one that is drawn had its prediction
+    runs = [(fold, name, seed) for fold in ("S1", "S2", "S3") for name in ("noise", "mean") for seed in (0, 1)]
+    assert list(first.predictions) == runs
+    for run_id, prediction in first.predictions.items():
+        np.testing.assert_allclose(again.predictions[run_id], prediction, rtol=1e-6)
+        assert prediction.shape == ((tissue.obs["slice"] == run_id[0]).sum(), 20)

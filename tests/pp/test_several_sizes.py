@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -16,7 +15,6 @@ from anndata import AnnData
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from st_gchb.datasets import her2st
 from st_gchb.errors import DamageError, EncoderError, InputError, ScaleError, StaleError
 from st_gchb.io import SlideImage
 from st_gchb.io.images import _chunks, chunk_edges
@@ -178,19 +176,6 @@ def test_too_little_memory_for_all_sizes_reads_them_in_turn(
     assert level.times.max() == 1
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_sizes_that_are_read_in_other_bands_keep_their_batches(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The large patches alone need vertical bands; in these, batches of the small ones would hold other spots."""
-    monkeypatch.setattr(_chunks, "PIECE_PX", 64)
-    centers = np.random.default_rng(0).uniform(0, 1, (200, 2)) * (2000, 1500)
-    slide = Slice("a", np.arange(200), centers, SlideImage([Counted(np.tile(RGB, (5, 5, 1)))], [1.0]))
-    sizes = [(220.0, 20), (20.0, 20)][::order]
-    memory_mb = least_memory(slide, (220.0, 20), 10)
-    ample, alone = ([batches_of(slide, [size], 10, mb)[0] for size in sizes] for mb in (500.0, memory_mb))
-    assert [first == second for first, second in zip(ample, alone, strict=True)] == [False, True][::order]
-    assert batches_of(slide, sizes, 10, memory_mb) == alone
-
-
 def test_one_size_in_a_list_is_one_size() -> None:
     """Features and everything that is written about them."""
     one, listed = embedded(patch_um=20), embedded(encoder=[CONVOLVED], patch_um=np.array([20.0]), weights=["default"])
@@ -327,7 +312,7 @@ def test_features_of_other_parts_are_stale() -> None:
     """Objects whose features were made in different ways are not joined unnoticed."""
     from st_gchb.pp.patches import check_made
 
-    first, second = embedded(patch_um=(20, 40)), embedded(patch_um=(20, 60))
+    first, second = embedded(patch_um=(20, 40)), embedded(patch_um=(40, 20))
     first.obs_names = [f"a{i}" for i in range(40)]
     for one, name in ((first, "a"), (second, "b")):
         one.obs["slice"] = name
@@ -401,19 +386,3 @@ def test_the_slide_that_is_too_small_is_named() -> None:
     adata.obsm["spatial"][20:] /= 4
     with pytest.raises(ScaleError, match="slice 'small': a patch of 110 µm"):
         embedded(adata, image={"large": RGB, "small": RGB[:80, :110]})
-
-
-@pytest.mark.tissue
-def test_real_tissue(her2st_path: Path, weights_path: Path) -> None:
-    """A real network, whose last digits depend on the batch; the spots are more than one batch."""
-    whole = her2st(["C2"], path=her2st_path)
-    adata = AnnData(obs=whole.obs[["slice"]][:70].copy(), obsm={"spatial": whole.obsm["spatial"][:70]})
-    adata.uns["spatial"] = whole.uns["spatial"]
-    options = {"n_views": 1, "device": "cpu", "cache": False}
-    given = {"encoder": ("mobilenet_v2", "texture"), "weights": (weights_path, "default")}
-    embed_patches(adata, patch_um=(80, 300), **given, **options)
-    together = adata.obsm["X_patch"]
-    for part in feature_parts(adata, "X_patch").parts:
-        weights = dict(zip(*given.values(), strict=True))[part.encoder]
-        embed_patches(adata, encoder=part.encoder, weights=weights, patch_um=part.patch_um, **options)
-        np.testing.assert_array_equal(together[:, part.columns], adata.obsm["X_patch"])

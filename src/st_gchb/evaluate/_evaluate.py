@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -47,6 +48,9 @@ class Evaluation:
         Measured and predicted expression of one held-out slice by one method, for the figure.
     runs
         Number of runs that were computed, ``"made"``, and that were read from ``runs_dir``, ``"taken"``.
+    predictions
+        With ``keep_predictions``, predicted log-normalized expression of every run by fold, method and seed, each
+        ``(n_test, n_genes)`` in the order of the fold's spots and of its genes in ``genes``.
     """
 
     scores: pd.DataFrame
@@ -54,6 +58,7 @@ class Evaluation:
     settings: dict[str, Any]
     pictured: AnnData | None = field(default=None)
     runs: dict[str, int] = field(default_factory=dict)
+    predictions: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
 
     def table(self) -> pd.DataFrame:
         """Average the measures over folds, then compute mean and standard deviation over seeds.
@@ -89,6 +94,7 @@ def evaluate(
     device: str = "auto",
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
+    keep_predictions: bool = False,
 ) -> Evaluation:
     """Leave each slice, patient or block out, predict it by every method, and compare with the measured expression.
 
@@ -127,6 +133,9 @@ def evaluate(
         of dataclasses are not stored.
     overwrite
         Delete the runs in ``runs_dir`` first.
+    keep_predictions
+        Return the predicted expression of all runs, and store it with them in ``runs_dir``. By default only that of
+        the run that is drawn.
 
     Returns
     -------
@@ -150,7 +159,7 @@ def evaluate(
     folds = split_folds(adata, split, by, slice_key=slice_key, patient_key=patient_key)
     protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device, split)
     chosen = default_methods(adata, features_key) if methods is None else methods
-    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite)
+    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite, keep_predictions=keep_predictions)
 
 
 @checked
@@ -182,31 +191,34 @@ def evaluate_fold(
     return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite)
 
 
-def _evaluate(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
+def _evaluate(
+    plan: Plan, runs_dir: str | Path | None, overwrite: bool, *, keep_predictions: bool = False
+) -> Evaluation:
     """Compute all runs that are not stored from an earlier call."""
     kept = "Pass runs_dir= to keep finished runs, from which the same call goes on."
     advice = kept if runs_dir is None else f"Finished runs are in {runs_dir}: the same call goes on with the others."
     with ended_by_signal("Evaluation", advice):
-        return _evaluated(plan, runs_dir, overwrite)
+        return _evaluated(plan, runs_dir, overwrite, keep_predictions)
 
 
-def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Evaluation:
+def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool, keep_predictions: bool) -> Evaluation:
     ids = [(fold.name, name, seed) for fold in plan.folds for name in plan.methods for seed in plan.protocol.seeds]
     pictured = (plan.folds[-1].name, next(iter(plan.methods)), plan.protocol.seeds[0])
+    kept = set(ids) if keep_predictions else {pictured}
     keys: dict[RunId, RunKey | None] = {}
     folder, runs = None, {}
     if runs_dir is not None:
         keys, folder = keys_of(plan), RunFolder(runs_dir)
         if overwrite:
             folder.clear()
-        runs = _taken(folder, keys, pictured)
+        runs = _taken(folder, keys, kept)
     missing = [run_id for run_id in ids if run_id not in runs]
     folds = {fold.name: fold for fold in plan.folds}
     noise = {name: noise_of(plan, fold) for name, fold in folds.items()}
     # Runs are ordered by fold, so only one fold is in memory at a time.
     ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name]))
     for run_id in track(missing, "Evaluating"):
-        runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id == pictured)
+        runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id in kept)
         key = keys.get(run_id)
         if folder is not None and key is not None:
             folder.write(key, runs[run_id])
@@ -219,10 +231,11 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool) -> Eval
         _settings(plan),
         None if prediction is None else ready(pictured[0]).to_draw(prediction),
         {"made": len(missing), "taken": len(ids) - len(missing)},
+        {run_id: found for run_id in ids if keep_predictions and (found := runs[run_id].prediction) is not None},
     )
 
 
-def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], pictured: RunId) -> dict[RunId, Run]:
+def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], kept: Collection[RunId]) -> dict[RunId, Run]:
     """Read the runs that are stored in the folder already."""
     nameless = sorted({name for (_, name, _), key in keys.items() if key is None})
     if nameless:
@@ -232,7 +245,7 @@ def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], pictured: Run
             nameless,
         )
     found = {
-        run_id: folder.read(key, with_prediction=run_id == pictured) for run_id, key in keys.items() if key is not None
+        run_id: folder.read(key, with_prediction=run_id in kept) for run_id, key in keys.items() if key is not None
     }
     runs = {run_id: run for run_id, run in found.items() if run is not None}
     logger.info("%d of %d runs taken from %s.", len(runs), len(keys), folder.path)
