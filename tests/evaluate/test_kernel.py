@@ -122,7 +122,13 @@ def written_out(task, name, columns, n_components, whitening, parts=None):
             for i, ridge in enumerate(RIDGES[name]):
                 answers = [solved(k[np.ix_(stay, stay)], k[np.ix_(out, stay)], inner @ axes, ridge) for k, _ in grams]
                 found[part, i] = np.mean(answers, axis=0)
-                errors[i] += ((found[part, i] - centered(y[out], slices[out]) @ axes) ** 2).sum(0)
+                error = found[part, i] - centered(y[out], slices[out]) @ axes
+                if len(np.unique(slices)) == 1:  # components of the whole slice, and errors beside the part's mean
+                    scores = centered(y, slices) @ leading(centered(y, slices))
+                    each = [solved(k[np.ix_(stay, stay)], k[np.ix_(out, stay)], scores[stay], ridge) for k, _ in grams]
+                    error = np.mean(each, axis=0) - scores[out]
+                    error -= error.mean(0)
+                errors[i] += (error**2).sum(0)
         chosen = errors.argmin(0)
         for number in [r for r in RANKS if r <= rank]:
             scores = []

@@ -284,7 +284,9 @@ def choose(
     """Choose width, ridges and rank by predicting parts of the training spots from the others.
 
     The ridge of a component is the one with the least squared error of its scores; width and rank are those with the
-    largest mean of AG, HVG and HEG. The components of expression are those of the spots that stay.
+    largest mean of AG, HVG and HEG. The components of expression are those of the spots that stay. Parts of a single
+    slice differ more than slices do, and the order of their components with them: there, ridges are chosen for the
+    components of the whole slice, by the error that is left when the part's mean is taken off.
 
     Parameters
     ----------
@@ -301,15 +303,21 @@ def choose(
     """
     rank = largest_rank(truth, parts)
     targets = [fit_targets(truth[stay], slices[stay], rank) for stay, _ in parts]
-    # Components are matched over parts by their order: the leading ones are alike.
-    wanted = [on_slices(truth[out], slices[out]) @ one.directions for (_, out), one in zip(parts, targets, strict=True)]
+    same = fit_targets(truth, slices, rank) if len(np.unique(slices)) == 1 else None
     best, found = -np.inf, Choice(0, rank, np.zeros(rank, dtype=int))
     for width, some in enumerate(kernels):
         predicted = [
             mean_prediction(some, [Inputs(x[stay], x[out]) for x in inputs], one.scores, seed)
             for (stay, out), one in zip(parts, targets, strict=True)
         ]
-        errors = sum(((p - y) ** 2).sum(1) for p, y in zip(predicted, wanted, strict=True))
+        errors = np.zeros((len(RIDGES[some[0].name]), rank))
+        for (stay, out), one, scores in zip(parts, targets, predicted, strict=True):
+            if same is None:
+                # Components are matched over parts by their order: the leading ones are alike.
+                errors += ((scores - on_slices(truth[out], slices[out]) @ one.directions) ** 2).sum(1)
+            else:
+                own = mean_prediction(some, [Inputs(x[stay], x[out]) for x in inputs], same.scores[stay], seed)
+                errors += (own - same.scores[out]).var(1) * len(out)
         ridges = np.argmin(errors, axis=0)
         taken = [_with_ridges(p, ridges) for p in predicted]
         for number in [r for r in RANKS if r <= rank] or [rank]:
