@@ -18,6 +18,7 @@ from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKe
 from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
 from st_gchb.model import _features as _context
+from st_gchb.model._confidence import calibration_folds
 from st_gchb.model._features import (
     BlockedContext,
     Context,
@@ -29,6 +30,7 @@ from st_gchb.model._features import (
     context_of,
     fit_appearance,
     fit_map,
+    fit_part_maps,
     is_plain,
     slice_sums,
 )
@@ -49,7 +51,7 @@ from st_gchb.pp.patches import (
     with_maps,
 )
 from st_gchb.pp.spots import sections_of, spot_centers
-from st_gchb.retrieval import ReferenceBank
+from st_gchb.retrieval import KernelHead, ReferenceBank, expression_scores, fit_kernel_head
 from st_gchb.train import BLOCK_SIZE, Rows, TrainingData
 
 _STEP_BYTES = 2**30
@@ -78,6 +80,8 @@ class Fitted:
         Spot graph.
     slices
         Slice of each spot.
+    head
+        Kernel head; None if predictions have no share of it.
     """
 
     rules: Preprocessor
@@ -88,6 +92,7 @@ class Fitted:
     context: Context
     adjacency: sparse.csr_matrix
     slices: np.ndarray
+    head: KernelHead | None = None
 
 
 def fit(
@@ -142,6 +147,7 @@ def fit(
             f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
             "Check that the image shows tissue, and run st_gchb.pp.embed_patches again."
         )
+    kernel = fit_part_maps(seen, settings.kernel_components, seed=seed, parts=parts) if settings.kernel_weight else None
     rules = Preprocessor(
         expression=expression,
         features=rule,
@@ -152,11 +158,17 @@ def fit(
         linear=linear,
         appearance=fit_appearance(own, seed, parts),
         slice_key=where.slice_key,
+        kernel=kernel,
     )
     whitening = settings.image_whitening
     image_map = fit_map(seen, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
-    return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices)
+    head = None
+    if kernel is not None:
+        scores = expression_scores(panel_values, slices, settings.kernel_rank)
+        folds = calibration_folds(slices, spot_centers(adata))
+        head = fit_kernel_head(context.through(kernel), 1 if parts is None else len(parts), scores, folds, seed)
+    return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices, head)
 
 
 def _registered(adata: AnnData, where: Registered) -> Any:
@@ -279,6 +291,7 @@ def build_bank(
         appearance_of(fitted.rules.appearance, fitted.features),
         origin_table(adata, where.slice_key, where.patient_key),
         tables,
+        kernel_head=fitted.head,
     )
 
 

@@ -252,6 +252,8 @@ class Answer:
         Retrieved reference spots.
     linear
         Inputs of the ridge head, ``(n_query, n_inputs)``.
+    components
+        Components of expression that the kernel head predicts, ``(n_query, n_components)``; None without such a head.
     panel
         Predicted log-normalized expression of the panel, ``(n_query, n_genes)``.
     predictors
@@ -261,6 +263,7 @@ class Answer:
     embedding: np.ndarray
     neighbors: Neighbors
     linear: np.ndarray
+    components: np.ndarray | None
     panel: np.ndarray
     predictors: np.ndarray
 
@@ -302,16 +305,32 @@ def answer(
     linear = context.through(p.rules.linear)
     table = p.bank.table(None)
     retrieved = weighted_mean(neighbors, table.values)
-    panel = blended(p, retrieved, linear, table)
+    head, kernel = p.bank.kernel_head, p.rules.kernel
+    components = None if head is None or kernel is None else head.components(context.through(kernel))
+    panel = blended(p, retrieved, linear, components, table)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
-    return Answer(embedding, neighbors, linear, panel, error_predictors(neighbors, retrieved, panel, table, distance))
+    predictors = error_predictors(neighbors, retrieved, panel, table, distance)
+    return Answer(embedding, neighbors, linear, components, panel, predictors)
 
 
-def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: ReferenceTable) -> np.ndarray:
-    """Blend the weighted mean of the retrieved spots with the ridge head, ``(n_query, n_columns)``.
+def blended(
+    p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, components: np.ndarray | None, table: ReferenceTable
+) -> np.ndarray:
+    """Blend the weighted mean of the retrieved spots with the ridge head and the kernel head, ``(n_query, n_columns)``.
 
     Values are clipped to the reference's range of each column: for patches unlike any of the reference, the linear
     ridge head would extrapolate to impossible values.
+
+    Parameters
+    ----------
+    p
+        Trained parts.
+    retrieved
+        Weighted mean of the retrieved spots, ``(n_query, n_columns)``.
+    inputs, components
+        Inputs of the ridge head, and components of expression predicted by the kernel head, if there is one.
+    table
+        Table of the reference that is predicted.
     """
     if p.settings.ridge_weight:
         head = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
@@ -319,6 +338,13 @@ def blended(p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, table: Refe
         # Fitted once, since it is the same for every query.
         table.ridge_head = table.ridge_head or head.fit(table.values)
         retrieved = (1.0 - share) * retrieved + share * table.ridge_head.predict(inputs)
+    kernel_head = p.bank.kernel_head
+    if kernel_head is not None and components is not None:
+        if table.kernel_loadings is None:
+            table.kernel_loadings = kernel_head.loadings(table.values)
+        weight = np.float32(p.settings.kernel_weight)
+        expected = (table.mean + components @ table.kernel_loadings).astype(np.float32)
+        retrieved = (1.0 - weight) * retrieved + weight * expected
     bounded: np.ndarray = np.clip(retrieved, *table.bounds)
     return bounded
 
@@ -336,7 +362,8 @@ def predict(
     found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
     prediction = found.panel
     if layer is not None:
-        prediction = blended(p, weighted_mean(found.neighbors, table.values), found.linear, table)
+        retrieved = weighted_mean(found.neighbors, table.values)
+        prediction = blended(p, retrieved, found.linear, found.components, table)
     result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
@@ -424,6 +451,7 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "weighting": weighting,
         **_how_searched(p, k),
         "ridge_weight": p.settings.ridge_weight,
+        **({"kernel_weight": p.settings.kernel_weight} if p.settings.kernel_weight else {}),
         "reference_slices": np.array(sorted(set(p.bank.slices))),
     }
 

@@ -39,9 +39,12 @@ from st_gchb.model._saving import (
 from st_gchb.model._schema import check_numbers, check_record, read_table
 from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import ExpressionRule
-from st_gchb.retrieval import ReferenceBank, ReferenceTable, SearchIndex
+from st_gchb.retrieval import KernelHead, ReferenceBank, ReferenceTable, SearchIndex
 
-_NUMBERS = ("keys", "image_keys", "linear", "appearance", "table.panel.data", "table.all_genes.data")
+_NUMBERS = (
+    *("keys", "image_keys", "linear", "appearance", "table.panel.data", "table.all_genes.data"),
+    *("kernel.points", "kernel.scales", "kernel.coefficients", "kernel.scores"),
+)
 """Parts of the reference that are finite in every model; other tables belong to the user."""
 
 
@@ -176,7 +179,13 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocess
         linear=LinearProjection(network["linear.offset"], network["linear.matrix"]),
         appearance=FeatureSpace(*(network[f"appearance.{name}"] for name in FeatureSpace.__dataclass_fields__)),
         slice_key=stored["slice_key"],
+        kernel=LinearProjection(network["kernel.offset"], network["kernel.matrix"]) if _has_kernel(stored) else None,
     )
+
+
+def _has_kernel(stored: dict[str, Any]) -> bool:
+    """Return True if predictions have a share of the kernel head."""
+    return bool(stored["settings"].get("kernel_weight"))
 
 
 def _bank(
@@ -199,4 +208,6 @@ def _bank(
         parts = {"keys": arrays["keys"]} | {name: index[name] for name in INDEX_ARRAYS}
         parts |= {name: stored["index"][name] for name in INDEX_NUMBERS}
     made = SearchIndex(**parts) if parts else None
-    return ReferenceBank(origin=origin, tables=tables, index=made, **arrays)
+    names = KernelHead.__dataclass_fields__ if _has_kernel(stored) else ()
+    head = KernelHead(**{name: reference[f"kernel.{name}"] for name in names}) if names else None
+    return ReferenceBank(origin=origin, tables=tables, index=made, kernel_head=head, **arrays)

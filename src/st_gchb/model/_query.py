@@ -99,6 +99,8 @@ class Preprocessor:
         What is seen of a spot and its surroundings.
     linear
         Map of context features to the inputs of the ridge head.
+    kernel
+        Map of context features to the inputs of the kernel head; None if there is no such head.
     appearance
         Map of patch features to the coordinates in which a query is compared with the reference's range.
     slice_key
@@ -114,6 +116,7 @@ class Preprocessor:
     linear: LinearProjection
     appearance: FeatureSpace
     slice_key: str | None
+    kernel: LinearProjection | None = None
 
 
 @dataclass(frozen=True)

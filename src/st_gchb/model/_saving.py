@@ -30,7 +30,8 @@ from st_gchb.retrieval import ReferenceBank
 FORMAT, OLDEST_FORMAT = 5, 2
 """Newest and oldest format that is read."""
 _FORMAT_OF_ONE_PART = 4
-"""Format of a model whose features are of one encoder at one patch size, which earlier versions read too."""
+"""Format of a model that earlier versions read too: without a kernel head, with features of one encoder at one patch
+size."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -138,11 +139,15 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         "linear.matrix": rules.linear.matrix,
         **{f"appearance.{name}": np.asarray(value) for name, value in vars(rules.appearance).items()},
     }
+    if rules.kernel is not None:
+        network |= {"kernel.offset": rules.kernel.offset, "kernel.matrix": rules.kernel.matrix}
     if rules.context.center is not None:
         network["context.center"] = rules.context.center
     if saved.calibration is not None:
         network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
     reference = {"keys": bank.keys, "image_keys": bank.image_keys, "linear": bank.linear, "appearance": bank.appearance}
+    if bank.kernel_head is not None:
+        reference |= {f"kernel.{key}": value for key, value in vars(bank.kernel_head).items()}
     for name, table in bank.tables.items():
         csr = table.values
         parts = {"data": csr.data, "indices": csr.indices, "indptr": csr.indptr, "shape": np.array(csr.shape)}
@@ -158,7 +163,7 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     rules = saved.rules
     record = {
-        "format": _FORMAT_OF_ONE_PART if rules.features is None or len(rules.features) == 1 else FORMAT,
+        "format": _FORMAT_OF_ONE_PART if rules.kernel is None and _of_one_part(rules) else FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,
@@ -183,6 +188,11 @@ def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
     if saved.bank.index is not None:
         record["index"] = {name: getattr(saved.bank.index, name) for name in INDEX_NUMBERS}
     return with_digest(record)
+
+
+def _of_one_part(rules: Preprocessor) -> bool:
+    """Return True if the features are of one encoder at one patch size, or made outside."""
+    return rules.features is None or len(rules.features) == 1
 
 
 def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:

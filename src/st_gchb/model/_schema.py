@@ -66,6 +66,10 @@ CALIBRATION = {
     "calibration.expected_pcc": "g",
 }
 
+KERNEL_MAP = {"kernel.offset": "c", "kernel.matrix": "ck"}
+KERNEL_HEAD = {"kernel.points": "pk", "kernel.scales": "s", "kernel.coefficients": "spm", "kernel.scores": "nm"}
+"""Arrays of the kernel head, if the model has one: of the network's file, and of the reference's."""
+
 REFERENCE = {"keys": "nd", "image_keys": "nd", "linear": "nl", "appearance": "nb"}
 
 
@@ -174,11 +178,18 @@ def check_numbers(
         parts.append((CALIBRATION, network))
     if "context.center" in network:
         parts.append(({"context.center": "f"}, network))
+    if ModelSettings(**record["settings"]).kernel_weight:
+        parts += [(KERNEL_MAP, network), (KERNEL_HEAD, reference)]
     for shapes, arrays in parts:
         for name, axes in shapes.items():
             _check_array(name, arrays.get(name), axes, lengths, place)
     if lengths["b"] != lengths["a"] + 1:
         raise ModelFileError(f"{place}: appearance has {lengths['b']} columns; expected {lengths['a'] + 1}.")
+    if lengths.get("k", 0) % lengths.get("s", 1):
+        raise ModelFileError(
+            f"{place}: the kernel head has {lengths['k']} inputs in {lengths['s']} parts of the same size; expected a "
+            "multiple. Copy the model again."
+        )
     missing = {"name", "slice", "x", "y"} - set(origin.columns)
     if missing:
         raise ModelFileError(f"{place}: origin.parquet has no columns {sorted(missing)}. Copy the model again.")

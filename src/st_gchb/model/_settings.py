@@ -78,6 +78,11 @@ class ModelSettings:
     ridge_components, ridge_penalty
         Number of principal components of the context features that the ridge head uses, and ridge penalty as a share
         of their variance.
+    kernel_weight
+        Share of the kernel head in a prediction; the rest is retrieval, blended with the ridge head. 0 fits none.
+    kernel_components, kernel_rank
+        Number of half-whitened principal components of the context features of each encoder and patch size that enter
+        a kernel, and number of principal components of expression that the kernel head predicts.
     """
 
     n_top_genes: Count = 2000
@@ -118,6 +123,9 @@ class ModelSettings:
     ridge_full_at: Share = 0.3
     ridge_components: Count = 256
     ridge_penalty: Weight = 0.012
+    kernel_weight: Share = 0.0
+    kernel_components: Count = 64
+    kernel_rank: Count = 20
 
     @property
     def loss(self) -> LossSettings:

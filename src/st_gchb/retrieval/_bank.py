@@ -14,6 +14,7 @@ from scipy import sparse
 from st_gchb._errors import MissingKeyError
 from st_gchb._matrices import matrix_of
 from st_gchb.retrieval._faiss import SearchIndex
+from st_gchb.retrieval._kernel import KernelHead
 from st_gchb.retrieval._ridge import FittedRidgeHead
 
 
@@ -32,12 +33,16 @@ class ReferenceTable:
     held_out
         Correlation of the ridge head with each column on held-out slices of the reference, ``(n_columns,)``; ``None``
         until it is needed.
+    kernel_loadings
+        Loadings of the columns on the components that the kernel head predicts, ``(n_components, n_columns)``; None
+        until they are needed.
     """
 
     values: sparse.csr_matrix
     columns: pd.Index
     ridge_head: FittedRidgeHead | None = field(default=None, repr=False)
     held_out: np.ndarray | None = field(default=None, repr=False)
+    kernel_loadings: np.ndarray | None = field(default=None, repr=False)
 
     @cached_property
     def mean_squares(self) -> np.ndarray:
@@ -46,6 +51,11 @@ class ReferenceTable:
         sums = np.add.reduceat(np.append(squares, 0.0), np.minimum(self.values.indptr[:-1], len(squares)))
         # For a row without stored values, reduceat returns the first value of the next row.
         return np.where(np.diff(self.values.indptr) > 0, sums, 0.0) / max(self.values.shape[1], 1)
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean of each column, ``(n_columns,)`` float64."""
+        return np.asarray(self.values.mean(axis=0, dtype=np.float64)).ravel()
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +90,8 @@ class ReferenceBank:
         Tables that can be predicted, by name; ``"panel"`` is always among them.
     index
         Search index of the keys, if one was built.
+    kernel_head
+        Kernel head fitted to the panel; None if predictions have no share of it.
     """
 
     keys: np.ndarray
@@ -89,6 +101,7 @@ class ReferenceBank:
     origin: pd.DataFrame
     tables: dict[str, ReferenceTable] = field(default_factory=dict)
     index: SearchIndex | None = None
+    kernel_head: KernelHead | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -1,0 +1,246 @@
+"""Kernel ridge regression from the neighborhoods of spots to the leading components of their expression.
+
+Its inputs are in parts, one for each encoder and patch size. Every part has a kernel of its own, and the prediction is
+the mean of the parts' predictions. Its targets are principal components of the panel, which leaves most of the counts'
+noise out of them. Any table of the reference is predicted from these components by linear regression on the reference,
+so that a prediction stays a weighted sum of the reference's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Ridge penalties from which that of each component is chosen; the kernel of a spot with itself is 1."""
+
+N_POINTS = 2000
+"""Largest number of reference spots at which kernels are centered; from a larger reference, as many are drawn."""
+
+_MEDIAN_SPOTS = 2000
+"""Largest number of spots from whose distances the median is taken."""
+
+_JITTER = 1e-8
+"""Share of the diagonal added to the points' kernel matrix, which has no inverse where two spots look the same."""
+
+_BLOCK_ROWS = 4096
+"""Number of spots whose kernel with all points is held at a time: 64 MiB for 2,000 points."""
+
+
+@dataclass(frozen=True, eq=False)
+class KernelHead:
+    r"""Fitted kernel ridge regression.
+
+    The components of a spot with inputs :math:`x_p` in part p of P are
+
+    .. math:: \hat z = \frac{1}{P} \sum_p k_p(x_p, C_p) \, A_p, \qquad k_p(x, c) = \exp(-s_p \lVert x - c \rVert^2)
+
+    with points :math:`C_p`, coefficients :math:`A_p`, and the scale :math:`s_p = 1 / m_p^2` by the median distance
+    :math:`m_p` between reference spots.
+
+    Parameters
+    ----------
+    points
+        Inputs of the reference spots at which kernels are centered, ``(n_points, n_parts * n_inputs)``.
+    scales
+        Scale of each part's kernel, ``(n_parts,)``.
+    coefficients
+        Coefficients, ``(n_parts, n_points, n_components)``.
+    scores
+        Components of the reference's expression, centered on its slice, ``(n_reference, n_components)``.
+    """
+
+    points: np.ndarray
+    scales: np.ndarray
+    coefficients: np.ndarray
+    scores: np.ndarray
+
+    def components(self, inputs: np.ndarray) -> np.ndarray:
+        """Predict components of expression, ``(n_spots, n_components)``.
+
+        Parameters
+        ----------
+        inputs
+            Inputs of the spots, ``(n_spots, n_parts * n_inputs)``.
+        """
+        found = np.zeros((len(inputs), self.scores.shape[1]))
+        for columns, scale, coefficients in zip(self._columns, self.scales, self.coefficients, strict=True):
+            points = self.points[:, columns]
+            for rows in _blocks(len(inputs)):
+                found[rows] += rbf(inputs[rows, columns], points, scale) @ coefficients
+        return found / len(self.scales)
+
+    def loadings(self, table: sparse.csr_matrix) -> np.ndarray:
+        """Regress a table of the reference on the components, ``(n_components, n_columns)``.
+
+        For the panel these are the directions of its principal components.
+
+        Parameters
+        ----------
+        table
+            Any table of the reference, ``(n_reference, n_columns)``.
+        """
+        # The scores have mean 0 in each slice, so the table need not be centered and stays sparse.
+        product = np.asarray((table.T @ self.scores).T)
+        gram = self.scores.T @ self.scores
+        return np.asarray(np.linalg.solve(_plus(gram, _JITTER * max(np.trace(gram), 1e-12)), product))
+
+    @property
+    def _columns(self) -> list[slice]:
+        return _columns(self.points.shape[1], len(self.scales))
+
+
+def fit_kernel_head(
+    inputs: np.ndarray,
+    n_parts: int,
+    scores: np.ndarray,
+    folds: Sequence[np.ndarray],
+    seed: int,
+) -> KernelHead:
+    """Fit kernel ridge regression, with the ridge of each component and part chosen by leaving out folds.
+
+    Parameters
+    ----------
+    inputs
+        Inputs of the reference spots, ``(n_reference, n_parts * n_inputs)``.
+    n_parts
+        Number of parts of the inputs.
+    scores
+        Components of expression, as :func:`expression_scores` gives them, ``(n_reference, n_components)``.
+    folds
+        Rows of the parts of the reference that are held out in turn, such as its slices.
+    seed
+        Seed with which points are drawn from a large reference.
+    """
+    rng = np.random.default_rng(seed)
+    n_spots = len(inputs)
+    drawn = np.arange(n_spots) if n_spots <= N_POINTS else np.sort(rng.permutation(n_spots)[:N_POINTS])
+    scales, coefficients = [], []
+    for columns in _columns(inputs.shape[1], n_parts):
+        own, points = inputs[:, columns], inputs[drawn][:, columns]
+        scale = median_scale(own, rng)
+        scales.append(scale)
+        coefficients.append(_fit_part(own, points, scale, scores, folds))
+    return KernelHead(inputs[drawn], np.array(scales), np.stack(coefficients), scores)
+
+
+def expression_scores(panel: sparse.csr_matrix, slices: np.ndarray, n_components: int) -> np.ndarray:
+    """Compute the leading principal components of expression that is centered on its slice.
+
+    Parameters
+    ----------
+    panel
+        Log-normalized expression, ``(n_spots, n_genes)``.
+    slices
+        Slice of each spot, ``(n_spots,)``.
+    n_components
+        Number of components; as many as genes at most.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_spots, n_components)``, by descending variance, with mean 0 in each slice.
+    """
+    numbers = np.unique(slices, return_inverse=True)[1]
+    means = [np.asarray(panel[numbers == n].mean(axis=0), dtype=np.float64) for n in range(numbers.max() + 1)]
+    covariance = (panel.T @ panel).toarray().astype(np.float64)
+    for number, mean in enumerate(means):
+        covariance -= (numbers == number).sum() * mean.T @ mean
+    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
+    # The sign of a component is arbitrary; a fixed one makes saved models comparable between machines.
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    return np.asarray(panel @ directions) - (np.concatenate(means) @ directions)[numbers]
+
+
+def rbf(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+    """Compute ``exp(-scale * squared distance)`` of all pairs, ``(n_a, n_b)`` float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * (a @ b.T)
+    return np.exp(-scale * np.maximum(squared, 0.0, out=squared))
+
+
+def median_scale(x: np.ndarray, rng: np.random.Generator) -> float:
+    """Compute 1 over the squared median distance between spots; 1 where all of them look the same."""
+    few = x if len(x) <= _MEDIAN_SPOTS else x[rng.permutation(len(x))[:_MEDIAN_SPOTS]]
+    few = few.astype(np.float64)
+    pairs = np.triu_indices(len(few), 1)
+    squared = ((few**2).sum(1)[:, None] + (few**2).sum(1) - 2.0 * (few @ few.T))[pairs]
+    return 1.0 / (float(np.median(squared)) or 1.0) if len(squared) else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over some spots of outer products: of their features, with their targets, and of squared targets."""
+
+    gram: np.ndarray
+    product: np.ndarray
+    squares: np.ndarray
+
+    def without(self, other: _Sums) -> _Sums:
+        return _Sums(self.gram - other.gram, self.product - other.product, self.squares - other.squares)
+
+    def solve(self, ridge: float) -> np.ndarray:
+        """Return the ridge solution, ``(n_features, n_targets)``."""
+        return np.asarray(cho_solve(cho_factor(_plus(self.gram, ridge), overwrite_a=True), self.product))
+
+    def error(self, weights: np.ndarray) -> np.ndarray:
+        """Return the sum of squared errors of each target, ``(n_targets,)``, without a look at the spots."""
+        fitted = np.einsum("pt,pt->t", weights, self.gram @ weights)
+        return np.asarray(self.squares - 2.0 * np.einsum("pt,pt->t", weights, self.product) + fitted)
+
+
+def _fit_part(
+    x: np.ndarray, points: np.ndarray, scale: float, scores: np.ndarray, folds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Fit one kernel, ``(n_points, n_components)``.
+
+    A spot's features are those whose inner products are the kernel (Nyström's where the points are a part of the
+    spots): K(spot, points) L^-T with L L' = K(points, points). Ridge regression on them is kernel ridge regression.
+    """
+    root = np.linalg.cholesky(_plus(rbf(points, points, scale), _JITTER * len(points)))
+
+    def sums(rows: np.ndarray) -> _Sums:
+        gram, product = np.zeros((len(points), len(points))), np.zeros((len(points), scores.shape[1]))
+        for block in _blocks(len(rows)):
+            some = rows[block]
+            features = solve_triangular(root, rbf(points, x[some], scale), lower=True)
+            gram += features @ features.T
+            product += features @ scores[some]
+        return _Sums(gram, product, (scores[rows] ** 2).sum(0))
+
+    rest = np.setdiff1d(np.arange(len(x)), np.concatenate(folds))
+    held = [sums(rows) for rows in folds]
+    whole = sums(rest)
+    for part in held:
+        whole = _Sums(whole.gram + part.gram, whole.product + part.product, whole.squares + part.squares)
+    errors = np.zeros((len(RIDGES), scores.shape[1]))
+    for part in held:
+        others = whole.without(part)
+        errors += [part.error(others.solve(ridge)) for ridge in RIDGES]
+    chosen = errors.argmin(0)
+    weights = np.zeros_like(whole.product)
+    for number in np.unique(chosen):
+        weights[:, chosen == number] = whole.solve(RIDGES[number])[:, chosen == number]
+    return np.asarray(solve_triangular(root, weights, lower=True, trans="T"))
+
+
+def _plus(matrix: np.ndarray, number: float) -> np.ndarray:
+    """Copy a matrix, with a number added to its diagonal."""
+    result = matrix.copy()
+    result.flat[:: len(matrix) + 1] += number
+    return result
+
+
+def _columns(width: int, n_parts: int) -> list[slice]:
+    """Columns of each part of inputs that have as many columns in each."""
+    size = width // n_parts
+    return [slice(start, start + size) for start in range(0, width, size)]
+
+
+def _blocks(n_rows: int) -> Iterator[slice]:
+    for start in range(0, n_rows, _BLOCK_ROWS):
+        yield slice(start, start + _BLOCK_ROWS)

@@ -1,0 +1,108 @@
+"""Kernel ridge regression to components of expression, against a transcription of its equations."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.spatial.distance import cdist, pdist
+
+from st_gchb.retrieval import RIDGES, expression_scores, fit_kernel_head
+
+N, PARTS, WIDTH, GENES = 90, 2, 5, 30
+SLICES = np.repeat(["A", "B", "C"], N // 3)
+FOLDS = [np.flatnonzero(SLICES == name) for name in "ABC"]
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(0).normal(size=(N, PARTS * WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def panel(inputs):
+    rng = np.random.default_rng(1)
+    signal = np.tanh(inputs[:, :3]) @ rng.normal(size=(3, GENES))
+    shift = rng.normal(size=(3, GENES))[np.unique(SLICES, return_inverse=True)[1]]
+    return sparse.csr_matrix(np.maximum(signal + shift + 0.5 * rng.normal(size=(N, GENES)), 0))
+
+
+def transcribed(inputs, scores, query, folds):
+    """Solve (K + ridge I) a = z for each part and component, with the ridge of the least squared error on folds."""
+    found = np.zeros((len(query), scores.shape[1]))
+    for part in np.split(np.arange(inputs.shape[1]), PARTS):
+        x, q = inputs[:, part].astype(float), query[:, part].astype(float)
+        scale = 1 / np.median(pdist(x)) ** 2
+        k, kq = np.exp(-scale * cdist(x, x) ** 2), np.exp(-scale * cdist(q, x) ** 2)
+        for c in range(scores.shape[1]):
+            errors = []
+            for ridge in RIDGES:
+                error = 0.0
+                for out in folds:
+                    stay = np.setdiff1d(np.arange(len(x)), out)
+                    a = np.linalg.solve(k[np.ix_(stay, stay)] + ridge * np.eye(len(stay)), scores[stay, c])
+                    error += ((k[np.ix_(out, stay)] @ a - scores[out, c]) ** 2).sum()
+                errors.append(error)
+            ridge = RIDGES[int(np.argmin(errors))]
+            found[:, c] += kq @ np.linalg.solve(k + ridge * np.eye(len(x)), scores[:, c])
+    return found / PARTS
+
+
+def test_components_are_those_of_the_equations(inputs, panel):
+    scores = expression_scores(panel, SLICES, 4)
+    query = np.random.default_rng(2).normal(size=(7, PARTS * WIDTH)).astype(np.float32)
+    head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
+    # The jitter on the points' kernel matrix is all that differs.
+    np.testing.assert_allclose(head.components(query), transcribed(inputs, scores, query, FOLDS), rtol=0, atol=1e-4)
+
+
+def test_scores_are_principal_components_of_expression_centered_on_its_slice(panel):
+    dense = panel.toarray()
+    centered = dense - np.stack([dense[SLICES == name].mean(0) for name in SLICES])
+    scores = expression_scores(panel, SLICES, 5)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)
+    np.testing.assert_allclose(np.abs(scores), np.abs(u[:, :5] * s[:5]), atol=1e-6)
+    for name in "ABC":
+        np.testing.assert_allclose(scores[SLICES == name].mean(0), 0, atol=1e-9)
+
+
+def test_loadings_of_the_panel_are_its_directions_and_those_of_any_table_a_regression(inputs, panel):
+    scores = expression_scores(panel, SLICES, 5)
+    head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
+    loadings = head.loadings(panel)
+    np.testing.assert_allclose(loadings @ loadings.T, np.eye(5), atol=1e-5)
+    table = np.random.default_rng(3).poisson(2, (N, 6)).astype(float)
+    expected = np.linalg.lstsq(scores, table, rcond=None)[0]
+    np.testing.assert_allclose(head.loadings(sparse.csr_matrix(table)), expected, atol=1e-5)
+
+
+def test_points_that_are_a_part_of_the_reference_approximate_all_of_them(inputs, panel, monkeypatch):
+    scores = expression_scores(panel, SLICES, 3)
+    whole = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0).components(inputs)
+    monkeypatch.setattr("st_gchb.retrieval._kernel.N_POINTS", 60)
+    head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
+    assert head.points.shape == (60, PARTS * WIDTH)
+    assert np.corrcoef(head.components(inputs).ravel(), whole.ravel())[0, 1] > 0.95
+
+
+def test_blocks_of_spots_change_nothing(inputs, panel, monkeypatch):
+    scores = expression_scores(panel, SLICES, 3)
+    whole = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
+    monkeypatch.setattr("st_gchb.retrieval._kernel._BLOCK_ROWS", 7)
+    parts = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
+    np.testing.assert_allclose(parts.coefficients, whole.coefficients, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(parts.components(inputs), whole.components(inputs), atol=1e-6)
+
+
+def test_spots_that_all_look_the_same_are_predicted_by_the_mean(panel):
+    scores = expression_scores(panel, SLICES, 3)
+    same = np.ones((N, PARTS * WIDTH), np.float32)
+    head = fit_kernel_head(same, PARTS, scores, FOLDS, seed=0)
+    np.testing.assert_allclose(head.components(same[:5]), 0, atol=1e-6)
+
+
+def test_more_components_than_genes_are_as_many_as_genes(panel):
+    assert expression_scores(panel[:, :4], SLICES, 20).shape == (N, 4)
+
+
+def test_a_constant_column_of_a_table_has_no_loadings(inputs, panel):
+    head = fit_kernel_head(inputs, PARTS, expression_scores(panel, SLICES, 3), FOLDS, seed=0)
+    np.testing.assert_allclose(head.loadings(sparse.csr_matrix(np.full((N, 2), 3.0))), 0, atol=1e-9)
