@@ -21,7 +21,9 @@ from studies._command import add_encoder, log_progress
 SLICES = ("151669", "151670", "151673", "151674", "151675", "151676")
 MARKERS = ("ATP2B4", "RASGRF2", "LAMP5", "B3GALT2")
 MARKED_LAYERS = ("L2", "L3", "L5", "L6")  # simulated genes have other names: one that marks each of these stands in
-METHODS = "default paper bleep paper-A paper-B paper-C paper-D ridge ridge-neighbors knn mean".split()
+METHODS = (
+    "default paper bleep paper-A paper-B paper-C paper-D ridge ridge-neighbors reduced-rank-ridge knn mean".split()
+)
 COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}  # the paper's names, the package's
 PUBLISHED = """\
 | published, real slices | MG | HVG | HEG | Cor>0.3 | AG |

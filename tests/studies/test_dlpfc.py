@@ -130,7 +130,8 @@ def refused(script, capsys, *argv: str) -> str:
 def test_every_method_in_the_papers_columns(script, whole):
     rows = rows_of(whole.text)
     assert rows.pop("method") == PAPER
-    assert list(rows) == script.METHODS == list(METHODS)
+    # Kernel ridge takes features of certain encoders; it can be asked for by name.
+    assert list(rows) == script.METHODS == [name for name in METHODS if not name.startswith("kernel-ridge")]
     scores = pd.read_csv(whole.out / "scores.csv").set_index("method")
     for method, cells in rows.items():
         measured = scores.loc[method, ["MG", "HVG", "HEG", "n>0.3", "AG"]].to_numpy(dtype=float)

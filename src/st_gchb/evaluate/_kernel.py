@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.spatial.distance import cdist, pdist
 
 from st_gchb._errors import SliceError
 from st_gchb._logging import logger
@@ -23,6 +22,7 @@ from st_gchb.evaluate._task import Task
 from st_gchb.metrics import per_gene, summary
 from st_gchb.model import NeighborhoodAggregator, fit_map
 from st_gchb.pp.spots import spot_centers
+from st_gchb.retrieval import median_scale, rbf
 
 _RINGS = 2
 _COMPONENTS = {"rbf": 64, "linear": 256}
@@ -39,8 +39,6 @@ RIDGES = {"rbf": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), "linear": (0.001, 0.00
 N_EXACT = 8000
 """Largest number of training spots with which a kernel matrix is solved as it is: 0.5 GB."""
 N_LANDMARKS = 2000
-_MEDIAN_SPOTS = 2000
-"""Largest number of spots from whose distances the median is taken."""
 _MOST_PARTS = 5
 """Largest number of parts in which the training slices are left out in turn."""
 _BLOCK_ROWS = 4096
@@ -177,18 +175,15 @@ class Kernel:
         """Evaluate the kernel at pairs of spots, ``(n_a, n_b)``."""
         if self.name == "linear":
             return self.scale * (a @ b.T)
-        values = cdist(a, b, "sqeuclidean")
-        values *= -self.scale
-        return np.exp(values, out=values)
+        return rbf(a, b, self.scale)
 
 
 def candidates(name: KernelName, x: np.ndarray, seed: int) -> list[Kernel]:
     """Return the kernels from which the choice is made, for the components ``(n_spots, n_components)``."""
     if name == "linear":
         return [Kernel(name, 1.0 / max(float((x**2).sum(1).mean()), np.finfo(float).tiny))]
-    few = x if len(x) <= _MEDIAN_SPOTS else x[np.random.default_rng(seed).permutation(len(x))[:_MEDIAN_SPOTS]]
-    median = float(np.median(pdist(few))) or 1.0  # 0 if all spots look the same
-    return [Kernel(name, 1.0 / (width * median) ** 2) for width in WIDTHS]
+    scale = median_scale(x, np.random.default_rng(seed))
+    return [Kernel(name, scale / width**2) for width in WIDTHS]
 
 
 def solve(kernel: Kernel, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

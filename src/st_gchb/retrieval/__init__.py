@@ -4,20 +4,24 @@ from st_gchb.retrieval._bank import ReferenceBank, ReferenceTable as ReferenceTa
 from st_gchb.retrieval._choice import index_for
 from st_gchb.retrieval._exact import nearest as nearest
 from st_gchb.retrieval._faiss import SearchIndex, overlap as overlap
-from st_gchb.retrieval._kernel import RIDGES as RIDGES, KernelHead, expression_scores, fit_kernel_head
+from st_gchb.retrieval._kernel import (
+    RIDGES as RIDGES,
+    KernelHead as KernelHead,
+    expression_scores as expression_scores,
+    fit_kernel_head as fit_kernel_head,
+    median_scale as median_scale,
+    rbf as rbf,
+)
 from st_gchb.retrieval._ridge import RidgeHead
 from st_gchb.retrieval._search import Neighbors, check_search, find_neighbors, weighted_mean
 
 __all__ = [
-    "KernelHead",
     "RidgeHead",
     "Neighbors",
     "ReferenceBank",
     "SearchIndex",
     "check_search",
-    "expression_scores",
     "find_neighbors",
-    "fit_kernel_head",
     "index_for",
     "weighted_mean",
 ]
