@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import st_gchb
+from st_gchb.errors import STGCHBError
 
 ON_HER2ST = "--data ../shared/data/her2st --weights ../shared/weights/mobilenet_v2_imagenet.safetensors"
 """Arguments of an example that runs on the sections of her2st."""
@@ -39,3 +45,31 @@ def log_progress() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("st_gchb").setLevel(logging.INFO)
     ignore_warnings_of_others()
+
+
+def run_study(study: str, run: Callable[[argparse.Namespace], list[Path]], arguments: argparse.Namespace) -> int:
+    """Run a study, print its tables, and return the status of the command.
+
+    An invalid argument, or data that cannot be used, are printed in one line and end it with status 2.
+
+    Parameters
+    ----------
+    study
+        Name of the study.
+    run
+        Function of the arguments that returns the files it has written.
+    arguments
+        Arguments of the command, with ``out`` and ``quiet``.
+    """
+    ignore_warnings_of_others()
+    with st_gchb.settings.override(verbosity="WARNING" if arguments.quiet else "INFO"):
+        try:
+            paths = run(arguments)
+        except STGCHBError as error:
+            print(f"{study}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+    for path in paths:
+        if path.suffix == ".md":
+            print(f"\n{path.stem}\n{path.read_text(encoding='utf-8')}", end="")
+    print(f"\nwritten to {arguments.out}: {', '.join(path.name for path in paths)}")
+    return 0

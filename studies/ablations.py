@@ -7,7 +7,6 @@ from there.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +15,10 @@ from anndata import AnnData
 
 import st_gchb
 from st_gchb.datasets import her2st, synthetic_tissue
-from st_gchb.errors import InputError, MissingFileError, STGCHBError
+from st_gchb.errors import InputError, MissingFileError
 from st_gchb.evaluate import reliability, write_reliability
 from studies._choice import choose
-from studies._command import add_encoder, ignore_warnings_of_others, new_parser
+from studies._command import add_encoder, new_parser, run_study
 from studies._files import write_choice, write_foreign, write_study
 from studies._foreign import foreign_sections
 from studies._study import study
@@ -52,19 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; an invalid argument or data that cannot be used end it with status 2."""
-    arguments = build_parser().parse_args(argv)
-    ignore_warnings_of_others()
-    with st_gchb.settings.override(verbosity="WARNING" if arguments.quiet else "INFO"):
-        try:
-            paths = run(arguments)
-        except STGCHBError as error:
-            print(f"ablations: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-    for path in paths:
-        if path.suffix == ".md":
-            print(f"\n{path.stem}\n{path.read_text(encoding='utf-8')}", end="")
-    print(f"\nwritten to {arguments.out}: {', '.join(path.name for path in paths)}")
-    return 0
+    return run_study("ablations", run, build_parser().parse_args(argv))
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:

@@ -8,7 +8,6 @@ interrupted study continues from there.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-import st_gchb
 from st_gchb import pl
-from st_gchb.errors import InputError, STGCHBError
+from st_gchb.errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, split_folds
-from studies._command import ignore_warnings_of_others, new_parser
+from studies._command import new_parser, run_study
 from studies._comparison import MEASURES, Compared, difference, differences_markdown, overall, overall_markdown
 from studies._figure import tissues as draw
 from studies._files import write_csv, write_record, write_text
@@ -60,19 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; an invalid argument or data that cannot be used end it with status 2."""
-    arguments = build_parser().parse_args(argv)
-    ignore_warnings_of_others()
-    with st_gchb.settings.override(verbosity="WARNING" if arguments.quiet else "INFO"):
-        try:
-            paths = run(arguments)
-        except STGCHBError as error:
-            print(f"tissues: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-    for path in paths:
-        if path.suffix == ".md":
-            print(f"\n{path.stem}\n{path.read_text(encoding='utf-8')}", end="")
-    print(f"\nwritten to {arguments.out}: {', '.join(path.name for path in paths)}")
-    return 0
+    return run_study("tissues", run, build_parser().parse_args(argv))
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
