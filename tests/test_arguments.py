@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given, strategies as st
 
 from st_gchb._advice import EntryPoint, Fix, advise, current_entry_point, entered
-from st_gchb._arguments import Count, Limits, PixelSize, Rate, Share, check_keywords, checked
+from st_gchb._arguments import Count, Limits, PixelSize, Rate, Share, check_keywords, check_value, checked
 from st_gchb._errors import ArgumentError, QueryError, ScaleError, STGCHBError
 
 if TYPE_CHECKING:
@@ -184,6 +185,28 @@ def test_keywords_that_are_passed_on():
         passing(kin="mean")
     with pytest.raises(ArgumentError, match=r"call\(how=...\): lr='x'"):
         check_keywords({"lr": "x"}, Settings, "call(how=...)")
+
+
+def test_a_check_is_made_once(monkeypatch):
+    """Making one takes a hundred times as long as using it, and a model that is loaded has hundreds of values."""
+    made = []
+
+    class Counted(pydantic.TypeAdapter):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    def target(*, rings: Count = 1) -> None: ...
+
+    monkeypatch.setattr(pydantic, "TypeAdapter", Counted)
+    for rings in (1, 2):
+        assert check_keywords({"rings": rings}, target, "target") == {"rings": rings}
+        assert check_value(rings, Annotated[int, Limits("a number of this test", low=1)], "n") == rings
+    assert len(made) == 2
+    # Equal, and written in another order.
+    for kind, words in ((int | str, "a whole number or text"), (str | int, "text or a whole number")):
+        with pytest.raises(ArgumentError, match=f"expected {words}"):
+            check_value([], kind, "n")
 
 
 def test_settings_are_checked_when_they_are_made_and_changed():

@@ -181,7 +181,7 @@ class _Signature:
     def checks(self) -> dict[str, _Check]:
         """Check of each argument, by name; the function's own arguments override those of its keyword targets."""
         known = {} if self.keywords is None else _checks_of_all(self.keywords())
-        return {name: known[name] for name in known if name in self.passed_on} | _checks_of(self.function)
+        return {name: known[name] for name in known if name in self.passed_on} | {**_checks_of(self.function)}
 
     @functools.cached_property
     def passed_on(self) -> dict[str, inspect.Parameter]:
@@ -273,7 +273,13 @@ def check_value(value: Any, annotation: Any, label: str) -> Any:
     >>> check_value(0.5, Share, "min_tissue of slide 'a'")
     0.5
     """
-    return _Check(annotation)(value, lambda: label)
+    return _check_of(annotation, repr(annotation))(value, lambda: label)
+
+
+@functools.lru_cache(maxsize=256)
+def _check_of(annotation: Any, written: str) -> _Check:
+    """Return the check of an annotation; alternatives in another order are equal, and are told apart as ``written``."""
+    return _Check(annotation)
 
 
 def check_keywords(given: Mapping[str, Any], targets: Any, label: str) -> dict[str, Any]:
@@ -301,7 +307,8 @@ def _as_tuple(targets: Any) -> tuple[Any, ...]:
     return targets if isinstance(targets, tuple) else (targets,)
 
 
-def _checks_of(function: Callable[..., Any]) -> dict[str, _Check]:
+@functools.lru_cache(maxsize=256)
+def _checks_of(function: Callable[..., Any]) -> Mapping[str, _Check]:
     """Build the check of each named argument of a function, or of a class's constructor."""
     if hasattr(function, "__checked__"):
         return function.__checked__.checks
