@@ -85,8 +85,9 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# One thread per worker: two workers that each start a thread per core get in one another's way.
-PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+# One thread per worker: two workers that each start a thread per core get in one another's way. Bytecode is kept, also
+# where the environment forbids it: else every process of the tests compiles all libraries anew, for ten seconds or more.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test: lint
 	$(PYTEST)

@@ -12,6 +12,7 @@ import pytest
 from anndata import AnnData
 
 from forks import ForkServer, fork_context
+from trainings import shorten_trainings
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -78,6 +79,25 @@ def _tissue() -> AnnData:
 def tissue(_tissue: AnnData) -> AnnData:
     """Three small slices of two patients with features, for evaluations; some rooms have tissue of their own."""
     return _tissue.copy()
+
+
+@pytest.fixture
+def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are trained for an epoch or two."""
+    shorten_trainings(monkeypatch)
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are written with few pixels: for tests of which files there are, and what is in them at a glance."""
+    from matplotlib.figure import Figure
+
+    write = Figure.savefig
+
+    def coarse(figure: Figure, *arguments: Any, **options: Any) -> None:
+        write(figure, *arguments, **options | {"dpi": min(72, options.get("dpi", 72))})
+
+    monkeypatch.setattr(Figure, "savefig", coarse)
 
 
 @pytest.fixture

@@ -59,3 +59,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0].removeprefix(start)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _coarse(coarse_figures: None) -> None:
+    """Every command and report draws; tests/pl look at the pixels."""

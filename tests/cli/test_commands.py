@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from PIL import Image
 
 import st_gchb
+from pictures import n_colors, pixels_of
 from st_gchb.cli import build_parser, main
 from st_gchb.evaluate import RunFolder
 from st_gchb.model import STGCHB
@@ -24,16 +24,10 @@ COMMANDS = ["demo", "train", "predict", "evaluate"]
 TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
 
 
-def pixels_of(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"))
-
-
 def assert_drawn(path):
     pixels = pixels_of(path)
     assert min(pixels.shape[:2]) > 150
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 300
+    assert n_colors(pixels) > 300
 
 
 @pytest.mark.parametrize("command", COMMANDS)

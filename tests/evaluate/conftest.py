@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from st_gchb.evaluate import Task
 
@@ -20,3 +21,8 @@ class Spy:
     def __call__(self, task: Task) -> np.ndarray:
         self.tasks.append(task)
         return np.random.default_rng(task.seed).random((task.test.n_obs, len(task.panel)))
+
+
+@pytest.fixture(autouse=True)
+def _coarse(coarse_figures: None) -> None:
+    """Every command and report draws; tests/pl look at the pixels."""

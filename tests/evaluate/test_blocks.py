@@ -168,7 +168,7 @@ def test_runs_of_blocks_are_kept(wide, tmp_path):
     pd.testing.assert_frame_equal(blocks.scores, again.scores)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("short_trainings")
 def test_confidence_on_blocks(alone):
     result = reliability(alone, split="blocks", n_top_genes=20, seeds=[0], device="cpu")
     assert result.summary().index.tolist() == [fold.name for fold in leave_blocks_out(alone)]

@@ -19,6 +19,7 @@ def slides(tmp_path_factory):
     return path
 
 
+@pytest.mark.usefixtures("short_trainings")
 def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "study"

@@ -20,6 +20,7 @@ import st_gchb
 from st_gchb.datasets.synthetic import _geometry
 from st_gchb.evaluate import METHODS
 from studies import dlpfc
+from trainings import shorten_trainings
 
 SLICES = ("151673", "151675", "151676")
 N_ROWS, N_COLS = 9, 8
@@ -102,6 +103,7 @@ def whole(script, geometry, tmp_path_factory):
         save(axes, path, **options)
 
     with pytest.MonkeyPatch.context() as patch:
+        shorten_trainings(patch)
         patch.setattr(_geometry, "SIDE_PX", 450)
         patch.setattr(st_gchb.pl, "save", watch)
         patch.setenv("ST_GCHB_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -180,6 +182,7 @@ def test_published_figures_are_named_as_such(whole):
     assert "0.4310" not in measured
 
 
+@pytest.mark.usefixtures("short_trainings")
 def test_goes_on_and_adds_seeds(script, geometry, whole, tmp_path):
     shutil.copytree(whole.out / "runs", tmp_path / "runs")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 from skimage.color import rgb2hed
 
@@ -42,6 +43,7 @@ def test_another_stain_is_drawn_in_brown():
     assert (recolored(white) > 250).all()
 
 
+@pytest.mark.usefixtures("short_trainings")
 def test_foreign_sections(tissue, tmp_path):
     other = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, seed=9)
     before = other.copy()
