@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import anndata
 import pytest
 from PIL import Image
 
+import st_gchb
 from forks import ForkServer
 
 CHILD = Path(__file__).with_name("signaled.py")
@@ -75,10 +78,16 @@ MOMENTS = {
 def ended(slides: Path, programs: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Training that was told to end at each of the moments, and the folders that it worked in."""
     base = tmp_path_factory.mktemp("ended")
+    features = base / "features"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ST_GCHB_CACHE", str(features))
+        st_gchb.pp.embed_patches(anndata.read_h5ad(slides), encoder="texture", n_views=1, slice_key="slice")
     jobs = []
     for name, moment in MOMENTS.items():
         folder = base / name.replace(" ", "_")
         folder.mkdir()
+        if name != "embedding":
+            shutil.copytree(features, folder / "cache")
         jobs.append(moment | {"argv": train(slides, folder / "model"), "cache": str(folder / "cache")})
     # What was half imported is of no use to the jobs after it: that one has a process of its own.
     found = [*run_child(None, base, jobs[0]), *run_child(programs, base, *jobs[1:])]

@@ -26,13 +26,18 @@ class Tissue:
 
     @property
     def expected(self) -> np.ndarray:
-        """Expectation of the measured values, by the sum over all counts."""
-        mean, scale = self.shares * self.totals[:, None], 1e4 / self.totals[:, None]
+        """Expectation of the measured values, by the sum over all counts that a gene may have."""
+        mean, scale = (self.shares * self.totals[:, None]).T, 1e4 / self.totals
+        most = mean.max(1)
+        last = most + 10 * np.sqrt(most) + 20
+        order = np.argsort(-last)  # few genes have large counts
+        mean = mean[order]
         probability, result = np.exp(-mean), np.zeros_like(mean)
-        for n in range(1, int(mean.max() + 10 * np.sqrt(mean.max()) + 20)):
-            probability = probability * mean / n
-            result += probability * np.log1p(scale * n)
-        return result
+        for n in range(1, int(last.max())):
+            genes = slice(int((last > n).sum()))
+            probability[genes] *= mean[genes] / n
+            result[genes] += probability[genes] * np.log1p(scale * n)
+        return result[np.argsort(order)].T
 
     def groups(self, n_top: int = 50) -> dict[str, np.ndarray]:
         genes = pd.DataFrame({"HVG": self.measured.var(0), "HEG": self.measured.mean(0)})
