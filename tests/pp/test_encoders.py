@@ -319,6 +319,16 @@ def test_texture_does_not_depend_on_orientation_and_sees_stain_and_grain():
     assert (answers[2, :12] - answers[0, :12]).abs().max() > 0.1
 
 
+def test_texture_is_the_same_whoever_sorts(monkeypatch):
+    """numpy on a CPU; torch on a GPU, and where it compiles the encoder."""
+    encoder = get_encoder("texture")
+    patches = torch.cat([PATCHES[:, :, :112, :112], torch.full((1, 3, 112, 112), 255, dtype=torch.uint8)])
+    fast, calls = encoder(patches), []
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: calls.append(1) or True)
+    assert torch.equal(encoder(patches).view(torch.int32), fast.view(torch.int32))
+    assert calls
+
+
 @pytest.mark.tissue
 def test_the_pretrained_image_encoder(weights_path):
     encoder = get_encoder("mobilenet_v2", str(weights_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,9 +72,18 @@ def _moments(channels: Tensor) -> Tensor:
 
 
 def _quantiles(channels: Tensor) -> Tensor:
-    flat = channels.flatten(2).sort(dim=2).values
+    flat = _ascending(channels.flatten(2))
     last = flat.shape[2] - 1
     return torch.cat([flat[..., round(q * last)] for q in _QUANTILES], dim=1)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Sort values along the last axis."""
+    whole = values.device.type == "cpu" and values.dtype == torch.float32 and not values.requires_grad
+    if whole and not torch.compiler.is_compiling():
+        # On one thread of a CPU, several times as fast as torch, and the larger part of the encoder's time there.
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values
 
 
 def _mixing(stains: Tensor) -> Tensor:
