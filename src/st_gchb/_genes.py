@@ -35,6 +35,8 @@ _NAMES = {
 """Name patterns of features that are not genes, by feature type: TotalSeq antibodies, control probes and codes of
 Xenium, CosMx and MERSCOPE, spike-ins, and the unassigned classes of read counters."""
 
+_ANY_NAME = re.compile("|".join(f"(?:{pattern})" for pattern in _NAMES.values()))
+
 _GENOME = re.compile(r"^(GRCh\d+|GRCm\d+|GRCz\d+|hg\d+|mm\d+|rn\d+)_+", re.IGNORECASE)
 """Genome prefix of a gene's name, as Space Ranger writes it for references of two species."""
 
@@ -59,13 +61,14 @@ def feature_kinds(var: pd.DataFrame) -> np.ndarray:
     ['Gene Expression', 'Antibody Capture']
     """
     kinds = np.full(len(var), GENE, dtype=object)
-    for kind, pattern in _NAMES.items():
+    for column, name in enumerate(var.index):
         # Names may be of any type here; they are validated elsewhere.
-        kinds[[isinstance(name, str) and re.search(pattern, name) is not None for name in var.index]] = kind
-    column = next((name for name in _COLUMNS if name in var), None)
-    if column is None:
+        if isinstance(name, str) and _ANY_NAME.search(name):
+            kinds[column] = [kind for kind, pattern in _NAMES.items() if re.search(pattern, name)][-1]
+    typed = next((name for name in _COLUMNS if name in var), None)
+    if typed is None:
         return kinds
-    said = np.array([value.strip() if isinstance(value, str) else "" for value in var[column]], dtype=object)
+    said = np.array([value.strip() if isinstance(value, str) else "" for value in var[typed]], dtype=object)
     is_gene = np.array([value.lower() in (GENE.lower(), "gex", "rna") for value in said], dtype=bool)
     if is_gene.any():
         told = said != ""

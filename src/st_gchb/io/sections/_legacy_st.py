@@ -247,15 +247,15 @@ def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
             columns = columns[1:]
         # pandas is several times slower on tables this wide, and renames duplicated columns.
         for number, line in enumerate(itertools.chain([first], lines), start=2):
-            cells = layout.split(line)
-            if len(cells) - 1 != len(columns):
+            name, values = layout.counts(line)
+            if len(values) != len(columns):
                 raise ExpressionError(
-                    f"{path}: row {number} ({cells[0][:40]!r}) is damaged or incomplete: found {len(cells) - 1} values "
+                    f"{path}: row {number} ({name[:40]!r}) is damaged or incomplete: found {len(values)} values "
                     f"a row under {len(columns)} names. Fetch the file again."
                 )
-            names.append(cells[0])
+            names.append(name)
             with np.errstate(over="ignore"):  # values that overflow become infinite, which the caller rejects
-                rows.append(sparse.csr_matrix(layout.numbers(cells[1:]).astype(np.float32)))
+                rows.append(sparse.csr_matrix(values.astype(np.float32)))
     return columns, names, sparse.vstack(rows, format="csr")
 
 
