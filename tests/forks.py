@@ -7,6 +7,8 @@ libraries are imported need ``subprocess``.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import multiprocessing
@@ -115,6 +117,9 @@ def serve() -> dict[str, Any]:
 
     assert all((main, predict_slides, evaluate, STGCHB, embed_patches, spatial_graph))
 
+    # Programs need not pass over the libraries in search of garbage, until they end.
+    gc.freeze()
+    atexit.register(gc.unfreeze)
     # A fork has one thread: what others hold would be held for ever.
     assert threading.active_count() == 1, threading.enumerate()
     for line in sys.stdin:
