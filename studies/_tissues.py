@@ -140,8 +140,8 @@ def embedded(tissue: Tissue, data: Path, weights: str | Path, device: str = "aut
     options |= {"patch_um": PATCHES_UM, "device": {"gpu": "cuda"}.get(device, device)}
     tables = []
     for section in tissue.read(data):
-        st_gchb.pp.embed_patches(section, **options)
-        tables.append(section if isinstance(section, AnnData) else section.tables["table"])
+        # The copy of a SpatialData is its table, with positions in px of the image that was read.
+        tables.append(st_gchb.pp.embed_patches(section, copy=True, **options))
     return join(tables)
 
 

@@ -23,6 +23,8 @@ class Keys:
     CONFIDENCE: Final = "st_gchb_confidence"
     OUTLIER: Final = "st_gchb_outlier"
     EXPECTED_PCC: Final = "st_gchb_expected_pcc"
+    RETRIEVAL_PCC: Final = "st_gchb_retrieval_pcc"
+    """``var``: correlation that retrieval alone has; the rest of the expected one is added by the heads."""
     UNS: Final = "st_gchb"
     STAIN: Final = "stain"
     """``uns["st_gchb"]``: table of each slide's distance from the reference in stain and tissue."""

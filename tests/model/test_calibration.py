@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.model import Calibration, calibrate, calibration_folds, fit_appearance
+from st_gchb.model import Calibration, HeldOut, calibrate, calibration_folds, fit_appearance
 
 RNG = np.random.default_rng(0)
 SLICES = np.repeat(["A", "B", "C"], 100)
@@ -21,7 +21,8 @@ def calibration():
     predictors = np.column_stack([RNG.random(300), spread, DISTANCE, RNG.random(300)])
 
     def predict(rows):
-        return TRUTH[rows].toarray() + spread[rows, None], predictors[rows]
+        prediction = TRUTH[rows].toarray() + spread[rows, None]
+        return HeldOut(prediction, prediction, predictors[rows])
 
     folds = [np.flatnonzero(SLICES == name) for name in "ABC"]
     return calibrate(folds, predict, TRUTH, SLICES)

@@ -34,6 +34,7 @@ def no_encoder(monkeypatch):
         table = section if isinstance(section, anndata.AnnData) else section.tables["table"]
         table.obsm["X_patch"] = np.random.default_rng(0).normal(size=(table.n_obs, 3)).astype(np.float32)
         table.uns["X_patch"] = {"made": "without images"}
+        return table
 
     monkeypatch.setattr(st_gchb.pp, "embed_patches", features)
 
@@ -206,8 +207,9 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
         assert options.pop("encoder") == ("mobilenet_v2", "texture")
         assert options.pop("patch_um") == (80.0, 150.0, 300.0)
         assert options.pop("weights") == ("some.safetensors", "default")
-        embed(section, encoder="texture", n_views=1, **options)
-        section.uns["spatial"] = {section.obs["slice"].iloc[0]: next(iter(section.uns["spatial"].values()))}
+        made = embed(section, encoder="texture", n_views=1, **options)
+        made.uns["spatial"] = {made.obs["slice"].iloc[0]: next(iter(made.uns["spatial"].values()))}
+        return made
 
     embed = st_gchb.pp.embed_patches
     monkeypatch.setattr(st_gchb.pp, "embed_patches", features)

@@ -1,4 +1,9 @@
-from ._confidence import Calibration as Calibration, calibrate as calibrate, calibration_folds as calibration_folds
+from ._confidence import (
+    Calibration as Calibration,
+    HeldOut as HeldOut,
+    calibrate as calibrate,
+    calibration_folds as calibration_folds,
+)
 from ._features import (
     BlockedContext as BlockedContext,
     Context as Context,
@@ -10,7 +15,7 @@ from ._features import (
     neighbor_mean as neighbor_mean,
 )
 from ._fit import without_loops as without_loops
-from ._inference import Predictor as Predictor, predict as predict
+from ._inference import Predictor as Predictor, predict as predict, sharpened as sharpened
 from ._loading import read_settings as read_settings
 from ._module import STGCHBModule as STGCHBModule
 from ._query import prepare_query as prepare_query

@@ -49,6 +49,8 @@ class Calibration:
         Median distance beyond which a whole slide is flagged; another stain shifts all spots a little, but none far.
     expected_pcc
         Pearson correlation of each panel gene on held-out reference slices, mean over slices, ``(n_genes,)``.
+    retrieval_pcc
+        The same of retrieval alone, without the ridge head and the kernel head; None in models of earlier versions.
     """
 
     center: np.ndarray
@@ -58,6 +60,7 @@ class Calibration:
     outlier_distance: float
     outlier_slide: float
     expected_pcc: np.ndarray
+    retrieval_pcc: np.ndarray | None = None
 
     def confidence(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Compute the confidence: the share of reference spots with a larger expected error, ``(n_query,)``, 0 to 1.
@@ -124,9 +127,28 @@ def error_predictors(
     return np.stack([similarity, spread, distance, prediction.mean(1)], axis=1)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Prediction of spots that were held out.
+
+    Parameters
+    ----------
+    prediction
+        Predicted panel, ``(n_spots, n_genes)``.
+    retrieved
+        What retrieval alone predicts, ``(n_spots, n_genes)``.
+    predictors
+        Predictors of the prediction's error, ``(n_spots, 4)``.
+    """
+
+    prediction: np.ndarray
+    retrieved: np.ndarray
+    predictors: np.ndarray
+
+
 def calibrate(
     folds: list[np.ndarray],
-    predict: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    predict: Callable[[np.ndarray], HeldOut],
     truth: sparse.csr_matrix,
     slices: np.ndarray,
 ) -> Calibration:
@@ -137,8 +159,7 @@ def calibrate(
     folds
         Rows of each held-out part of the reference.
     predict
-        Function from held-out rows to their prediction ``(n, n_genes)`` and its predictors of error ``(n, 4)``, both
-        computed without these rows.
+        Function from held-out rows to their prediction, which is computed without these rows.
     truth
         Log-normalized panel of the reference, ``(n_reference, n_genes)``.
     slices
@@ -146,12 +167,14 @@ def calibrate(
     """
     predictors = np.zeros((truth.shape[0], len(PREDICTORS)))
     errors = np.zeros(truth.shape[0])
-    correlations = []
+    correlations, of_retrieval = [], []
     for rows in folds:
-        prediction, predictors[rows] = predict(rows)
+        found = predict(rows)
+        predictors[rows] = found.predictors
         measured = truth[rows].toarray()
-        errors[rows] = np.sqrt(((prediction - measured) ** 2).mean(1))
-        correlations.append(pearson(measured, prediction))
+        errors[rows] = np.sqrt(((found.prediction - measured) ** 2).mean(1))
+        correlations.append(pearson(measured, found.prediction))
+        of_retrieval.append(pearson(measured, found.retrieved))
     center, scale = predictors.mean(0), np.maximum(predictors.std(0), 1e-8)
     design = np.column_stack([(predictors - center) / scale, np.ones(len(predictors))])
     # Small ridge penalty: similarity and distance are nearly collinear.
@@ -161,7 +184,8 @@ def calibrate(
     distance = predictors[:, PREDICTORS.index("distance")]
     farthest = max(float(np.median(distance[slices == name])) for name in np.unique(slices))
     limits = float(np.quantile(distance, _OUTLIER_QUANTILE)), _OUTLIER_SLIDE * farthest
-    return Calibration(center, scale, coefficients, expected, *limits, np.mean(correlations, axis=0))
+    by_gene = np.mean(correlations, axis=0), np.mean(of_retrieval, axis=0)
+    return Calibration(center, scale, coefficients, expected, *limits, *by_gene)
 
 
 def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
@@ -182,6 +206,21 @@ def calibration_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.nd
         left = np.zeros(len(slices), dtype=bool)
         left[np.lexsort((coordinates[:, 1], coordinates[:, 0]))[: len(slices) // 2]] = True
     return [np.flatnonzero(left), np.flatnonzero(~left)]
+
+
+def choice_folds(slices: np.ndarray, coordinates: np.ndarray) -> list[np.ndarray]:
+    """Split the reference into folds on which settings of the kernel head are chosen, which needs no training.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        As :func:`calibration_folds`; for a single slice, its quadrants, without those that hold no spot.
+    """
+    if len(np.unique(slices)) > 1:
+        return calibration_folds(slices, coordinates)
+    beyond = coordinates[:, :2] > np.median(coordinates[:, :2], axis=0)
+    quadrant = 2 * beyond[:, 0] + beyond[:, 1]
+    return [np.flatnonzero(quadrant == number) for number in np.unique(quadrant)]
 
 
 def _linear(predictors: np.ndarray, center: np.ndarray, scale: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

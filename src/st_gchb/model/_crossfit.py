@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from st_gchb._constants import Keys
-from st_gchb.model._confidence import Calibration, calibrate, calibration_folds
+from st_gchb.model._confidence import Calibration, HeldOut, calibrate, calibration_folds
 from st_gchb.model._fit import Fitted, build_bank, build_module, fit, training_data
 from st_gchb.model._inference import Predictor, answer, embed, seen_context
 from st_gchb.model._module import STGCHBModule
@@ -75,7 +75,7 @@ def cross_fit(
     numbers = count(1)
     bare = _bare(adata)
 
-    def held_out(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def held_out(rows: np.ndarray) -> HeldOut:
         others = np.setdiff1d(np.arange(adata.n_obs), rows)
         rest = bare[others].copy()
         held = {"features": whole.features.subset(others), "log_values": whole.log_values[others]}
@@ -87,7 +87,7 @@ def cross_fit(
         bank = embed_reference(trainee.module, fitted, rest, where)
         p = Predictor(trainee.module, fitted.rules, bank, None, settings)
         found = answer(p, whole.features.subset(rows), whole.adjacency[rows][:, rows], whole.slices[rows])
-        return found.panel, found.predictors
+        return HeldOut(found.panel, found.retrieved, found.predictors)
 
     return calibrate(
         calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel, whole.slices

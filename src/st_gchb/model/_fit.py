@@ -18,7 +18,7 @@ from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKe
 from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
 from st_gchb.model import _features as _context
-from st_gchb.model._confidence import calibration_folds
+from st_gchb.model._confidence import choice_folds
 from st_gchb.model._features import (
     BlockedContext,
     Context,
@@ -166,7 +166,7 @@ def fit(
     head = None
     if kernel is not None:
         scores = expression_scores(panel_values, slices, settings.kernel_rank)
-        folds = calibration_folds(slices, spot_centers(adata))
+        folds = choice_folds(slices, spot_centers(adata))
         head = fit_kernel_head(context.through(kernel), 1 if parts is None else len(parts), scores, folds, seed)
     return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices, head)
 

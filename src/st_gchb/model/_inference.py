@@ -254,6 +254,8 @@ class Answer:
         Inputs of the ridge head, ``(n_query, n_inputs)``.
     components
         Components of expression that the kernel head predicts, ``(n_query, n_components)``; None without such a head.
+    retrieved
+        Weighted mean of the retrieved spots' panel, ``(n_query, n_genes)``.
     panel
         Predicted log-normalized expression of the panel, ``(n_query, n_genes)``.
     predictors
@@ -264,6 +266,7 @@ class Answer:
     neighbors: Neighbors
     linear: np.ndarray
     components: np.ndarray | None
+    retrieved: np.ndarray
     panel: np.ndarray
     predictors: np.ndarray
 
@@ -307,19 +310,24 @@ def answer(
     retrieved = weighted_mean(neighbors, table.values)
     head, kernel = p.bank.kernel_head, p.rules.kernel
     components = None if head is None or kernel is None else head.components(context.through(kernel))
-    panel = blended(p, retrieved, linear, components, table)
+    panel = blended(p, retrieved, linear, components, table, adjacency)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
     predictors = error_predictors(neighbors, retrieved, panel, table, distance)
-    return Answer(embedding, neighbors, linear, components, panel, predictors)
+    return Answer(embedding, neighbors, linear, components, retrieved, panel, predictors)
 
 
 def blended(
-    p: Predictor, retrieved: np.ndarray, inputs: np.ndarray, components: np.ndarray | None, table: ReferenceTable
+    p: Predictor,
+    retrieved: np.ndarray,
+    inputs: np.ndarray,
+    components: np.ndarray | None,
+    table: ReferenceTable,
+    adjacency: sparse.csr_matrix,
 ) -> np.ndarray:
     """Blend the weighted mean of the retrieved spots with the ridge head and the kernel head, ``(n_query, n_columns)``.
 
-    Values are clipped to the reference's range of each column: for patches unlike any of the reference, the linear
-    ridge head would extrapolate to impossible values.
+    The blend is sharpened by the setting of that name. Values are clipped to the reference's range of each column: for
+    patches unlike any of the reference, the linear ridge head would extrapolate to impossible values.
 
     Parameters
     ----------
@@ -331,6 +339,8 @@ def blended(
         Inputs of the ridge head, and components of expression predicted by the kernel head, if there is one.
     table
         Table of the reference that is predicted.
+    adjacency
+        Spot graph of the query.
     """
     if p.settings.ridge_weight:
         head = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
@@ -345,8 +355,40 @@ def blended(
         weight = np.float32(p.settings.kernel_weight)
         expected = (table.mean + components @ table.kernel_loadings).astype(np.float32)
         retrieved = (1.0 - weight) * retrieved + weight * expected
+    if p.settings.sharpening:
+        retrieved = sharpened(retrieved, adjacency, p.settings.sharpening)
     bounded: np.ndarray = np.clip(retrieved, *table.bounds)
     return bounded
+
+
+def sharpened(values: np.ndarray, adjacency: sparse.csr_matrix, share: float) -> np.ndarray:
+    r"""Move the values of each spot away from the mean of its neighbors, ``(n_spots, n_columns)``.
+
+    .. math:: v_i + s \, \Bigl( v_i - \frac{1}{|N(i)|} \sum_{j \in N(i)} v_j \Bigr)
+
+    Parameters
+    ----------
+    values
+        Values of the spots, ``(n_spots, n_columns)``.
+    adjacency
+        Spot graph; a spot without neighbors keeps its values.
+    share
+        Share s of the difference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from st_gchb.model._inference import sharpened
+    >>> line = sparse.csr_matrix(np.eye(3, k=1) + np.eye(3, k=-1))
+    >>> sharpened(np.array([[0.0], [4.0], [0.0]]), line, 0.25).ravel().tolist()
+    [-1.0, 5.0, -1.0]
+    """
+    graph = (adjacency != 0).astype(values.dtype)
+    degree = np.asarray(graph.sum(axis=1), dtype=values.dtype).ravel()[:, None]
+    around = np.divide(graph @ values, degree, out=values.copy(), where=degree > 0)
+    moved: np.ndarray = values + values.dtype.type(share) * (values - around)
+    return moved
 
 
 def predict(
@@ -363,7 +405,7 @@ def predict(
     prediction = found.panel
     if layer is not None:
         retrieved = weighted_mean(found.neighbors, table.values)
-        prediction = blended(p, retrieved, found.linear, found.components, table)
+        prediction = blended(p, retrieved, found.linear, found.components, table, query.adjacency)
     result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
     result.layers[Keys.LAYER] = prediction
     result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
@@ -374,6 +416,9 @@ def predict(
         result.obs[Keys.OUTLIER] = p.calibration.outlier(found.predictors, query.slices)
         expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
         result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
+        if p.calibration.retrieval_pcc is not None:
+            alone = pd.Series(p.calibration.retrieval_pcc, index=p.rules.expression.genes)
+            result.var[Keys.RETRIEVAL_PCC] = alone.reindex(result.var_names).to_numpy()
     if layer is None:
         _carry_measured(p, query, result)
     n_neighbors = found.neighbors.ids.shape[1]
@@ -451,7 +496,7 @@ def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict
         "weighting": weighting,
         **_how_searched(p, k),
         "ridge_weight": p.settings.ridge_weight,
-        **({"kernel_weight": p.settings.kernel_weight} if p.settings.kernel_weight else {}),
+        **{name: getattr(p.settings, name) for name in ("kernel_weight", "sharpening") if getattr(p.settings, name)},
         "reference_slices": np.array(sorted(set(p.bank.slices))),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from st_gchb.model._saving import (
     SavedModel,
 )
 from st_gchb.model._schema import check_numbers, check_record, read_table
+from st_gchb.model._settings import ModelSettings
 from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import ExpressionRule
 from st_gchb.retrieval import KernelHead, ReferenceBank, ReferenceTable, SearchIndex
@@ -102,6 +104,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise ModelFileError(
                 f"{folder / name} is damaged: its SHA-256 is {found[:12]}…, expected {expected[:12]}…. Copy it again."
             )
+    # What a model's version did not have, it did without, whatever its preset has today.
+    settings["settings"] = asdict(ModelSettings(**settings["settings"]))
     return settings
 
 
@@ -157,7 +161,7 @@ def _check_finite(folder: Path, *parts: dict[str, np.ndarray]) -> None:
 def _calibration(network: dict[str, np.ndarray]) -> Calibration | None:
     if "calibration.center" not in network:
         return None
-    numbers: dict[str, Any] = {name: network[f"calibration.{name}"] for name in Calibration.__dataclass_fields__}
+    numbers: dict[str, Any] = {name: network.get(f"calibration.{name}") for name in Calibration.__dataclass_fields__}
     limits = {name: numbers[name].item() for name in ("outlier_distance", "outlier_slide")}
     return Calibration(**numbers | limits)
 

@@ -144,7 +144,8 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
     if rules.context.center is not None:
         network["context.center"] = rules.context.center
     if saved.calibration is not None:
-        network |= {f"calibration.{key}": np.asarray(value) for key, value in vars(saved.calibration).items()}
+        given = {key: value for key, value in vars(saved.calibration).items() if value is not None}
+        network |= {f"calibration.{key}": np.asarray(value) for key, value in given.items()}
     reference = {"keys": bank.keys, "image_keys": bank.image_keys, "linear": bank.linear, "appearance": bank.appearance}
     if bank.kernel_head is not None:
         reference |= {f"kernel.{key}": value for key, value in vars(bank.kernel_head).items()}

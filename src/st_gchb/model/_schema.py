@@ -65,6 +65,8 @@ CALIBRATION = {
     "calibration.outlier_slide": "",
     "calibration.expected_pcc": "g",
 }
+RETRIEVAL_PCC = {"calibration.retrieval_pcc": "g"}
+"""Calibration that models of earlier versions lack."""
 
 KERNEL_MAP = {"kernel.offset": "c", "kernel.matrix": "ck"}
 KERNEL_HEAD = {"kernel.points": "pk", "kernel.scales": "s", "kernel.coefficients": "spm", "kernel.scores": "nm"}
@@ -176,6 +178,7 @@ def check_numbers(
     parts = [(NETWORK, network), (REFERENCE, reference)]
     if any(name in network for name in CALIBRATION):
         parts.append((CALIBRATION, network))
+        parts += [(RETRIEVAL_PCC, network)] if RETRIEVAL_PCC.keys() <= network.keys() else []
     if "context.center" in network:
         parts.append(({"context.center": "f"}, network))
     if ModelSettings(**record["settings"]).kernel_weight:

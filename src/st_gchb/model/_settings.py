@@ -83,6 +83,9 @@ class ModelSettings:
     kernel_components, kernel_rank
         Number of half-whitened principal components of the context features of each encoder and patch size that enter
         a kernel, and number of principal components of expression that the kernel head predicts.
+    sharpening
+        How far the prediction of a spot is moved away from the mean prediction of its neighbors, as a share of the
+        difference. Predictions are smoother than tissue, since features of neighbors enter them.
     """
 
     n_top_genes: Count = 2000
@@ -126,6 +129,7 @@ class ModelSettings:
     kernel_weight: Share = 0.0
     kernel_components: Count = 64
     kernel_rank: Count = 20
+    sharpening: Weight = 0.0
 
     @property
     def loss(self) -> LossSettings:
@@ -162,7 +166,8 @@ class ModelSettings:
 
 
 PRESETS: dict[str, ModelSettings] = {
-    "default": ModelSettings(),
+    # Retrieval, and a kernel head with the larger share. No ridge head: it adds nothing beside the kernels.
+    "default": ModelSettings(ridge_weight=0.0, kernel_weight=0.6, sharpening=0.3),
     # Published settings: mini-batches of 16 spots of one slice, 50 epochs of DGI, 4 of the joint loss, 813 components.
     "paper": ModelSettings(
         n_expression_components=813,

@@ -483,7 +483,8 @@ class STGCHB(BaseModelClass):
         AnnData
             One row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
             ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``,
-            ``obs["st_gchb_confidence"]``, ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` and provenance
+            ``obs["st_gchb_confidence"]``, ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` (and
+            ``var["st_gchb_retrieval_pcc"]``, that of retrieval without the heads) and provenance
             in ``uns["st_gchb"]``. Spots whose pixels cannot be decoded have no row: their names are in
             ``uns["st_gchb"]["excluded"]``, and a warning says where they are.
 

@@ -70,7 +70,8 @@ def training_identity(
     rows = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:_ROWS])
     graph = fitted.adjacency
     # Under the names of the first checkpoints, which are found by them.
-    without = {"max_epochs", "kernel_weight", "kernel_components", "kernel_rank"}  # no part of what is trained
+    # What is no part of the trained network.
+    without = {"max_epochs", "kernel_weight", "kernel_components", "kernel_rank", "sharpening"}
     plain = {EARLIEST_SETTINGS.get(k, k): value for k, value in asdict(settings).items() if k not in without}
     trainer = {key: arguments["trainer_kwargs"][key] for key in _TRAINER if key in arguments["trainer_kwargs"]}
     plan = {key: getattr(value, "__qualname__", repr(value)) for key, value in arguments["plan_kwargs"].items()}

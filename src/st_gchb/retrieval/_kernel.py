@@ -21,6 +21,9 @@ RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 N_POINTS = 2000
 """Largest number of reference spots at which kernels are centered; from a larger reference, as many are drawn."""
 
+_CHOICE_SPOTS, _CHOICE_POINTS = 8000, 1000
+"""Largest number of reference spots on which ridges are chosen, and of points among them."""
+
 _MEDIAN_SPOTS = 2000
 """Largest number of spots from whose distances the median is taken."""
 
@@ -101,7 +104,7 @@ def fit_kernel_head(
     folds: Sequence[np.ndarray],
     seed: int,
 ) -> KernelHead:
-    """Fit kernel ridge regression, with the ridge of each component and part chosen by leaving out folds.
+    """Fit kernel ridge regression, with the ridge of each component chosen by leaving out folds.
 
     Parameters
     ----------
@@ -117,14 +120,14 @@ def fit_kernel_head(
         Seed with which points are drawn from a large reference.
     """
     rng = np.random.default_rng(seed)
-    n_spots = len(inputs)
-    drawn = np.arange(n_spots) if n_spots <= N_POINTS else np.sort(rng.permutation(n_spots)[:N_POINTS])
-    scales, coefficients = [], []
-    for columns in _columns(inputs.shape[1], n_parts):
-        own, points = inputs[:, columns], inputs[drawn][:, columns]
-        scale = median_scale(own, rng)
-        scales.append(scale)
-        coefficients.append(_fit_part(own, points, scale, scores, folds))
+    drawn = _draw(np.arange(len(inputs)), N_POINTS, rng)
+    columns = _columns(inputs.shape[1], n_parts)
+    scales = [median_scale(inputs[:, own], rng) for own in columns]
+    ridges = _choose_ridges(inputs, columns, scales, scores, folds, rng)
+    coefficients = []
+    for own, scale in zip(columns, scales, strict=True):
+        space = Landmarks.at(inputs[drawn][:, own], scale)
+        coefficients.append(space.coefficients(_solved(*space.sums(inputs[:, own], scores), ridges)))
     return KernelHead(inputs[drawn], np.array(scales), np.stack(coefficients), scores)
 
 
@@ -173,59 +176,99 @@ def median_scale(x: np.ndarray, rng: np.random.Generator) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
-    """Sums over some spots of outer products: of their features, with their targets, and of squared targets."""
+class Landmarks:
+    """Features of spots whose inner products are an RBF kernel, or its Nyström approximation.
 
-    gram: np.ndarray
-    product: np.ndarray
-    squares: np.ndarray
+    With the kernel K and L L' = K(points, points), a spot's features are K(spot, points) L'^-1. Ridge regression on them
+    is kernel ridge regression: exact where the points are all spots, and Nyström's where they are a part of them.
 
-    def without(self, other: _Sums) -> _Sums:
-        return _Sums(self.gram - other.gram, self.product - other.product, self.squares - other.squares)
-
-    def solve(self, ridge: float) -> np.ndarray:
-        """Return the ridge solution, ``(n_features, n_targets)``."""
-        return np.asarray(cho_solve(cho_factor(_plus(self.gram, ridge), overwrite_a=True), self.product))
-
-    def error(self, weights: np.ndarray) -> np.ndarray:
-        """Return the sum of squared errors of each target, ``(n_targets,)``, without a look at the spots."""
-        fitted = np.einsum("pt,pt->t", weights, self.gram @ weights)
-        return np.asarray(self.squares - 2.0 * np.einsum("pt,pt->t", weights, self.product) + fitted)
-
-
-def _fit_part(
-    x: np.ndarray, points: np.ndarray, scale: float, scores: np.ndarray, folds: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Fit one kernel, ``(n_points, n_components)``.
-
-    A spot's features are those whose inner products are the kernel (Nyström's where the points are a part of the
-    spots): K(spot, points) L^-T with L L' = K(points, points). Ridge regression on them is kernel ridge regression.
+    Parameters
+    ----------
+    points
+        Inputs at which the kernel is centered, ``(n_points, n_inputs)``.
+    scale
+        Scale of the squared distances.
+    root
+        Lower triangle L, ``(n_points, n_points)``.
     """
-    root = np.linalg.cholesky(_plus(rbf(points, points, scale), _JITTER * len(points)))
 
-    def sums(rows: np.ndarray) -> _Sums:
-        gram, product = np.zeros((len(points), len(points))), np.zeros((len(points), scores.shape[1]))
-        for block in _blocks(len(rows)):
-            some = rows[block]
-            features = solve_triangular(root, rbf(points, x[some], scale), lower=True)
+    points: np.ndarray
+    scale: float
+    root: np.ndarray
+
+    @classmethod
+    def at(cls, points: np.ndarray, scale: float) -> Landmarks:
+        """Factorize the kernel of the points."""
+        return cls(points, scale, np.linalg.cholesky(_plus(rbf(points, points, scale), _JITTER * len(points))))
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Compute features of spots with inputs ``(n_spots, n_inputs)``, as columns: ``(n_points, n_spots)``."""
+        return np.asarray(solve_triangular(self.root, rbf(self.points, x, self.scale), lower=True))
+
+    def sums(self, x: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sum outer products over spots: of the features, and of features with targets ``(n_spots, n_targets)``."""
+        gram = np.zeros((len(self.points), len(self.points)))
+        product = np.zeros((len(self.points), targets.shape[1]))
+        for block in _blocks(len(x)):
+            features = self.features(x[block])
             gram += features @ features.T
-            product += features @ scores[some]
-        return _Sums(gram, product, (scores[rows] ** 2).sum(0))
+            product += features @ targets[block]
+        return gram, product
 
-    rest = np.setdiff1d(np.arange(len(x)), np.concatenate(folds))
-    held = [sums(rows) for rows in folds]
-    whole = sums(rest)
-    for part in held:
-        whole = _Sums(whole.gram + part.gram, whole.product + part.product, whole.squares + part.squares)
+    def coefficients(self, weights: np.ndarray) -> np.ndarray:
+        """Turn weights of features into coefficients of K(spot, points), both ``(n_points, n_targets)``."""
+        return np.asarray(solve_triangular(self.root, weights, lower=True, trans="T"))
+
+
+def ridge_weights(gram: np.ndarray, product: np.ndarray, ridge: float) -> np.ndarray:
+    """Solve ridge regression from sums of outer products, ``(n_features, n_targets)``."""
+    return np.asarray(cho_solve(cho_factor(_plus(gram, ridge), overwrite_a=True), product))
+
+
+def _solved(gram: np.ndarray, product: np.ndarray, ridges: np.ndarray) -> np.ndarray:
+    """Solve ridge regression with a ridge for each target, ``(n_features, n_targets)``."""
+    weights = np.zeros_like(product)
+    for ridge in np.unique(ridges):
+        weights[:, ridges == ridge] = ridge_weights(gram, product[:, ridges == ridge], ridge)
+    return weights
+
+
+def _choose_ridges(
+    inputs: np.ndarray,
+    columns: Sequence[slice],
+    scales: Sequence[float],
+    scores: np.ndarray,
+    folds: Sequence[np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Choose the ridge of each component, ``(n_components,)``: that of the least error on the folds.
+
+    The error is that of the mean over the parts. The mean error of a fold counts for nothing, since the level of a
+    component on a slice says little of another slice's.
+    """
+    chosen = _draw(np.concatenate(folds), _CHOICE_SPOTS, rng)
+    places = [np.flatnonzero(np.isin(chosen, rows)) for rows in folds]
+    at, targets = _draw(np.arange(len(chosen)), _CHOICE_POINTS, rng), scores[chosen]
+    predicted = np.zeros((len(RIDGES), *targets.shape))
+    for own, scale in zip(columns, scales, strict=True):
+        x = inputs[chosen][:, own]
+        features = Landmarks.at(x[at], scale).features(x)
+        gram, product = features @ features.T, features @ targets
+        for rows in places:
+            held = features[:, rows]
+            rest = gram - held @ held.T, product - held @ targets[rows]
+            for number, ridge in enumerate(RIDGES):
+                predicted[number, rows] += held.T @ ridge_weights(*rest, ridge)
     errors = np.zeros((len(RIDGES), scores.shape[1]))
-    for part in held:
-        others = whole.without(part)
-        errors += [part.error(others.solve(ridge)) for ridge in RIDGES]
-    chosen = errors.argmin(0)
-    weights = np.zeros_like(whole.product)
-    for number in np.unique(chosen):
-        weights[:, chosen == number] = whole.solve(RIDGES[number])[:, chosen == number]
-    return np.asarray(solve_triangular(root, weights, lower=True, trans="T"))
+    for rows in places:
+        error = predicted[:, rows] / len(columns) - targets[rows]
+        errors += error.var(axis=1) * len(rows) if len(rows) else 0.0
+    return np.array(RIDGES)[errors.argmin(0)]
+
+
+def _draw(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw at most some of the rows, in ascending order."""
+    return np.sort(rows if len(rows) <= most else rng.permutation(rows)[:most])
 
 
 def _plus(matrix: np.ndarray, number: float) -> np.ndarray:
