@@ -1,8 +1,8 @@
 """Every method on every data set with images and counts: breast of two patients, bulb, brain, lung and colon.
 
 Each data set is evaluated by the split that fits it: sections left out, quadrants of a single section, or patient to
-patient. Makes the tables and the figure of docs/results/tissues. Finished runs and encoded patches are kept, and an
-interrupted study continues from there.
+patient. Makes the tables and the figure of docs/results/tissues, of accuracy and of what confidence is worth. Finished
+runs and encoded patches are kept, and an interrupted study continues from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from st_gchb import pl
 from st_gchb.errors import InputError
-from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, split_folds
+from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, reliability, split_folds
 from studies._command import new_parser, run_study
 from studies._comparison import MEASURES, Compared, difference, differences_markdown, overall, overall_markdown
 from studies._figure import tissues as draw
@@ -72,13 +72,16 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         "device": arguments.device,
     }
     compared: dict[str, Compared] = {}
+    trust: dict[str, pd.DataFrame] = {}
     paths: list[Path] = []
     for name in arguments.tissues:
         tissue = TISSUES[name]
         adata = embedded(tissue, arguments.data, arguments.weights, arguments.device)
         compared[name] = compare(adata, tissue, runs_dir=arguments.runs / name, n_draws=arguments.draws, **options)
         paths += write_tissue(name, tissue, compared[name], arguments.out)
-    return [*paths, *write_overall(compared, arguments.out)]
+        common = {key: options[key] for key in ("n_top_genes", "device")}
+        trust[name] = reliability(adata, **tissue.folds, **common, seeds=[arguments.seed]).summary()
+    return [*paths, *write_overall(compared, arguments.out), *write_confidence(trust, arguments.out)]
 
 
 def check(arguments: argparse.Namespace, methods: Sequence[str]) -> None:
@@ -139,6 +142,22 @@ def write_overall(compared: dict[str, Compared], out: Path) -> list[Path]:
         write_record({"tissues": record} | machine_and_versions(), out / "settings.json"),
         out / "overall.png",
     ]
+
+
+def write_confidence(trust: dict[str, pd.DataFrame], out: Path) -> list[Path]:
+    """Write what confidence, outlier flag and expected correlation were worth on each held-out part."""
+    table = pd.concat(trust, names=["tissue"]).reset_index()
+    lines = [
+        "| tissue | held out | spots | flagged | error, least sure third | most sure third | spots: rank correlation | "
+        "genes: rank correlation |",
+        "| --- | --- |" + " ---: |" * 6,
+    ]
+    for row in table.itertuples():
+        errors = f"{row.error_least:.3f} | {row.error_most:.3f}"
+        ranks = f"{row.spearman_spots:.2f} | {row.spearman_genes:.2f}"
+        title = TISSUES[row.tissue].title
+        lines.append(f"| {title} | {row.fold} | {row.spots:.0f} | {row.outliers:.1%} | {errors} | {ranks} |")
+    return [write_csv(table, out / "confidence.csv"), write_text("\n".join(lines), out / "confidence.md")]
 
 
 if __name__ == "__main__":

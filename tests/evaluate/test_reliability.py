@@ -61,6 +61,16 @@ def test_held_out_slices_are_held_out(tissue):
     assert len(found.genes) == 3 * 20
 
 
+def test_patients_are_left_out(tissue):
+    two = tissue.copy()
+    two.obs["patient"] = np.where(two.obs["slice"] == "S3", "Q", "P")
+    found = reliability(two, by="patient", n_top_genes=10, device="cpu")
+    assert found.summary()["spots"].to_dict() == {
+        "P": (two.obs["patient"] == "P").sum(),
+        "Q": (two.obs["patient"] == "Q").sum(),
+    }
+
+
 def test_one_slice_is_too_few(tissue):
     with pytest.raises(SliceError, match="needs at least 2"):
         reliability(tissue[tissue.obs["slice"] == "S1"].copy(), n_top_genes=20)

@@ -13,7 +13,7 @@ import pytest
 
 import st_gchb
 from st_gchb.errors import InputError
-from st_gchb.evaluate import METHODS, Evaluation, evaluate, leave_blocks_out, leave_one_out
+from st_gchb.evaluate import METHODS, Evaluation, Reliability, evaluate, leave_blocks_out, leave_one_out, split_folds
 from st_gchb.metrics import pearson
 from studies import tissues as study
 from studies._comparison import Compared, difference, overall, overall_markdown, weighted_correlations
@@ -227,10 +227,11 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
     assert study.main(list(map(str, call))) == 2
     assert "k=50" in capsys.readouterr().err
     monkeypatch.setitem(METHODS, "default", METHODS["ridge-neighbors"])
+    monkeypatch.setattr(study, "reliability", made_up_reliability)
     for _ in range(2):
         assert study.main(list(map(str, call))) == 0
     out = tmp_path / "out"
-    tables = {f"{name}.{kind}" for name in (*cut, "overall", "differences") for kind in ("csv", "md")}
+    tables = {f"{name}.{kind}" for name in (*cut, "overall", "differences", "confidence") for kind in ("csv", "md")}
     assert {path.name for path in out.iterdir()} == tables | {"overall.png", "settings.json"}
     assert len(list((tmp_path / "runs/cut").glob("*.json"))) == 8 * 3
     scores = pd.read_csv(out / "cut.csv")
@@ -243,6 +244,23 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
     record = json.loads((out / "settings.json").read_text(encoding="utf-8"))
     assert record["tissues"]["cut"]["split"] == "blocks"
     assert list(pd.read_csv(out / "differences.csv")["tissue"]) == ["two"] * 3 + ["cut"] * 3
+    confidence = pd.read_csv(out / "confidence.csv")
+    assert list(confidence["tissue"]) == ["two"] * 2 + ["cut"] * 8
+    assert list(confidence["fold"][:3]) == ["S1", "S2", "S1, top left"]
+    assert (
+        "| two drawn sections | S1 | 4 | 25.0% | 0.700 | 0.400 | 1.00 | -1.00 |" in (out / "confidence.md").read_text()
+    )
+
+
+def made_up_reliability(adata, *, seeds, n_top_genes, device, **folds):
+    """Four spots and two genes of each fold: the surer, the smaller the error; genes the other way round."""
+    names = [fold.name for fold in split_folds(adata, folds.get("split", "section"), folds.get("by", "slice"))]
+    one = {"seed": seeds[0]}
+    spots = {"spot": list("abcd"), "confidence": [0.1, 0.4, 0.6, 0.9], "rmse": [0.7, 0.6, 0.5, 0.4]}
+    spots["outlier"] = [True, False, False, False]
+    genes = {"gene": ["A", "B"], "expected": [0.1, 0.2], "pearson": [0.4, 0.3]}
+    parts = [[pd.DataFrame(values | one | {"fold": name}) for name in names] for values in (spots, genes)]
+    return Reliability(*(pd.concat(part, ignore_index=True) for part in parts))
 
 
 def sections_joined(sections):

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._logging import track
-from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, Split
+from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
 from st_gchb.evaluate._folds import hide_expression, split_folds
 from st_gchb.evaluate._methods import trained
 from st_gchb.evaluate._protocol import seeds_of
@@ -77,13 +77,14 @@ def reliability(
     adata: AnnData,
     *,
     split: Split = DEFAULT_SPLIT,
+    by: HeldOut = DEFAULT_HELD_OUT,
     n_top_genes: Pair = EVALUATION_GENES,
     seeds: Sequence[Seed] | None = None,
     slice_key: str = Keys.SLICE,
     features_key: str = Keys.FEATURES,
     device: str = "auto",
 ) -> Reliability:
-    """Leave each slice or block out, predict it with the default preset, and compare confidence with the actual error.
+    """Leave each slice, patient or block out, predict it with the default preset, and compare confidence with error.
 
     Panel, model and calibration are fitted on the training spots alone.
 
@@ -91,7 +92,7 @@ def reliability(
     ----------
     adata
         Raw counts in ``X``, patch features in ``obsm``.
-    split, n_top_genes, slice_key, features_key, device
+    split, by, n_top_genes, slice_key, features_key, device
         Same as for :func:`~st_gchb.evaluate.evaluate`.
     seeds
         Seeds; every slice or block is left out once per seed. By default once, with ``st_gchb.settings.seed``.
@@ -104,7 +105,7 @@ def reliability(
     Raises
     ------
     SliceError
-        There is only one slice, or slices are too small for blocks.
+        There is only one slice or patient, or slices are too small for blocks.
 
     Examples
     --------
@@ -115,7 +116,7 @@ def reliability(
     ['S1', 'S2', 'S3']
     """
     spots, genes = [], []
-    folds = split_folds(adata, split, DEFAULT_HELD_OUT, slice_key=slice_key)
+    folds = split_folds(adata, split, by, slice_key=slice_key)
     runs = [(fold, seed) for fold in folds for seed in seeds_of(seeds, 1)]
     for fold, seed in track(runs, "Confidence"):
         train, test = adata[fold.train], adata[fold.test]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from st_gchb._errors import SliceError
 from st_gchb._logging import logger
@@ -22,7 +21,7 @@ from st_gchb.evaluate._task import Task
 from st_gchb.metrics import per_gene, summary
 from st_gchb.model import NeighborhoodAggregator, fit_map
 from st_gchb.pp.spots import spot_centers
-from st_gchb.retrieval import median_scale, rbf
+from st_gchb.retrieval import Landmarks, blocks, median_scale, rbf, ridge_weights
 
 _RINGS = 2
 _COMPONENTS = {"rbf": 64, "linear": 256}
@@ -41,8 +40,6 @@ N_EXACT = 8000
 N_LANDMARKS = 2000
 _MOST_PARTS = 5
 """Largest number of parts in which the training slices are left out in turn."""
-_BLOCK_ROWS = 4096
-_JITTER = 1e-8
 
 KernelName = Literal["rbf", "linear"]
 
@@ -207,32 +204,11 @@ def solve(kernel: Kernel, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[np.n
     ridges = [ridge * (len(x) if kernel.name == "linear" else 1.0) for ridge in RIDGES[kernel.name]]
     if len(x) <= N_EXACT:
         whole = kernel(x, x)
-        return x, np.stack([_divide(whole, ridge, y) for ridge in ridges])
+        return x, np.stack([ridge_weights(whole, y, ridge) for ridge in ridges])
     points = x[np.sort(np.random.default_rng(seed).permutation(len(x))[:N_LANDMARKS])]
-    # The kernel is approximated by the inner products of K(spots, points) L^-T, where L L' = K(points, points).
-    root = np.linalg.cholesky(_plus(kernel(points, points), _JITTER * len(points)))
-    gram, product = np.zeros((len(points), len(points))), np.zeros((len(points), y.shape[1]))
-    for rows in _blocks(len(x)):
-        part = solve_triangular(root, kernel(points, x[rows]), lower=True)
-        gram += part @ part.T
-        product += part @ y[rows]
-    weights = [_divide(gram, ridge, product) for ridge in ridges]
-    return points, np.stack([solve_triangular(root, weight, lower=True, trans="T") for weight in weights])
-
-
-def _divide(matrix: np.ndarray, ridge: float, y: np.ndarray) -> np.ndarray:
-    return np.asarray(cho_solve(cho_factor(_plus(matrix, ridge), overwrite_a=True), y))
-
-
-def _plus(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """Copy a matrix, with a number added to its diagonal."""
-    result = matrix.copy()
-    result.flat[:: len(matrix) + 1] += ridge
-    return result
-
-
-def _blocks(n_rows: int) -> list[slice]:
-    return [slice(start, start + _BLOCK_ROWS) for start in range(0, n_rows, _BLOCK_ROWS)]
+    space = Landmarks.at(points, kernel)
+    sums = space.sums(x, y)
+    return points, np.stack([space.coefficients(ridge_weights(*sums, ridge)) for ridge in ridges])
 
 
 def mean_prediction(kernels: Sequence[Kernel], inputs: Sequence[Inputs], y: np.ndarray, seed: int) -> np.ndarray:
@@ -240,7 +216,7 @@ def mean_prediction(kernels: Sequence[Kernel], inputs: Sequence[Inputs], y: np.n
     total = np.zeros((len(RIDGES[kernels[0].name]), len(inputs[0].test), y.shape[1]))
     for kernel, own in zip(kernels, inputs, strict=True):
         points, coefficients = solve(kernel, own.train, y, seed)
-        for rows in _blocks(len(own.test)):
+        for rows in blocks(len(own.test)):
             total[:, rows] += kernel(own.test[rows], points) @ coefficients
     return total / len(kernels)
 

@@ -7,10 +7,13 @@ from st_gchb.retrieval._faiss import SearchIndex, overlap as overlap
 from st_gchb.retrieval._kernel import (
     RIDGES as RIDGES,
     KernelHead as KernelHead,
+    Landmarks as Landmarks,
+    blocks as blocks,
     expression_scores as expression_scores,
     fit_kernel_head as fit_kernel_head,
     median_scale as median_scale,
     rbf as rbf,
+    ridge_weights as ridge_weights,
 )
 from st_gchb.retrieval._ridge import RidgeHead
 from st_gchb.retrieval._search import Neighbors, check_search, find_neighbors, weighted_mean

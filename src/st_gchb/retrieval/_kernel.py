@@ -8,12 +8,16 @@ so that a prediction stays a weighted sum of the reference's rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Function from the inputs of two sets of spots to the kernel of all pairs."""
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridge penalties from which that of each component is chosen; the kernel of a spot with itself is 1."""
@@ -73,7 +77,7 @@ class KernelHead:
         found = np.zeros((len(inputs), self.scores.shape[1]))
         for columns, scale, coefficients in zip(self._columns, self.scales, self.coefficients, strict=True):
             points = self.points[:, columns]
-            for rows in _blocks(len(inputs)):
+            for rows in blocks(len(inputs)):
                 found[rows] += rbf(inputs[rows, columns], points, scale) @ coefficients
         return found / len(self.scales)
 
@@ -126,7 +130,7 @@ def fit_kernel_head(
     ridges = _choose_ridges(inputs, columns, scales, scores, folds, rng)
     coefficients = []
     for own, scale in zip(columns, scales, strict=True):
-        space = Landmarks.at(inputs[drawn][:, own], scale)
+        space = Landmarks.at(inputs[drawn][:, own], partial(rbf, scale=scale))
         coefficients.append(space.coefficients(_solved(*space.sums(inputs[:, own], scores), ridges)))
     return KernelHead(inputs[drawn], np.array(scales), np.stack(coefficients), scores)
 
@@ -177,39 +181,39 @@ def median_scale(x: np.ndarray, rng: np.random.Generator) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Features of spots whose inner products are an RBF kernel, or its Nyström approximation.
+    """Features of spots whose inner products are a kernel, or its Nyström approximation.
 
-    With the kernel K and L L' = K(points, points), a spot's features are K(spot, points) L'^-1. Ridge regression on them
-    is kernel ridge regression: exact where the points are all spots, and Nyström's where they are a part of them.
+    With the kernel K and L L' = K(points, points), a spot's features are K(spot, points) L'^-1. Ridge regression on
+    them is kernel ridge regression: exact where the points are all spots, and Nyström's where they are a part of them.
 
     Parameters
     ----------
     points
         Inputs at which the kernel is centered, ``(n_points, n_inputs)``.
-    scale
-        Scale of the squared distances.
+    kernel
+        Function from inputs ``(n_a, n_inputs)`` and ``(n_b, n_inputs)`` to the kernel of all pairs, ``(n_a, n_b)``.
     root
         Lower triangle L, ``(n_points, n_points)``.
     """
 
     points: np.ndarray
-    scale: float
+    kernel: Kernel
     root: np.ndarray
 
     @classmethod
-    def at(cls, points: np.ndarray, scale: float) -> Landmarks:
+    def at(cls, points: np.ndarray, kernel: Kernel) -> Landmarks:
         """Factorize the kernel of the points."""
-        return cls(points, scale, np.linalg.cholesky(_plus(rbf(points, points, scale), _JITTER * len(points))))
+        return cls(points, kernel, np.linalg.cholesky(_plus(kernel(points, points), _JITTER * len(points))))
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Compute features of spots with inputs ``(n_spots, n_inputs)``, as columns: ``(n_points, n_spots)``."""
-        return np.asarray(solve_triangular(self.root, rbf(self.points, x, self.scale), lower=True))
+        return np.asarray(solve_triangular(self.root, self.kernel(self.points, x), lower=True))
 
     def sums(self, x: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sum outer products over spots: of the features, and of features with targets ``(n_spots, n_targets)``."""
         gram = np.zeros((len(self.points), len(self.points)))
         product = np.zeros((len(self.points), targets.shape[1]))
-        for block in _blocks(len(x)):
+        for block in blocks(len(x)):
             features = self.features(x[block])
             gram += features @ features.T
             product += features @ targets[block]
@@ -252,7 +256,7 @@ def _choose_ridges(
     predicted = np.zeros((len(RIDGES), *targets.shape))
     for own, scale in zip(columns, scales, strict=True):
         x = inputs[chosen][:, own]
-        features = Landmarks.at(x[at], scale).features(x)
+        features = Landmarks.at(x[at], partial(rbf, scale=scale)).features(x)
         gram, product = features @ features.T, features @ targets
         for rows in places:
             held = features[:, rows]
@@ -284,6 +288,7 @@ def _columns(width: int, n_parts: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, width, size)]
 
 
-def _blocks(n_rows: int) -> Iterator[slice]:
+def blocks(n_rows: int) -> Iterator[slice]:
+    """Iterate over rows in blocks of bounded size."""
     for start in range(0, n_rows, _BLOCK_ROWS):
         yield slice(start, start + _BLOCK_ROWS)
