@@ -1,4 +1,8 @@
-"""Variants of the model that the ablation study compares: for each question, the default with one part changed."""
+"""Variants of the model that the ablation study compares: for each question, one model with one part changed.
+
+Network, retrieval and ridge head were chosen together, so their questions are asked with the ridge head as read-out.
+The question ``read-out`` compares it with the kernel head and the sharpening of today's default.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from functools import partial
 from typing import Any
 
 from st_gchb.evaluate import METHODS
+
+RIDGE_HEAD = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0}
+"""Read-out with which the parts of network and retrieval are compared."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class Variant:
     name
         Name in the tables, which says what is changed.
     settings
-        Fields of :class:`~st_gchb.model.ModelSettings`.
+        Fields of :class:`~st_gchb.model.ModelSettings`; of the default preset, :data:`RIDGE_HEAD` unless given here.
     preset
         Preset of the other settings.
     features
@@ -34,7 +41,8 @@ class Variant:
     @property
     def method(self) -> Any:
         """The variant as a method of :func:`~st_gchb.evaluate.evaluate`."""
-        return partial(METHODS[self.preset], **self.settings)
+        read_out = RIDGE_HEAD if self.preset == "default" else {}
+        return partial(METHODS[self.preset], **(read_out | self.settings))
 
 
 def each(setting: str, *values: Any, label: str | None = None, **also: Any) -> list[Variant]:
@@ -63,6 +71,24 @@ def _cumulative() -> Iterator[Variant]:
     for name, added in _TOGETHER:
         settings = settings | added
         yield Variant(name, settings, preset="bleep")
+
+
+def _read_outs() -> Iterator[Variant]:
+    """Read-outs on features of three patch sizes, which the kernel head has a kernel each for."""
+    alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0}
+    heads: list[tuple[str, dict[str, Any]]] = [
+        ("retrieval alone", {}),
+        ("ridge head by gene, at most 0.4", {"ridge_weight": 0.4}),
+        *((f"kernel head {share}", {"kernel_weight": share}) for share in (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
+        ("kernel head 0.6 and ridge head by gene", {"kernel_weight": 0.6, "ridge_weight": 0.4}),
+        *((f"kernel head 0.6, rank {n}", {"kernel_weight": 0.6, "kernel_rank": n}) for n in (5, 10, 40)),
+        *(
+            (f"kernel head 0.6, sharpened by {share}", {"kernel_weight": 0.6, "sharpening": share})
+            for share in (0.15, 0.3, 0.5, 1.0)
+        ),
+    ]
+    for name, settings in heads:
+        yield Variant(name, alone | settings, features={"patch_um": (80.0, 150.0, 300.0)})
 
 
 STUDY: dict[str, list[Variant]] = {
@@ -132,6 +158,7 @@ STUDY: dict[str, list[Variant]] = {
         *each("ridge_weight", 0.0, 0.2, 0.4, 0.6, 0.8, label="by gene, at most"),
         *each("ridge_weight", 0.2, 0.4, 0.6, 0.8, 1.0, label="every gene,", ridge_full_at=0.0),
     ],
+    "read-out": list(_read_outs()),
     "training": [
         *each("max_epochs", 5, 10, 20, 40, label="epochs:"),
         *each("validation_share", 0.0, 0.1, label="spots kept for early stopping:"),

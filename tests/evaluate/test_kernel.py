@@ -254,7 +254,7 @@ def test_all_spots_as_landmarks_are_the_exact_kernel(tissue, monkeypatch, method
     task = task_of(tissue)
     exact = METHODS[method](task)
     monkeypatch.setattr("st_gchb.evaluate._kernel.N_EXACT", 10)
-    monkeypatch.setattr("st_gchb.evaluate._kernel._BLOCK_ROWS", 13)
+    monkeypatch.setattr("st_gchb.retrieval._kernel._BLOCK_ROWS", 13)
     np.testing.assert_allclose(METHODS[method](task), exact, atol=1e-3)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from st_gchb.model import Calibration, HeldOut, calibrate, calibration_folds, fit_appearance
+from st_gchb.model import Calibration, HeldOut, calibrate, calibration_folds, choice_folds, fit_appearance
 
 RNG = np.random.default_rng(0)
 SLICES = np.repeat(["A", "B", "C"], 100)
@@ -107,3 +107,18 @@ def test_halves_of_a_slice_have_spots_wherever_they_lie():
         folds = calibration_folds(one, coordinates)
         assert sorted(np.concatenate(folds)) == [0, 1, 2, 3, 4]
         assert min(map(len, folds)) >= 2
+
+
+def test_settings_are_chosen_on_slices_or_on_quadrants_of_a_single_one():
+    x, y = np.meshgrid(np.arange(6.0), np.arange(4.0))
+    centers = np.column_stack([x.ravel(), y.ravel()])
+    quadrants = choice_folds(np.full(24, "A"), centers)
+    assert [sorted(map(tuple, centers[rows])) for rows in quadrants] == [
+        [(i, j) for i in near for j in side]
+        for near in ((0.0, 1.0, 2.0), (3.0, 4.0, 5.0))
+        for side in ((0.0, 1.0), (2.0, 3.0))
+    ]
+    line = choice_folds(np.full(6, "A"), np.column_stack([np.arange(6.0), np.zeros(6)]))
+    assert [rows.tolist() for rows in line] == [[0, 1, 2], [3, 4, 5]]
+    slices = np.repeat(["A", "B"], 12)
+    assert [rows.tolist() for rows in choice_folds(slices, centers)] == [list(range(12)), list(range(12, 24))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from studies import _choice as choice_module, _study as study_module
 from studies._choice import choose
 from studies._files import write_choice, write_study
 from studies._study import study
-from studies._variants import STUDY, Variant, candidates
+from studies._variants import RIDGE_HEAD, STUDY, Variant, candidates
 
 ENCODED = {"n_views": 1, "cache": False}
 
@@ -27,22 +29,27 @@ def test_every_variant_is_a_valid_model_under_a_name_of_its_own(question):
         settings_for(variant.preset, variant.settings)
 
 
-def test_the_last_step_of_together_is_the_default():
-    last = STUDY["together"][-1]
-    ours, default = settings_for(last.preset, last.settings), PRESETS["default"]
-    assert ours == default
+WITH_RIDGE_HEAD = replace(PRESETS["default"], **RIDGE_HEAD)
+
+
+def settings_of(variant):
+    keywords = dict(variant.method.keywords)
+    return settings_for(keywords.pop("preset"), keywords)
+
+
+def test_the_last_step_of_together_is_the_default_with_a_ridge_head():
+    assert settings_of(STUDY["together"][-1]) == WITH_RIDGE_HEAD
 
 
 def test_one_variant_of_each_question_is_the_default():
-    default = PRESETS["default"]
     for question, variants in STUDY.items():
         if question != "dgi":  # asked on a graph encoder, which the default has not
-            same = [v for v in variants if settings_for(v.preset, v.settings) == default]
-            assert same, question
+            default = PRESETS["default"] if question == "read-out" else WITH_RIDGE_HEAD
+            assert default in [settings_of(variant) for variant in variants], question
 
 
-def test_the_default_is_among_the_candidates():
-    assert PRESETS["default"] in [settings_for(v.preset, v.settings) for v in candidates()]
+def test_the_default_with_a_ridge_head_is_among_the_candidates():
+    assert WITH_RIDGE_HEAD in [settings_of(variant) for variant in candidates()]
 
 
 def test_a_study_makes_one_table_per_question(tissue, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ from ._confidence import (
     HeldOut as HeldOut,
     calibrate as calibrate,
     calibration_folds as calibration_folds,
+    choice_folds as choice_folds,
 )
 from ._features import (
     BlockedContext as BlockedContext,
