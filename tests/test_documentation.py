@@ -35,6 +35,12 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def test_the_readme_shows_the_table_of_the_study():
+    table = (DOCS / "results/tissues/overall.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- docs/results/tissues/overall.md -->\n{table}" in readme
+
+
 def without_code(text: str) -> str:
     """Text without blocks of code; what directives hold stays, since it may hold links."""
     kept, block = [], ""
