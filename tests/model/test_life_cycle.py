@@ -226,7 +226,7 @@ def test_prediction_comes_back_from_a_file(model, held_out, tmp_path):
 
 def test_neighbors_reproduce_the_retrieved_average(reference, query):
     STGCHB.setup_anndata(reference)
-    model = STGCHB(reference, n_top_genes=15, ridge_weight=0.0, k=9)
+    model = STGCHB(reference, n_top_genes=15, kernel_weight=0.0, sharpening=0.0, k=9)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     counts = reference.X.toarray().astype(np.float64)
     log_values = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)

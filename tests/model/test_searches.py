@@ -88,12 +88,12 @@ def test_an_unknown_search_is_told_before_patches_are_made(model, query, monkeyp
 
 
 def test_what_does_not_depend_on_the_query_is_computed_once(model, query, tmp_path, monkeypatch):
-    from st_gchb.retrieval import RidgeHead
+    from st_gchb.retrieval import KernelHead
 
     model.save(tmp_path / "model")
     fresh, fitted = load(tmp_path / "model"), []
-    fit = RidgeHead.fit
-    monkeypatch.setattr(RidgeHead, "fit", lambda *args: fitted.append(1) or fit(*args))
+    fit = KernelHead.loadings
+    monkeypatch.setattr(KernelHead, "loadings", lambda *args: fitted.append(1) or fit(*args))
     first, second = fresh.predict(query), fresh.predict(query)
     assert len(fitted) == 1
     np.testing.assert_array_equal(first.X, second.X)

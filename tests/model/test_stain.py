@@ -63,7 +63,7 @@ def test_programs_that_know_no_stain_refuse_a_model_with_one_and_read_others(nor
     normalized.save(tmp_path / "stained")
     model.save(tmp_path / "plain")
     for name in ("stained", "plain"):
-        assert read_settings(tmp_path / name)["format"] == 4
+        assert read_settings(tmp_path / name)["format"] == 5
     record = json.loads((tmp_path / "plain" / "model.json").read_text())
     assert not any("stain" in key for key in record["features"])
 

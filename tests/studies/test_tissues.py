@@ -208,7 +208,8 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
         assert options.pop("patch_um") == (80.0, 150.0, 300.0)
         assert options.pop("weights") == ("some.safetensors", "default")
         made = embed(section, encoder="texture", n_views=1, **options)
-        made.uns["spatial"] = {made.obs["slice"].iloc[0]: next(iter(made.uns["spatial"].values()))}
+        name = made.obs["slice"].iloc[0]
+        made.uns["spatial"] = {name: made.uns["spatial"][name]}
         return made
 
     embed = st_gchb.pp.embed_patches

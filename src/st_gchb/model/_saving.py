@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,18 @@ from st_gchb._errors import InputError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor
+from st_gchb.model._settings import ModelSettings
 from st_gchb.retrieval import ReferenceBank
 
 FORMAT, OLDEST_FORMAT = 5, 2
 """Newest and oldest format that is read."""
-_FORMAT_OF_ONE_PART = 4
-"""Format of a model that earlier versions read too: without a kernel head, with features of one encoder at one patch
-size."""
+_EARLIER_FORMAT = 4
+"""Format of a model that earlier versions read too: without what has come since, such as a kernel head or features of
+several encoders and patch sizes."""
+_SINCE = {
+    name: getattr(ModelSettings(), name) for name in ("kernel_weight", "kernel_components", "kernel_rank", "sharpening")
+}
+"""Settings that have come since, with the values that stand for a model without them."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "model.json",
     "network.safetensors",
@@ -162,15 +167,18 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
 
 
 def _settings(saved: SavedModel, folder: Path) -> dict[str, Any]:
-    rules = saved.rules
+    rules, settings = saved.rules, saved.settings
+    earlier = _of_one_part(rules) and all(settings[name] == value for name, value in _SINCE.items())
+    if earlier:
+        settings = {name: value for name, value in settings.items() if name not in _SINCE}
     record = {
-        "format": _FORMAT_OF_ONE_PART if rules.kernel is None and _of_one_part(rules) else FORMAT,
+        "format": _EARLIER_FORMAT if earlier else FORMAT,
         "kind": "STGCHB",
         "version": __version__,
         "model_id": saved.model_id,
         "preset": saved.preset,
         "seed": saved.seed,
-        "settings": saved.settings,
+        "settings": settings,
         "registry": encode(saved.registry),
         "genes": list(rules.expression.genes),
         "log_normalized": rules.expression.log_normalized,
