@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from st_gchb._options import Split
 from st_gchb.evaluate import Task, evaluate, split_folds
 from st_gchb.model import STGCHB
 from studies._command import new_parser, run_study
@@ -72,11 +73,11 @@ class SharedModel:
     def __init__(self) -> None:
         self._trained: tuple[tuple[str, ...], STGCHB, AnnData] | None = None
 
-    def predict(self, task: Task, **read_out: float) -> np.ndarray:
+    def predict(self, task: Task, *, kernel_weight: float, sharpening: float) -> np.ndarray:
         """Predict the held-out spots with a share of the kernel head and a sharpening, ``(n_test, n_genes)``."""
         model = self._model(task)
         whole = model.settings
-        model.settings = replace(whole, **read_out)
+        model.settings = replace(whole, kernel_weight=kernel_weight, sharpening=sharpening)
         try:
             answer = model.predict(task.test, slice_key=task.slice_key)
         finally:
@@ -118,10 +119,11 @@ def inner_scores(adata: AnnData, tissue: Tissue, **options: Any) -> pd.DataFrame
     rows = []
     for fold in split_folds(adata, **{"split": "section", "by": "slice"} | tissue.folds):
         training = adata[fold.train].copy()
-        split = "section" if training.obs["slice"].nunique() > 1 else "blocks"
+        split: Split = "section" if training.obs["slice"].nunique() > 1 else "blocks"
         shared = SharedModel()
         methods: dict[str, Callable[[Task], np.ndarray]] = {
-            name: partial(shared.predict, **settings) for name, settings in read_outs().items()
+            name: partial(shared.predict, kernel_weight=settings["kernel_weight"], sharpening=settings["sharpening"])
+            for name, settings in read_outs().items()
         }
         scores = evaluate(training, methods=methods, split=split, **options).scores
         means = scores.groupby("method", sort=False)[list(MEASURES)].mean()
