@@ -74,6 +74,20 @@ def test_scores_are_principal_components_of_expression_centered_on_its_slice(pan
         np.testing.assert_allclose(scores[SLICES == name].mean(0), 0, atol=1e-9)
 
 
+def test_scores_are_the_same_from_spots_and_from_genes(panel):
+    """The panel has 90 spots and 30 genes; with each gene five times, it has more genes than spots."""
+    few = expression_scores(panel, SLICES, 5)
+    many = expression_scores(sparse.hstack([panel] * 5).tocsr(), SLICES, 5)
+    np.testing.assert_allclose(np.abs(many), np.sqrt(5) * np.abs(few), atol=1e-6)
+
+
+def test_components_without_variance_are_zero(panel):
+    few = expression_scores(panel[:6], np.repeat(["A", "B"], 3), 20)
+    assert few.shape == (6, 20)
+    assert (few[:, 4:] == 0).all()  # six spots less two means
+    assert (np.abs(few[:, :4]).max(0) > 0).all()
+
+
 def test_loadings_of_the_panel_are_its_directions_and_those_of_any_table_a_regression(inputs, panel):
     scores = expression_scores(panel, SLICES, 5)
     head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)

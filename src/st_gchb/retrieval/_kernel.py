@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 from scipy import sparse
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Function from the inputs of two sets of spots to the kernel of all pairs."""
@@ -153,14 +153,33 @@ def expression_scores(panel: sparse.csr_matrix, slices: np.ndarray, n_components
         ``(n_spots, n_components)``, by descending variance, with mean 0 in each slice.
     """
     numbers = np.unique(slices, return_inverse=True)[1]
-    means = [np.asarray(panel[numbers == n].mean(axis=0), dtype=np.float64) for n in range(numbers.max() + 1)]
-    covariance = (panel.T @ panel).toarray().astype(np.float64)
-    for number, mean in enumerate(means):
-        covariance -= (numbers == number).sum() * mean.T @ mean
-    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
+    means = np.concatenate(
+        [np.asarray(panel[numbers == n].mean(axis=0), dtype=np.float64) for n in range(numbers.max() + 1)]
+    )
+    directions = _principal_directions(panel, means, numbers, min(n_components, panel.shape[1]))
     # The sign of a component is arbitrary; a fixed one makes saved models comparable between machines.
     directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-    return np.asarray(panel @ directions) - (np.concatenate(means) @ directions)[numbers]
+    return np.asarray(panel @ directions) - (means @ directions)[numbers]
+
+
+def _principal_directions(panel: sparse.csr_matrix, means: np.ndarray, numbers: np.ndarray, n: int) -> np.ndarray:
+    """Compute the leading directions of the panel less the means of its slices, ``(n_genes, n)``.
+
+    From the spots' inner products where they are fewer than the genes, else from the genes' covariance, for which the
+    panel stays sparse. Components without variance have the direction 0.
+    """
+    n_spots, n_genes = panel.shape
+    if n_spots >= n_genes:
+        sizes = np.bincount(numbers)
+        covariance = (panel.T @ panel).toarray().astype(np.float64) - (means.T * sizes) @ means
+        return np.asarray(eigh(covariance, subset_by_index=[n_genes - n, n_genes - 1])[1][:, ::-1])
+    centered = panel.toarray().astype(np.float64) - means[numbers]
+    variances, vectors = eigh(centered @ centered.T)
+    directions = np.zeros((n_genes, n))
+    for column, (variance, vector) in enumerate(zip(variances[::-1][:n], vectors.T[::-1][:n], strict=True)):
+        if variance > _JITTER * variances[-1]:
+            directions[:, column] = vector @ centered / np.sqrt(variance)
+    return directions
 
 
 def rbf(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
