@@ -251,7 +251,7 @@ class Answer:
     neighbors
         Retrieved reference spots.
     linear
-        Inputs of the ridge head, ``(n_query, n_inputs)``.
+        Inputs of the ridge head, ``(n_query, n_inputs)``; None if it has no share of the prediction.
     components
         Components of expression that the kernel head predicts, ``(n_query, n_components)``; None without such a head.
     retrieved
@@ -264,7 +264,7 @@ class Answer:
 
     embedding: np.ndarray
     neighbors: Neighbors
-    linear: np.ndarray
+    linear: np.ndarray | None
     components: np.ndarray | None
     retrieved: np.ndarray
     panel: np.ndarray
@@ -305,7 +305,7 @@ def answer(
         index=index_for(p.bank, k, p.search),
         device=p.module.device,
     )
-    linear = context.through(p.rules.linear)
+    linear = context.through(p.rules.linear) if p.settings.ridge_weight else None
     table = p.bank.table(None)
     retrieved = weighted_mean(neighbors, table.values)
     head, kernel = p.bank.kernel_head, p.rules.kernel
@@ -319,7 +319,7 @@ def answer(
 def blended(
     p: Predictor,
     retrieved: np.ndarray,
-    inputs: np.ndarray,
+    inputs: np.ndarray | None,
     components: np.ndarray | None,
     table: ReferenceTable,
     adjacency: sparse.csr_matrix,
@@ -336,13 +336,13 @@ def blended(
     retrieved
         Weighted mean of the retrieved spots, ``(n_query, n_columns)``.
     inputs, components
-        Inputs of the ridge head, and components of expression predicted by the kernel head, if there is one.
+        Inputs of the ridge head and components of expression predicted by the kernel head; None without the head.
     table
         Table of the reference that is predicted.
     adjacency
         Spot graph of the query.
     """
-    if p.settings.ridge_weight:
+    if p.settings.ridge_weight and inputs is not None:
         head = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
         share = _ridge_share(p, head, table)
         # Fitted once, since it is the same for every query.
