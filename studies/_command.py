@@ -34,6 +34,17 @@ def add_encoder(parser: argparse.ArgumentParser, default: str = "mobilenet_v2", 
     parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
 
 
+def add_tissues(parser: argparse.ArgumentParser) -> None:
+    """Declare what studies on the data sets of several tissues have in common."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of the data sets")
+    add("--weights", default="default", help="MobileNetV2: 'default' (downloaded once), or a .safetensors/.pt file")
+    add("--n-top-genes", type=int, default=1000, help="size of the panel (default: %(default)s)")
+    add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: %(default)s")
+    add("--out", type=Path, default=Path("docs/results/tissues"), help="folder of tables (default: %(default)s)")
+    add("--quiet", action="store_true", help="warnings only, no progress bars")
+
+
 def ignore_warnings_of_others() -> None:
     """Ignore warnings that other packages raise about their own versions."""
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):

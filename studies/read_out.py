@@ -20,7 +20,8 @@ from anndata import AnnData
 from st_gchb._options import Split
 from st_gchb.evaluate import Task, evaluate, split_folds
 from st_gchb.model import STGCHB
-from studies._command import new_parser, run_study
+from studies._choice import CRITERION
+from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_csv, write_text
 from studies._tissues import TISSUES, Tissue, embedded
 
@@ -29,7 +30,6 @@ SHARES = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 SHARPENINGS = (0.0, 0.15, 0.3, 0.5, 1.0)
 _SHARE = 0.5
 """Share of the kernel head with which sharpening is compared."""
-CRITERION = ("AG", "HVG", "HEG")
 MEASURES = (*CRITERION, "Moran_difference")
 
 
@@ -37,16 +37,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
     example = "--data ../shared/data --weights ../shared/weights/mobilenet_v2_imagenet.safetensors"
     parser = new_parser("read_out", __doc__, example)
+    add_tissues(parser)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of the data sets")
-    add("--weights", default="default", help="MobileNetV2: 'default' (downloaded once), or a .safetensors/.pt file")
     several = ("her2st", "mob_st2k", "visium_lung")
     add("--tissues", nargs="+", metavar="NAME", choices=TISSUES, default=list(several), help="default: %(default)s")
-    add("--n-top-genes", type=int, default=1000, help="size of the panel (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed (default: %(default)s)")
-    add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: %(default)s")
-    add("--out", type=Path, default=Path("docs/results/tissues"), help="folder of tables (default: %(default)s)")
-    add("--quiet", action="store_true", help="warnings only, no progress bars")
     return parser
 
 

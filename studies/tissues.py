@@ -18,7 +18,7 @@ from anndata import AnnData
 from st_gchb import pl
 from st_gchb.errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, reliability, split_folds
-from studies._command import new_parser, run_study
+from studies._command import add_tissues, new_parser, run_study
 from studies._comparison import MEASURES, Compared, difference, differences_markdown, overall, overall_markdown
 from studies._figure import tissues as draw
 from studies._files import write_csv, write_record, write_text
@@ -39,20 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command."""
     example = "--data ../shared/data --weights ../shared/weights/mobilenet_v2_imagenet.safetensors"
     parser = new_parser("tissues", __doc__, example)
+    add_tissues(parser)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of the data sets")
-    add("--weights", default="default", help="MobileNetV2: 'default' (downloaded once), or a .safetensors/.pt file")
     add("--tissues", nargs="+", metavar="NAME", default=list(TISSUES), help=f"{', '.join(TISSUES)} (default: all)")
     add("--methods", nargs="+", metavar="NAME", default=list(COMPARED), help=f"default: {', '.join(COMPARED)}")
     add("--paper", action="store_true", help="the published settings, too, which take longest to train")
-    add("--n-top-genes", type=int, default=1000, help="size of the panel (default: %(default)s)")
     add("--seeds", type=int, default=3, help="number of seeds, counted up from --seed (default: %(default)s)")
     add("--seed", type=int, default=0, help="first seed (default: %(default)s)")
     add("--draws", type=int, default=1000, help="draws of the bootstrap (default: %(default)s)")
-    add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: %(default)s")
     add("--runs", type=Path, default=Path("evaluation/tissues"), help="folder of finished runs (default: %(default)s)")
-    add("--out", type=Path, default=Path("docs/results/tissues"), help="folder of tables (default: %(default)s)")
-    add("--quiet", action="store_true", help="warnings only, no progress bars")
     return parser
 
 
