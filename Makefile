@@ -74,7 +74,7 @@ $(VENV)/.bench: $(VENV)/.test
 env: $(VENV)/.test
 
 demo: $(VENV)/.test
-	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--encoder mobilenet_v2 --weights $(WEIGHTS))
+	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--encoder mobilenet_v2 texture --weights $(WEIGHTS))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -119,7 +119,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=16, n_cols=16, n_genes=arguments.genes)
     weights = arguments.weights or "default"
-    st_gchb.pp.embed_patches(reference, encoder=arguments.encoder, weights=weights, n_views=arguments.n_views)
+    options = {"encoder": arguments.encoder, "weights": weights, "patch_um": 150, "n_views": arguments.n_views}
+    st_gchb.pp.embed_patches(reference, **options)
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=arguments.genes)
     model.train(max_epochs=5, enable_progress_bar=False, accelerator="cpu")

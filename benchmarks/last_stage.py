@@ -66,8 +66,9 @@ def measure(name: str, n_spots: int, n_epochs: int) -> dict[str, Any]:
     maps_module.MEMORY_BYTES = 0
     side = math.ceil(math.sqrt(n_spots / 2))
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=side, n_cols=side, n_genes=60)
+    made = {"encoder": name, "weights": None, "patch_um": 150, "n_views": 1, "device": "cpu"}
     start = time.process_time()
-    st_gchb.pp.embed_patches(adata, encoder=name, weights=None, n_views=1, device="cpu", save_feature_maps=True)
+    st_gchb.pp.embed_patches(adata, **made, save_feature_maps=True)
     encode = time.process_time() - start
     on_disk = sum(Path(file).stat().st_size for file in adata.uns["X_patch"]["maps"]) / adata.n_obs
     STGCHB.setup_anndata(adata, slice_key="slice")

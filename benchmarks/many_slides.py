@@ -88,7 +88,8 @@ def train(folder: Path, encoder: str, arguments: argparse.Namespace) -> None:
     from st_gchb.model import STGCHB
 
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=16, n_cols=16, n_genes=arguments.genes)
-    st_gchb.pp.embed_patches(reference, encoder=encoder, weights=None, n_views=arguments.n_views, cache=False)
+    made = {"encoder": encoder, "weights": None, "patch_um": 150, "n_views": arguments.n_views}
+    st_gchb.pp.embed_patches(reference, **made, cache=False)
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=arguments.genes)
     model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=True)
@@ -123,7 +124,14 @@ def many_tasks(n: int, slide: Path, out: Path, dask: Any) -> dict[str, Any]:
     from st_gchb.cohort._manifest import slides_of
     from st_gchb.cohort._receipts import receipt_path
 
-    options = {"encoder": "texture", "weights": None, "n_views": 1, "spacing_um": 200.0, "device": "cpu"}
+    options = {
+        "encoder": "texture",
+        "patch_um": 150,
+        "weights": None,
+        "n_views": 1,
+        "spacing_um": 200.0,
+        "device": "cpu",
+    }
     table = pd.DataFrame({"path": str(slide), "name": [f"s{index:05d}" for index in range(n)]})
     st_gchb.cohort.embed_slides(table[:1], out, client=dask, **options)
     receipt = json.loads(receipt_path(out, "s00000").read_text())

@@ -74,7 +74,13 @@ def scores(data: Path, weights: Path) -> tuple[pd.DataFrame, float]:
     for precision in ("float32", "bfloat16"):
         reference = st_gchb.datasets.her2st(path=data)
         embed_patches(
-            reference, encoder="mobilenet_v2", weights=weights, precision=precision, device="cpu", cache=False
+            reference,
+            encoder="mobilenet_v2",
+            weights=weights,
+            patch_um=150,
+            precision=precision,
+            device="cpu",
+            cache=False,
         )
         features[precision] = reference.obsm["X_patch"]
         found = evaluate(reference, methods={"default": METHODS["default"]}, n_top_genes=1000, seeds=(0, 1, 2))

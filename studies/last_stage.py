@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     log_progress()
     torch.set_num_threads(args.threads)
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
-    st_gchb.pp.embed_patches(adata, encoder=args.encoder, weights=args.weights, n_views=1, save_feature_maps=True)
+    made = {"encoder": args.encoder, "weights": args.weights, "patch_um": 150, "n_views": 1}
+    st_gchb.pp.embed_patches(adata, **made, save_feature_maps=True)
     methods = {name: method(VARIANTS[name], args) for name in args.variants}
     result = evaluate(adata, methods=methods, seeds=range(args.seeds), runs_dir=args.runs)
     text = table(result.scores, args)

@@ -146,7 +146,7 @@ def test_settings_have_limits():
 @pytest.fixture(scope="module")
 def reference() -> AnnData:
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=5, n_cols=5, n_genes=20)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     st_gchb.pp.spatial_graph(adata, slice_key="slice")
     return adata
 
@@ -162,7 +162,7 @@ def cheap(reference: AnnData, tmp_path: Any) -> dict[str, Any]:
     """Functions with input that is right, to which one odd argument is added."""
     table = np.random.default_rng(0).random((6, 3))
     frame = st_gchb.metrics.per_gene(table, table[::-1], ["A", "B", "C"])
-    good = {"image": IMAGE, "um_per_px": 2.0, "encoder": "texture", "n_views": 1, "cache": False}
+    good = {"image": IMAGE, "um_per_px": 2.0, "encoder": "texture", "patch_um": 150, "n_views": 1, "cache": False}
     return {
         "pp.embed_patches": lambda **odd: st_gchb.pp.embed_patches(spots(), **good | odd),
         "pp.slices_of": lambda **odd: st_gchb.pp.slices_of(spots(), **{"image": IMAGE} | odd),

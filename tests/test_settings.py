@@ -116,7 +116,7 @@ def test_the_cache_folder_reaches_features_checkpoints_and_data_sets(tmp_path):
     assert downloads("her2st", None) == tmp_path / "datasets" / "her2st"
     assert checkpoint_folder(None, {"a": "b"}).parent == tmp_path / "checkpoints"
     tissue = st_gchb.datasets.synthetic_tissue(1, n_rows=6, n_cols=6, n_genes=20)
-    st_gchb.pp.embed_patches(tissue, encoder="texture")
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150)
     assert list((tmp_path / "features").iterdir())
 
 
@@ -126,7 +126,7 @@ def test_the_seed_reaches_whatever_is_given_none(tmp_path):
     settings.seed = 5
     tissue = st_gchb.datasets.synthetic_tissue(2, **size)
     assert np.array_equal(asked.X.toarray(), tissue.X.toarray())
-    st_gchb.pp.embed_patches(tissue, encoder="texture", cache=False)
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150, cache=False)
     STGCHB.setup_anndata(tissue, slice_key="slice")
     assert STGCHB(tissue, n_top_genes=20).seed == 5
     assert STGCHB(tissue, n_top_genes=20, seed=0).seed == 0
@@ -168,7 +168,7 @@ def test_bars_of_steps_and_of_training(shown, capfd):
     tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
     with settings.override(progress_bars=shown):
         list(track(range(3), "Counting"))
-        st_gchb.pp.embed_patches(tissue, encoder="texture", cache=False)
+        st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150, cache=False)
         STGCHB.setup_anndata(tissue, slice_key="slice")
         capfd.readouterr()
         list(track(range(3), "Counting"))

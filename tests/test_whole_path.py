@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tissue
 @pytest.fixture(scope="module")
 def sections(her2st_path):
     adata = st_gchb.datasets.her2st(["C3", "C4", "C5"], path=her2st_path)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     return adata
 
 

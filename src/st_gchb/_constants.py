@@ -48,8 +48,8 @@ VISIUM_SPOT_DIAMETER_UM: Final = 55.0
 VISIUM_PITCH_UM: Final = 100.0
 """Distance between the centers of neighboring Visium spots, µm."""
 
-DEFAULT_PATCH_UM: Final = 150.0
-"""Side of a patch, µm."""
+DEFAULT_PATCH_UM: Final = (80.0, 150.0, 300.0)
+"""Sides of the patches of a spot, µm."""
 
 TARGET_SUM: Final = 1e4
 """Counts per spot after normalization, before ``log1p``."""

@@ -54,6 +54,8 @@ StainMethod = Literal["macenko", "vahadane", "reinhard"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 DEFAULT_ENCODER: Final = "resnet50"
+DEFAULT_ENCODERS: Final = (DEFAULT_ENCODER, "texture")
+"""Encoders whose features stand side by side: those of an image encoder, and colors and texture."""
 DEFAULT_VIEWS: Final[Views] = 4
 DEFAULT_PRECISION: Final[Precision] = "float32"
 DEFAULT_ON_DAMAGE: Final[OnDamage] = "raise"

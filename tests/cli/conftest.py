@@ -29,7 +29,20 @@ def slides(tissue: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on S1 and S2 by the command line."""
     folder = tmp_path_factory.mktemp("model") / "model"
-    arguments = ["train", "--data", str(slides), "--slices", "S1", "S2", "--encoder", "texture", "--views", "1"]
+    arguments = [
+        "train",
+        "--data",
+        str(slides),
+        "--slices",
+        "S1",
+        "S2",
+        "--encoder",
+        "texture",
+        "--patch-um",
+        "150",
+        "--views",
+        "1",
+    ]
     arguments += ["--n-top-genes", "20", "--max-epochs", "1", "--device", "cpu", "--quiet", "--out", str(folder)]
     # Its features are not to land in the user's cache, which a fixture for single tests cannot see to here.
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ import torch
 
 from st_gchb.cli import main
 
-TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
+TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])

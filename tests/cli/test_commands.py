@@ -21,7 +21,7 @@ from st_gchb.evaluate import RunFolder
 from st_gchb.model import STGCHB
 
 COMMANDS = ["demo", "train", "predict", "evaluate"]
-TEXTURE = ["--encoder", "texture", "--views", "1", "--device", "cpu"]
+TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--device", "cpu"]
 
 
 def assert_drawn(path):

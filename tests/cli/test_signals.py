@@ -42,7 +42,19 @@ def run_child(programs: ForkServer | None, folder: Path, *jobs: dict[str, Any]) 
 
 
 def train(slides: Path, out: Path, *more: str) -> list[str]:
-    command = ["train", "--data", str(slides), "--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
+    command = [
+        "train",
+        "--data",
+        str(slides),
+        "--encoder",
+        "texture",
+        "--patch-um",
+        "150",
+        "--views",
+        "1",
+        "--n-top-genes",
+        "20",
+    ]
     return [*command, "--max-epochs", "4", "--device", "cpu", "--out", str(out), *more]
 
 
@@ -81,7 +93,9 @@ def ended(slides: Path, programs: ForkServer, tmp_path_factory: pytest.TempPathF
     features = base / "features"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ST_GCHB_CACHE", str(features))
-        st_gchb.pp.embed_patches(anndata.read_h5ad(slides), encoder="texture", n_views=1, slice_key="slice")
+        st_gchb.pp.embed_patches(
+            anndata.read_h5ad(slides), encoder="texture", patch_um=150, n_views=1, slice_key="slice"
+        )
     jobs = []
     for name, moment in MOMENTS.items():
         folder = base / name.replace(" ", "_")
@@ -164,7 +178,7 @@ from st_gchb.model import STGCHB
 from st_gchb.train._checkpoints import Progress
 
 tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
-st_gchb.pp.embed_patches(tissue, encoder="texture", cache=False)
+st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150, cache=False)
 STGCHB.setup_anndata(tissue, slice_key="slice")
 model = STGCHB(tissue, n_top_genes=20)
 number = [signal.SIGTERM]
@@ -236,7 +250,7 @@ def images(tissue, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-TEXTURE = ["--encoder", "texture", "--views", "1", "--n-top-genes", "20"]
+TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--n-top-genes", "20"]
 RUN = "st_gchb.pp.encoders._runner:EncoderRunner.run_all"
 
 

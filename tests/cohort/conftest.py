@@ -15,7 +15,7 @@ import st_gchb
 from st_gchb.cohort import _worker as _work
 from st_gchb.model import STGCHB
 
-TEXTURE = {"encoder": "texture", "n_views": 1}
+TEXTURE = {"encoder": "texture", "patch_um": 150, "n_views": 1}
 READ = {"um_per_px": 1.0, "spacing_um": 100.0}
 
 

@@ -79,7 +79,7 @@ def test_stores_with_spots_and_without(model, tissue, tmp_path, same):
 def test_a_model_that_trained_the_last_stage(images, tmp_path):
     """Its maps, hundreds of times larger than features, are gone with the slide."""
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=4, n_cols=4, n_genes=40, seed=3)
-    options = {"encoder": "resnet18", "weights": None, "n_views": 1}
+    options = {"encoder": "resnet18", "weights": None, "patch_um": 150, "n_views": 1}
     st_gchb.pp.embed_patches(reference, **options, slice_key="slice", save_feature_maps=True)
     STGCHB.setup_anndata(reference, slice_key="slice")
     small = {"n_top_genes": 20, "k": 10, "n_image_adapter": 8, "n_hidden": 16, "n_embedding": 16}

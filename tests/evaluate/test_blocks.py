@@ -22,7 +22,7 @@ METHODS_ON_BLOCKS = ["ridge-neighbors", "reduced-rank-ridge", "kernel-ridge-text
 @pytest.fixture(scope="module")
 def _wide():
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=10, n_cols=10, n_genes=40, seed=3)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     return adata
 
 

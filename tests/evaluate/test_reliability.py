@@ -80,7 +80,9 @@ def test_one_slice_is_too_few(tissue):
 def test_confidence_on_real_sections(her2st_path, weights_path):
     """The most confident third of spots is predicted better, and expected correlation tracks the real one."""
     adata = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=her2st_path)
-    st_gchb.pp.embed_patches(adata, encoder="mobilenet_v2", weights=weights_path, n_views=1, slice_key="slice")
+    st_gchb.pp.embed_patches(
+        adata, encoder="mobilenet_v2", patch_um=150, weights=weights_path, n_views=1, slice_key="slice"
+    )
     table = reliability(adata, n_top_genes=500, device="cpu").summary()
     assert (table["less_error"] > 0.15).all()
     assert (table["spearman_genes"] > 0.4).all()

@@ -124,7 +124,7 @@ def as_spatialdata(adata: AnnData, *names: str) -> Any:
 
 def with_features(adata: AnnData) -> AnnData:
     """Features in place, with the stored numbers: what is trained on them starts from the same bits everywhere."""
-    st_gchb.pp.embed_patches(adata, encoder="texture", cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
     stored = INPUTS / "features.npz"
     if stored.is_file():
         with np.load(stored) as features:
@@ -172,7 +172,7 @@ def trained(adata: AnnData, preset: str, **options: Any) -> STGCHB:
 def features() -> Values:
     """Features of the texture encoder, made anew, and the graph."""
     adata = sections()
-    st_gchb.pp.embed_patches(adata, encoder="texture", cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
     st_gchb.pp.spatial_graph(adata, slice_key="slice")
     graph = adata.obsp["spatial_connectivities"].tocoo()
     order = np.lexsort((graph.col, graph.row))
@@ -201,7 +201,7 @@ def preset_of_spatialdata(name: str) -> Values:
     """The same by way of SpatialData."""
     adata = sections()
     sdata = as_spatialdata(adata, "S1", "S2")
-    st_gchb.pp.embed_patches(sdata, encoder="texture", um_per_px=UM_PER_PX, cache=False)
+    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, um_per_px=UM_PER_PX, cache=False)
     STGCHB.setup_spatialdata(sdata, um_per_px=UM_PER_PX)
     model = STGCHB(sdata, name, seed=0, **(SMALL | PRESETS[name]))
     model.train(**QUIET)
@@ -251,7 +251,7 @@ def untrained() -> STGCHB:
 
 def her2st(data: Path, weights: Path) -> Values:
     """Section C5 of a HER2+ breast tumor, predicted from C4 by features of a MobileNetV2."""
-    encoder = {"encoder": "mobilenet_v2", "weights": weights, "n_views": 1, "cache": False}
+    encoder = {"encoder": "mobilenet_v2", "weights": weights, "patch_um": 150, "n_views": 1, "cache": False}
     reference = st_gchb.datasets.her2st(["C4"], path=data)
     st_gchb.pp.embed_patches(reference, **encoder)
     STGCHB.setup_anndata(reference, slice_key="slice")

@@ -27,7 +27,7 @@ UM_PER_PX = 4.0
 def model():
     """Trained for two epochs on two small sections with the genes of the section to be predicted."""
     tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40, seed=3)
-    st_gchb.pp.embed_patches(tissue, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150, n_views=1, cache=False)
     STGCHB.setup_anndata(tissue, slice_key="slice")
     model = STGCHB(tissue, n_top_genes=20, k=30)
     model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu")
@@ -124,7 +124,7 @@ def test_what_spatialdata_io_makes_itself_gives_the_same(from_folder, model, fil
 @pytest.mark.tissue
 def test_the_folder_trains_a_model(from_folder, section):
     sdata, _ = from_folder
-    st_gchb.pp.embed_patches(sdata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, n_views=1, cache=False)
     STGCHB.setup_spatialdata(sdata)
     trained = STGCHB(sdata, n_top_genes=20)
     np.testing.assert_array_equal(trained.adata.obsm["spatial"], section.obsm["spatial"])

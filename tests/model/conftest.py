@@ -23,7 +23,7 @@ N_PANEL = 25
 def tissue() -> AnnData:
     """Three slices of about 45 spots and 40 genes, with features; not to be changed."""
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=3)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     rng = np.random.default_rng(0)
     adata.obsm["cell_types"] = pd.DataFrame(
         rng.random((adata.n_obs, 2)), index=adata.obs_names, columns=["tumor", "immune"]

@@ -291,7 +291,7 @@ def features_as(change):
 
 
 def rounded_features(query):
-    st_gchb.pp.embed_patches(query, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(query, encoder="texture", patch_um=150, n_views=1, cache=False)
     query.obsm["X_patch"] = query.obsm["X_patch"].astype(int)
     return query
 

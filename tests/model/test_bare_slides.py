@@ -52,13 +52,13 @@ def test_the_size_of_a_pixel_is_used(model, tissue, pixels):
     """A tile where a spot is gets the spot's patch: as wide in µm, at the place in px."""
     spots = tissue[tissue.obs["slice"] == "S3"]
     query = st_gchb.pp.tile_tissue(pixels, um_per_px=1.0)
-    st_gchb.pp.embed_patches(query, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(query, encoder="texture", patch_um=150, n_views=1, cache=False)
     at = spots[:5].copy()
     for name in ("obsm", "uns"):
         getattr(at, name).pop("X_patch")
     at.obsm["spatial"] = query.obsm["spatial"][:5].copy()
     at.uns["spatial"] = {"S3": tissue.uns["spatial"]["S3"]}
-    st_gchb.pp.embed_patches(at, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(at, encoder="texture", patch_um=150, n_views=1, cache=False)
     np.testing.assert_allclose(at.obsm["X_patch"], query.obsm["X_patch"][:5], rtol=0, atol=1e-6)
 
 

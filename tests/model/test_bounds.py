@@ -27,7 +27,7 @@ def small(request) -> tuple[STGCHB, AnnData, AnnData]:
     """A model of two sections, those sections, and a third one."""
     rows, columns = SECTIONS[request.param]
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=rows, n_cols=columns, n_genes=40, seed=1)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     names = adata.obs["slice"].to_numpy()
     kept = np.concatenate([np.flatnonzero(names == name)[: request.param] for name in ("S1", "S2", "S3")])
     adata = adata[kept].copy()

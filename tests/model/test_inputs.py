@@ -80,7 +80,7 @@ def test_neighbors_of_another_slice_do_not_count():
 @pytest.fixture(scope="module")
 def reference():
     adata = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40)
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     return adata
 
 

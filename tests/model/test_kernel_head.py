@@ -71,7 +71,7 @@ def test_each_size_has_a_kernel_of_its_own(model):
 
 def test_one_encoder_and_size_is_one_kernel(slices):
     adata = slices.copy()
-    st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     assert trained(adata, kernel_weight=0.5).bank_.kernel_head.scales.shape == (1,)
 
 

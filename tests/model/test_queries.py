@@ -148,7 +148,7 @@ def test_old_results_in_the_query_do_no_harm(model, query, kind):
     if kind == "obsp":
         query.obsp["spatial_connectivities"] = sp.csr_matrix(np.ones((query.n_obs, query.n_obs)))
     else:
-        st_gchb.pp.embed_patches(query, encoder="texture", n_views=1, cache=False)
+        st_gchb.pp.embed_patches(query, encoder="texture", patch_um=150, n_views=1, cache=False)
     np.testing.assert_allclose(values(model.predict(query)), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.tissue
 @pytest.mark.slow
 def test_a_grid_is_predicted_as_well_as_the_spots(her2st_path, weights_path):
     ref = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=her2st_path)
-    st_gchb.pp.embed_patches(ref, encoder="mobilenet_v2", weights=weights_path, n_views=1)
+    st_gchb.pp.embed_patches(ref, encoder="mobilenet_v2", patch_um=150, weights=weights_path, n_views=1)
     STGCHB.setup_anndata(ref, slice_key="slice")
     model = STGCHB(ref, n_top_genes=1000)
     model.train(enable_progress_bar=False, accelerator="cpu", calibrate=False)

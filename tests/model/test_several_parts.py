@@ -122,7 +122,7 @@ def test_a_spatialdata_gets_all_parts(model: STGCHB, slices: AnnData) -> None:
 def test_a_model_of_one_part_is_written_as_it_was(model: STGCHB, slices: AnnData, tmp_path: Path) -> None:
     """Earlier versions read it, and refuse one of several parts as newer."""
     one = slices.copy()
-    st_gchb.pp.embed_patches(one, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(one, encoder="texture", patch_um=150, n_views=1, cache=False)
     retrieval = trained_on(one, kernel_weight=0.0, sharpening=0.0)
     for name, made in (("one", retrieval), ("several", model)):
         made.save(tmp_path / name)

@@ -80,7 +80,7 @@ def routes(tissue):
     adata.layers.clear()
     sdata = both_slices(adata)
     STGCHB.setup_anndata(adata)
-    st_gchb.pp.embed_patches(sdata, encoder="texture", n_views=1, cache=False)
+    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, n_views=1, cache=False)
     STGCHB.setup_spatialdata(sdata)
     models = [STGCHB(data, n_top_genes=20) for data in (adata, sdata)]
     for model in models:
@@ -286,7 +286,7 @@ def test_real_section(her2st_path):
     adata = adata[inside].copy()
     adata.obsm["spatial"] = adata.obsm["spatial"] - corner
     scale = adata.uns["spatial"]["C5"]["scalefactors"]["microns_per_pixel"]
-    options = {"encoder": "texture", "n_views": 1, "um_per_px": scale}
+    options = {"encoder": "texture", "patch_um": 150, "n_views": 1, "um_per_px": scale}
     sdata = as_spatialdata(adata, "C5", pixels=pixels, diameter=100 / scale)
     query = as_spatialdata(adata, "C5", pixels=pixels, diameter=100 / scale, scale_factors=[4])
     st_gchb.pp.embed_patches(adata, image=pixels, slice_key="slice", **options)

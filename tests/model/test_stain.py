@@ -16,7 +16,7 @@ from st_gchb._errors import EncoderError
 from st_gchb.model import STGCHB, read_settings
 from studies._stains import recolored
 
-OPTIONS = {"encoder": "texture", "n_views": 1, "device": "cpu"}
+OPTIONS = {"encoder": "texture", "patch_um": 150, "n_views": 1, "device": "cpu"}
 
 
 def made(tissue, **more):

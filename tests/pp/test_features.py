@@ -107,7 +107,7 @@ def test_a_patch_in_px_needs_no_scale_and_follows_the_images():
     adata = spots(spatial={"lib": library})
     adata.obsm["spatial"] *= 2
     with pytest.raises(ScaleError, match=r"um_per_px=.*patch_px="):
-        embed_patches(adata, encoder="texture")
+        embed_patches(adata, encoder="texture", patch_um=150)
     embed_patches(adata, encoder="texture", patch_px=80, n_views=1, cache=False)
     np.testing.assert_array_equal(adata.obsm["X_patch"], embedded().obsm["X_patch"])
     assert "patch_um" not in adata.uns["X_patch"]
@@ -317,7 +317,7 @@ def test_real_tissue(her2st_path, weights_path, route, tmp_path):
         obs=pd.DataFrame({"slice": ["C2"] * 12}, index=[f"C2_{i}" for i in range(12)]),
         obsm={"spatial": table[["pixel_x", "pixel_y"]].to_numpy(float)},
     )
-    options = {"weights": weights_path, "encoder": "mobilenet_v2", "cache_dir": tmp_path, "n_views": 1}
+    options = {"weights": weights_path, "encoder": "mobilenet_v2", "patch_um": 150, "cache_dir": tmp_path, "n_views": 1}
     if route == "uns":
         metadata = {"source_image_path": str(her2st_path / "C2.jpg")}
         adata.uns["spatial"] = {"C2": {"images": {}, "scalefactors": {"microns_per_pixel": 0.7}, "metadata": metadata}}
@@ -331,7 +331,7 @@ def test_real_tissue(her2st_path, weights_path, route, tmp_path):
         x, y = (int(np.floor(v - side / 2 + 0.5)) for v in adata.obsm["spatial"][5])
         crop = full.crop((x, y, x + side, y + side)).resize((224, 224), Image.Resampling.BILINEAR)
         with pytest.raises(CoordinateError, match="scale factor of about"):
-            embed_patches(adata, encoder="texture", image=np.asarray(full.reduce(16)), um_per_px=11.2)
+            embed_patches(adata, encoder="texture", patch_um=150, image=np.asarray(full.reduce(16)), um_per_px=11.2)
     encoder = get_encoder("mobilenet_v2", weights_path)
     expected = encoder(torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None])[0].numpy()
     similarity = [np.corrcoef(expected, row)[0, 1] for row in features]

@@ -172,7 +172,7 @@ def test_the_rim_is_the_same_from_embedding_to_prediction(caplog):
     spots = np.array(reference.obsm["spatial"], float)
     spots[0, 0] = -3.0
     reference.obsm["spatial"] = spots
-    st_gchb.pp.embed_patches(reference, encoder="texture", cache=False)
+    st_gchb.pp.embed_patches(reference, encoder="texture", patch_um=150, cache=False)
     st_gchb.model.STGCHB.setup_anndata(reference)
     assert "outside the image" in caplog.text
 
@@ -189,7 +189,7 @@ def test_positions_that_were_seen_on_their_image_are_not_judged_without_it(tmp_p
     shapes = ShapesModel.parse(corner, geometry=0, radius=27.0)
     sdata = SpatialData(images={"he": Image2DModel.parse(pixels, dims=("y", "x", "c"))}, shapes={"spots": shapes})
     for adata in (reference, query):
-        st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+        st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     st_gchb.model.STGCHB.setup_anndata(query)
     st_gchb.model.STGCHB.setup_anndata(reference)
     model = st_gchb.model.STGCHB(reference, n_top_genes=20)

@@ -164,7 +164,7 @@ def slide():
 def test_further_features_are_made_by_the_name():
     register_encoder("color", MeanColor)
     first, second = slide(), slide()
-    st_gchb.pp.embed_patches(first, encoder="color", cache=False)
+    st_gchb.pp.embed_patches(first, encoder="color", patch_um=150, cache=False)
     rule = FeatureSpec.from_uns(first.uns["X_patch"])
     embed_patches_like(second, rule, cache=False)
     np.testing.assert_array_equal(first.obsm["X_patch"], second.obsm["X_patch"])
@@ -203,7 +203,7 @@ model.predict(query).write_h5ad("predicted.h5ad")
 def test_a_new_process_finds_the_encoder_of_a_model_once_it_is_registered(programs, tmp_path):
     register_encoder("color", MeanColor)
     reference, query = slide(), slide()
-    st_gchb.pp.embed_patches(reference, encoder="color", cache=False)
+    st_gchb.pp.embed_patches(reference, encoder="color", patch_um=150, cache=False)
     STGCHB.setup_anndata(reference)
     model = STGCHB(reference, n_top_genes=10, n_hidden=8, n_embedding=4)
     model.train(max_epochs=1, accelerator="cpu")

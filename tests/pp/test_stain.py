@@ -18,7 +18,7 @@ from st_gchb._errors import InputError, ScaleError, StainError
 from st_gchb.pp import FeatureSpec, Stain, embed_patches, embed_patches_like, find_tissue, fit_stain, normalizing
 from studies._stains import recolored, restained
 
-OPTIONS = {"encoder": "texture", "n_views": 1, "um_per_px": 1.0, "device": "cpu"}
+OPTIONS = {"encoder": "texture", "patch_um": 150, "n_views": 1, "um_per_px": 1.0, "device": "cpu"}
 DYES = (0.69, 0.63, 0.356, 0.30, 0.84, 0.453)
 
 

@@ -171,8 +171,8 @@ def test_two_regions_with_an_image_each():
     np.testing.assert_allclose(found.adata.obsm["spatial"], np.tile(CENTERS, (2, 1)))
     assert resolve(both, shapes="b").adata.n_obs == N
     with pytest.raises(InputError, match="copy=True"):
-        embed_patches(both, shapes="b", encoder="texture", um_per_px=1.0, cache=False)
-    copied = embed_patches(both, shapes="b", encoder="texture", um_per_px=1.0, cache=False, copy=True)
+        embed_patches(both, shapes="b", encoder="texture", patch_um=150, um_per_px=1.0, cache=False)
+    copied = embed_patches(both, shapes="b", encoder="texture", patch_um=150, um_per_px=1.0, cache=False, copy=True)
     assert copied.obsm["X_patch"].shape[0] == N
     assert not both["table"].obsm
 
@@ -184,8 +184,8 @@ def test_spots_without_a_table():
     order = [int(name.removeprefix("id")) for name in found.adata.obs_names]
     np.testing.assert_allclose(found.adata.obsm["spatial"], CENTERS[order])
     with pytest.raises(InputError, match="no table"):
-        embed_patches(sdata, encoder="texture", um_per_px=1.0)
-    result = embed_patches(sdata, encoder="texture", um_per_px=1.0, cache=False, copy=True)
+        embed_patches(sdata, encoder="texture", patch_um=150, um_per_px=1.0)
+    result = embed_patches(sdata, encoder="texture", patch_um=150, um_per_px=1.0, cache=False, copy=True)
     write_table(sdata, result, name="answer")
     assert sdata["answer"].obsm["X_patch"].shape == (N, 107)
 
@@ -306,7 +306,7 @@ def test_bad_input_is_told_and_changes_nothing(name):
         spoil(sdata)
     before = sdata["table"].copy()
     with pytest.raises(error, match=message):
-        embed_patches(sdata, encoder="texture", um_per_px=1.0, cache=False, **options)
+        embed_patches(sdata, encoder="texture", patch_um=150, um_per_px=1.0, cache=False, **options)
     assert set(sdata["table"].obsm) == set(before.obsm)
     assert set(sdata["table"].uns) == set(before.uns)
 

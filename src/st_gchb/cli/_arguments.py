@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb._options import (
-    DEFAULT_ENCODER,
+    DEFAULT_ENCODERS,
     DEFAULT_GRID,
     DEFAULT_MIN_TISSUE,
     DEFAULT_TISSUE,
@@ -70,9 +70,9 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         nargs="+",
         action=OneOrSeveral,
-        default=DEFAULT_ENCODER,
+        default=DEFAULT_ENCODERS,
         metavar="NAME",
-        help="resnet50, any torchvision model, timm:NAME, or texture; several stand side by side",
+        help="any torchvision model, timm:NAME, or texture; several stand side by side (default: resnet50 texture)",
     )
     parser.add_argument(
         "--weights",
@@ -89,7 +89,7 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_PATCH_UM,
         metavar="UM",
-        help="side of a patch, µm, or several sides (default: %(default)g)",
+        help="side of a patch, µm, or several sides (default: 80 150 300)",
     )
     parser.add_argument(
         "--views",

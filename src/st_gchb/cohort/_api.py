@@ -20,7 +20,7 @@ from st_gchb._constants import DEFAULT_PATCH_UM
 from st_gchb._errors import InputError, StoreError
 from st_gchb._logging import logger, track
 from st_gchb._options import (
-    DEFAULT_ENCODER,
+    DEFAULT_ENCODERS,
     DEFAULT_GRID,
     DEFAULT_MIN_TISSUE,
     DEFAULT_PRECISION,
@@ -329,7 +329,7 @@ def embed_slides(
     out: str | PathLike[str],
     *,
     client: Client | None = None,
-    encoder: EncoderName | Sequence[EncoderName] = DEFAULT_ENCODER,
+    encoder: EncoderName | Sequence[EncoderName] = DEFAULT_ENCODERS,
     weights: str | PathLike[str] | None | Sequence[str | PathLike[str] | None] = "default",
     patch_um: Micrometers | Sequence[Micrometers] = DEFAULT_PATCH_UM,
     n_views: Views = DEFAULT_VIEWS,

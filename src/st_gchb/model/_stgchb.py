@@ -23,7 +23,7 @@ from st_gchb._compat import parse_device_args
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, ModelFileError, NotTrainedError, QueryError, STGCHBError
 from st_gchb._logging import logger
-from st_gchb._options import DEFAULT_ENCODER, Preset, Search, Weighting
+from st_gchb._options import DEFAULT_ENCODERS, Preset, Search, Weighting
 from st_gchb._settings import settings as package_settings
 from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.model._confidence import Calibration
@@ -185,7 +185,7 @@ class STGCHB(BaseModelClass):
         image: str | Mapping[str, str] | None = None,
         shapes: str | None = None,
         um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
-        encoder: Any = DEFAULT_ENCODER,
+        encoder: Any = DEFAULT_ENCODERS,
         weights: str | Path | None | Sequence[str | Path | None] = "default",
         features_key: str = Keys.FEATURES,
         **setup: Any,

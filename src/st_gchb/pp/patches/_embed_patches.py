@@ -18,7 +18,7 @@ from st_gchb import __version__
 from st_gchb._arguments import Count, Megabytes, Micrometers, PatchSize, PixelSize, checked
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._options import (
-    DEFAULT_ENCODER,
+    DEFAULT_ENCODERS,
     DEFAULT_ON_DAMAGE,
     DEFAULT_PRECISION,
     DEFAULT_VIEWS,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def embed_patches(
     data: AnnData | SpatialData,
     *,
-    encoder: str | nn.Module | Encoder | Sequence[str | nn.Module | Encoder] = DEFAULT_ENCODER,
+    encoder: str | nn.Module | Encoder | Sequence[str | nn.Module | Encoder] = DEFAULT_ENCODERS,
     weights: str | Path | None | Sequence[str | Path | None] = "default",
     patch_um: Micrometers | Sequence[Micrometers] = DEFAULT_PATCH_UM,
     patch_px: PatchSize | Sequence[PatchSize] | None = None,

@@ -142,7 +142,7 @@ def check_one_part(encoders: list[Encoder], sizes: list[Size]) -> None:
     """
     if len(encoders) * len(sizes) == 1:
         return
-    um, px = sizes[0]
+    um, px = sizes[len(sizes) // 2]
     single = Fix("patch_um", f"{um:g}") if px is None else Fix("patch_px", f"{px:g}")
     named = next((one.name for one in encoders if one.name != "texture"), encoders[0].name)
     raise EncoderError(
