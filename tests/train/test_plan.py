@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -50,7 +51,7 @@ class Watch(Callback):
         self.logged.append({key: float(value) for key, value in trainer.callback_metrics.items()})
 
 
-def train(data, *, n_epochs, pretrain=0, lr=1e-3, callbacks=(), share=0.2, module=None, sanity=0):
+def train(data, *, n_epochs, pretrain=0, lr=1e-3, callbacks=(), share=0.2, module=None, sanity=0, **options):
     module = module or module_for(data)
     steps = GraphDataModule(
         data, n_hops=1, batch_size=16, sampler="spots", validation_share=share, seed=0, pretrain_epochs=pretrain
@@ -65,6 +66,7 @@ def train(data, *, n_epochs, pretrain=0, lr=1e-3, callbacks=(), share=0.2, modul
         enable_model_summary=False,
         num_sanity_val_steps=sanity,
         callbacks=[*callbacks, Pretraining(pretrain)],
+        **options,
     )
     torch.manual_seed(0)
     trainer.fit(plan, steps)
@@ -165,6 +167,40 @@ def test_the_logged_loss_is_the_sum_of_the_logged_terms(data):
     (logged,) = watch.logged
     for mode in ("train", "validation"):
         assert logged[f"{mode}_loss"] == pytest.approx(sum(logged[f"{term}_{mode}"] for term in TERMS), rel=1e-4)
+
+
+class Counted(Overfitting):
+    """Its loss is 100 in training and 1, 2, ... in the batches of a validation; it notes the spots of each batch."""
+
+    def __init__(self):
+        super().__init__(best=0.0)
+        self.seen = {"train": [], "validation": []}
+
+    def loss(self, batch):
+        seen = self.seen["train" if self.training else "validation"]
+        seen.append(len(batch.rows))
+        loss = self.w * 0.0 + float(len(seen))
+        return LossOutput(loss=loss, n_obs_minibatch=len(batch.rows), extra_metrics={"term": 2.0 * loss.detach()})
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 1, "check_val_every_n_epoch": None}])
+def test_logged_values_are_means_over_the_spots_of_an_epoch(data, options):
+    """Also where validation comes in the middle of the epoch; batches differ in size."""
+    watch, module = Watch(), Counted()
+    train(data, n_epochs=1, module=module, share=0.3, callbacks=[watch], **options)
+    (logged,) = watch.logged
+    sizes = np.array(module.seen["train"])
+    assert len(sizes) > 2
+    assert len(set(sizes)) > 1, "all batches are of one size: this run would not tell a mean over batches apart"
+    mean = np.average(np.arange(1, len(sizes) + 1), weights=sizes)
+    assert logged["train_loss"] == pytest.approx(mean, rel=1e-6)
+    assert logged["term_train"] == pytest.approx(2 * mean, rel=1e-6)
+    checks = len(watch.losses)
+    assert checks == (len(sizes) if options else 1)
+    each = len(module.seen["validation"]) // checks
+    last = np.arange(each) + 1 + (checks - 1) * each
+    mean = np.average(last, weights=module.seen["validation"][-each:])
+    assert logged["validation_loss"] == pytest.approx(mean, rel=1e-6)
 
 
 def test_training_lowers_the_loss_and_the_seed_fixes_the_weights(data):
