@@ -80,10 +80,10 @@ def _read_outs() -> Iterator[Variant]:
         ("retrieval alone", {}),
         ("ridge head by gene, at most 0.4", {"ridge_weight": 0.4}),
         *((f"kernel head {share}", {"kernel_weight": share}) for share in (0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
-        ("kernel head 0.5 and ridge head by gene", {"kernel_weight": 0.5, "ridge_weight": 0.4}),
-        *((f"kernel head 0.5, rank {n}", {"kernel_weight": 0.5, "kernel_rank": n}) for n in (5, 10, 40)),
+        ("kernel head 0.6 and ridge head by gene", {"kernel_weight": 0.6, "ridge_weight": 0.4}),
+        *((f"kernel head 0.6, rank {n}", {"kernel_weight": 0.6, "kernel_rank": n}) for n in (5, 10, 40)),
         *(
-            (f"kernel head 0.5, sharpened by {share}", {"kernel_weight": 0.5, "sharpening": share})
+            (f"kernel head 0.6, sharpened by {share}", {"kernel_weight": 0.6, "sharpening": share})
             for share in (0.15, 0.3, 0.5, 1.0)
         ),
     ]

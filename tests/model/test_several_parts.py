@@ -116,7 +116,8 @@ def test_a_spatialdata_gets_all_parts(model: STGCHB, slices: AnnData) -> None:
     # Positions at half a pixel of the image's corner are the same patches, up to the rounding of windows.
     np.testing.assert_allclose(values(sdata.tables["st_gchb"]), expected, rtol=0.2, atol=0.1)
     STGCHB.setup_spatialdata(sdata, um_per_px=size, encoder=["texture", "colors"], weights=["default", "default"])
-    assert feature_parts(sdata.tables["table"], "X_patch").names == ["texture, 150 µm", "colors, 150 µm"]
+    found = feature_parts(sdata.tables["table"], "X_patch").names
+    assert found == [f"{encoder}, {um} µm" for encoder in ("texture", "colors") for um in (80, 150, 300)]
 
 
 def test_a_model_of_one_part_is_written_as_it_was(model: STGCHB, slices: AnnData, tmp_path: Path) -> None:

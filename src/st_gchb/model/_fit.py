@@ -141,12 +141,16 @@ def fit(
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
-    linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
-    if not linear.matrix.any():
+    whitening = settings.image_whitening
+    image_map = fit_map(seen, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
+    if not image_map.matrix.any():
         raise EncoderError(
             f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
             "Check that the image shows tissue, and run st_gchb.pp.embed_patches again."
         )
+    linear = LinearProjection(image_map.offset, np.empty((len(image_map.offset), 0), dtype=np.float32))
+    if settings.ridge_weight:
+        linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
     kernel = fit_part_maps(seen, settings.kernel_components, seed=seed, parts=parts) if settings.kernel_weight else None
     rules = Preprocessor(
         expression=expression,
@@ -160,8 +164,6 @@ def fit(
         slice_key=where.slice_key,
         kernel=kernel,
     )
-    whitening = settings.image_whitening
-    image_map = fit_map(seen, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
     head = None
     if kernel is not None:

@@ -98,7 +98,7 @@ class Preprocessor:
     context
         What is seen of a spot and its surroundings.
     linear
-        Map of context features to the inputs of the ridge head.
+        Map of context features to the inputs of the ridge head; to none if predictions have no share of it.
     kernel
         Map of context features to the inputs of the kernel head; None if there is no such head.
     appearance

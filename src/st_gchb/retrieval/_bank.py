@@ -80,7 +80,7 @@ class ReferenceBank:
     image_keys
         Joint embedding of each reference spot's patch, ``(n_reference, d)``.
     linear
-        Inputs of the ridge head, ``(n_reference, n_inputs)``.
+        Inputs of the ridge head, ``(n_reference, n_inputs)``; none if predictions have no share of it.
     appearance
         Projected patch features, ``(n_reference, n_coordinates)``, in which a query is compared with the reference to
         find outliers.
