@@ -44,7 +44,9 @@ ROOMS: dict[str, set[str]] = {
     "metrics": set(),
     # The measures stand on nothing, and there is one definition of a correlation.
     "model": {"nn", "io", "pp", "train", "retrieval", "metrics"},
-    "evaluate": {"model", "metrics", "pl"},
+    # Networks of their own, trained on what pp reads.
+    "baselines": {"pp", "metrics"},
+    "evaluate": {"model", "metrics", "pl", "baselines"},
     "datasets": {"io"},
     # A SpatialData is drawn as the AnnData that pp makes of it, and tissue as pp finds it.
     "pl": {"metrics", "pp"},

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = version("st-gchb")
 
-_ROOMS = ("datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
+_ROOMS = ("baselines", "datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
 
 __all__ = ["__version__", "print_versions", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
     from st_gchb import (
+        baselines as baselines,
         cohort as cohort,
         datasets as datasets,
         errors as errors,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -13,8 +14,9 @@ from st_gchb._arguments import Seed, checked
 from st_gchb._constants import Keys
 from st_gchb.evaluate._folds import hide_expression
 from st_gchb.model import NeighborhoodAggregator
-from st_gchb.pp import spatial_graph
+from st_gchb.pp import slices_of, spatial_graph
 from st_gchb.pp.expression import log_normalize
+from st_gchb.pp.patches import PatchPixels, cache_folder
 
 
 @checked
@@ -53,7 +55,7 @@ class Task:
     >>> import st_gchb
     >>> from st_gchb.evaluate import Task
     >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", n_views=1, cache=False)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     >>> train, test = (adata[adata.obs["slice"] == name].copy() for name in ("S1", "S2"))
     >>> task = Task(train, test, list(adata.var_names[:5]), "X_patch", "slice", seed=0)
     >>> task.targets().shape
@@ -100,6 +102,41 @@ class Task:
         slices = [table.obs[self.slice_key].astype(str).to_numpy() for table in tables]
         look = NeighborhoodAggregator(n_rings=1)
         return look(plain[0], graphs[0], slices[0]), look(plain[1], graphs[1], slices[1])
+
+    def patches(
+        self, table: AnnData, *, out_px: int, patch_um: float = 0.0, patch_px: float | None = None
+    ) -> PatchPixels:
+        """Get the pixels of the patches of ``train`` or ``test``, which are read when they are first taken.
+
+        They are kept in files in the cache, by the content of image and positions, so that all methods, seeds and folds
+        read a slide once.
+
+        Parameters
+        ----------
+        table
+            ``train`` or ``test``.
+        out_px
+            Side of the patches that are returned, px.
+        patch_um
+            Side of the patches on the tissue, µm.
+        patch_px
+            Side in px of the full-resolution image, instead.
+
+        Returns
+        -------
+        PatchPixels
+            Indexed by rows of the table: ``(n, out_px, out_px, 3)`` uint8.
+
+        Raises
+        ------
+        ImageError, MissingFileError
+            A slice has no image to read from.
+        ScaleError
+            The size of a pixel is not known, or a patch is larger than a slide.
+        """
+        slices = slices_of(table, slice_key=self.slice_key)
+        sizes: dict[str, Any] = {"out_px": out_px, "patch_um": patch_um, "patch_px": patch_px}
+        return PatchPixels(slices, **sizes, folder=cache_folder())
 
     def graph(self, table: AnnData) -> sparse.csr_matrix:
         """Build the spot graph of ``train`` or ``test``.

@@ -45,6 +45,7 @@ from ._last_stage import (
     stage_of_spec as stage_of_spec,
     stage_without_weights as stage_without_weights,
 )
+from ._pixels import PatchPixels as PatchPixels
 from ._provenance import (
     check_made as check_made,
     feature_keys as feature_keys,

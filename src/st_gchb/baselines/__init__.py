@@ -1,0 +1,12 @@
+"""Published methods that predict expression from H&E, implemented anew from their publications."""
+
+from st_gchb.baselines._baseline import (
+    Baseline as Baseline,
+    TrainingSettings as TrainingSettings,
+    slice_batches as slice_batches,
+    spot_batches as spot_batches,
+)
+from st_gchb.baselines._spots import Spots as Spots
+
+BASELINES: dict[str, type[Baseline]] = {}
+"""Published methods by name."""

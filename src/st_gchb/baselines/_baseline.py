@@ -1,0 +1,228 @@
+"""The frame of a published method: presets, training with epochs chosen on an inner slice, prediction."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from st_gchb._errors import DeviceError, DivergenceError, InputError, NotTrainedError
+from st_gchb._logging import logger, track
+from st_gchb.baselines._spots import Spots
+from st_gchb.metrics import pearson
+from st_gchb.pp.encoders import choose_device
+
+_INNER_SHARE = 0.25
+"""Share of a single slice's spots that is the inner part, on which epochs are chosen."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings that every method has.
+
+    Parameters
+    ----------
+    epochs
+        Largest number of passes over the training spots.
+    choose_epochs
+        Choose the number of epochs on an inner slice of the training slices, up to ``epochs``, and train anew on all.
+    batch_size
+        Number of spots in a step; of methods that take whole slices, the largest number of spots of a part.
+    lr
+        Learning rate.
+    """
+
+    epochs: int = 30
+    choose_epochs: bool = True
+    batch_size: int = 32
+    lr: float = 1e-3
+
+
+class Baseline(ABC):
+    """A published method that predicts expression from H&E.
+
+    Parameters
+    ----------
+    preset
+        ``"small"``, the same architecture in a size that trains on a few slices with two cores in minutes, or
+        ``"published"``, the sizes, optimizer and epochs of the publication.
+    seed
+        Seed of weights, batches, dropout and augmentation.
+    device
+        ``"auto"`` or the name of a torch device.
+    settings
+        Fields of the method's settings that differ from the preset's.
+
+    Raises
+    ------
+    InputError
+        Preset or setting is unknown.
+    DeviceError
+        The published preset of a method that learns from pixels, with ``device="auto"`` on a machine without a GPU.
+    """
+
+    name: ClassVar[str]
+    """Name in tables, such as ``"st-net"``."""
+    presets: ClassVar[Mapping[str, Any]]
+    """Settings by preset, instances of a subclass of :class:`TrainingSettings`."""
+    needs_pixels: ClassVar[bool] = False
+    """Whether the method reads pixels, and not patch features alone."""
+
+    def __init__(self, preset: str = "small", *, seed: int = 0, device: str = "auto", **settings: Any) -> None:
+        if preset not in self.presets:
+            raise InputError(f"{self.name}: unknown preset {preset!r}. {_nearest(preset, self.presets)}")
+        known = [field.name for field in fields(self.presets[preset])]
+        for setting in settings:
+            if setting not in known:
+                raise InputError(f"{self.name}: unknown setting {setting!r}. {_nearest(setting, known)}")
+        self.settings: Any = replace(self.presets[preset], **settings)
+        self.seed, self.device = seed, choose_device({"gpu": "cuda"}.get(device, device))
+        if preset == "published" and self.needs_pixels and device == "auto" and self.device.type == "cpu":
+            raise DeviceError(
+                f"{self.name}: preset='published' trains for days without a GPU, and there is none here. Pass "
+                "preset='small', or device='cpu' if that is meant."
+            )
+        self.network: nn.Module | None = None
+        self.n_epochs = 0
+
+    # ---- What a method defines ----
+
+    @abstractmethod
+    def build(self, spots: Spots) -> nn.Module:
+        """Build the network for training spots, on the CPU, from torch's current seed."""
+
+    @abstractmethod
+    def batches(self, spots: Spots, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Iterate over the rows of the batches of an epoch."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, spots: Spots, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Compute the loss of a batch; ``rng`` is for augmentation."""
+
+    @abstractmethod
+    def infer(self, network: nn.Module, spots: Spots) -> np.ndarray:
+        """Predict spots with a network in evaluation mode, ``(n_spots, n_genes)``."""
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer; Adam unless a method says otherwise."""
+        return torch.optim.Adam(network.parameters(), lr=self.settings.lr)
+
+    def check(self, spots: Spots) -> None:
+        """Validate training spots before anything is trained; a method adds what it needs."""
+        if spots.targets is None:
+            raise InputError(f"{self.name}: the training spots have no expression. Pass targets=.")
+
+    # ---- What all methods share ----
+
+    def fit(self, spots: Spots) -> Self:
+        """Train on spots with expression.
+
+        Parameters
+        ----------
+        spots
+            Training spots of one or several slices.
+
+        Raises
+        ------
+        InputError
+            The spots lack what the method needs.
+        DivergenceError
+            The loss is no longer finite.
+        """
+        self.check(spots)
+        self.n_epochs = self.settings.epochs
+        if self.settings.choose_epochs:
+            inner = inner_rows(spots)
+            others = np.setdiff1d(np.arange(len(spots)), inner)
+            scores: list[float] = []
+            self._trained(spots[others], self.settings.epochs, spots[inner], scores)
+            self.n_epochs = int(np.argmax(scores)) + 1
+            logger.info("%s: %d epochs are best on an inner slice.", self.name, self.n_epochs)
+        self.network = self._trained(spots, self.n_epochs)
+        return self
+
+    def predict(self, spots: Spots) -> np.ndarray:
+        """Predict log-normalized expression, ``(n_spots, n_genes)`` float32.
+
+        Raises
+        ------
+        NotTrainedError
+            Before :meth:`fit`.
+        """
+        if self.network is None:
+            raise NotTrainedError(f"{self.name} is not trained. Call fit(spots) first.")
+        return self._inferred(self.network, spots)
+
+    def _trained(
+        self, spots: Spots, n_epochs: int, inner: Spots | None = None, scores: list[float] | None = None
+    ) -> nn.Module:
+        """Train a new network; with inner spots, note the mean correlation with these after each epoch."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            rng = np.random.default_rng(self.seed)
+            network = self.build(spots).to(self.device)
+            optimizer = self.optimizer(network)
+            for _ in track(range(n_epochs), f"{self.name}, epochs"):
+                network.train()
+                for rows in self.batches(spots, rng):
+                    optimizer.zero_grad()
+                    loss = self.loss(network, spots, rows, rng)
+                    if not torch.isfinite(loss):
+                        raise DivergenceError(
+                            f"{self.name}: the training loss is {float(loss)}, with the learning rate "
+                            f"lr={self.settings.lr}. Train with a lower one."
+                        )
+                    loss.backward()
+                    optimizer.step()
+                if inner is not None and scores is not None and inner.targets is not None:
+                    scores.append(float(pearson(inner.targets, self._inferred(network, inner)).mean()))
+        return network.eval()
+
+    def _inferred(self, network: nn.Module, spots: Spots) -> np.ndarray:
+        network.eval()
+        with torch.inference_mode():
+            return self.infer(network, spots).astype(np.float32)
+
+    def tensor(self, values: np.ndarray) -> Tensor:
+        """Copy an array to the device."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return copy.copy(vars(self))
+
+
+def inner_rows(spots: Spots) -> np.ndarray:
+    """Choose the inner part on which epochs are chosen: the last slice, or the right quarter of a single slice."""
+    slices = spots.by_slice
+    if len(slices) > 1:
+        return slices[-1]
+    order = np.argsort(spots.positions[:, 0], kind="stable")
+    return np.sort(order[len(order) - max(2, int(_INNER_SHARE * len(order))) :])
+
+
+def spot_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Iterate over spots of all slices in random order, in batches of nearly the same size."""
+    order = rng.permutation(len(spots))
+    yield from np.array_split(order, max(1, round(len(order) / size)))
+
+
+def slice_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Iterate over whole slices in random order; one of more than ``size`` spots is drawn down to as many."""
+    slices = spots.by_slice
+    for number in rng.permutation(len(slices)):
+        rows = slices[number]
+        yield rows if len(rows) <= size else np.sort(rng.permutation(rows)[:size])
+
+
+def _nearest(name: str, known: Any) -> str:
+    names = list(known)
+    close = get_close_matches(name, names, n=3)
+    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}Known are {', '.join(map(repr, names))}."

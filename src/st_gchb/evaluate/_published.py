@@ -1,0 +1,44 @@
+"""Published methods as methods of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from st_gchb.baselines import BASELINES, Spots
+from st_gchb.evaluate._task import Method, Task
+from st_gchb.pp.expression import as_csr
+
+
+def spots_of(task: Task) -> tuple[Spots, Spots]:
+    """Return the training spots and the held-out spots of a task as published methods take them."""
+    parts = []
+    for table in (task.train, task.test):
+        parts.append(
+            Spots(
+                slices=table.obs[task.slice_key].astype(str).to_numpy(),
+                positions=np.asarray(table.obsm["spatial"], dtype=np.float64)[:, :2],
+                graph=task.graph(table),
+                features=np.asarray(table.obsm[task.features_key], dtype=np.float32),
+                read=partial(task.patches, table),
+            )
+        )
+    train, test = parts
+    panel = as_csr(task.train.X)[:, task.train.var_names.get_indexer(task.panel)].toarray()
+    return replace(train, targets=task.targets(), counts=panel.astype(np.float32)), test
+
+
+def published(task: Task, *, name: str, preset: str) -> np.ndarray:
+    """Train a published method on a task, and predict its held-out spots."""
+    method = BASELINES[name](preset, seed=task.seed, device=task.device)
+    train, test = spots_of(task)
+    return method.fit(train).predict(test)
+
+
+PUBLISHED: dict[str, Method] = {
+    **{name: partial(published, name=name, preset="small") for name in BASELINES},
+    **{f"{name}-published": partial(published, name=name, preset="published") for name in BASELINES},
+}
+"""Published methods by name: of a size for two cores, and with the settings of the publication."""
