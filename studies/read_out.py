@@ -63,10 +63,17 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 
 
 class SharedModel:
-    """Answers with several read-outs from one training: they are no part of what is trained."""
+    """Answers with several read-outs from one training: they are no part of what is trained.
 
-    def __init__(self) -> None:
-        self._trained: tuple[tuple[str, ...], STGCHB, AnnData] | None = None
+    Parameters
+    ----------
+    settings
+        Other settings of the model, by default the default's.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = settings
+        self._trained: tuple[tuple[Any, ...], STGCHB, AnnData] | None = None
 
     def predict(self, task: Task, *, kernel_weight: float, sharpening: float) -> np.ndarray:
         """Predict the held-out spots with a share of the kernel head and a sharpening, ``(n_test, n_genes)``."""
@@ -80,17 +87,17 @@ class SharedModel:
         return np.asarray(answer.layers["st_gchb"])
 
     def _model(self, task: Task) -> STGCHB:
-        spots = tuple(task.train.obs_names)
-        if self._trained is None or self._trained[0] != spots:
+        asked = (task.seed, *task.train.obs_names)
+        if self._trained is None or self._trained[0] != asked:
             if self._trained is not None:
                 # scvi-tools keeps every table that was set up for as long as the process lives.
                 self._trained[1].deregister_manager(self._trained[2])
             table = task.train.copy()
             STGCHB.setup_anndata(table, slice_key=task.slice_key, features_key=task.features_key)
-            model = STGCHB(table, panel=task.panel, seed=task.seed)
+            model = STGCHB(table, panel=task.panel, seed=task.seed, **self._settings)
             options: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False}
             model.train(calibrate=False, accelerator=task.device, **options)
-            self._trained = spots, model, table
+            self._trained = asked, model, table
         return self._trained[1]
 
 
