@@ -13,7 +13,7 @@ from typing import Any
 
 from st_gchb.evaluate import METHODS
 
-RIDGE_HEAD = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0}
+RIDGE_HEAD = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 0}
 """Read-out with which the parts of network and retrieval are compared."""
 
 
@@ -75,7 +75,7 @@ def _cumulative() -> Iterator[Variant]:
 
 def _read_outs() -> Iterator[Variant]:
     """Read-outs on features of three patch sizes, which the kernel head has a kernel each for."""
-    alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0}
+    alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 24}
     heads: list[tuple[str, dict[str, Any]]] = [
         ("retrieval alone", {}),
         ("ridge head by gene, at most 0.4", {"ridge_weight": 0.4}),

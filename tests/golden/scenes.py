@@ -33,7 +33,7 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 # Small, so that the stored model and checkpoint are; deep graph infomax runs where the preset has it.
 SMALL = {"n_top_genes": 25, "n_hidden": 24, "n_embedding": 12, "n_expression_components": 10, "k": 30, "max_epochs": 3}
 # The default's shares when the values were recorded: later it got a kernel head in place of the ridge head.
-RECORDED = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0}
+RECORDED = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 0}
 PRESETS = {
     "default": {"n_image_components": 16, "ridge_components": 16} | RECORDED,
     "paper": {"n_image_adapter": 20, "pretrain_epochs": 2},

@@ -97,12 +97,18 @@ def slices_of(n, seed, n_slices=3):
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(30, 70), seed=st.integers(0, 1000), n_rings=st.integers(0, 3), center=st.booleans())
-def test_made_block_by_block_the_context_is_the_same(n, seed, n_rings, center):
+@given(
+    n=st.integers(30, 70),
+    seed=st.integers(0, 1000),
+    n_rings=st.integers(0, 3),
+    surroundings=st.sampled_from([0, 4, 9]),
+    center=st.booleans(),
+)
+def test_made_block_by_block_the_context_is_the_same(n, seed, n_rings, surroundings, center):
     """Also where a spot has no neighbor at all, which then stands for its own surroundings."""
     graph, names = slices_of(n, seed)
     features = np.random.default_rng(seed).normal(3.0, 2.0, size=(n, 6)).astype(np.float32)
-    rule = NeighborhoodAggregator(n_rings, features.mean(0) if center else None)
+    rule = NeighborhoodAggregator(n_rings, features.mean(0) if center else None, surroundings)
     plain = rule(features, graph, names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_rows, "BLOCK_ROWS", 17)
@@ -116,6 +122,23 @@ def test_made_block_by_block_the_context_is_the_same(n, seed, n_rings, center):
         chosen, seen = blocked.sample(seed)
         np.testing.assert_array_equal(chosen, np.arange(n))
         np.testing.assert_allclose(seen, plain, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(30, 70), seed=st.integers(0, 1000), n_drawn=st.integers(2, 40))
+def test_islands_are_drawn_where_surroundings_are_wide(n, seed, n_drawn):
+    """Each spot once, as many as asked for, with the context that they have among all spots."""
+    graph, names = slices_of(n, seed)
+    features = np.random.default_rng(seed).normal(size=(n, 6)).astype(np.float32)
+    rule = NeighborhoodAggregator(1, surroundings=7)
+    n_drawn = min(n, n_drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_context, "_SAMPLE_BYTES", 4 * n_drawn * 6 * 3)
+        patch.setattr(_context, "_ISLAND_STEPS", 1)
+        chosen, seen = BlockedContext(FeatureRows(features), graph, names, rule).sample(seed)
+    assert len(chosen) == n_drawn
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_allclose(seen, rule(features, graph, names)[chosen], atol=1e-5)
 
 
 def test_the_limit_decides(small_limits, monkeypatch):
@@ -177,7 +200,7 @@ def trained(reference, features=None, preset="default", **options):
     if features is not None:
         adata.obsm["X_patch"] = features
     STGCHB.setup_anndata(adata, slice_key="slice")
-    model = STGCHB(adata, preset, n_top_genes=20, k=30, **options)
+    model = STGCHB(adata, preset, n_top_genes=20, k=40, **options)
     model.train(**QUIET)
     return model
 

@@ -25,6 +25,24 @@ def test_rings_by_hand():
     np.testing.assert_array_equal(NeighborhoodAggregator(n_rings=0)(FEATURES, CHAIN, ONE), FEATURES)
 
 
+def test_surroundings_are_the_mean_over_neighbors_taken_many_times():
+    """Against powers of the matrix; of a chain whose ends see one neighbor alone."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(12, 3)).astype(np.float32)
+    chain = sparse.csr_matrix(np.eye(12, k=1) + np.eye(12, k=-1), dtype=np.float32)
+    mean = chain.toarray() / chain.toarray().sum(1, keepdims=True)
+    found = NeighborhoodAggregator(n_rings=1, surroundings=9)(features, chain, np.full(12, "a"))
+    expected = [np.linalg.matrix_power(mean, steps) @ features for steps in (0, 1, 9)]
+    np.testing.assert_allclose(found, np.hstack(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_surroundings_within_the_rings_are_refused(reference, steps):
+    STGCHB.setup_anndata(reference, slice_key="slice")
+    with pytest.raises(InputError, match=f"context_surroundings={steps} with context_rings=2.*a larger number"):
+        STGCHB(reference, context_surroundings=steps)
+
+
 def test_a_large_slice_is_centered_on_itself_a_small_one_on_the_reference():
     rng = np.random.default_rng(0)
     center = np.array([3.0, -1.0])
@@ -91,7 +109,7 @@ def test_a_slide_in_another_stain_is_predicted_alike(reference):
     stained = query.copy()
     stained.obsm["X_patch"] = query.obsm["X_patch"] + 2 * reference.obsm["X_patch"].std(0)
     drift = {}
-    ridge_head = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0}
+    ridge_head = {"ridge_weight": 0.4, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 0}
     for center in (True, False):
         for name, read_out in (("ridge head", ridge_head), ("default", {})):
             model = STGCHB(reference, n_top_genes=20, center_slices=center, **read_out)

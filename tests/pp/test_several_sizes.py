@@ -350,7 +350,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "maps of sizes": (
         {"encoder": "squeezenet1_1", "weights": None, "save_feature_maps": True, "patch_um": (40, 20)},
         EncoderError,
-        "1 encoders .squeezenet1_1. at 2 sizes. Pass encoder='squeezenet1_1' and patch_um=40",
+        "1 encoders .squeezenet1_1. at 2 sizes. Pass encoder='squeezenet1_1' and patch_um=20",
     ),
     "maps of encoders": (
         {"encoder": ("texture", CONVOLVED), "save_feature_maps": True, "patch_px": 40},

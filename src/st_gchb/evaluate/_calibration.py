@@ -111,7 +111,7 @@ def reliability(
     --------
     >>> import st_gchb
     >>> adata = st_gchb.datasets.synthetic_tissue(3, n_rows=8, n_cols=8, n_genes=60)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", cache=False)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
     >>> st_gchb.evaluate.reliability(adata, n_top_genes=50).summary().index.tolist()
     ['S1', 'S2', 'S3']
     """

@@ -151,7 +151,7 @@ def evaluate(
     --------
     >>> import st_gchb
     >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=40)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", cache=False)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
     >>> result = st_gchb.evaluate.evaluate(adata, methods=["ridge", "mean"], n_top_genes=30, seeds=[0])
     >>> result.table().index.tolist()
     ['ridge', 'mean']

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -226,7 +227,14 @@ def fit_appearance(x: np.ndarray, seed: int, parts: list[slice] | None = None) -
 
 @dataclass(frozen=True)
 class NeighborhoodAggregator:
-    """Neighborhood-aggregated features: a spot's own and the mean of each ring of neighbors.
+    r"""Neighborhood-aggregated features: a spot's own, the mean of each ring of neighbors, and of its surroundings.
+
+    With the features X and the mean over neighbors P, which is the adjacency with rows divided by their sums, they are
+
+    .. math:: \bigl[ X, \; P X, \; P^2 X, \; \dots, \; P^{n} X, \; P^{s} X \bigr]
+
+    for n rings and surroundings of s steps. The mean distance of the spots that P^s averages from the spot itself
+    grows with the root of s: of 24 steps, it is about four and a half spot distances.
 
     Parameters
     ----------
@@ -235,13 +243,22 @@ class NeighborhoodAggregator:
     center
         Mean features of the training spots, ``(n_features,)``, if features are centered per slice, else ``None``.
         Stain and scanner differ more between slides than tissue does between spots.
+    surroundings
+        Number of steps of the surroundings, more than ``n_rings``; 0 leaves them out.
     """
 
     n_rings: int
     center: np.ndarray | None = None
+    surroundings: int = 0
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Number of means over neighbors behind each block of context features, ascending from 0."""
+        rings = tuple(range(self.n_rings + 1))
+        return (*rings, self.surroundings) if self.surroundings else rings
 
     def __call__(self, features: np.ndarray, adjacency: sparse.csr_matrix, slices: np.ndarray) -> np.ndarray:
-        """Aggregate features to context features, ``(n_spots, (n_rings + 1) * n_features)``.
+        """Aggregate features to context features, ``(n_spots, n_blocks * n_features)``, a block for each of ``steps``.
 
         Parameters
         ----------
@@ -254,11 +271,12 @@ class NeighborhoodAggregator:
         """
         width = features.shape[1]
         # Filled in place: for a large slide, this is by far the largest array.
-        result = np.empty((len(features), (self.n_rings + 1) * width), dtype=np.float32)
+        result = np.empty((len(features), len(self.steps) * width), dtype=np.float32)
         result[:, :width] = features if self.center is None else centered(features, slices, self.center)
-        for start in range(0, self.n_rings * width, width):
-            inner = result[:, start : start + width]
-            result[:, start + width : start + 2 * width] = neighbor_mean(inner, adjacency)
+        for block, (inner, outer) in enumerate(pairwise(self.steps)):
+            start = block * width
+            mean = repeated_mean(result[:, start : start + width], adjacency, outer - inner)
+            result[:, start + width : start + 2 * width] = mean
         return result
 
 
@@ -288,6 +306,13 @@ def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndar
     return _by_rows(part, len(features), features.shape[1])
 
 
+def repeated_mean(features: np.ndarray, adjacency: sparse.csr_matrix, times: int) -> np.ndarray:
+    """Take the mean over neighbors some times in a row, ``(n_spots, n_features)``."""
+    for _ in range(times):
+        features = neighbor_mean(features, adjacency)
+    return features
+
+
 def _by_rows(part: Callable[[slice], np.ndarray], n_rows: int, width: int) -> np.ndarray:
     """Compute a result ``(n_rows, width)``, float32, in blocks of rows, to keep intermediate arrays small."""
     result = np.empty((n_rows, width), dtype=np.float32)
@@ -302,6 +327,9 @@ PLAIN_BYTES = 2**30
 
 _SAMPLE_BYTES = 2**29
 """Size of the context features on which projections are fitted if not all are held: those of 21,845 such spots."""
+
+_RANDOM_STEPS, _ISLAND_STEPS = 3, 4
+"""Largest number of steps with which spots are drawn one by one, and steps from the center of an island to its rim."""
 
 _COLUMNS = 64
 """Number of components that are computed at once."""
@@ -359,7 +387,7 @@ class BlockedContext(Context):
     def __init__(
         self, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray, rule: NeighborhoodAggregator
     ) -> None:
-        self.features, self.adjacency, self.n_rings = features, adjacency, rule.n_rings
+        self.features, self.adjacency, self.steps = features, adjacency, rule.steps
         names, self._codes = np.unique(slices, return_inverse=True)
         self._offsets = np.zeros((len(names), features.shape[1]), dtype=np.float32)
         if rule.center is not None:
@@ -371,16 +399,39 @@ class BlockedContext(Context):
     @property
     def shape(self) -> tuple[int, int]:
         """``(n_spots, n_context)``."""
-        return len(self.features), self.features.shape[1] * (self.n_rings + 1)
+        return len(self.features), self.features.shape[1] * len(self.steps)
 
     def sample(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw spots uniformly over all slices, and return their ascending rows and their context."""
+        """Draw spots uniformly over all slices, and return their ascending rows and their context.
+
+        With wide surroundings, islands of neighboring spots are drawn: for single spots, nearly all would be needed.
+        """
         n_spots, width = self.shape
         n_drawn = max(2, min(n_spots, _SAMPLE_BYTES // (4 * width)))
-        chosen = np.sort(np.random.default_rng(seed).permutation(n_spots)[:n_drawn])
+        drawn = np.random.default_rng(seed).permutation(n_spots)
+        wide = self.steps[-1] > _RANDOM_STEPS
+        islands = self._islands(drawn, n_drawn) if wide else [np.sort(drawn[:n_drawn])]
         if n_drawn < n_spots:
             logger.info("Input maps are fitted on %d of %d spots, drawn with the model's seed.", n_drawn, n_spots)
-        return chosen, np.concatenate([self.rows(part) for part in np.array_split(chosen, -(-n_drawn // 512))])
+        parts = [part for island in islands for part in np.array_split(island, -(-len(island) // 512))]
+        chosen = np.concatenate(parts)
+        ascending = np.argsort(chosen)
+        return chosen[ascending], np.concatenate([self.rows(part) for part in parts])[ascending]
+
+    def _islands(self, centers: np.ndarray, n_drawn: int) -> list[np.ndarray]:
+        """Draw islands of neighboring spots, which share most of their surroundings, around random centers."""
+        taken = np.zeros(len(self.features), dtype=bool)
+        islands, n_taken = [], 0
+        for center in centers:
+            if n_taken >= n_drawn:
+                break
+            nodes = with_halo(self.adjacency, np.array([center]), _ISLAND_STEPS)
+            nodes = nodes[~taken[nodes]][: n_drawn - n_taken]
+            if len(nodes):
+                taken[nodes] = True
+                n_taken += len(nodes)
+                islands.append(np.sort(nodes))
+        return islands
 
     def through(self, fixed: LinearProjection) -> np.ndarray:
         """Project the context of all spots, ``(n_spots, n_out)``."""
@@ -397,29 +448,29 @@ class BlockedContext(Context):
 
     def _components(self, matrix: np.ndarray) -> np.ndarray:
         """Multiply the context features by some columns of a projection."""
-        weights = np.split(matrix, self.n_rings + 1)
+        weights = np.split(matrix, len(self.steps))
         rings = [np.empty((len(self.features), matrix.shape[1]), dtype=np.float32) for _ in weights]
         for where, block in self.features.blocks():
             own = block - self._offsets[self._codes[where]]
             for ring, weight in zip(rings, weights, strict=True):
                 ring[where] = own @ weight
-        # From the outermost ring inward, so that each mean is computed once.
+        # From the outermost inward, so that each mean is computed once.
         total = rings.pop()
-        while rings:
-            total = neighbor_mean(total, self.adjacency)
+        for inner, outer in reversed([*pairwise(self.steps)]):
+            total = repeated_mean(total, self.adjacency, outer - inner)
             total += rings.pop()
         return total
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Compute the context of some spots, ``(n, n_context)``, from the features of these and their neighborhood."""
-        nodes = with_halo(self.adjacency, np.asarray(index), self.n_rings)
+        nodes = with_halo(self.adjacency, np.asarray(index), self.steps[-1])
         source, target = edges_between(self.adjacency, nodes)
         shape = (len(nodes), len(nodes))
         graph = sparse.csr_matrix((np.ones(len(source), np.float32), (source, target)), shape=shape)
         rings = [self.features[nodes] - self._offsets[self._codes[nodes]]]
-        for _ in range(self.n_rings):
+        for inner, outer in pairwise(self.steps):
             # Means at the border lack neighbors, but do not enter those of the requested spots.
-            rings.append(neighbor_mean(rings[-1], graph))
+            rings.append(repeated_mean(rings[-1], graph, outer - inner))
         return np.hstack([ring[: len(index)] for ring in rings])
 
 
@@ -463,15 +514,15 @@ def context_of(
     rule: NeighborhoodAggregator, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray
 ) -> Context:
     """Build the context features of spots, held in memory up to a size of :data:`PLAIN_BYTES`."""
-    if is_plain(features, rule.n_rings):
+    if is_plain(features, rule):
         return Context(rule(features.whole(), adjacency, slices))
     return BlockedContext(features, adjacency, slices, rule)
 
 
-def is_plain(features: FeatureRows, n_rings: int) -> bool:
+def is_plain(features: FeatureRows, rule: NeighborhoodAggregator) -> bool:
     """Return whether the context of these spots is held in memory."""
     n_spots, width = features.shape
-    return 4 * n_spots * width * (n_rings + 1) <= PLAIN_BYTES
+    return 4 * n_spots * width * len(rule.steps) <= PLAIN_BYTES
 
 
 def slice_sums(features: FeatureRows, codes: np.ndarray, n_slices: int) -> np.ndarray:
@@ -486,6 +537,6 @@ def slice_sums(features: FeatureRows, codes: np.ndarray, n_slices: int) -> np.nd
 
 def appearance_of(appearance: FeatureSpace, features: FeatureRows) -> np.ndarray:
     """Compute the positions of patches in the reference's feature space, ``(n_spots, n_components + 1)``."""
-    if is_plain(features, 0):
+    if is_plain(features, NeighborhoodAggregator(0)):
         return appearance(features.whole())
     return np.concatenate([appearance(block) for _, block in features.blocks()])

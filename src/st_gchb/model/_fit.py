@@ -133,9 +133,9 @@ def fit(
         trained = settings.finetune != "none"
         features = with_maps(adata, where.features_key) if trained else FeatureRows(adata.obsm[where.features_key])
     adjacency = without_loops((graph_of(adata, where.connectivities_key) > 0).astype(np.float32))
-    look = NeighborhoodAggregator(
-        settings.context_rings, mean_features(features, settings) if settings.center_slices else None
-    )
+    look = NeighborhoodAggregator(settings.context_rings, surroundings=settings.context_surroundings)
+    if settings.center_slices:
+        look = replace(look, center=mean_features(features, look))
     context = context_of(look, features, adjacency, slices)
     parts = _parts(rule, features, where.features_key)
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
@@ -205,7 +205,7 @@ def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
 def network_settings(rules: Preprocessor, image_map: LinearProjection, settings: ModelSettings) -> NetworkSettings:
     """Sizes of the network; components are as many as the data allow."""
     return settings.network(
-        n_features=rules.n_features * (rules.context.n_rings + 1),
+        n_features=rules.n_features * len(rules.context.steps),
         n_genes=len(rules.expression.genes),
         n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
         n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
@@ -237,9 +237,9 @@ def default_block_size(fitted: Fitted) -> int:
     return BLOCK_SIZE if maps is None else max(2, min(BLOCK_SIZE, _STEP_BYTES // (2 * int(np.prod(maps.shape[1:])))))
 
 
-def mean_features(features: FeatureRows, settings: ModelSettings) -> np.ndarray:
+def mean_features(features: FeatureRows, look: NeighborhoodAggregator) -> np.ndarray:
     """Mean features of the training spots, ``(n_features,)``."""
-    if is_plain(features, settings.context_rings):
+    if is_plain(features, look):
         mean: np.ndarray = features.whole().mean(0)
         return mean
     total = slice_sums(features, np.zeros(len(features), dtype=np.int64), 1)[0]

@@ -179,7 +179,11 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocess
         features_key=stored["features_key"],
         n_features=stored["n_features"],
         graph=GraphSpec(**stored["graph"]),
-        context=NeighborhoodAggregator(stored["context_rings"], network.get("context.center")),
+        context=NeighborhoodAggregator(
+            stored["context_rings"],
+            network.get("context.center"),
+            stored["settings"].get("context_surroundings", 0),
+        ),
         linear=LinearProjection(network["linear.offset"], network["linear.matrix"]),
         appearance=FeatureSpace(*(network[f"appearance.{name}"] for name in FeatureSpace.__dataclass_fields__)),
         slice_key=stored["slice_key"],

@@ -34,7 +34,8 @@ _EARLIER_FORMAT = 4
 """Format of a model that earlier versions read too: without what has come since, such as a kernel head or features of
 several encoders and patch sizes."""
 _SINCE = {
-    name: getattr(ModelSettings(), name) for name in ("kernel_weight", "kernel_components", "kernel_rank", "sharpening")
+    name: getattr(ModelSettings(), name)
+    for name in ("kernel_weight", "kernel_components", "kernel_rank", "sharpening", "context_surroundings")
 }
 """Settings that have come since, with the values that stand for a model without them."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (

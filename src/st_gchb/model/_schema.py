@@ -174,7 +174,8 @@ def check_numbers(
         An array is absent or does not fit; the message names it.
     """
     lengths = {"1": 1, "4": 4, "5": 5, "g": len(record["genes"]), "f": record["n_features"], "n": len(origin)}
-    lengths["c"] = record["n_features"] * (record["context_rings"] + 1)
+    wide = ModelSettings(**record["settings"]).context_surroundings > 0
+    lengths["c"] = record["n_features"] * (record["context_rings"] + 1 + wide)
     parts = [(NETWORK, network), (REFERENCE, reference)]
     if any(name in network for name in CALIBRATION):
         parts.append((CALIBRATION, network))

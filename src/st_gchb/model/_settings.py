@@ -43,6 +43,9 @@ class ModelSettings:
         Exponent of whitening: 0 keeps the variances of the image components, 1 makes them all equal.
     context_rings
         Number of rings of neighbors whose mean patch features are appended to the spot's own.
+    context_surroundings
+        Number of steps over the spot graph by which the patch features of a spot's wide surroundings are averaged,
+        which are appended, too; more than ``context_rings``, or 0 for none.
     center_slices
         Subtract the mean patch features of a slice from those of its spots, in the reference and in a query.
     n_image_adapter
@@ -93,6 +96,7 @@ class ModelSettings:
     n_image_components: Count | None = 128
     image_whitening: Share = 0.5
     context_rings: Rings = 2
+    context_surroundings: Rings = 0
     center_slices: bool = True
     n_image_adapter: WidthFromZero = 0
     finetune: Finetune = "none"
@@ -167,7 +171,7 @@ class ModelSettings:
 
 PRESETS: dict[str, ModelSettings] = {
     # Retrieval, and a kernel head with half of the prediction. No ridge head: it adds little beside the kernels.
-    "default": ModelSettings(ridge_weight=0.0, kernel_weight=0.6, sharpening=0.3),
+    "default": ModelSettings(context_surroundings=24, ridge_weight=0.0, kernel_weight=0.6, sharpening=0.3),
     # Published settings: mini-batches of 16 spots of one slice, 50 epochs of DGI, 4 of the joint loss, 813 components.
     "paper": ModelSettings(
         n_expression_components=813,
@@ -230,6 +234,11 @@ def _check(settings: ModelSettings) -> None:
             f"pretrain_epochs={settings.pretrain_epochs} with dgi_image=0 and dgi_expression=0: these epochs train on "
             "deep graph infomax alone, which has no weight. Pass pretrain_epochs=0, or dgi_image=1.0 and "
             "dgi_expression=1.0."
+        )
+    if 0 < settings.context_surroundings <= settings.context_rings:
+        raise InputError(
+            f"context_surroundings={settings.context_surroundings} with context_rings={settings.context_rings}: the "
+            "surroundings lie beyond the rings. Pass a larger number of steps, or context_surroundings=0 for none."
         )
     if settings.finetune != "none" and (settings.context_rings or settings.center_slices):
         raise InputError(

@@ -72,6 +72,7 @@ def training_identity(
     # Under the names of the first checkpoints, which are found by them.
     # What is no part of the trained network.
     without = {"max_epochs", "kernel_weight", "kernel_components", "kernel_rank", "sharpening"}
+    without |= set() if settings.context_surroundings else {"context_surroundings"}
     plain = {EARLIEST_SETTINGS.get(k, k): value for k, value in asdict(settings).items() if k not in without}
     trainer = {key: arguments["trainer_kwargs"][key] for key in _TRAINER if key in arguments["trainer_kwargs"]}
     plan = {key: getattr(value, "__qualname__", repr(value)) for key, value in arguments["plan_kwargs"].items()}

@@ -169,7 +169,7 @@ def embed_patches(
     >>> from anndata import AnnData
     >>> adata = AnnData(obsm={"spatial": np.array([[60.0, 60.0], [80.0, 90.0]])})
     >>> image = np.full((160, 160, 3), 200, dtype=np.uint8)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", image=image, um_per_px=2.0, cache=False)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=80, image=image, um_per_px=2.0, cache=False)
     >>> adata.obsm["X_patch"].shape
     (2, 107)
     >>> options = {"image": image, "um_per_px": 2.0, "cache": False}

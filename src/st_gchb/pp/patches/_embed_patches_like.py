@@ -77,7 +77,7 @@ def embed_patches_like(
     >>> pixels = np.full((160, 160, 3), 200, dtype=np.uint8)
     >>> options = {"image": pixels, "um_per_px": 2.0, "cache": False}
     >>> first, second = (AnnData(obsm={"spatial": np.array([[60.0, 60.0]])}) for _ in range(2))
-    >>> st_gchb.pp.embed_patches(first, encoder="texture", **options)
+    >>> st_gchb.pp.embed_patches(first, encoder="texture", patch_um=80, **options)
     >>> rule = st_gchb.pp.FeatureSpec.from_uns(first.uns["X_patch"])
     >>> st_gchb.pp.embed_patches_like(second, rule, **options)
     >>> bool((first.obsm["X_patch"] == second.obsm["X_patch"]).all())
