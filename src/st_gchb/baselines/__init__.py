@@ -7,6 +7,7 @@ from st_gchb.baselines._baseline import (
     spot_batches as spot_batches,
 )
 from st_gchb.baselines._spots import Spots as Spots
+from st_gchb.baselines._trunks import Trunk as Trunk
 
 BASELINES: dict[str, type[Baseline]] = {}
 """Published methods by name."""
