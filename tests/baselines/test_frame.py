@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy.sparse.csgraph import connected_components
+
+from st_gchb.baselines import TrainingSettings, compact_parts, region_batches, spread_parts
+from st_gchb.errors import InputError
 
 
 def test_made_up_tissue_can_be_learned(make_spots, correlation):
@@ -20,3 +25,50 @@ def test_selected_spots_keep_their_pixels(spots):
     assert np.array_equal(spots[rows].pixels(8, 60.0)[np.arange(3)], spots.pixels(8, 60.0)[rows])
     assert spots[rows].grid.min() >= 0
     assert spots.graph.sum(1).max() == 4
+
+
+def test_pixels_are_opened_once(make_spots):
+    """Every step asks for pixels, of all spots or of some: the slides are read at the first alone."""
+    spots = make_spots(1)
+    first = spots.pixels(8, 60.0)
+    assert spots[np.arange(5)].pixels(8, 60.0).source is spots.pixels(8, 60.0).source is first.source
+    assert spots.pixels(16, 60.0).source is not first.source
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}])
+def test_settings_that_train_nothing(setting):
+    with pytest.raises(InputError, match=next(iter(setting))):
+        TrainingSettings(**setting)
+
+
+@pytest.mark.parametrize("split", [spread_parts, compact_parts])
+@pytest.mark.parametrize("size", [1, 7, 20, 21])
+def test_parts_of_slices(make_spots, split, size):
+    """Every spot is in one part, of one slice and no more than ``size``; the order of the spots does not matter."""
+    spots = make_spots(pixels=False)
+    parts = list(split(spots, size))
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(spots)))
+    assert max(map(len, parts)) <= size
+    assert all(len(set(spots.slices[part])) == 1 for part in parts)
+    assert len(parts) == 2 or size < 20
+    order = np.random.default_rng(0).permutation(len(spots))
+    other = {frozenset(order[part]) for part in split(spots[order], size)}
+    assert other == {frozenset(part) for part in parts}
+
+
+def test_parts_are_spread_or_compact(make_spots):
+    spots = make_spots(1, 12, 12, pixels=False)
+    extents = [
+        np.mean([np.ptp(spots.positions[part], axis=0) for part in split(spots, 20)])
+        for split in (spread_parts, compact_parts)
+    ]
+    assert extents[0] > 2 * extents[1]
+
+
+def test_a_region_hangs_together(make_spots):
+    spots = make_spots(2, 12, 12, pixels=False)
+    regions = list(region_batches(spots, 30, np.random.default_rng(0)))
+    assert [len(rows) for rows in regions] == [30, 30]
+    assert {spots.slices[rows[0]] for rows in regions} == {"S1", "S2"}
+    assert all(connected_components(spots[rows].graph)[0] == 1 for rows in regions)
+    assert [len(rows) for rows in region_batches(spots, 144, np.random.default_rng(0))] == [144, 144]

@@ -3,8 +3,11 @@
 from st_gchb.baselines._baseline import (
     Baseline as Baseline,
     TrainingSettings as TrainingSettings,
+    compact_parts as compact_parts,
+    region_batches as region_batches,
     slice_batches as slice_batches,
     spot_batches as spot_batches,
+    spread_parts as spread_parts,
 )
 from st_gchb.baselines._spots import Spots as Spots
 from st_gchb.baselines._trunks import Trunk as Trunk

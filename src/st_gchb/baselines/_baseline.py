@@ -44,6 +44,13 @@ class TrainingSettings:
     batch_size: int = 32
     lr: float = 1e-3
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name}={getattr(self, name)!r}: expected a whole number of 1 or more.")
+        if not self.lr > 0:
+            raise InputError(f"lr={self.lr!r}: expected a learning rate above 0.")
+
 
 class Baseline(ABC):
     """A published method that predicts expression from H&E.
@@ -114,6 +121,10 @@ class Baseline(ABC):
         """Make the optimizer; Adam unless a method says otherwise."""
         return torch.optim.Adam(network.parameters(), lr=self.settings.lr)
 
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Make the schedule of the learning rate, which moves on after each epoch; none unless a method says so."""
+        return None
+
     def check(self, spots: Spots) -> None:
         """Validate training spots before anything is trained; a method adds what it needs."""
         if spots.targets is None:
@@ -169,6 +180,7 @@ class Baseline(ABC):
             rng = np.random.default_rng(self.seed)
             network = self.build(spots).to(self.device)
             optimizer = self.optimizer(network)
+            schedule = self.schedule(optimizer)
             for _ in track(range(n_epochs), f"{self.name}, epochs"):
                 network.train()
                 for rows in self.batches(spots, rng):
@@ -181,6 +193,8 @@ class Baseline(ABC):
                         )
                     loss.backward()
                     optimizer.step()
+                if schedule is not None:
+                    schedule.step()
                 if inner is not None and scores is not None and inner.targets is not None:
                     scores.append(float(pearson(inner.targets, self._inferred(network, inner)).mean()))
         return network.eval()
@@ -219,6 +233,43 @@ def slice_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator
     for number in rng.permutation(len(slices)):
         rows = slices[number]
         yield rows if len(rows) <= size else np.sort(rng.permutation(rows)[:size])
+
+
+def region_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Iterate over whole slices in random order; of one of more than ``size`` spots, a part that hangs together.
+
+    For methods that ask a spot's neighbors: the part is the ``size`` spots nearest to a random one.
+    """
+    slices = spots.by_slice
+    for number in rng.permutation(len(slices)):
+        rows = slices[number]
+        if len(rows) > size:
+            center = spots.positions[rng.choice(rows)]
+            distance = np.linalg.norm(spots.positions[rows] - center, axis=1)
+            rows = np.sort(rows[np.argsort(distance, kind="stable")[:size]])
+        yield rows
+
+
+def spread_parts(spots: Spots, size: int) -> Iterator[np.ndarray]:
+    """Split each slice into as few parts as hold at most ``size`` spots, each spread over the whole slice."""
+    for rows in spots.by_slice:
+        n_parts = -(-len(rows) // size)
+        ordered = rows[np.lexsort(spots.positions[rows].T)]
+        yield from (np.sort(ordered[number::n_parts]) for number in range(n_parts))
+
+
+def compact_parts(spots: Spots, size: int) -> Iterator[np.ndarray]:
+    """Split each slice into compact parts of at most ``size`` spots, by halves along the longer side."""
+    waiting = spots.by_slice[::-1]
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) <= size:
+            yield rows
+            continue
+        axis = int(np.argmax(np.ptp(spots.positions[rows], axis=0)))
+        across, along = spots.positions[rows, 1 - axis], spots.positions[rows, axis]
+        halves = np.array_split(rows[np.lexsort((across, along))], 2)
+        waiting += [np.sort(half) for half in halves[::-1]]
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,11 @@ class Spots:
     targets: npt.NDArray[np.float32] | None = None
     counts: npt.NDArray[np.float32] | None = None
     rows: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        # Pixels are asked for in every step: the files behind them are opened once, for all selections of the spots.
+        if self.read is not None and not hasattr(self.read, "cache_info"):
+            object.__setattr__(self, "read", lru_cache(maxsize=8)(self.read))
 
     def __len__(self) -> int:
         return len(self.slices)
