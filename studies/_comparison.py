@@ -13,8 +13,8 @@ from st_gchb.evaluate import Evaluation, Fold
 from st_gchb.pp.expression import log_normalize
 
 MEASURES = ("AG", "HVG", "HEG")
-PRESETS = ("default", "bleep", "paper")
-"""Methods that are the package's own; the others are baselines."""
+PRESETS = ("default", "kernel-head", "bleep", "paper")
+"""Methods that are the package's own, and a part of it; the others are baselines."""
 _TOP = 50
 _CONSTANT = 1e-10
 """Variance, as a share of that of all spots, up to which a gene is constant in a draw."""

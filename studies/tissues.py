@@ -19,13 +19,14 @@ from st_gchb import pl
 from st_gchb.errors import InputError
 from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, reliability, split_folds
 from studies._command import add_tissues, new_parser, run_study
-from studies._comparison import MEASURES, Compared, difference, differences_markdown, overall, overall_markdown
+from studies._comparison import MEASURES, PRESETS, Compared, difference, differences_markdown, overall, overall_markdown
 from studies._figure import tissues as draw
 from studies._files import write_csv, write_record, write_text
 from studies._tissues import TISSUES, Tissue, embedded
 
 COMPARED = (
     "default",
+    "kernel-head",
     "bleep",
     "ridge-neighbors",
     "reduced-rank-ridge",
@@ -93,7 +94,7 @@ def check(arguments: argparse.Namespace, methods: Sequence[str]) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise InputError(f"--methods {unknown}: unknown; known are {', '.join(METHODS)}.")
-    if "default" not in methods or not set(methods) - {"default", "bleep", "paper"}:
+    if "default" not in methods or not set(methods) - set(PRESETS):
         raise InputError(f"--methods {methods}: expected default, and at least one baseline to compare it with.")
     if arguments.seeds < 1 or arguments.seed < 0 or arguments.draws < 1:
         raise InputError("--seeds, --seed, --draws: expected at least one seed and draw, and no seed below 0.")

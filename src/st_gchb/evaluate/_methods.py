@@ -104,6 +104,7 @@ def nearest_neighbors(task: Task, *, k: int = 50) -> np.ndarray:
 
 METHODS: dict[str, Method] = {
     "default": partial(_model, preset="default"),
+    "kernel-head": partial(_model, preset="default", kernel_weight=1.0, sharpening=0.0, max_epochs=1),
     "paper": partial(_model, preset="paper"),
     "bleep": partial(_model, preset="bleep"),
     "paper-A": partial(_model, preset="paper", bottleneck=0.0),
@@ -119,4 +120,5 @@ METHODS: dict[str, Method] = {
     "knn": nearest_neighbors,
     "mean": training_mean,
 }
-"""Methods by the name that tables show. ``paper-A`` to ``paper-D`` are the ablations of the paper's table 2."""
+"""Methods by the name that tables show. ``kernel-head`` is the default's kernel head alone, without retrieval;
+``paper-A`` to ``paper-D`` are the ablations of the paper's table 2."""
