@@ -178,7 +178,17 @@ def test_confidence_on_blocks(alone):
 @pytest.mark.slow
 def test_the_command_on_blocks(alone, tmp_path, capsys):
     alone.write_h5ad(tmp_path / "one.h5ad")
-    given = ["evaluate", "--data", str(tmp_path / "one.h5ad"), "--encoder", "texture", "--methods", "mean"]
+    given = [
+        "evaluate",
+        "--data",
+        str(tmp_path / "one.h5ad"),
+        "--encoder",
+        "texture",
+        "--patch-um",
+        "150",
+        "--methods",
+        "mean",
+    ]
     options = ["--n-top-genes", "20", "--seeds", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     assert main([*given, *options]) == 2
     assert "split='blocks'" in capsys.readouterr().err

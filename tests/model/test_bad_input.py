@@ -203,7 +203,9 @@ def plain(reference, monkeypatch):
 
     from st_gchb.model import _validation as _setup
 
-    monkeypatch.setattr(_setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", n_views=1))
+    monkeypatch.setattr(
+        _setup, "embed_patches", functools.partial(_setup.embed_patches, encoder="texture", patch_um=150, n_views=1)
+    )
     del reference.obsm["X_patch"], reference.uns["X_patch"]
     return reference
 

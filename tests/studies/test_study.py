@@ -18,7 +18,7 @@ from studies._files import write_choice, write_study
 from studies._study import study
 from studies._variants import RIDGE_HEAD, STUDY, Variant, candidates
 
-ENCODED = {"n_views": 1, "cache": False}
+ENCODED = {"patch_um": 150.0, "n_views": 1, "cache": False}
 
 
 @pytest.mark.parametrize("question", STUDY)
