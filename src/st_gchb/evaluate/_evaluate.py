@@ -15,6 +15,7 @@ from anndata import AnnData
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._artifacts import encode
 from st_gchb._constants import Keys
+from st_gchb._errors import MissingKeyError
 from st_gchb._logging import logger, track
 from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
 from st_gchb._signals import ended_by_signal
@@ -24,6 +25,8 @@ from st_gchb.evaluate._noise import noise_of, warn_of_old_runs
 from st_gchb.evaluate._protocol import Plan, Protocol, default_methods, make_plan, seeds_of
 from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of
 from st_gchb.evaluate._task import Method
+from st_gchb.io import hand_on_libraries
+from st_gchb.pp.expression import log_normalize
 
 
 @dataclass
@@ -72,6 +75,61 @@ class Evaluation:
         by_seed = self.scores.groupby(["method", "seed"], sort=False)[measures].mean()
         table = by_seed.groupby("method", sort=False).agg(["mean", "std"]).rename(columns={"std": "sd"}, level=1)
         return table.loc[list(dict.fromkeys(self.scores["method"]))]
+
+    def compared(
+        self,
+        adata: AnnData,
+        fold: str,
+        *,
+        seed: int | None = None,
+        slice_key: str = Keys.SLICE,
+        patient_key: str = Keys.PATIENT,
+    ) -> AnnData:
+        """Collect measured and predicted expression of a fold by method, for :func:`st_gchb.pl.compare_methods`.
+
+        Parameters
+        ----------
+        adata
+            The object that was evaluated.
+        fold
+            Name of the held-out slice, patient or block.
+        seed
+            Seed of the predictions; by default the first.
+        slice_key, patient_key
+            Columns of ``obs`` as :func:`evaluate` was given them.
+
+        Returns
+        -------
+        AnnData
+            The held-out spots and the fold's genes: log-normalized expression in ``X`` and ``layers["measured"]``, and
+            one layer per method.
+
+        Raises
+        ------
+        MissingKeyError
+            There is no such fold or seed, or predictions were not kept.
+        """
+        seeds, folds = self.settings["seeds"], self.settings["folds"]
+        chosen = seeds[0] if seed is None else seed
+        found = {method: p for (where, method, own), p in self.predictions.items() if (where, own) == (fold, chosen)}
+        if not found:
+            kept = "" if self.predictions else " No predictions were kept: evaluate with keep_predictions=True."
+            raise MissingKeyError(
+                f"fold {fold!r}, seed {chosen}: no predictions; found folds {folds}, seeds {seeds}.{kept}"
+            )
+        where = {"slice_key": slice_key, "patient_key": patient_key}
+        splits = split_folds(adata, self.settings["split"], self.settings["by"], **where)
+        held_out = next(one for one in splits if one.name == fold)
+        genes = self.genes.loc[self.genes["fold"] == fold, "gene"].drop_duplicates()
+        spots = adata[held_out.test]
+        values = log_normalize(spots.X, log_normalized=False)[:, adata.var_names.get_indexer(genes)].toarray()
+        table = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes.astype(str)))
+        table.layers[Keys.MEASURED] = values
+        for method, prediction in found.items():
+            table.layers[method] = np.asarray(prediction, dtype=np.float32)
+        table.obsm[Keys.SPATIAL] = spots.obsm[Keys.SPATIAL]
+        hand_on_libraries(spots, table)
+        return table
 
 
 RunId = tuple[str, str, int]

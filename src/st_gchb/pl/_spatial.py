@@ -33,9 +33,9 @@ from st_gchb.pl._slice import (
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_IMAGE_ALPHA = 0.45
+IMAGE_ALPHA = 0.45
 """Opacity of the image below spots."""
-_UNIT = "log(1 + counts per 10⁴)"
+UNIT = "log(1 + counts per 10⁴)"
 
 
 @checked
@@ -51,7 +51,7 @@ def measured_vs_predicted(
     show_tissue: bool = True,
     cmap: str | Colormap = CMAP,
     size: Positive | None = None,
-    image_alpha: Share = _IMAGE_ALPHA,
+    image_alpha: Share = IMAGE_ALPHA,
     axs: np.ndarray | None = None,
 ) -> np.ndarray:
     """Plot measured and predicted expression of genes on the H&E, one row of axes per gene.
@@ -118,7 +118,7 @@ def measured_vs_predicted(
     """
     names = [genes] if isinstance(genes, str) else list(genes)
     pred, slice_key = table_of(pred, table, slice_key)
-    _check(pred, names, layer)
+    check_genes(pred, names, layer)
     tissue = tissue_of(pred, slice, slice_key)
     layers = {"Measured": measured_layer} if measured_layer in pred.layers else {}
     layers["Predicted"] = layer
@@ -128,7 +128,7 @@ def measured_vs_predicted(
     elif np.shape(axs) != (len(names), n_columns):
         raise InputError(f"axs has shape {np.shape(axs)}; expected ({len(names)}, {n_columns}), one row a gene")
     for row, gene in zip(axs, names, strict=True):
-        values = {title: _values(pred, tissue, gene, layer) for title, layer in layers.items()}
+        values = {title: values_of(pred, tissue, gene, layer) for title, layer in layers.items()}
         if show_tissue:
             draw_tissue(row[0], tissue, scale_bar=True)
             row[0].set_title("H&E", fontsize=10)
@@ -159,17 +159,23 @@ def _draw_gene(
     if len(values) == 2:
         r = pearson(*(shown[:, None] for shown in values.values()))[0]
         row[-1].set_title(f"Predicted, r = {r:.2f}".replace("-", "−"), fontsize=10)
-    below, above = every.min() < low, every.max() > high
-    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
-    color_bar(row, norm, cmap, _UNIT, extend)
+    color_bar(row, norm, cmap, UNIT, extension(every, low, high))
 
 
-def _values(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
+def extension(values: np.ndarray, low: float, high: float) -> str:
+    """Return on which sides values exceed a color scale, as matplotlib's color bar names them."""
+    below, above = values.min() < low, values.max() > high
+    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+
+
+def values_of(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
+    """Return a gene's values of a layer at the spots of the slice, ``(n,)``."""
     column = pred[tissue.rows, gene].to_df(layer).iloc[:, 0]
     return column.to_numpy(dtype=float)
 
 
-def _check(pred: AnnData, genes: list[str], layer: str) -> None:
+def check_genes(pred: AnnData, genes: list[str], layer: str) -> None:
+    """Validate that a layer and genes are there; errors as :func:`measured_vs_predicted`."""
     if not genes:
         raise InputError("no gene was named: pass genes=, such as pred.var_names[:3]")
     layers = list(named_layers(pred))
@@ -199,7 +205,7 @@ def confidence(
     slice_key: str | None = None,
     cmap: str | Colormap = "cividis",
     size: Positive | None = None,
-    image_alpha: Share = _IMAGE_ALPHA,
+    image_alpha: Share = IMAGE_ALPHA,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the confidence of each spot on the H&E; rings, or red dots, mark spots unlike the reference.
