@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
+import torch
 from scipy.sparse.csgraph import connected_components
 
-from st_gchb.baselines import TrainingSettings, compact_parts, region_batches, spread_parts
+from st_gchb.baselines import Baseline, TrainingSettings, compact_parts, region_batches, spread_parts
 from st_gchb.errors import InputError
 
 
@@ -35,7 +38,9 @@ def test_pixels_are_opened_once(make_spots):
     assert spots.pixels(16, 60.0).source is not first.source
 
 
-@pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}])
+@pytest.mark.parametrize(
+    "setting", [{"epochs": 0}, {"batch_size": 0}, {"patience": 0}, {"lr": 0.0}, {"lr": float("nan")}]
+)
 def test_settings_that_train_nothing(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         TrainingSettings(**setting)
@@ -72,3 +77,63 @@ def test_a_region_hangs_together(make_spots):
     assert {spots.slices[rows[0]] for rows in regions} == {"S1", "S2"}
     assert all(connected_components(spots[rows].graph)[0] == 1 for rows in regions)
     assert [len(rows) for rows in region_batches(spots, 144, np.random.default_rng(0))] == [144, 144]
+
+
+class Waxing(Baseline):
+    """A method whose prediction of the inner spots is best after three epochs."""
+
+    name = "waxing"
+    presets: ClassVar = {"small": TrainingSettings(epochs=12), "published": TrainingSettings(choose_epochs=False)}
+
+    def __init__(self, *args, parts=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.parts, self.runs = parts, []
+
+    def build(self, spots):
+        self.runs.append((len(spots), 0))
+        return torch.nn.Linear(1, 1)
+
+    def batches(self, spots, rng):
+        self.runs[-1] = (self.runs[-1][0], self.runs[-1][1] + 1)
+        yield np.arange(len(spots))
+
+    def loss(self, network, spots, rows, rng):
+        return network(torch.ones(1, 1)).square().sum()
+
+    def infer(self, network, spots):
+        return np.full((len(spots), 6), self.runs[-1][1], dtype=np.float32)
+
+    def inner(self, spots):
+        return super().inner(spots) if self.parts is None else self.parts
+
+    def goodness(self, measured, predicted):
+        best = 3 if len(measured) == 20 else 6
+        return -abs(float(predicted[0, 0]) - best)
+
+
+def test_epochs_are_chosen_on_the_last_slice_and_all_spots_are_trained_anew(spots):
+    method = Waxing().fit(spots)
+    assert method.n_epochs == 3
+    assert method.runs == [(20, 12), (40, 3)]
+
+
+def test_patience_ends_the_run_that_chooses(spots):
+    method = Waxing(patience=2).fit(spots)
+    assert method.n_epochs == 3
+    assert method.runs == [(20, 5), (40, 3)]
+
+
+def test_inner_parts_count_by_their_spots(make_spots):
+    spots = make_spots(3)
+    parts = [np.arange(20), np.arange(20, 50)]
+    method = Waxing(parts=parts).fit(spots)
+    assert method.n_epochs == 6
+    assert method.runs == [(40, 12), (30, 12), (60, 6)]
+    assert Waxing(parts=parts, patience=2).fit(spots).n_epochs == 5, "the shorter of two runs ends after five epochs"
+
+
+def test_too_few_spots_to_choose_epochs_are_refused(spots):
+    few = spots[np.arange(3)]
+    with pytest.raises(InputError, match=r"3 training spots, 2 are held out.*choose_epochs=False"):
+        Waxing().fit(few)
+    assert Waxing(choose_epochs=False).fit(few).n_epochs == 12

@@ -10,6 +10,11 @@ from st_gchb.baselines._baseline import (
     spread_parts as spread_parts,
 )
 from st_gchb.baselines._spots import Spots as Spots
+from st_gchb.baselines._symmetries import (
+    N_SYMMETRIES as N_SYMMETRIES,
+    randomly_transformed as randomly_transformed,
+    transformed as transformed,
+)
 from st_gchb.baselines._trunks import Trunk as Trunk
 
 BASELINES: dict[str, type[Baseline]] = {}

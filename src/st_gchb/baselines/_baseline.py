@@ -33,6 +33,8 @@ class TrainingSettings:
         Largest number of passes over the training spots.
     choose_epochs
         Choose the number of epochs on an inner slice of the training slices, up to ``epochs``, and train anew on all.
+    patience
+        Stop the run that chooses when this many epochs have brought nothing better; None lets it run to its end.
     batch_size
         Number of spots in a step; of methods that take whole slices, the largest number of spots of a part.
     lr
@@ -41,13 +43,15 @@ class TrainingSettings:
 
     epochs: int = 30
     choose_epochs: bool = True
+    patience: int | None = None
     batch_size: int = 32
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise InputError(f"{name}={getattr(self, name)!r}: expected a whole number of 1 or more.")
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if not (value is None and name == "patience") and not value >= 1:
+                raise InputError(f"{name}={value!r}: expected a whole number of 1 or more.")
         if not self.lr > 0:
             raise InputError(f"lr={self.lr!r}: expected a learning rate above 0.")
 
@@ -125,6 +129,14 @@ class Baseline(ABC):
         """Make the schedule of the learning rate, which moves on after each epoch; none unless a method says so."""
         return None
 
+    def inner(self, spots: Spots) -> list[np.ndarray]:
+        """Choose the parts, as rows, that are held out in turn to choose the number of epochs: the last slice alone."""
+        return [inner_rows(spots)]
+
+    def goodness(self, measured: np.ndarray, predicted: np.ndarray) -> float:
+        """Rate a prediction of an inner part, more is better: by the mean correlation over genes."""
+        return float(pearson(measured, predicted).mean())
+
     def check(self, spots: Spots) -> None:
         """Validate training spots before anything is trained; a method adds what it needs."""
         if spots.targets is None:
@@ -150,12 +162,7 @@ class Baseline(ABC):
         self.check(spots)
         self.n_epochs = self.settings.epochs
         if self.settings.choose_epochs:
-            inner = inner_rows(spots)
-            others = np.setdiff1d(np.arange(len(spots)), inner)
-            scores: list[float] = []
-            self._trained(spots[others], self.settings.epochs, spots[inner], scores)
-            self.n_epochs = int(np.argmax(scores)) + 1
-            logger.info("%s: %d epochs are best on an inner slice.", self.name, self.n_epochs)
+            self.n_epochs = self._chosen_epochs(spots)
         self.network = self._trained(spots, self.n_epochs)
         return self
 
@@ -171,10 +178,29 @@ class Baseline(ABC):
             raise NotTrainedError(f"{self.name} is not trained. Call fit(spots) first.")
         return self._inferred(self.network, spots)
 
+    def _chosen_epochs(self, spots: Spots) -> int:
+        """Choose the number of epochs that is best on the inner parts, each rated by its share of the spots."""
+        curves = []
+        for inner in self.inner(spots):
+            others = np.setdiff1d(np.arange(len(spots)), inner)
+            if len(others) < 2:
+                raise InputError(
+                    f"{self.name}: of {len(spots)} training spots, {len(inner)} are held out to choose the number of "
+                    "epochs, which leaves too few. Give more spots, or pass choose_epochs=False."
+                )
+            scores: list[float] = []
+            self._trained(spots[others], self.settings.epochs, spots[inner], scores)
+            curves.append(len(inner) * np.asarray(scores))
+        shortest = min(map(len, curves))
+        n_epochs = int(np.argmax(np.sum([curve[:shortest] for curve in curves], axis=0))) + 1
+        logger.info("%s: %d epochs are best on the inner part.", self.name, n_epochs)
+        return n_epochs
+
     def _trained(
         self, spots: Spots, n_epochs: int, inner: Spots | None = None, scores: list[float] | None = None
     ) -> nn.Module:
-        """Train a new network; with inner spots, note the mean correlation with these after each epoch."""
+        """Train a new network; with inner spots, note how good their prediction is after each epoch."""
+        patience = self.settings.patience
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             rng = np.random.default_rng(self.seed)
@@ -196,7 +222,9 @@ class Baseline(ABC):
                 if schedule is not None:
                     schedule.step()
                 if inner is not None and scores is not None and inner.targets is not None:
-                    scores.append(float(pearson(inner.targets, self._inferred(network, inner)).mean()))
+                    scores.append(self.goodness(inner.targets, self._inferred(network, inner)))
+                    if patience is not None and len(scores) - 1 - int(np.argmax(scores)) >= patience:
+                        break
         return network.eval()
 
     def _inferred(self, network: nn.Module, spots: Spots) -> np.ndarray:

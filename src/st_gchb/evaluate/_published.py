@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +31,9 @@ def spots_of(task: Task) -> tuple[Spots, Spots]:
     return replace(train, targets=task.targets(), counts=panel.astype(np.float32)), test
 
 
-def published(task: Task, *, name: str, preset: str) -> np.ndarray:
-    """Train a published method on a task, and predict its held-out spots."""
-    method = BASELINES[name](preset, seed=task.seed, device=task.device)
+def published(task: Task, *, name: str, preset: str, **settings: Any) -> np.ndarray:
+    """Train a published method on a task, and predict its held-out spots; ``settings`` differ from the preset's."""
+    method = BASELINES[name](preset, seed=task.seed, device=task.device, **settings)
     train, test = spots_of(task)
     return method.fit(train).predict(test)
 
