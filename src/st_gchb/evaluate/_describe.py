@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from st_gchb.evaluate import _methods
+from st_gchb.evaluate._published import resolved_settings
 from st_gchb.evaluate._task import Method
 from st_gchb.model import ModelSettings, settings_for
 
@@ -41,8 +42,8 @@ def model_settings(method: Method) -> tuple[str, ModelSettings] | None:
 def describe(method: Method) -> dict[str, Any] | None:
     """Describe a method by values that JSON can hold.
 
-    A model is described by all of its settings, so that a changed preset counts as another method; a function by its
-    name, source and keywords; an instance of a dataclass by its class and fields. Closures, lambdas and other objects
+    A model or published method is described by all of its settings, so that a changed preset counts as another
+    method; a function by its name, source and keywords; an instance of a dataclass by its class and fields. Closures, lambdas and other objects
     may depend on state that cannot be inspected and have no description.
 
     Returns
@@ -77,7 +78,10 @@ def _callable(method: Any) -> dict[str, Any]:
         }
     if isinstance(method, partial):
         called = _callable(method.func)
-        return called | {"args": [_value(value) for value in method.args], "keywords": _value(method.keywords)}
+        own = resolved_settings(method)
+        presets = {} if own is None else {"settings": _value(own)}
+        called |= {"args": [_value(value) for value in method.args], "keywords": _value(method.keywords)}
+        return called | presets
     if isinstance(method, FunctionType):
         # A wrapper has the name and the source of the function that it wraps.
         if method.__closure__ or "<" in method.__qualname__ or hasattr(method, "__wrapped__"):

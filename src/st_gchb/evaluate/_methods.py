@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from st_gchb._constants import Keys
 from st_gchb._logging import steps_quiet
 from st_gchb.evaluate._kernel import kernel_ridge, reduced_rank_ridge
+from st_gchb.evaluate._published import PUBLISHED
 from st_gchb.evaluate._task import Method, Task
 from st_gchb.model import STGCHB
 from st_gchb.pp.patches import feature_keys
@@ -119,6 +120,11 @@ METHODS: dict[str, Method] = {
     "kernel-ridge-both": partial(kernel_ridge, encoders="both"),
     "knn": nearest_neighbors,
     "mean": training_mean,
+    **PUBLISHED,
 }
-"""Methods by the name that tables show. ``kernel-head`` is the default's kernel head alone, without retrieval;
-``paper-A`` to ``paper-D`` are the ablations of the paper's table 2."""
+"""Methods by the name that tables show.
+
+``kernel-head`` is the default's kernel head alone, without retrieval; ``paper-A`` to ``paper-D`` are the ablations of
+the paper's table 2. Methods of other publications, such as ``thitogene``, are trained at a size for two cores;
+``thitogene-published`` has the publication's sizes and epochs.
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy import sparse
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
-from st_gchb._errors import ExpressionError, InputError, MissingKeyError
+from st_gchb._errors import ExpressionError, InputError, MissingFileError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_SPLIT, EncoderKind, HeldOut, Split
 from st_gchb._settings import settings
@@ -24,11 +25,13 @@ from st_gchb.evaluate._feature_parts import available_kinds, columns_of
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._kernel import kernel_ridge
 from st_gchb.evaluate._methods import METHODS, nearest_neighbors
+from st_gchb.evaluate._published import baseline_of
 from st_gchb.evaluate._task import Method
 from st_gchb.model import check_features, check_k, check_names
+from st_gchb.pp import slices_of
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
-from st_gchb.pp.spots import spot_centers
+from st_gchb.pp.spots import side_px, spot_centers
 
 _LEAST = 50
 """Smallest panel unless a smaller one is requested: HVG and HEG are means over this many genes."""
@@ -206,6 +209,7 @@ def make_plan(
     _check_table(adata, protocol.features_key)
     _check_sizes(folds, chosen)
     _check_parts(adata, chosen, protocol.features_key)
+    _check_published(adata, chosen, protocol)
     log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
     columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
@@ -252,7 +256,9 @@ def choose_methods(methods: Sequence[str] | Mapping[str, Method]) -> dict[str, M
         return dict(methods)
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise InputError(f"Unknown methods {unknown}; known: {list(METHODS)}.")
+        close = list(dict.fromkeys(near for name in unknown for near in get_close_matches(str(name), METHODS, n=2)))
+        hint = f"did you mean {' or '.join(map(repr, close))}? All that are " if close else ""
+        raise InputError(f"Unknown methods {unknown}; {hint}known: {list(METHODS)}.")
     return {name: METHODS[name] for name in methods}
 
 
@@ -283,6 +289,31 @@ def _check_parts(adata: AnnData, methods: Mapping[str, Method], features_key: st
                 columns_of(adata, features_key, kind)
             except MissingKeyError as error:
                 raise MissingKeyError(f"Method {name!r}: {error}") from error
+
+
+def _check_published(adata: AnnData, methods: Mapping[str, Method], protocol: Protocol) -> None:
+    """Validate presets and settings of published methods, and that the images can be read that they learn from.
+
+    Raises
+    ------
+    InputError, DeviceError
+        A preset or setting is unknown, or needs a GPU.
+    ImageError, MissingFileError, MissingKeyError
+        A slice has no image; the message names the method.
+    ScaleError
+        The size of a pixel is not known, or a patch is larger than a slide.
+    """
+    baselines = {name: baseline_of(method, protocol.device) for name, method in methods.items()}
+    slices = None
+    for name, baseline in baselines.items():
+        if baseline is None or not baseline.needs_pixels:
+            continue
+        try:
+            slices = slices or slices_of(adata, protocol.slice_key)
+            for slide in slices:
+                side_px(slide, getattr(baseline.settings, "patch_um", 1.0), None)
+        except (InputError, MissingFileError, MissingKeyError) as error:
+            raise type(error)(f"Method {name!r} learns from the pixels of patches. {error}") from error
 
 
 def _check_sizes(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from st_gchb.baselines import BASELINES, Spots
+from st_gchb.baselines import BASELINES, Baseline, Spots
 from st_gchb.evaluate._task import Method, Task
 from st_gchb.pp.expression import as_csr
 
@@ -43,3 +43,32 @@ PUBLISHED: dict[str, Method] = {
     **{f"{name}-published": partial(published, name=name, preset="published") for name in BASELINES},
 }
 """Published methods by name: of a size for two cores, and with the settings of the publication."""
+
+
+def baseline_of(method: Method, device: str = "cpu") -> Baseline | None:
+    """Make the baseline that a method trains; ``None`` for a method that is not of :data:`PUBLISHED`.
+
+    Parameters
+    ----------
+    method
+        Method of an evaluation: one of :data:`PUBLISHED`, or a partial of one with other settings.
+    device
+        Device on which it would be trained.
+
+    Raises
+    ------
+    InputError
+        A preset or a setting is unknown.
+    DeviceError
+        There is no such device, or the published preset of a method that reads pixels needs a GPU.
+    """
+    if not isinstance(method, partial) or method.func is not published or method.args:
+        return None
+    keywords = dict(method.keywords)
+    return BASELINES[keywords.pop("name")](**keywords, device=device)
+
+
+def resolved_settings(method: Method) -> dict[str, Any] | None:
+    """Return all settings of a published method; ``None`` for any other method."""
+    baseline = baseline_of(method)
+    return None if baseline is None else asdict(baseline.settings)
