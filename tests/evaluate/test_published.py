@@ -20,8 +20,16 @@ from st_gchb._errors import (
     STGCHBError,
 )
 from st_gchb.baselines import BASELINES, Baseline, TrainingSettings, spot_batches
-from st_gchb.evaluate import DEFAULT_METHODS, METHODS, describe, evaluate, evaluate_fold
-from st_gchb.evaluate._published import PUBLISHED, published, spots_of
+from st_gchb.evaluate import (
+    DEFAULT_METHODS,
+    METHODS,
+    PUBLISHED,
+    describe,
+    evaluate,
+    evaluate_fold,
+    published,
+    spots_of,
+)
 
 from .conftest import QUICK, Spy
 
@@ -105,12 +113,10 @@ def test_both_parts_have_features_positions_graph_and_pixels(tissue, task):
 
 
 def test_pixels_are_kept_for_the_next_fold_and_seed(task, monkeypatch):
-    from st_gchb.pp.patches import _pixels
-
     rows = np.arange(task.train.n_obs)
     first = task.patches(task.train, out_px=9, patch_um=45)[rows]
     assert first.shape == (len(rows), 9, 9, 3)
-    monkeypatch.setattr(_pixels, "read_patches", None)
+    monkeypatch.setattr("st_gchb.pp.patches._pixels.read_patches", None)
     np.testing.assert_array_equal(task.patches(task.train, out_px=9, patch_um=45)[rows], first)
     with pytest.raises(TypeError):
         task.patches(task.train, out_px=9, patch_um=46)[rows]

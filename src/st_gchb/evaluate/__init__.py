@@ -13,6 +13,7 @@ from st_gchb.evaluate._folds import (
 )
 from st_gchb.evaluate._methods import METHODS, fit_predict as fit_predict
 from st_gchb.evaluate._protocol import DEFAULT_METHODS as DEFAULT_METHODS, choose_methods as choose_methods
+from st_gchb.evaluate._published import PUBLISHED as PUBLISHED, published as published, spots_of as spots_of
 from st_gchb.evaluate._report import (
     machine_and_versions as machine_and_versions,
     markdown as markdown,

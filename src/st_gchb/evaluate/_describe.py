@@ -43,8 +43,8 @@ def describe(method: Method) -> dict[str, Any] | None:
     """Describe a method by values that JSON can hold.
 
     A model or published method is described by all of its settings, so that a changed preset counts as another
-    method; a function by its name, source and keywords; an instance of a dataclass by its class and fields. Closures, lambdas and other objects
-    may depend on state that cannot be inspected and have no description.
+    method; a function by its name, source and keywords; an instance of a dataclass by its class and fields. Closures,
+    lambdas and other objects may depend on state that cannot be inspected and have no description.
 
     Returns
     -------
@@ -74,14 +74,13 @@ def _callable(method: Any) -> dict[str, Any]:
             "function": _name(_methods._model),
             "preset": preset,
             "settings": _value(dataclasses.asdict(settings)),
-            "own": own,
+            "chosen": chosen,
         }
     if isinstance(method, partial):
         called = _callable(method.func)
-        own = resolved_settings(method)
-        presets = {} if own is None else {"settings": _value(own)}
-        called |= {"args": [_value(value) for value in method.args], "keywords": _value(method.keywords)}
-        return called | presets
+        given = {"args": [_value(value) for value in method.args], "keywords": _value(method.keywords)}
+        chosen = resolved_settings(method)
+        return called | given | ({} if chosen is None else {"settings": _value(chosen)})
     if isinstance(method, FunctionType):
         # A wrapper has the name and the source of the function that it wraps.
         if method.__closure__ or "<" in method.__qualname__ or hasattr(method, "__wrapped__"):
