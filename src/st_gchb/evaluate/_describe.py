@@ -74,7 +74,7 @@ def _callable(method: Any) -> dict[str, Any]:
             "function": _name(_methods._model),
             "preset": preset,
             "settings": _value(dataclasses.asdict(settings)),
-            "chosen": chosen,
+            "own": own,
         }
     if isinstance(method, partial):
         called = _callable(method.func)
