@@ -15,7 +15,12 @@ from st_gchb.baselines._symmetries import (
     randomly_transformed as randomly_transformed,
     transformed as transformed,
 )
+from st_gchb.baselines._triplex import (
+    Triplex as Triplex,
+    TriplexBlocks as TriplexBlocks,
+    TriplexSettings as TriplexSettings,
+)
 from st_gchb.baselines._trunks import Trunk as Trunk
 
-BASELINES: dict[str, type[Baseline]] = {}
+BASELINES: dict[str, type[Baseline]] = {"triplex": Triplex}
 """Published methods by name."""

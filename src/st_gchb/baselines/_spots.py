@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,11 @@ class Spots:
                 pitch = float(np.median(search.kneighbors(own)[0][:, 1])) or 1.0
             result[rows] = np.rint((own - own.min(0)) / pitch).astype(np.int64)
         return np.minimum(result, GRID_ROWS - 1)
+
+    @cached_property
+    def kept(self) -> dict[Any, Any]:
+        """Values that a method computes of these spots once, by a key of its own, such as a frozen trunk's features."""
+        return {}
 
     def pixels(self, out_px: int, patch_um: float) -> Patches:
         """Get the patches, which are read when they are first taken.
