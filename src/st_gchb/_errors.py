@@ -177,7 +177,7 @@ class StoreError(STGCHBError, OSError):
 class CacheError(STGCHBError, OSError):
     """Data that a computation keeps on disk could not be written; no partial file is left.
 
-    Raised if the cache folder has no room for the feature maps that the encoder's last stage takes.
+    Raised if the cache folder has no room for patches, or for the feature maps that the encoder's last stage takes.
     """
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from st_gchb._artifacts import write_whole
-from st_gchb._errors import CacheError, DamageError
+from st_gchb._errors import CacheError, DamageError, MissingFileError
 from st_gchb._logging import logger, track
 from st_gchb.pp.patches._cache import content_key
 from st_gchb.pp.patches._reader import MEMORY_MB, choose_level, read_patches
@@ -107,30 +106,48 @@ class PatchPixels:
         """Map the patches of a slice into memory, read from the image unless they are in the cache."""
         shape = (len(slide.rows), *self.shape[1:])
         key = None if self._folder is None else _key(slide, side, self.shape[1])
+        batches = read_patches(slide, side, self.shape[1], memory_mb=self._memory_mb)
         try:
             if self._folder is None or key is None:
-                with contextlib.ExitStack() as stack:
-                    file = stack.enter_context(TemporaryFile(prefix="st_gchb_patches"))
-                    pixels = np.memmap(file, np.uint8, "w+", shape=shape)
-                    self._read(slide, side, lambda rows, patches: pixels.__setitem__(rows, patches))
-                return pixels
+                with TemporaryFile(prefix="st_gchb_patches") as file:
+                    _write(file, shape, batches)
+                    file.flush()
+                    file.seek(0)
+                    return _mapped(file, shape)
             path = self._folder / f"{key}.patches.npy"
             if not _is_whole(path, shape):
-                with write_whole(path) as part:
-                    made = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-                    self._read(slide, side, lambda rows, patches: made.__setitem__(rows, patches))
-                    made.flush()
+                with write_whole(path) as part, part.open("wb") as file:
+                    _write(file, shape, batches)
             return np.load(path, mmap_mode="r", allow_pickle=False)
+        except MissingFileError:
+            # The image is gone, which is no fault of the cache.
+            raise
         except OSError as error:
             raise CacheError(
                 f"Patches of slice {slide.name!r} ({np.prod(shape) / 1e9:.3g} GB) could not be kept in "
-                f"{self._folder or 'the folder of temporary files'} ({error}). Free space there, or set "
+                f"{self._folder if key else 'the folder of temporary files'} ({error}). Free space there, or set "
                 "st_gchb.settings.cache_dir to another folder."
             ) from error
 
-    def _read(self, slide: Slice, side: float, keep: Callable[[Any, Pixels], None]) -> None:
-        for rows, patches in read_patches(slide, side, self.shape[1], memory_mb=self._memory_mb):
-            keep(rows, patches)
+
+def _write(file: BinaryIO, shape: tuple[int, ...], batches: Iterable[tuple[Any, Pixels]]) -> None:
+    """Write patches as an array of numpy, each at its place.
+
+    They are written and not mapped: a full disk is an error of ``write``, and would end a process that writes to a map.
+    """
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    start, size = file.tell(), int(np.prod(shape[1:]))
+    for rows, patches in batches:
+        for row, patch in zip(rows.tolist(), patches, strict=True):
+            file.seek(start + row * size)
+            file.write(patch.tobytes())
+
+
+def _mapped(file: BinaryIO, shape: tuple[int, ...]) -> Pixels:
+    """Map the patches of an open file into memory."""
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return np.memmap(file, np.uint8, "r", offset=file.tell(), shape=shape)
 
 
 def _key(slide: Slice, side: float, out_px: int) -> str | None:
