@@ -9,6 +9,8 @@ from st_gchb.baselines._baseline import (
     spot_batches as spot_batches,
     spread_parts as spread_parts,
 )
+from st_gchb.baselines._hist2st import Hist2ST as Hist2ST
+from st_gchb.baselines._histogene import HisToGene as HisToGene
 from st_gchb.baselines._spots import Spots as Spots
 from st_gchb.baselines._symmetries import (
     N_SYMMETRIES as N_SYMMETRIES,
@@ -22,5 +24,9 @@ from st_gchb.baselines._triplex import (
 )
 from st_gchb.baselines._trunks import Trunk as Trunk
 
-BASELINES: dict[str, type[Baseline]] = {"triplex": Triplex}
+BASELINES: dict[str, type[Baseline]] = {
+    "histogene": HisToGene,
+    "hist2st": Hist2ST,
+    "triplex": Triplex,
+}
 """Published methods by name."""
