@@ -56,6 +56,7 @@ class Hist2STSettings(SliceSettings):
     """
 
     epochs: int = 100
+    choose_epochs: bool = False
     batch_size: int = 2000
     lr: float = 1e-3
     patch_px: int = 56
@@ -206,9 +207,8 @@ class Hist2STNetwork(nn.Module):
 class Hist2ST(SliceBaseline):
     """Hist2ST: Convmixer within patches, transformer over the slice, graph layers over neighbors.
 
-    Zeng, Wei, Yu, Yin, Yuan, Tang and Yang, "Spatial transcriptomics prediction from histology jointly through
-    Transformer and graph neural networks", Briefings in Bioinformatics 23(5), bbac297, 2022. Parameters and errors are
-    those of :class:`Baseline`.
+    Zeng et al., "Spatial transcriptomics prediction from histology jointly through Transformer and graph neural
+    networks", Briefings in Bioinformatics 23(5), bbac297, 2022. Parameters and errors are those of :class:`Baseline`.
 
     Examples
     --------
@@ -231,7 +231,6 @@ class Hist2ST(SliceBaseline):
         "small": Hist2STSettings(),
         "published": Hist2STSettings(
             epochs=350,
-            choose_epochs=False,
             lr=1e-5,
             patch_px=112,
             pixel_scale=1.0,

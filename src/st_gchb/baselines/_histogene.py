@@ -39,6 +39,7 @@ class HisToGeneSettings(SliceSettings):
     """
 
     epochs: int = 50
+    choose_epochs: bool = False
     batch_size: int = 2000
     lr: float = 5e-4
     width: int = 128
@@ -142,7 +143,6 @@ class HisToGene(SliceBaseline):
         "small": HisToGeneSettings(),
         "published": HisToGeneSettings(
             epochs=100,
-            choose_epochs=False,
             lr=1e-5,
             patch_px=112,
             pixel_scale=1.0,
