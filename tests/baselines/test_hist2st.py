@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from st_gchb.baselines import Hist2ST, Spots
-from st_gchb.baselines._hist2st import augmented, lattice_edges, size_factors, zinb_loss
+from st_gchb.baselines import Hist2ST, Spots, augmented_copy, lattice_edges, size_factors, zinb_loss
 from st_gchb.errors import GraphError, InputError
 
 TINY = {"patch_px": 16, "stem_px": 4, "patch_um": 80.0, "choose_epochs": False, "epochs": 2, "device": "cpu"}
@@ -104,7 +103,7 @@ def test_copies_are_turned_alike_and_corners_are_black():
     patches[:, :10, :10, 0] = 50
     seen = {"gray": 0, "corner": 0}
     for seed in range(60):
-        copy = augmented(patches, np.random.default_rng(seed))
+        copy = augmented_copy(patches, np.random.default_rng(seed))
         assert copy.shape == patches.shape
         assert copy.dtype == torch.uint8
         assert torch.equal(copy[0], copy[1])

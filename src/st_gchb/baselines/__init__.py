@@ -9,7 +9,13 @@ from st_gchb.baselines._baseline import (
     spot_batches as spot_batches,
     spread_parts as spread_parts,
 )
-from st_gchb.baselines._hist2st import Hist2ST as Hist2ST
+from st_gchb.baselines._hist2st import (
+    Hist2ST as Hist2ST,
+    augmented_copy as augmented_copy,
+    lattice_edges as lattice_edges,
+    size_factors as size_factors,
+    zinb_loss as zinb_loss,
+)
 from st_gchb.baselines._histogene import HisToGene as HisToGene
 from st_gchb.baselines._spots import Spots as Spots
 from st_gchb.baselines._symmetries import (

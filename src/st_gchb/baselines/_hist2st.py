@@ -309,7 +309,7 @@ class Hist2ST(SliceBaseline):
         counts = self.tensor(spots.counts[rows])
         loss = loss + self.settings.zinb_weight * zinb_loss(counts, mean * sizes, dispersion, dropout).mean()
         if network.copy_weight is not None:
-            copies = [network(augmented(patches, rng), grid, edges) for _ in range(self.n_copies)]
+            copies = [network(augmented_copy(patches, rng), grid, edges) for _ in range(self.n_copies)]
             shares = torch.stack([network.copy_weight(copy) for copy in copies]).softmax(0)
             teacher = (shares * torch.stack([network.head(copy) for copy in copies])).sum(0)
             # Gradients go through both sides, as released.
@@ -394,7 +394,7 @@ def zinb_loss(counts: Tensor, mean: Tensor, dispersion: Tensor, dropout: Tensor)
     return -torch.where(counts == 0, torch.logaddexp(lost, kept + zero), kept + some)
 
 
-def augmented(patches: Tensor, rng: np.random.Generator) -> Tensor:
+def augmented_copy(patches: Tensor, rng: np.random.Generator) -> Tensor:
     """Draw one augmented copy of all patches of a slice: gray, turned and flipped, all in the same way.
 
     Gray with probability 0.1, turned by an angle within 90 degrees to either side with black corners, flipped from
