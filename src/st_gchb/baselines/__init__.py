@@ -17,6 +17,7 @@ from st_gchb.baselines._hist2st import (
     zinb_loss as zinb_loss,
 )
 from st_gchb.baselines._histogene import HisToGene as HisToGene
+from st_gchb.baselines._mclstexp import MclSTExp as MclSTExp, MclSTExpSettings as MclSTExpSettings
 from st_gchb.baselines._spots import Spots as Spots
 from st_gchb.baselines._symmetries import (
     N_SYMMETRIES as N_SYMMETRIES,
@@ -34,5 +35,6 @@ BASELINES: dict[str, type[Baseline]] = {
     "histogene": HisToGene,
     "hist2st": Hist2ST,
     "triplex": Triplex,
+    "mclstexp": MclSTExp,
 }
 """Published methods by name."""

@@ -249,10 +249,12 @@ def inner_rows(spots: Spots) -> np.ndarray:
     return np.sort(order[len(order) - max(2, int(_INNER_SHARE * len(order))) :])
 
 
-def spot_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Iterate over spots of all slices in random order, in batches of nearly the same size."""
-    order = rng.permutation(len(spots))
-    yield from np.array_split(order, max(1, round(len(order) / size)))
+def spot_batches(spots: Spots, size: int, rng: np.random.Generator, *, one_slice: bool = False) -> Iterator[np.ndarray]:
+    """Iterate over spots in random order, in batches of nearly the same size, of all slices or each of one slice."""
+    parts = [rng.permutation(own) for own in spots.by_slice] if one_slice else [rng.permutation(len(spots))]
+    batches = [batch for part in parts for batch in np.array_split(part, max(1, round(len(part) / size)))]
+    order = rng.permutation(len(batches)) if one_slice else range(len(batches))
+    yield from (batches[number] for number in order)
 
 
 def slice_batches(spots: Spots, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from st_gchb._errors import InputError
 from st_gchb.baselines._baseline import Baseline, TrainingSettings, spot_batches
 from st_gchb.baselines._layers import PreNormBlock, gene_head
 from st_gchb.baselines._spots import Patches, Spots
+from st_gchb.baselines._symmetries import randomly_transformed
 from st_gchb.baselines._trunks import Trunk
 
 TILES = 5
@@ -336,14 +337,7 @@ class Triplex(Baseline):
 
     def batches(self, spots: Spots, rng: np.random.Generator) -> Iterator[Rows]:
         """Iterate over random spots, of all slices or of one slice at a time."""
-        if not self.settings.one_slice:
-            yield from spot_batches(spots, self.settings.batch_size, rng)
-            return
-        parts = [
-            own[part] for own in spots.by_slice for part in spot_batches(spots[own], self.settings.batch_size, rng)
-        ]
-        for number in rng.permutation(len(parts)):
-            yield parts[number]
+        yield from spot_batches(spots, self.settings.batch_size, rng, one_slice=self.settings.one_slice)
 
     def loss(self, network: nn.Module, spots: Spots, rows: Rows, rng: np.random.Generator) -> Tensor:
         """Compute squared errors of the fusion and of each view, which learns from measured and from fused expression.
@@ -403,7 +397,7 @@ class Triplex(Baseline):
             offsets = self.tensor(np.tile(_block(), (len(rows), 1, 1)))
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=self.device)
             patches = self._pixels(spots, 1)[rows]
-            target = network.target_view(self.tensor(patches if rng is None else _turned(patches, rng)))
+            target = network.target_view(self.tensor(patches if rng is None else randomly_transformed(patches, rng)))
         return network(target, network.neighbor_view(tokens, offsets, mask), mask, whole)
 
     def _features(self, network: TriplexNetwork, spots: Spots, rows: Rows) -> Tensor:
@@ -457,12 +451,3 @@ def _two_rings(spots: Spots) -> Surroundings:
         rows = rows[:, : int((rows >= 0).sum(1).max())]
         spots.kept[key] = Surroundings(rows, spots.grid[np.maximum(rows, 0)] - spots.grid[:, None])
     return spots.kept[key]
-
-
-def _turned(patches: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Mirror each patch in x, mirror it in y and turn it by 90 degrees, each with probability 1/2."""
-    result = patches.copy()
-    for number, (in_x, in_y, turn) in enumerate(rng.random((len(patches), 3)) < 0.5):
-        patch = patches[number, :: -1 if in_y else 1, :: -1 if in_x else 1]
-        result[number] = np.rot90(patch) if turn else patch
-    return result
