@@ -9,6 +9,7 @@ from st_gchb.baselines._baseline import (
     spot_batches as spot_batches,
     spread_parts as spread_parts,
 )
+from st_gchb.baselines._hist2rna import Hist2RNA as Hist2RNA, Hist2RNASettings as Hist2RNASettings
 from st_gchb.baselines._hist2st import (
     Hist2ST as Hist2ST,
     augmented_copy as augmented_copy,
@@ -19,6 +20,7 @@ from st_gchb.baselines._hist2st import (
 from st_gchb.baselines._histogene import HisToGene as HisToGene
 from st_gchb.baselines._mclstexp import MclSTExp as MclSTExp, MclSTExpSettings as MclSTExpSettings
 from st_gchb.baselines._spots import Spots as Spots
+from st_gchb.baselines._st_net import STNet as STNet, STNetSettings as STNetSettings
 from st_gchb.baselines._symmetries import (
     N_SYMMETRIES as N_SYMMETRIES,
     randomly_transformed as randomly_transformed,
@@ -32,8 +34,10 @@ from st_gchb.baselines._triplex import (
 from st_gchb.baselines._trunks import Trunk as Trunk
 
 BASELINES: dict[str, type[Baseline]] = {
+    "st-net": STNet,
     "histogene": HisToGene,
     "hist2st": Hist2ST,
+    "hist2rna": Hist2RNA,
     "triplex": Triplex,
     "mclstexp": MclSTExp,
 }

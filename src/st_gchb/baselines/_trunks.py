@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -12,7 +13,48 @@ from st_gchb._errors import EncoderError
 from st_gchb.pp import get_encoder
 
 
-class Trunk(nn.Module):
+class PatchLayers(nn.Module):
+    """Convolutional layers on patches whose channels are standardized: patches to feature maps.
+
+    Parameters
+    ----------
+    layers
+        Layers without pooling and head, of images ``(n, 3, px, px)``.
+    width
+        Number of channels of the feature maps.
+    mean, std
+        Mean and standard deviation per channel by which pixels, in 0 to 1, are standardized.
+    train_norm
+        Train batch norm along. False keeps its stored statistics, as weights with folded batch norm need it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, layers: nn.Module, width: int, mean: Sequence[float], std: Sequence[float], *, train_norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.layers, self.width, self.train_norm = layers.requires_grad_(True), width, train_norm
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Compute feature maps, ``(n, width, h, w)``, of patches ``(n, px, px, 3)``, uint8 or float in 0 to 255."""
+        values = patches.permute(0, 3, 1, 2).float() / 255
+        return self.layers((values - self.mean) / self.std)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; batch norm that is not trained stays in evaluation mode."""
+        super().train(mode)
+        if not self.train_norm:
+            for layer in self.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        return self
+
+
+class Trunk(PatchLayers):
     """Convolutional layers of a torchvision model without pooling and head, all trainable: patches to feature maps.
 
     Parameters
@@ -42,33 +84,12 @@ class Trunk(nn.Module):
     (torch.Size([2, 512, 2, 2]), 512)
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, encoder: str, weights: str | None = "default", *, standardize: bool = True, train_norm: bool = True
     ) -> None:
-        super().__init__()
         found = get_encoder(encoder, weights)
-        self.layers = _convolutions(found.module, encoder).requires_grad_(True)
-        self.width, self.train_norm = found.n_features, train_norm
-        constants = (found.mean, found.std) if standardize else ((0.0,) * 3, (1.0,) * 3)
-        self.register_buffer("mean", torch.tensor(constants[0])[:, None, None])
-        self.register_buffer("std", torch.tensor(constants[1])[:, None, None])
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Compute feature maps, ``(n, width, h, w)``, of patches ``(n, px, px, 3)``, uint8 or float in 0 to 255."""
-        values = patches.permute(0, 3, 1, 2).float() / 255
-        return self.layers((values - self.mean) / self.std)
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; batch norm that is not trained stays in evaluation mode."""
-        super().train(mode)
-        if not self.train_norm:
-            for layer in self.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
-        return self
+        mean, std = (found.mean, found.std) if standardize else ((0.0,) * 3, (1.0,) * 3)
+        super().__init__(_convolutions(found.module, encoder), found.n_features, mean, std, train_norm=train_norm)
 
 
 def _convolutions(model: nn.Module, name: str) -> nn.Module:
