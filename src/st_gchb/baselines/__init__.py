@@ -26,6 +26,17 @@ from st_gchb.baselines._symmetries import (
     randomly_transformed as randomly_transformed,
     transformed as transformed,
 )
+from st_gchb.baselines._thitogene import (
+    DynamicConvolution as DynamicConvolution,
+    GraphAttention as GraphAttention,
+    PrimaryCapsules as PrimaryCapsules,
+    Routing as Routing,
+    THItoGene as THItoGene,
+    THItoGeneNetwork as THItoGeneNetwork,
+    THItoGeneSettings as THItoGeneSettings,
+    squash as squash,
+    with_loops as with_loops,
+)
 from st_gchb.baselines._triplex import (
     Triplex as Triplex,
     TriplexBlocks as TriplexBlocks,
@@ -38,6 +49,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "histogene": HisToGene,
     "hist2st": Hist2ST,
     "hist2rna": Hist2RNA,
+    "thitogene": THItoGene,
     "triplex": Triplex,
     "mclstexp": MclSTExp,
 }
