@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from st_gchb.baselines import Hist2ST, Spots, augmented_copy, lattice_edges, size_factors, zinb_loss
+from st_gchb.baselines import CountHeads, Hist2ST, Spots, augmented_copy, lattice_edges, size_factors, zinb_loss
 from st_gchb.errors import GraphError, InputError
 
 TINY = {"patch_px": 16, "stem_px": 4, "patch_um": 80.0, "choose_epochs": False, "epochs": 2, "device": "cpu"}
@@ -133,6 +133,29 @@ def test_the_loss_has_the_published_parts(spots):
     assert np.isclose(loss()[0], none + counts + copies, rtol=1e-4)
     assert np.isclose(loss(zinb_weight=1.0, distillation_weight=0.0)[0], none + 4 * counts, rtol=1e-4)
     assert np.isclose(loss(zinb_weight=0.0, distillation_weight=1.0)[0], none + 2 * copies, rtol=1e-4)
+
+
+def test_small_starts_at_the_moments_of_the_counts():
+    """What is drawn from a distribution of counts is found again, by genes."""
+    rng = np.random.default_rng(0)
+    mean, dispersion, extra = np.array([0.5, 4.0, 20.0]), np.array([1.0, 2.0, 5.0]), np.array([0.01, 0.01, 0.3])
+    drawn = rng.negative_binomial(dispersion, dispersion / (dispersion + mean), (20000, 3))
+    heads = CountHeads(4, 3)
+    heads.start_at(drawn.astype(np.float32))
+    found = heads(torch.randn(1, 4))
+    assert np.allclose(found[0].detach(), mean, rtol=0.05)
+    assert np.allclose(found[1].detach(), dispersion, rtol=0.15)
+    heads.start_at((drawn * (rng.random(drawn.shape) > extra)).astype(np.float32))
+    found = heads(torch.randn(1, 4))[2].sigmoid().squeeze().detach().numpy()
+    assert found[2] > 5 * found[1]
+
+
+def test_published_counts_start_anywhere(spots):
+    sizes = np.concatenate([size_factors(spots, rows) for rows in spots.by_slice])
+    for preset, starts in (("small", True), ("published", False)):
+        method = Hist2ST(preset, **TINY, channels=4, out_channels=1, n_blocks=1, n_copies=0)
+        found = method.build(spots).count_heads.mean.bias.detach().exp().numpy()
+        assert np.allclose(found, (spots.counts / sizes[:, None]).mean(0), rtol=1e-3) == starts
 
 
 def test_features_have_no_copies(spots):

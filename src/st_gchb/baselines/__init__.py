@@ -11,6 +11,7 @@ from st_gchb.baselines._baseline import (
 )
 from st_gchb.baselines._hist2rna import Hist2RNA as Hist2RNA, Hist2RNASettings as Hist2RNASettings
 from st_gchb.baselines._hist2st import (
+    CountHeads as CountHeads,
     Hist2ST as Hist2ST,
     augmented_copy as augmented_copy,
     lattice_edges as lattice_edges,

@@ -32,7 +32,8 @@ class Hist2STSettings(SliceSettings):
         taken in each epoch; in prediction, attention is within compact parts of at most as many, and the graph layers
         see the whole slice.
     patch_px, patch_um, pixel_scale, position_scale, start_at_mean, from_features
-        As for :class:`SliceSettings`. Patch features have no augmented copies: there is no distillation then.
+        As for :class:`SliceSettings`; with ``start_at_mean``, the distribution of counts starts at their moments, too.
+        Patch features have no augmented copies: there is no distillation then.
     stem_px
         Side of the squares into which a patch is cut, px; it divides ``patch_px``.
     channels
@@ -134,6 +135,24 @@ class CountHeads(nn.Module):
     def __init__(self, width: int, n_genes: int) -> None:
         super().__init__()
         self.mean, self.dispersion, self.dropout = (nn.Linear(width, n_genes) for _ in range(3))
+
+    @torch.no_grad()
+    def start_at(self, counts: np.ndarray) -> None:
+        """Start at the moments of each gene, with zero weights: Adam's small steps are long in reaching them.
+
+        Parameters
+        ----------
+        counts
+            Counts of the training spots over their size factors, ``(n_spots, n_genes)``.
+        """
+        mean = counts.mean(0, dtype=np.float64).clip(1e-3)
+        dispersion = (mean**2 / (counts.var(0, dtype=np.float64) - mean).clip(1e-6)).clip(0.1, 20)
+        expected = (dispersion / (dispersion + mean)) ** dispersion
+        extra = ((counts == 0).mean(0) - expected).clip(0.01, 0.5)
+        starts = (np.log(mean), np.log(np.expm1(dispersion)), np.log(extra / (1 - extra)))
+        for layer, start in zip((self.mean, self.dispersion, self.dropout), starts, strict=True):
+            nn.init.zeros_(layer.weight)
+            layer.bias.copy_(torch.from_numpy(start))
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute mean, dispersion and the logit of dropout, each ``(n_spots, n_genes)``."""
@@ -285,7 +304,14 @@ class Hist2ST(SliceBaseline):
             embedding = FeatureEmbedding(spots.check_features(), settings.width)
         else:
             embedding = ConvmixerEmbedding(settings)
-        return Hist2STNetwork(embedding, self.head(spots, settings.width), self.n_copies, settings)
+        network = Hist2STNetwork(embedding, self.head(spots, settings.width), self.n_copies, settings)
+        if settings.start_at_mean:
+            assert spots.counts is not None, "checked in fit"
+            sizes = np.empty(len(spots), dtype=np.float32)
+            for rows in spots.by_slice:
+                sizes[rows] = size_factors(spots, rows)
+            network.count_heads.start_at(spots.counts / sizes[:, None])
+        return network
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Lower the learning rate in steps."""
