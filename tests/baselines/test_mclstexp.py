@@ -65,13 +65,14 @@ def test_seed_decides(spots):
 
 @pytest.mark.parametrize("settings", [{}, PIXELS])
 def test_each_patch_is_predicted_by_itself(spots, make_spots, settings):
-    method = small(**settings, epochs=1).fit(spots)
+    # All spots are retrieved: which are the nearest may change with the last digit.
+    method = small(**settings, epochs=1, n_retrieved=40, retrieved_share=None).fit(spots)
     query = make_spots(1, 4, 5)
     order = np.random.default_rng(0).permutation(len(query))
     together = method.predict(query)
-    assert together.std(0).min() > 0.01
-    np.testing.assert_allclose(method.predict(query[order]), together[order], atol=1e-5)
-    np.testing.assert_allclose(method.predict(query[np.array([7])]), together[[7]], atol=1e-5)
+    assert together.std(0).min() > 1e-3
+    np.testing.assert_allclose(method.predict(query[order]), together[order], atol=1e-4)
+    np.testing.assert_allclose(method.predict(query[np.array([7])]), together[[7]], atol=1e-4)
 
 
 def test_order_of_the_reference_decides_its_sentences_alone(spots):
@@ -100,6 +101,8 @@ def test_spots_of_a_sentence_attend_to_each_other(spots):
 def test_retrieval_is_that_of_the_publication(spots, order):
     method = small(n_retrieved=3, distance_order=order)
     network = built(method, spots).eval()
+    # As after training, embeddings differ in length.
+    torch.nn.init.uniform_(network.spot_projection.norm.weight, 0.1, 3)
     with torch.inference_mode():
         predicted = method.infer(network, spots)
         reference = network.embed_reference().numpy()
@@ -202,6 +205,8 @@ def test_size_of_the_published_network(make_spots):
     network = MclSTExp("published", device="cpu", weights=None).build(wide)
     n = sum(p.numel() for p in network.parameters()) + 2 * (65_536 - 128) * 785
     assert n == pytest.approx(116.1e6, rel=2e-3)
+    # Pixels are scaled to 0 to 1 alone, without ImageNet's constants.
+    assert not network.trunk.mean.any()
 
 
 def test_number_of_retrieved_spots(spots):

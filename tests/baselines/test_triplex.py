@@ -121,6 +121,16 @@ def test_predictions_of_a_slice_need_no_other_slice(spots):
         )
 
 
+def test_a_spot_in_a_batch_is_predicted_as_in_its_slice(spots):
+    method = small()
+    network = awake(method, spots).eval()
+    rows = np.array([25, 22, 37])
+    with torch.inference_mode():
+        whole = method._whole(network, spots, 20 + np.arange(20), rows)
+        in_batch, in_slice = method._answers(network, spots, rows, whole)[0], method.infer(network, spots)
+    np.testing.assert_allclose(in_batch, in_slice[rows], atol=1e-4)
+
+
 def moved_features(spots, row: int):
     changed = spots.features.copy()
     changed[row] += 30
