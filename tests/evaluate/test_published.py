@@ -17,6 +17,7 @@ from st_gchb._errors import (
     MissingFileError,
     MissingKeyError,
     ScaleError,
+    SliceError,
     STGCHBError,
 )
 from st_gchb.baselines import BASELINES, Baseline, TrainingSettings, spot_batches
@@ -37,6 +38,7 @@ from .conftest import QUICK, Spy
 @dataclass(frozen=True)
 class ColorSettings(TrainingSettings):
     patch_um: float = 60.0
+    window: int = 1
 
 
 class Color(Baseline):
@@ -45,6 +47,12 @@ class Color(Baseline):
     name = "color"
     presets = {"small": ColorSettings(epochs=2, lr=0.02), "published": ColorSettings(choose_epochs=False)}
     needs_pixels = True
+
+    def check(self, spots):
+        super().check(spots)
+        least = min(len(rows) for rows in spots.by_slice)
+        if least < self.settings.window:
+            raise SliceError(f"{self.name}: a slice has {least} spots; expected {self.settings.window}.")
 
     def build(self, spots):
         return nn.Linear(3, spots.targets.shape[1])
@@ -237,6 +245,33 @@ def test_methods_that_read_no_pixels_need_no_image(tissue, color, monkeypatch):
         # Its training does read them here: the check at the door has let it pass.
         evaluate_fold(no_image(tissue), "S3", methods=["color"], **QUICK)
     assert len(color) == 1
+
+
+def test_slices_too_small_for_a_method_are_told_before_anything_is_trained(tissue, color, tmp_path):
+    """S3 is made small: each fold that trains on it is refused, and the one that holds it out is not."""
+    small = tissue[(tissue.obs["slice"] != "S3") | (np.arange(tissue.n_obs) % 4 == 0)].copy()
+    spy = Spy()
+    methods = {"spy": spy, "mine": partial(METHODS["color"], window=30)}
+    with pytest.raises(SliceError, match=r"Fold 'S1', method 'mine': color: a slice has 1\d spots.*leave this method"):
+        evaluate(small, methods=methods, runs_dir=tmp_path / "runs", **QUICK)
+    assert (spy.tasks, color) == ([], [])
+    assert not (tmp_path / "runs").exists()
+    evaluate_fold(small, "S3", methods=methods, **QUICK)
+    assert len(color) == 1
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_images_are_asked_for_where_a_method_reads_them(tissue, name):
+    """The check at the door, with the first message that it has, or none."""
+    baseline = BASELINES[name]("small", device="cpu")
+    adata = no_image(tissue)
+    spy = Spy()
+    if baseline.reads_pixels:
+        with pytest.raises(STGCHBError, match=f"'{name}' learns from the pixels of patches.*S3"):
+            evaluate_fold(adata, "S3", methods={"spy": spy, name: METHODS[name]}, **QUICK)
+        assert spy.tasks == []
+    else:
+        assert evaluate_fold(adata, "S3", methods={name: partial(METHODS[name], epochs=1)}, **QUICK).scores["AG"].size
 
 
 @pytest.mark.parametrize(

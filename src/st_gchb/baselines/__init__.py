@@ -49,8 +49,8 @@ BASELINES: dict[str, type[Baseline]] = {
     "st-net": STNet,
     "histogene": HisToGene,
     "hist2st": Hist2ST,
-    "hist2rna": Hist2RNA,
     "thitogene": THItoGene,
+    "hist2rna": Hist2RNA,
     "triplex": Triplex,
     "mclstexp": MclSTExp,
 }

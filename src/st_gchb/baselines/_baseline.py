@@ -129,6 +129,11 @@ class Baseline(ABC):
         """Make the schedule of the learning rate, which moves on after each epoch; none unless a method says so."""
         return None
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Tell whether these settings read pixels; methods that take patch features in some override it."""
+        return self.needs_pixels
+
     def inner(self, spots: Spots) -> list[np.ndarray]:
         """Choose the parts, as rows, that are held out in turn to choose the number of epochs: the last slice alone."""
         return [inner_rows(spots)]

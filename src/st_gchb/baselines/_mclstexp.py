@@ -209,6 +209,11 @@ class MclSTExp(Baseline):
         ),
     }
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Tell whether pixels are read, and not patch features."""
+        return self.settings.encoder is not None
+
     def check(self, spots: Spots) -> None:
         """Validate settings, and that there are patches to contrast and spots to retrieve."""
         super().check(spots)

@@ -73,6 +73,11 @@ class SliceBaseline(Baseline):
 
     needs_pixels = True
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Tell whether pixels are read, and not patch features."""
+        return not self.settings.from_features
+
     def check(self, spots: Spots) -> None:
         """Validate training spots; a patch that does not fit the slide is told here, before its pixels are read.
 

@@ -302,6 +302,11 @@ class Triplex(Baseline):
         ),
     }
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Tell whether pixels are read, and not patch features."""
+        return self.settings.encoder is not None
+
     def check(self, spots: Spots) -> None:
         """Validate settings, and that the spots have what the views are computed from."""
         super().check(spots)

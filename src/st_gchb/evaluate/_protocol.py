@@ -16,17 +16,18 @@ from scipy import sparse
 from st_gchb._arguments import Pair, Seed, checked
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
-from st_gchb._errors import ExpressionError, InputError, MissingFileError, MissingKeyError
+from st_gchb._errors import ExpressionError, InputError, MissingFileError, MissingKeyError, STGCHBError
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_SPLIT, EncoderKind, HeldOut, Split
 from st_gchb._settings import settings
+from st_gchb.baselines import Baseline
 from st_gchb.evaluate._describe import model_settings
 from st_gchb.evaluate._feature_parts import available_kinds, columns_of
-from st_gchb.evaluate._folds import Fold
+from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._kernel import kernel_ridge
 from st_gchb.evaluate._methods import METHODS, nearest_neighbors
-from st_gchb.evaluate._published import baseline_of
-from st_gchb.evaluate._task import Method
+from st_gchb.evaluate._published import baseline_of, spots_of
+from st_gchb.evaluate._task import Method, Task
 from st_gchb.model import check_features, check_k, check_names
 from st_gchb.pp import slices_of
 from st_gchb.pp.encoders import choose_device
@@ -209,13 +210,15 @@ def make_plan(
     _check_table(adata, protocol.features_key)
     _check_sizes(folds, chosen)
     _check_parts(adata, chosen, protocol.features_key)
-    _check_published(adata, chosen, protocol)
+    baselines = _check_published(adata, chosen, protocol)
     log_values = log_normalize(adata.X, log_normalized=False)
     slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
     columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
     plan = Plan(adata, folds, chosen, protocol, log_values, columns)
     for fold in folds:
         present(protocol.markers, plan.panel(fold))
+        if baselines:
+            _check_training_spots(plan, fold, baselines)
     return plan
 
 
@@ -291,8 +294,13 @@ def _check_parts(adata: AnnData, methods: Mapping[str, Method], features_key: st
                 raise MissingKeyError(f"Method {name!r}: {error}") from error
 
 
-def _check_published(adata: AnnData, methods: Mapping[str, Method], protocol: Protocol) -> None:
+def _check_published(adata: AnnData, methods: Mapping[str, Method], protocol: Protocol) -> dict[str, Baseline]:
     """Validate presets and settings of published methods, and that the images can be read that they learn from.
+
+    Returns
+    -------
+    dict
+        The published methods by name, not trained.
 
     Raises
     ------
@@ -303,10 +311,11 @@ def _check_published(adata: AnnData, methods: Mapping[str, Method], protocol: Pr
     ScaleError
         The size of a pixel is not known, or a patch is larger than a slide.
     """
-    baselines = {name: baseline_of(method, protocol.device) for name, method in methods.items()}
+    made = {name: baseline_of(method, protocol.device) for name, method in methods.items()}
+    baselines = {name: baseline for name, baseline in made.items() if baseline is not None}
     slices = None
     for name, baseline in baselines.items():
-        if baseline is None or not baseline.needs_pixels:
+        if not baseline.reads_pixels:
             continue
         try:
             slices = slices or slices_of(adata, protocol.slice_key)
@@ -314,6 +323,26 @@ def _check_published(adata: AnnData, methods: Mapping[str, Method], protocol: Pr
                 side_px(slide, getattr(baseline.settings, "patch_um", 1.0), None)
         except (InputError, MissingFileError, MissingKeyError) as error:
             raise type(error)(f"Method {name!r} learns from the pixels of patches. {error}") from error
+    return baselines
+
+
+def _check_training_spots(plan: Plan, fold: Fold, baselines: Mapping[str, Baseline]) -> None:
+    """Reject a fold whose training spots a published method cannot take, such as slices that are too small for it.
+
+    Raises
+    ------
+    STGCHBError
+        As the method's ``check`` raises it; the message names fold and method.
+    """
+    protocol = plan.protocol
+    train, test = plan.adata[fold.train].copy(), hide_expression(plan.adata[fold.test], protocol.features_key)
+    task = Task(train, test, plan.panel(fold), protocol.features_key, protocol.slice_key, 0, protocol.device)
+    spots, _ = spots_of(task)
+    for name, baseline in baselines.items():
+        try:
+            baseline.check(spots)
+        except STGCHBError as error:
+            raise type(error)(f"Fold {fold.name!r}, method {name!r}: {error} Or leave this method out.") from error
 
 
 def _check_sizes(folds: Sequence[Fold], methods: Mapping[str, Method]) -> None:

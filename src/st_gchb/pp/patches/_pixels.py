@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -106,18 +106,17 @@ class PatchPixels:
         """Map the patches of a slice into memory, read from the image unless they are in the cache."""
         shape = (len(slide.rows), *self.shape[1:])
         key = None if self._folder is None else _key(slide, side, self.shape[1])
-        batches = read_patches(slide, side, self.shape[1], memory_mb=self._memory_mb)
         try:
             if self._folder is None or key is None:
                 with TemporaryFile(prefix="st_gchb_patches") as file:
-                    _write(file, shape, batches)
+                    _write(file, shape, self._read(slide, side))
                     file.flush()
                     file.seek(0)
                     return _mapped(file, shape)
             path = self._folder / f"{key}.patches.npy"
             if not _is_whole(path, shape):
                 with write_whole(path) as part, part.open("wb") as file:
-                    _write(file, shape, batches)
+                    _write(file, shape, self._read(slide, side))
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except MissingFileError:
             # The image is gone, which is no fault of the cache.
@@ -128,6 +127,9 @@ class PatchPixels:
                 f"{self._folder if key else 'the folder of temporary files'} ({error}). Free space there, or set "
                 "st_gchb.settings.cache_dir to another folder."
             ) from error
+
+    def _read(self, slide: Slice, side: float) -> Iterator[tuple[Any, Pixels]]:
+        return read_patches(slide, side, self.shape[1], memory_mb=self._memory_mb)
 
 
 def _write(file: BinaryIO, shape: tuple[int, ...], batches: Iterable[tuple[Any, Pixels]]) -> None:
