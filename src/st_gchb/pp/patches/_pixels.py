@@ -55,7 +55,7 @@ class PatchPixels:
     >>> image = open_image(np.full((90, 90, 3), 7, np.uint8))
     >>> slide = Slice("a", np.arange(2), np.array([[20.0, 20.0], [50.0, 60.0]]), image, um_per_px=1.0)
     >>> pixels = PatchPixels([slide], out_px=8, patch_um=16.0)
-    >>> pixels.shape, pixels[np.array([1])].mean()
+    >>> pixels.shape, float(pixels[np.array([1])].mean())
     ((2, 8, 8, 3), 7.0)
     """
 
