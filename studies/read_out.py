@@ -1,4 +1,4 @@
-"""Choice of the default's read-out: the kernel head's share and the sharpening, on training slices alone.
+"""Choice of the default's read-out and surroundings: share of the kernel head, sharpening, steps, on training slices.
 
 For each held-out part of a data set, the other slices are left out in turn (the quadrants of a single one), and a model
 that is trained on the rest predicts them with every read-out. The held-out part has no part in this.
@@ -28,6 +28,8 @@ from studies._tissues import TISSUES, Tissue, embedded
 SHARES = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 """Shares of the kernel head; the rest is retrieval."""
 SHARPENINGS = (0.0, 0.15, 0.3, 0.5, 1.0)
+SURROUNDINGS = (0, 12, 24, 48)
+"""Steps of the surroundings, with which other models are trained."""
 _SHARE = 0.6
 """Share of the kernel head with which sharpening is compared."""
 MEASURES = (*CRITERION, "Moran_difference")
@@ -102,7 +104,10 @@ class SharedModel:
 
 
 def read_outs() -> dict[str, dict[str, float]]:
-    """Return settings of the read-outs by name: shares without sharpening, then sharpenings of one share."""
+    """Return settings of the read-outs by name: shares without sharpening, then sharpenings of one share.
+
+    They are asked of one model with the default's surroundings.
+    """
     shares = {f"kernel head {share:g}": {"kernel_weight": share, "sharpening": 0.0} for share in SHARES}
     return shares | {
         f"sharpened by {by:g}": {"kernel_weight": _SHARE, "sharpening": by} for by in SHARPENINGS if by > 0
@@ -127,6 +132,9 @@ def inner_scores(adata: AnnData, tissue: Tissue, **options: Any) -> pd.DataFrame
             name: partial(shared.predict, kernel_weight=settings["kernel_weight"], sharpening=settings["sharpening"])
             for name, settings in read_outs().items()
         }
+        for steps in SURROUNDINGS:
+            other = SharedModel(context_surroundings=steps)
+            methods[f"surroundings of {steps} steps"] = partial(other.predict, kernel_weight=_SHARE, sharpening=0.0)
         scores = evaluate(training, methods=methods, split=split, **options).scores
         means = scores.groupby("method", sort=False)[list(MEASURES)].mean()
         rows.append(means.rename_axis("read_out").reset_index().assign(fold=fold.name))
