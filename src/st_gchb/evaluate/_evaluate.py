@@ -235,6 +235,7 @@ def evaluate_fold(
     device: str = "auto",
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
+    keep_predictions: bool = False,
 ) -> Evaluation:
     """Leave a single slice or block out; parameters are those of :func:`evaluate`, which can reuse its runs.
 
@@ -246,7 +247,7 @@ def evaluate_fold(
     folds = hold_one_out(adata, held_out, split=split, slice_key=slice_key)
     protocol = Protocol("slice", n_top_genes, seeds_of(seeds, 1), markers, slice_key, features_key, device, split)
     chosen = default_methods(adata, features_key) if methods is None else methods
-    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite)
+    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite, keep_predictions=keep_predictions)
 
 
 def _evaluate(

@@ -1,0 +1,83 @@
+"""The study of published methods: one row per method, times that are kept, markers that all panels hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import st_gchb
+from st_gchb.evaluate import METHODS
+from studies import published as study
+
+
+@pytest.fixture
+def tissue(monkeypatch):
+    adata = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40, seed=1)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
+    genes = tuple(adata.var_names[:8])
+    two = study.Experiment("two drawn sections", lambda given: adata, ("ridge", "bleep"), 2, ("none", *genes))
+    monkeypatch.setitem(study.EXPERIMENTS, "two", two)
+    monkeypatch.setitem(METHODS, "bleep", METHODS["ridge-neighbors"])
+    return adata
+
+
+def call(out: Path, *more: object) -> int:
+    given = ["--data", out, "--sets", "two", "--n-top-genes", 20, "--device", "cpu", "--quiet", "--runs", out / "runs"]
+    return study.main([*map(str, given), "--out", str(out / "out"), *map(str, more)])
+
+
+def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
+    assert call(tmp_path) == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"two.csv", "two.json", "two_1.md", "two_2.md", "two.png"}
+    second = (out / "two_2.md").read_text(encoding="utf-8")
+    assert second.startswith("two drawn sections; held out: S1, S2; 2 seeds, at most 20 genes. MG: ")
+    assert "| method | MG | HVG | HEG | Cor>0.3 | AG | min a run |" in second
+    assert "\n| bleep | " in second
+    scores = pd.read_csv(out / "two.csv")
+    assert len(scores) == 2 * 2 * 2
+    mean = scores[scores["method"] == "bleep"].groupby("seed")["HVG"].mean()
+    assert f"{mean.mean():.4f} ± {mean.std():.4f}" in (out / "two_1.md").read_text(encoding="utf-8")
+    times = pd.read_csv(tmp_path / "runs/two/times.csv")
+    assert list(times["method"]) == ["ridge", "bleep"]
+    assert (times["runs"] == 4).all()
+    capsys.readouterr()
+    before = (tmp_path / "runs/two/times.csv").read_bytes()
+    assert call(tmp_path) == 0
+    assert (tmp_path / "runs/two/times.csv").read_bytes() == before, "nothing was made a second time"
+    assert "bleep, 2 of 2, at most 1 min remain" in capsys.readouterr().out
+
+
+def test_markers_are_those_that_all_panels_hold():
+    panels = pd.DataFrame({"fold": ["S1", "S1", "S1", "S2", "S2"], "gene": ["a", "b", "c", "b", "a"]})
+    two = study.Experiment("two", lambda given: None, (), 1, ("c", "b", "a"))
+    assert study.common_markers(two, panels, None) == ["b", "a"]
+
+
+def test_simulated_tissue_says_so_in_every_row():
+    scores = pd.DataFrame({"method": ["ridge", "bleep"], "seed": 0, "MG": np.nan, "HVG": 0.25, "HEG": 0.5})
+    drawn = study.Experiment("drawn", lambda given: None, (), 1, (), simulated=True)
+    lines = study.table(scores, ["ridge", "bleep"], ("MG", "HVG", "HEG"), {"ridge": [90.0, 1]}, drawn).splitlines()
+    assert lines[0] == "| simulated | MG | HVG | HEG | min a run |"
+    assert lines[2:] == [
+        "| simulated: ridge |  | 0.2500 | 0.5000 | 1.5 |",
+        "| simulated: bleep |  | 0.2500 | 0.5000 |  |",
+    ]
+
+
+@pytest.mark.parametrize("name", study.EXPERIMENTS)
+def test_every_method_that_is_named_exists(name):
+    one = study.EXPERIMENTS[name]
+    assert set(one.methods) <= set(METHODS)
+    assert len(set(one.methods)) == len(one.methods)
+
+
+@pytest.mark.parametrize("more", [["--sets", "colon"], ["--methods", "st-not"]])
+def test_unknown_names_end_it(tmp_path, more, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call(tmp_path, *more)
+    assert ended.value.code == 2
+    assert more[1] in capsys.readouterr().err
