@@ -20,6 +20,7 @@ from anndata import AnnData
 from st_gchb._options import Split
 from st_gchb.evaluate import Task, evaluate, split_folds
 from st_gchb.model import STGCHB
+from st_gchb.pp.patches import feature_keys
 from studies._choice import CRITERION
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_csv, write_text
@@ -94,13 +95,24 @@ class SharedModel:
             if self._trained is not None:
                 # scvi-tools keeps every table that was set up for as long as the process lives.
                 self._trained[1].deregister_manager(self._trained[2])
-            table = task.train.copy()
+            table = without_images(task)
             STGCHB.setup_anndata(table, slice_key=task.slice_key, features_key=task.features_key)
             model = STGCHB(table, panel=task.panel, seed=task.seed, **self._settings)
             options: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False}
             model.train(calibrate=False, accelerator=task.device, **options)
             self._trained = asked, model, table
         return self._trained[1]
+
+
+def without_images(task: Task) -> AnnData:
+    """Copy the training spots without the images, which no model needs once there are features."""
+    train, key = task.train, task.features_key
+    table = AnnData(train.X, obs=train.obs.copy(), var=train.var[[]].copy())
+    for name in ("spatial", *feature_keys(train, key)):
+        table.obsm[name] = train.obsm[name]
+    if key in train.uns:
+        table.uns[key] = train.uns[key]
+    return table
 
 
 def read_outs() -> dict[str, dict[str, float]]:
