@@ -92,11 +92,10 @@ def scores(adata: AnnData, tissue: Tissue, parts: Sequence[str], **options: Any)
     pandas.DataFrame
         One row per held-out part, seed, variant and read-out.
     """
-    methods = {}
+    methods, shared = {}, SharedModel()
     for part in parts:
-        shared = SharedModel(**PARTS[part])
         for read_out, settings in READ_OUTS.items():
-            methods[f"{part}|{read_out}"] = partial(shared.predict, **settings)
+            methods[f"{part}|{read_out}"] = partial(shared.predict, **settings, **PARTS[part])
     found = evaluate(adata, **tissue.folds, methods=methods, **options).scores
     found[["part", "read_out"]] = found["method"].str.split("|", expand=True)
     return found.drop(columns="method")

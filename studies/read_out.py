@@ -68,19 +68,18 @@ def run(arguments: argparse.Namespace) -> list[Path]:
 class SharedModel:
     """Answers with several read-outs from one training: they are no part of what is trained.
 
-    Parameters
-    ----------
-    settings
-        Other settings of the model, by default the default's.
+    The last model is kept, so that read-outs of one training are to be asked one after the other.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = settings
+    def __init__(self) -> None:
         self._trained: tuple[tuple[Any, ...], STGCHB, AnnData] | None = None
 
-    def predict(self, task: Task, *, kernel_weight: float, sharpening: float) -> np.ndarray:
-        """Predict the held-out spots with a share of the kernel head and a sharpening, ``(n_test, n_genes)``."""
-        model = self._model(task)
+    def predict(self, task: Task, *, kernel_weight: float, sharpening: float, **settings: Any) -> np.ndarray:
+        """Predict the held-out spots with a share of the kernel head and a sharpening, ``(n_test, n_genes)``.
+
+        ``settings`` are those of the training that differ from the default's.
+        """
+        model = self._model(task, settings)
         whole = model.settings
         model.settings = replace(whole, kernel_weight=kernel_weight, sharpening=sharpening)
         try:
@@ -89,15 +88,15 @@ class SharedModel:
             model.settings = whole
         return np.asarray(answer.layers["st_gchb"])
 
-    def _model(self, task: Task) -> STGCHB:
-        asked = (task.seed, *task.train.obs_names)
+    def _model(self, task: Task, settings: dict[str, Any]) -> STGCHB:
+        asked = (task.seed, tuple(settings.items()), *task.train.obs_names)
         if self._trained is None or self._trained[0] != asked:
             if self._trained is not None:
                 # scvi-tools keeps every table that was set up for as long as the process lives.
                 self._trained[1].deregister_manager(self._trained[2])
             table = without_images(task)
             STGCHB.setup_anndata(table, slice_key=task.slice_key, features_key=task.features_key)
-            model = STGCHB(table, panel=task.panel, seed=task.seed, **self._settings)
+            model = STGCHB(table, panel=task.panel, seed=task.seed, **settings)
             options: dict[str, Any] = {"enable_progress_bar": False, "enable_checkpointing": False}
             model.train(calibrate=False, accelerator=task.device, **options)
             self._trained = asked, model, table
@@ -145,8 +144,10 @@ def inner_scores(adata: AnnData, tissue: Tissue, **options: Any) -> pd.DataFrame
             for name, settings in read_outs().items()
         }
         for steps in SURROUNDINGS:
-            other = SharedModel(context_surroundings=steps)
-            methods[f"surroundings of {steps} steps"] = partial(other.predict, kernel_weight=_SHARE, sharpening=0.0)
+            trained: dict[str, Any] = {"context_surroundings": steps}
+            methods[f"surroundings of {steps} steps"] = partial(
+                shared.predict, kernel_weight=_SHARE, sharpening=0.0, **trained
+            )
         scores = evaluate(training, methods=methods, split=split, **options).scores
         means = scores.groupby("method", sort=False)[list(MEASURES)].mean()
         rows.append(means.rename_axis("read_out").reset_index().assign(fold=fold.name))
