@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Evaluate every number of steps on every data set, and write the table."""
-    methods = {str(steps): partial(METHODS["default"], context_surroundings=steps) for steps in STEPS}
+    default: Any = METHODS["default"]
+    methods = {str(steps): partial(default, context_surroundings=steps) for steps in STEPS}
     options: dict[str, Any] = {"n_top_genes": arguments.n_top_genes, "device": arguments.device}
     rows = []
     for name in arguments.tissues:
