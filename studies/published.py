@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     example = "--data ../shared/data --weights ../shared/weights/mobilenet_v2_imagenet.safetensors"
     parser = new_parser("published", __doc__, example)
     add_tissues(parser)
-    parser.set_defaults(out=Path("docs/results/published"))
+    parser.set_defaults(out=Path("evaluation/tables"))
     add = parser.add_argument
     add("--sets", nargs="+", metavar="NAME", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="default: all")
     add("--methods", nargs="+", metavar="NAME", choices=METHODS, help="default: those of each data set")

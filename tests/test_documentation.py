@@ -18,7 +18,8 @@ import st_gchb
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TABLES = sorted((DOCS / "results").glob("*/*.md"))
+# Parts of pages, which include them.
+TABLES = sorted([*(DOCS / "results").glob("*/*.md"), *(DOCS / "user-guide").glob("*/*.md")])
 MADE = ("_build", "generated", "getting-started/tutorials/")
 """Folders below docs/ that the build makes."""
 PAGES = sorted(

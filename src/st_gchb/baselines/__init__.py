@@ -55,3 +55,17 @@ BASELINES: dict[str, type[Baseline]] = {
     "mclstexp": MclSTExp,
 }
 """Published methods by name."""
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "Hist2RNA",
+    "Hist2ST",
+    "HisToGene",
+    "MclSTExp",
+    "STNet",
+    "THItoGene",
+    "Triplex",
+    "Spots",
+    "TrainingSettings",
+]
