@@ -75,7 +75,7 @@ def _cumulative() -> Iterator[Variant]:
 
 def _read_outs() -> Iterator[Variant]:
     """Read-outs on features of three patch sizes, which the kernel head has a kernel each for."""
-    alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 24}
+    alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0, "context_surroundings": 12}
     heads: list[tuple[str, dict[str, Any]]] = [
         ("retrieval alone", {}),
         ("ridge head by gene, at most 0.4", {"ridge_weight": 0.4}),

@@ -234,7 +234,7 @@ class NeighborhoodAggregator:
     .. math:: \bigl[ X, \; P X, \; P^2 X, \; \dots, \; P^{n} X, \; P^{s} X \bigr]
 
     for n rings and surroundings of s steps. The mean distance of the spots that P^s averages from the spot itself
-    grows with the root of s: of 24 steps, it is about four and a half spot distances.
+    grows with the root of s: of 12 steps, it is about three spot distances.
 
     Parameters
     ----------
