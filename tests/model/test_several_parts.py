@@ -124,12 +124,12 @@ def test_a_model_of_one_part_is_written_as_it_was(model: STGCHB, slices: AnnData
     """Earlier versions read it, and refuse one of several parts as newer."""
     one = slices.copy()
     st_gchb.pp.embed_patches(one, encoder="texture", patch_um=150, n_views=1, cache=False)
-    retrieval = trained_on(one, kernel_weight=0.0, sharpening=0.0)
+    retrieval = trained_on(one, kernel_weight=0.0, sharpening=0.0, context_surroundings=0)
     for name, made in (("one", retrieval), ("several", model)):
         made.save(tmp_path / name)
     records = {name: json.loads((tmp_path / name / "model.json").read_text()) for name in ("one", "several")}
     assert (records["one"]["format"], records["several"]["format"]) == (4, 5)
-    newer = {"kernel_weight", "kernel_components", "kernel_rank", "sharpening"}
+    newer = {"kernel_weight", "kernel_components", "kernel_rank", "sharpening", "context_surroundings"}
     assert newer.isdisjoint(records["one"]["settings"])
     assert newer <= records["several"]["settings"].keys()
     assert STGCHB.load(tmp_path / "one").settings == retrieval.settings
