@@ -295,7 +295,7 @@ def test_features_of_others_are_no_texture(tissue):
 
 
 def test_by_default_the_kernels_are_those_of_the_features(two_encoders, monkeypatch):
-    kernels = [name for name in METHODS if name.startswith("kernel")]
+    kernels = [name for name in METHODS if name.startswith("kernel-ridge")]
     for name in METHODS.keys() - set(kernels):
         monkeypatch.setitem(METHODS, name, METHODS["mean"])
     both = evaluate(two_encoders, **QUICK).settings["methods"]
