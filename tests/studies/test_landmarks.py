@@ -38,9 +38,10 @@ def test_the_command_writes_the_loss(tmp_path):
     call = ["--spots", "200", "--points", "10", "200", "--used", "50", "1000", "--out", str(tmp_path), "--quiet"]
     assert study.main(call) == 0
     lines = (tmp_path / "landmarks.md").read_text(encoding="utf-8").splitlines()
-    names = [line.split(" | ")[1] for line in lines[2:]]
+    rows = [line.split(" | ") for line in lines[2:] if line.startswith("|")]
+    names = [row[1] for row in rows]
     assert names == ["10 landmarks, solved on 50 spots", "10 landmarks", "200 landmarks", "exact"]
-    few, _, many, exact = (float(line.split(" | ")[2]) for line in lines[2:])
+    few, _, many, exact = (float(row[2]) for row in rows)
     assert few < many
     assert many == pytest.approx(exact, abs=0.002)
-    assert "100.0%" in "".join(lines[-2:])
+    assert any("100.0%" in row for row in rows)

@@ -76,7 +76,7 @@ def test_every_method_that_is_named_exists(name):
 
 
 @pytest.mark.parametrize("more", [["--sets", "colon"], ["--methods", "st-not"]])
-def test_unknown_names_end_it(tmp_path, more, capsys):
+def test_unknown_names_end_it(tissue, tmp_path, more, capsys):
     with pytest.raises(SystemExit) as ended:
         call(tmp_path, *more)
     assert ended.value.code == 2
