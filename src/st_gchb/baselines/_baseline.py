@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -240,9 +239,6 @@ class Baseline(ABC):
     def tensor(self, values: np.ndarray) -> Tensor:
         """Copy an array to the device."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return copy.copy(vars(self))
 
 
 def inner_rows(spots: Spots) -> np.ndarray:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 
 from st_gchb._arguments import Positive, Share, checked
 from st_gchb._compat import named_layers
@@ -16,8 +14,8 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb.metrics import pearson
 from st_gchb.pl._figure import CMAP
-from st_gchb.pl._slice import Tissue, color_bar, draw_values, new_axes, tissue_of
-from st_gchb.pl._spatial import IMAGE_ALPHA, UNIT, check_genes, extension, values_of
+from st_gchb.pl._slice import new_axes, tissue_of
+from st_gchb.pl._spatial import IMAGE_ALPHA, check_genes, draw_gene, values_of
 
 
 @checked
@@ -105,22 +103,12 @@ def compare_methods(
     for row, gene in zip(axs, names, strict=True):
         layers = {"Measured": measured_layer} | {method: method for method in shown}
         values = {title: values_of(found, tissue, gene, layer) for title, layer in layers.items()}
-        _draw_row(row, tissue, values, cmap=cmap, size=size, image_alpha=image_alpha)
+        draw_gene(row, tissue, values, cmap=cmap, size=size, image_alpha=image_alpha, beside_tissue=False)
+        for ax, method in zip(row[1:], shown, strict=True):
+            r = pearson(values["Measured"][:, None], values[method][:, None])[0]
+            ax.set_title(f"{method}\n" + f"r = {r:.2f}".replace("-", "−"), fontsize=10)
         row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     return axs
-
-
-def _draw_row(row: Sequence[Axes], tissue: Tissue, values: dict[str, np.ndarray], *, cmap: Any, **style: Any) -> None:
-    """Draw a gene in all axes of its row, with one color scale."""
-    every = np.concatenate(list(values.values()))
-    low, high = np.percentile(every, [1, 99])
-    norm = Normalize(low, high if high > low else low + 1.0)
-    measured = values["Measured"]
-    for ax, (title, shown) in zip(row, values.items(), strict=True):
-        draw_values(ax, tissue, shown, norm=norm, cmap=cmap, scale_bar=ax is row[0], **style)
-        r = "" if shown is measured else f"\nr = {pearson(measured[:, None], shown[:, None])[0]:.2f}"
-        ax.set_title(title + r.replace("-", "−"), fontsize=9)
-    color_bar(row, norm, cmap, UNIT, extension(every, low, high))
 
 
 def _methods(found: AnnData, methods: Sequence[str] | None, measured_layer: str) -> list[str]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 IMAGE_ALPHA = 0.45
 """Opacity of the image below spots."""
-UNIT = "log(1 + counts per 10⁴)"
+_UNIT = "log(1 + counts per 10⁴)"
 
 
 @checked
@@ -133,21 +133,26 @@ def measured_vs_predicted(
             draw_tissue(row[0], tissue, scale_bar=True)
             row[0].set_title("H&E", fontsize=10)
         style: Any = {"cmap": cmap, "size": size, "image_alpha": image_alpha, "beside_tissue": show_tissue}
-        _draw_gene(row[int(show_tissue) :], tissue, values, **style)
+        own = row[int(show_tissue) :]
+        draw_gene(own, tissue, values, **style)
+        if len(values) == 2:
+            r = pearson(*(shown[:, None] for shown in values.values()))[0]
+            own[-1].set_title(f"Predicted, r = {r:.2f}".replace("-", "−"), fontsize=10)
         row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     return axs
 
 
-def _draw_gene(
+def draw_gene(
     row: Sequence[Axes],
     tissue: Tissue,
     values: dict[str, np.ndarray],
     *,
-    cmap: str,
+    cmap: str | Colormap,
     size: float | None,
     image_alpha: float,
     beside_tissue: bool,
 ) -> None:
+    """Draw maps of a gene by title, one in each of the axes, with one color scale for all."""
     every = np.concatenate(list(values.values()))
     low, high = np.percentile(every, [1, 99])
     norm = Normalize(low, high if high > low else low + 1.0)
@@ -156,16 +161,9 @@ def _draw_gene(
         scale_bar = ax is row[0] and not beside_tissue
         draw_values(ax, tissue, shown, norm=norm, cmap=cmap, size=size, image_alpha=image_alpha, scale_bar=scale_bar)
         ax.set_title(title, fontsize=10)
-    if len(values) == 2:
-        r = pearson(*(shown[:, None] for shown in values.values()))[0]
-        row[-1].set_title(f"Predicted, r = {r:.2f}".replace("-", "−"), fontsize=10)
-    color_bar(row, norm, cmap, UNIT, extension(every, low, high))
-
-
-def extension(values: np.ndarray, low: float, high: float) -> str:
-    """Return on which sides values exceed a color scale, as matplotlib's color bar names them."""
-    below, above = values.min() < low, values.max() > high
-    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+    below, above = every.min() < low, every.max() > high
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max"}.get((below, above), "both")
+    color_bar(row, norm, cmap, _UNIT, extend)
 
 
 def values_of(pred: AnnData, tissue: Tissue, gene: str, layer: str) -> np.ndarray:
