@@ -13,9 +13,19 @@ import pytest
 from anndata import AnnData
 
 from forks import ForkServer, fork_context
-from trainings import shorten_trainings
+from trainings import shorten_trainings, shrink_patches
 
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+FORKING = {"programs", "forked_workers"}
+"""Fixtures that need a process that imports the libraries, which each process that runs tests has for itself."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that need such a process first: pytest-xdist then gives them all to one of its own."""
+    items.sort(key=lambda item: FORKING.isdisjoint(getattr(item, "fixturenames", ())))
 
 
 def pytest_collection_finish() -> None:
@@ -58,11 +68,9 @@ def reader_fixtures_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> ForkServer:
     """Start Python programs in processes of their own, without the seconds that imports take."""
-    server = ForkServer(tmp_path_factory.mktemp("programs"))
-    yield server
-    server.close()
+    return ForkServer(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +104,12 @@ def tissue(_tissue: AnnData) -> AnnData:
 def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are trained for an epoch or two."""
     shorten_trainings(monkeypatch)
+
+
+@pytest.fixture
+def small_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretrained encoders are given small patches."""
+    shrink_patches(monkeypatch)
 
 
 @pytest.fixture

@@ -65,11 +65,16 @@ def others_quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [other.level for other in loggers]
     try:
-        for other in loggers:
-            other.setLevel(max(other.level, logging.WARNING))
+        _set_levels(loggers, [max(level, logging.WARNING) for level in levels])
         yield
     finally:
-        for other, level in zip(loggers, levels, strict=True):
+        _set_levels(loggers, levels)
+
+
+def _set_levels(loggers: Iterable[logging.Logger], levels: Iterable[int]) -> None:
+    for other, level in zip(loggers, levels, strict=True):
+        # Even one that stays as it is makes logging forget what it knows of every logger of the process.
+        if other.level != level:
             other.setLevel(level)
 
 

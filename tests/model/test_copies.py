@@ -169,6 +169,7 @@ def test_an_untrained_copy_trains_to_the_same_model(registered: AnnData):
     assert other.model_id_ == model.model_id_
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_model_goes_to_a_process_of_its_own(model: STGCHB, held_out: AnnData):
     with ProcessPoolExecutor(1, mp_context=fork_context()) as pool:
         found = pool.submit(model.predict, held_out).result()

@@ -15,6 +15,7 @@ from st_gchb._errors import DeviceError, InputError, MissingFileError, MissingKe
 from st_gchb.evaluate import fit_predict
 from st_gchb.model import STGCHB, _fit as fitting
 from st_gchb.pp.patches import _feature_maps as maps_module, _last_stage as stages, with_maps
+from trainings import shrink_patches
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -38,12 +39,19 @@ SMALL = {
     "n_embedding": 16,
     "pretrain_epochs": 1,
     "max_epochs": 1,
-    "batch_size": 8,
+    "batch_size": 16,
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_patches(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def slices():
+def slices(_small):
     """Three slices of about 16 spots with features and maps of an untrained ResNet; not to be changed."""
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=4, n_cols=4, n_genes=40, seed=3)
     st_gchb.pp.embed_patches(
