@@ -32,6 +32,7 @@ from st_gchb.model._features import (
     NeighborhoodAggregator,
     appearance_of,
     context_of,
+    is_plain,
 )
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, Query, measured_panel
@@ -292,7 +293,7 @@ def answer(
         reference.
     """
     features = FeatureRows(features)
-    context = context_of(p.rules.context, features, adjacency, slices)
+    context = _query_context(p, features, adjacency, slices)
     seen = seen_context(p.module, p.rules.context, context, features, (adjacency, slices))
     embedding = embed(p.module, seen, adjacency, "image")
     k = min(p.settings.k, len(p.bank)) if k is None else k
@@ -314,6 +315,15 @@ def answer(
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
     predictors = error_predictors(neighbors, retrieved, panel, table, distance)
     return Answer(embedding, neighbors, linear, components, retrieved, panel, predictors)
+
+
+def _query_context(p: Predictor, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:
+    """Build the context of a query: all that is asked of it are projections, unless the network takes it as it is."""
+    rule, projected = p.rules.context, p.module.network.image.fixed.matrix.ndim > 1
+    if rule.surroundings and projected:
+        held = is_plain(features, NeighborhoodAggregator(0))
+        return BlockedContext(FeatureRows(features.whole()) if held else features, adjacency, slices, rule)
+    return context_of(rule, features, adjacency, slices)
 
 
 def blended(

@@ -22,10 +22,11 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridge penalties from which that of each component is chosen; the kernel of a spot with itself is 1."""
 
-N_POINTS = 2000
-"""Largest number of reference spots at which kernels are centered; from a larger reference, as many are drawn."""
+N_POINTS, _POINT_SHARE, _MOST_POINTS = 1000, 0.1, 2000
+"""Number of reference spots at which kernels are centered, of a reference that has more: a tenth of it, within these
+limits."""
 
-_CHOICE_SPOTS, _CHOICE_POINTS = 8000, 1000
+_CHOICE_SPOTS, _CHOICE_POINTS = 8000, 500
 """Largest number of reference spots on which ridges are chosen, and of points among them."""
 
 _MEDIAN_SPOTS = 2000
@@ -124,7 +125,8 @@ def fit_kernel_head(
         Seed with which points are drawn from a large reference.
     """
     rng = np.random.default_rng(seed)
-    drawn = _draw(np.arange(len(inputs)), N_POINTS, rng)
+    n_points = max(N_POINTS, min(int(_POINT_SHARE * len(inputs)), _MOST_POINTS))
+    drawn = _draw(np.arange(len(inputs)), n_points, rng)
     columns = _columns(inputs.shape[1], n_parts)
     scales = [median_scale(inputs[:, own], rng) for own in columns]
     ridges = _choose_ridges(inputs, columns, scales, scores, folds, rng)
