@@ -2,7 +2,8 @@
 
 Each data set is evaluated by leaving sections out; the slices of DLPFC with simulated counts at their true size. Beside
 the methods of the paper stand the package's default and the strongest baselines. Finished runs and their times are kept
-below --runs, and the same command goes on where it was stopped.
+below --runs, and the same command goes on where it was stopped. With --hours, no method is begun after that time: those
+that are left out stand in the tables with the time that a run of them would take.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 import st_gchb
 from st_gchb import pl
-from st_gchb.evaluate import METHODS, Evaluation, evaluate, evaluate_fold, machine_and_versions
+from st_gchb.errors import InputError
+from st_gchb.evaluate import METHODS, Evaluation, Method, evaluate, evaluate_fold, machine_and_versions
 from studies import dlpfc
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_csv, write_record, write_text
@@ -34,6 +38,8 @@ STRONG = ("ridge-neighbors", "kernel-ridge", "kernel-ridge-both")
 """Baselines that stand beside the methods of the paper."""
 CHEAP = ("hist2rna-published",)
 """Methods that are cheap with the settings of their publication, too."""
+PRETRAINED = "st-net, MobileNetV2"
+"""ST-Net with the stored MobileNetV2 of ImageNet as its trunk, in place of ImageNet's DenseNet-121."""
 COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}
 """The paper's names of the measures, and the package's."""
 
@@ -87,7 +93,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "her2st": Experiment(
         TISSUES["her2st"].title,
         _tissue("her2st"),
-        (*TABLE_1, *CHEAP, *TABLE_2[2:6], *STRONG),
+        (*TABLE_1, *CHEAP, PRETRAINED, *TABLE_2[2:6], *STRONG),
         3,
         ("ERBB2", "CD74", "FASN", "GNAS", "IGKC", "SCD"),
     ),
@@ -126,42 +132,66 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(out=Path("evaluation/tables"))
     add = parser.add_argument
     add("--sets", nargs="+", metavar="NAME", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="default: all")
-    add("--methods", nargs="+", metavar="NAME", choices=METHODS, help="default: those of each data set")
+    known = [*METHODS, PRETRAINED]
+    add("--methods", nargs="+", metavar="NAME", choices=known, help="default: those of each data set")
     add("--seeds", type=int, help="number of seeds (default: that of each data set)")
+    add("--hours", type=float, default=math.inf, help="begin no method later, 0 for none at all (default: no limit)")
     add("--runs", type=Path, default=Path("evaluation/published"), help="folder of runs (default: %(default)s)")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> list[Path]:
     """Evaluate the data sets, and write their tables and figures."""
+    until = time.monotonic() + 3600 * arguments.hours
     paths: list[Path] = []
     for name in arguments.sets:
-        paths += run_experiment(name, EXPERIMENTS[name], arguments)
+        paths += run_experiment(name, EXPERIMENTS[name], arguments, until)
     return paths
 
 
-def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace) -> list[Path]:
+def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, until: float) -> list[Path]:
     """Evaluate a data set, one method after the other, and write its tables and its figure."""
     adata = one.read(arguments)
     methods = list(dict.fromkeys(arguments.methods or one.methods))
     options: dict[str, Any] = {"n_top_genes": arguments.n_top_genes, "device": arguments.device}
-    panels = _evaluated(adata, one, ["mean"], **options, seeds=[0]).genes
-    markers = common_markers(one, panels, adata)
-    options |= {"seeds": range(arguments.seeds or one.n_seeds), "markers": markers or None}
-    folder = arguments.runs / name
+    first = _evaluated(adata, one, ["mean"], **options, seeds=[0])
+    folds = first.settings["folds"]
+    options["markers"] = markers = common_markers(one, first.genes, adata) or None
+    folder, n_seeds = arguments.runs / name, arguments.seeds or one.n_seeds
     results: list[Evaluation] = []
     for number, method in enumerate(methods):
+        left = time.monotonic() < until
+        n_kept = n_seeds if left else min(n_seeds, kept_runs(folder, method) // len(folds))
+        if not n_kept:
+            continue
         print(f"{one.title}: {method}, {number + 1} of {len(methods)}{remaining(folder, methods[number:])}", flush=True)
         start = time.perf_counter()
-        results.append(_evaluated(adata, one, [method], **options, runs_dir=folder, keep_predictions=True))
-        made = results[-1].runs["made"]
-        if made:
-            note_time(folder, method, (time.perf_counter() - start) / made, made + results[-1].runs["taken"])
-    scores = pd.concat([result.scores for result in results], ignore_index=True)
-    return write_experiment(name, one, adata, results, scores, markers, arguments)
+        made = {method: _pretrained(arguments.weights)} if method == PRETRAINED else [method]
+        kept: dict[str, Any] = {"seeds": range(n_kept), "runs_dir": folder, "keep_predictions": True}
+        results.append(_evaluated(adata, one, made, **options, **kept))
+        count = results[-1].runs
+        if count["made"]:
+            seconds = (time.perf_counter() - start) / count["made"]
+            note_time(folder, method, seconds, count["made"] + count["taken"], n_training_spots(adata, folds))
+    left_out = {
+        method: extrapolated(arguments.runs, method, n_training_spots(adata, folds))
+        for method in methods
+        if method not in {result.scores["method"].iloc[0] for result in results}
+    }
+    return write_experiment(name, one, adata, results, left_out, markers or [], arguments)
 
 
-def _evaluated(adata: AnnData, one: Experiment, methods: list[str], **options: Any) -> Evaluation:
+def _pretrained(weights: Path) -> Method:
+    settings: dict[str, Any] = {"trunk": "mobilenet_v2", "weights": str(weights), "train_norm": False}
+    return partial(METHODS["st-net"], **settings)
+
+
+def n_training_spots(adata: AnnData, folds: Sequence[str]) -> float:
+    """Return the mean number of training spots of the folds, each of which leaves a slice out."""
+    return float(np.mean([(adata.obs["slice"] != fold).sum() for fold in folds]))
+
+
+def _evaluated(adata: AnnData, one: Experiment, methods: list[str] | dict[str, Method], **options: Any) -> Evaluation:
     if one.held_out is None:
         return evaluate(adata, methods=methods, **options)
     return evaluate_fold(adata, one.held_out, methods=methods, **options)
@@ -180,28 +210,43 @@ def common_markers(one: Experiment, panels: pd.DataFrame, adata: AnnData) -> lis
 # ---- Times ----
 
 
-def times_of(folder: Path) -> dict[str, list[float]]:
-    """Read the seconds of a run, and the number of runs, of each method that was made below a folder."""
+def times_of(folder: Path) -> pd.DataFrame:
+    """Read the seconds of a run, the number of runs and the training spots, of each method made below a folder."""
     path = folder / "times.csv"
-    if not path.is_file():
-        return {}
-    table = pd.read_csv(path).drop_duplicates("method", keep="last")
-    return {row.method: [row.seconds, row.runs] for row in table.itertuples()}
+    empty = pd.DataFrame({"method": [], "seconds": [], "runs": [], "spots": []})
+    return (pd.read_csv(path) if path.is_file() else empty).set_index("method")
 
 
-def note_time(folder: Path, method: str, seconds: float, runs: int) -> None:
-    """Note how long a run of a method took."""
-    known = times_of(folder) | {method: [seconds, runs]}
-    rows = [{"method": name, "seconds": own[0], "runs": int(own[1])} for name, own in known.items()]
-    write_csv(pd.DataFrame(rows), folder / "times.csv")
+def kept_runs(folder: Path, method: str) -> int:
+    """Return the number of runs of a method that are kept below a folder."""
+    known = times_of(folder)
+    return int(known["runs"][method]) if method in known.index else 0
+
+
+def note_time(folder: Path, method: str, seconds: float, runs: int, spots: float) -> None:
+    """Note how long a run of a method took, how many are there, and the training spots of one."""
+    known = times_of(folder)
+    known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), spots]
+    write_csv(known.astype({"runs": int}).reset_index(), folder / "times.csv")
+
+
+def extrapolated(runs: Path, method: str, spots: float) -> float:
+    """Estimate the seconds of a run from the largest data set with one, in proportion to the training spots."""
+    found = [times_of(runs / name) for name in EXPERIMENTS]
+    rows = [known.loc[method] for known in found if method in known.index]
+    if not rows:
+        return math.nan
+    largest = max(rows, key=lambda row: row["spots"])
+    return float(largest["seconds"] * spots / largest["spots"])
 
 
 def remaining(folder: Path, methods: Sequence[str]) -> str:
     """Say how long the methods took before, if it is known of all of them."""
     known = times_of(folder)
-    if not all(method in known for method in methods):
+    if not set(methods) <= set(known.index):
         return ""
-    return f", at most {math.ceil(sum(math.prod(known[method]) for method in methods) / 60)} min remain"
+    own = known.loc[list(methods)]
+    return f", at most {math.ceil((own['seconds'] * own['runs']).sum() / 60)} min remain"
 
 
 # ---- Tables and figure ----
@@ -212,26 +257,32 @@ def write_experiment(
     one: Experiment,
     adata: AnnData,
     results: Sequence[Evaluation],
-    scores: pd.DataFrame,
+    left_out: Mapping[str, float],
     markers: list[str],
     arguments: argparse.Namespace,
 ) -> list[Path]:
     """Write tables 1 and 2, all scores, the settings, and the figure of the markers."""
-    times = times_of(arguments.runs / name)
-    folds, seeds = results[0].settings["folds"], results[0].settings["seeds"]
+    if not results:
+        raise InputError(f"--hours {arguments.hours:g}: no run of {name} is kept in {arguments.runs}. Pass more hours.")
+    scores = pd.concat([result.scores for result in results], ignore_index=True)
+    minutes = times_of(arguments.runs / name)["seconds"] / 60
+    folds = results[0].settings["folds"]
     caption = (
-        f"{one.title}; held out: {', '.join(folds)}; {len(seeds)} seed{'s' * (len(seeds) > 1)}, at most "
-        f"{arguments.n_top_genes} genes. MG: {', '.join(markers) or 'none of the candidates is in all panels'}."
+        f"{one.title}; held out: {', '.join(folds)}; at most {arguments.n_top_genes} genes. MG: "
+        f"{', '.join(markers) or 'none of the candidates is in all panels'}."
     )
-    known = list(dict.fromkeys(scores["method"]))
-    first = [method for method in (*TABLE_1, *CHEAP, *STRONG) if method in known]
+    known = {*scores["method"], *left_out}
+    first = [method for method in (*TABLE_1, *CHEAP, PRETRAINED, *STRONG) if method in known]
     second = [method for method in TABLE_2 if method in known]
     paths = [
         write_csv(scores, arguments.out / f"{name}.csv"),
-        write_text(
-            f"{caption}\n\n{table(scores, first, ('MG', 'HVG', 'HEG'), times, one)}", arguments.out / f"{name}_1.md"
+        *(
+            write_text(
+                f"{caption}\n\n{table(scores, methods, columns, minutes, left_out, one)}",
+                arguments.out / f"{name}_{number}.md",
+            )
+            for number, methods, columns in ((1, first, ("MG", "HVG", "HEG")), (2, second, tuple(COLUMNS)))
         ),
-        write_text(f"{caption}\n\n{table(scores, second, tuple(COLUMNS), times, one)}", arguments.out / f"{name}_2.md"),
         write_record({"settings": results[0].settings} | machine_and_versions(), arguments.out / f"{name}.json"),
     ]
     if markers:
@@ -255,19 +306,44 @@ def table(
     scores: pd.DataFrame,
     methods: Sequence[str],
     columns: Sequence[str],
-    times: Mapping[str, Sequence[float]],
+    minutes: Mapping[str, float],
+    left_out: Mapping[str, float],
     one: Experiment,
 ) -> str:
-    """Format the paper's columns: mean over folds, with the standard deviation over seeds; and the time of a run."""
+    """Format the paper's columns: mean over folds, with the standard deviation over seeds; and the time of a run.
+
+    Parameters
+    ----------
+    scores
+        One row per fold, method and seed.
+    methods
+        Methods in the order of the rows.
+    columns
+        Measures by the paper's names.
+    minutes
+        Minutes of a run, of the methods of which they are known.
+    left_out
+        Seconds that a run of each method that was not run would take; NaN where nothing is known.
+    one
+        Data set.
+    """
     measured = {name: COLUMNS[name] for name in columns if COLUMNS[name] in scores}
     by_seed = scores.groupby(["method", "seed"])[list(measured.values())].mean()
     label = "simulated" if one.simulated else "method"
-    lines = [f"| {label} | " + " | ".join(measured) + " | min a run |", "| --- |" + " ---: |" * (len(measured) + 1)]
+    lines = [
+        f"| {label} | " + " | ".join(measured) + " | seeds | min a run |",
+        "| --- |" + " ---: |" * (len(measured) + 2),
+    ]
     for method in methods:
-        own = by_seed.loc[method].agg(["mean", "std"])
-        cells = [dlpfc.cell(own[key]["mean"], own[key]["std"], 0 if ">" in key else 4) for key in measured.values()]
-        took = f"{times[method][0] / 60:.1f}" if method in times else ""
-        lines.append(f"| {'simulated: ' * one.simulated}{method} | " + " | ".join(cells) + f" | {took} |")
+        name = f"{'simulated: ' * one.simulated}{method}"
+        if method in left_out:
+            took = "" if math.isnan(left_out[method]) else f"about {left_out[method] / 60:.0f}"
+            lines.append(f"| {name} | not run |" + " |" * len(measured) + f" {took} |")
+            continue
+        own = by_seed.loc[method]
+        cells = [dlpfc.cell(own[key].mean(), own[key].std(), 0 if ">" in key else 4) for key in measured.values()]
+        took = f"{minutes[method]:.1f}" if method in minutes else ""
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(own)} | {took} |")
     return "\n".join(lines)
 
 

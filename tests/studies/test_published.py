@@ -34,8 +34,8 @@ def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"two.csv", "two.json", "two_1.md", "two_2.md", "two.png"}
     second = (out / "two_2.md").read_text(encoding="utf-8")
-    assert second.startswith("two drawn sections; held out: S1, S2; 2 seeds, at most 20 genes. MG: ")
-    assert "| method | MG | HVG | HEG | Cor>0.3 | AG | min a run |" in second
+    assert second.startswith("two drawn sections; held out: S1, S2; at most 20 genes. MG: ")
+    assert "| method | MG | HVG | HEG | Cor>0.3 | AG | seeds | min a run |" in second
     assert "\n| bleep | " in second
     scores = pd.read_csv(out / "two.csv")
     assert len(scores) == 2 * 2 * 2
@@ -51,6 +51,36 @@ def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
     assert "bleep, 2 of 2, at most 1 min remain" in capsys.readouterr().out
 
 
+def test_without_time_only_what_is_kept_is_in_the_tables(tissue, tmp_path, capsys):
+    assert call(tmp_path, "--hours", 0) == 2
+    assert "--hours 0: no run of two is kept in" in capsys.readouterr().err
+    assert call(tmp_path, "--methods", "bleep", "--seeds", 1) == 0
+    assert call(tmp_path, "--hours", 0) == 0
+    lines = (tmp_path / "out/two_1.md").read_text(encoding="utf-8").splitlines()
+    assert set(pd.read_csv(tmp_path / "out/two.csv")["method"]) == {"bleep"}
+    assert [line.split(" | ")[-2:] for line in lines if "bleep" in line] == [["1", "0.0 |"]]
+    # Of ST-Net nothing is known: in the tables of a method that was never run, no time is made up.
+    assert call(tmp_path, "--hours", 0, "--methods", "bleep", "st-net") == 0
+    assert "\n| st-net | not run | | | |  |" in (tmp_path / "out/two_1.md").read_text(encoding="utf-8")
+
+
+def test_a_time_is_extrapolated_from_the_largest_data_set(tmp_path):
+    study.note_time(tmp_path / "her2st", "paper", 60.0, 4, 500)
+    study.note_time(tmp_path / "visium_lung", "paper", 300.0, 2, 3000)
+    assert study.extrapolated(tmp_path, "paper", 18_000) == pytest.approx(1800)
+    assert np.isnan(study.extrapolated(tmp_path, "bleep", 18_000))
+    study.note_time(tmp_path / "her2st", "paper", 90.0, 1, 500)
+    assert study.kept_runs(tmp_path / "her2st", "paper") == 4
+
+
+def test_a_pretrained_trunk_stands_in_for_that_of_the_publication(tmp_path):
+    method = study._pretrained(tmp_path / "weights.safetensors")
+    settings = method.keywords
+    assert settings["name"] == "st-net"
+    assert settings["trunk"] == "mobilenet_v2"
+    assert settings["weights"] == str(tmp_path / "weights.safetensors")
+
+
 def test_markers_are_those_that_all_panels_hold():
     panels = pd.DataFrame({"fold": ["S1", "S1", "S1", "S2", "S2"], "gene": ["a", "b", "c", "b", "a"]})
     two = study.Experiment("two", lambda given: None, (), 1, ("c", "b", "a"))
@@ -60,18 +90,20 @@ def test_markers_are_those_that_all_panels_hold():
 def test_simulated_tissue_says_so_in_every_row():
     scores = pd.DataFrame({"method": ["ridge", "bleep"], "seed": 0, "MG": np.nan, "HVG": 0.25, "HEG": 0.5})
     drawn = study.Experiment("drawn", lambda given: None, (), 1, (), simulated=True)
-    lines = study.table(scores, ["ridge", "bleep"], ("MG", "HVG", "HEG"), {"ridge": [90.0, 1]}, drawn).splitlines()
-    assert lines[0] == "| simulated | MG | HVG | HEG | min a run |"
+    methods = ["ridge", "bleep", "paper"]
+    lines = study.table(scores, methods, ("MG", "HVG", "HEG"), {"ridge": 1.5}, {"paper": 2400.0}, drawn).splitlines()
+    assert lines[0] == "| simulated | MG | HVG | HEG | seeds | min a run |"
     assert lines[2:] == [
-        "| simulated: ridge |  | 0.2500 | 0.5000 | 1.5 |",
-        "| simulated: bleep |  | 0.2500 | 0.5000 |  |",
+        "| simulated: ridge |  | 0.2500 | 0.5000 | 1 | 1.5 |",
+        "| simulated: bleep |  | 0.2500 | 0.5000 | 1 |  |",
+        "| simulated: paper | not run | | | | about 40 |",
     ]
 
 
 @pytest.mark.parametrize("name", study.EXPERIMENTS)
 def test_every_method_that_is_named_exists(name):
     one = study.EXPERIMENTS[name]
-    assert set(one.methods) <= set(METHODS)
+    assert set(one.methods) <= {*METHODS, study.PRETRAINED}
     assert len(set(one.methods)) == len(one.methods)
 
 
