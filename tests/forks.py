@@ -45,6 +45,10 @@ def fork_context() -> ForkServerContext:
     return context
 
 
+_PATIENCE = 600
+"""Seconds after which a program is given up."""
+
+
 @dataclass
 class Program:
     """A program that runs, or that has ended.
@@ -97,8 +101,11 @@ class ForkServer:
         return Program(process, *paths)
 
     def wait(self, program: Program) -> Program:
-        """Wait until a program has ended."""
-        program.process.join()
+        """Wait until a program has ended; one that hangs is killed, which its return code tells."""
+        program.process.join(_PATIENCE)
+        if program.returncode is None:
+            program.process.kill()
+            program.process.join()
         return program
 
     def run(self, code: str, *argv: str, cwd: Path, env: Mapping[str, str] | None = None) -> Program:

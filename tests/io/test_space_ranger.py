@@ -303,12 +303,13 @@ def changed_copy(whole, tmp_path_factory):
 def read_or_refused(outs, under, caplog):
     caplog.clear()
     try:
-        table = table_of(outs)
+        section = read_section(outs)
     except STGCHBError:
         return
+    table = section["table"]
     assert table.n_obs == len(under) or "left out" in caplog.text
     assert np.isfinite(table.obsm["spatial"]).all()
-    resolve(read_section(outs))
+    resolve(section)
 
 
 PARTS = ["barcodes", "data", "indices", "indptr", "shape", "features/id", "features/name", "features/feature_type"]

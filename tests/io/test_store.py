@@ -47,14 +47,19 @@ def image_element(value: int = 9) -> object:
     return Image2DModel.parse(np.full((3, 20, 30), value, np.uint8), dims=("c", "y", "x"))
 
 
-@pytest.fixture
-def store(tmp_path):
-    """A store with an image and shapes, and an earlier result."""
-    path = tmp_path / "s.zarr"
+@pytest.fixture(scope="module")
+def _store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "s.zarr"
     SpatialData(images={"he": image_element()}, shapes={"spots": circles()}, tables={"st_gchb": table_of(1)}).write(
         path
     )
     return path
+
+
+@pytest.fixture
+def store(_store, tmp_path):
+    """A store with an image and shapes, and an earlier result."""
+    return shutil.copytree(_store, tmp_path / "s.zarr")
 
 
 def content(path: Path) -> dict[str, bytes]:
@@ -231,19 +236,16 @@ KILLED = """
 """
 
 
-def run(code: str, *prefix: str, **fields) -> str:
-    """Run a script and return what it prints."""
-    script = textwrap.dedent(code).format(tests=str(Path(__file__).parent), **fields)
-    command = [*prefix, sys.executable, "-W", "ignore", "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def script(code: str, **fields) -> str:
+    return textwrap.dedent(code).format(tests=str(Path(__file__).parent), **fields)
 
 
-def test_a_killed_process_leaves_a_readable_store(store, tmp_path):
+def test_a_killed_process_leaves_a_readable_store(store, programs, tmp_path):
     """Killed half-way, before the metadata, and, where the system cannot exchange names, between two renames."""
     stores = [shutil.copytree(store, tmp_path / f"{i}.zarr") for i in range(3)]
-    assert run(KILLED, stores=[*map(str, stores)]).split() == ["-9"] * 3
+    killing = programs.run(script(KILLED, stores=[*map(str, stores)]), cwd=tmp_path)
+    assert killing.returncode == 0, killing.stderr
+    assert killing.stdout.split() == ["-9"] * 3
     assert [len(leftovers(path)) for path in stores] == [1, 1, 1]
     assert [value_of(path) for path in stores[:2]] == [1, 2]
     assert not (stores[2] / "tables" / "st_gchb").exists()
@@ -300,7 +302,10 @@ def test_a_disk_that_is_full_and_then_read_only(store, tmp_path):
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
     if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("this system lets no one mount a tiny disk")
-    full, read_only = run(ON_A_TINY_DISK, *command, store=str(disk / store.name)).splitlines()
+    command += [sys.executable, "-W", "ignore", "-c", script(ON_A_TINY_DISK, store=str(disk / store.name))]
+    writing = subprocess.run(command, capture_output=True, text=True)
+    assert writing.returncode == 0, writing.stderr
+    full, read_only = writing.stdout.splitlines()
     assert "No space left on device. The store is as it was, with its earlier st_gchb. Free space" in full
     assert "Read-only file system. The store is as it was" in read_only
     assert "Make the folder writable" in read_only
