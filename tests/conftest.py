@@ -126,6 +126,16 @@ def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def sketched_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are not rendered, which takes most of their time; the same figure still gives the same file."""
+    from matplotlib.figure import Figure
+
+    from pictures import sketch
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: sketch(figure, path))
+
+
+@pytest.fixture
 def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Bands of windows in the order in which they are read, each of which says how many bytes it held."""
     from st_gchb.pp.patches import _reader, _window_plan

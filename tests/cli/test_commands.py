@@ -70,6 +70,7 @@ def test_train(model, slides, tmp_path, capsys):
     assert (loaded.preset, loaded.seed, loaded.rules_.features.first.patch_um) == ("bleep", 3, 80.0)
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_a_slide_without_a_slice_column(slides, tmp_path):
     adata = anndata.read_h5ad(slides)
     adata = adata[adata.obs["slice"] == "S1"].copy()
@@ -111,6 +112,7 @@ def test_predict(model, slides, tmp_path, capsys):
         assert_drawn(out / "S3.png")
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_predict_draws_the_most_predictable_genes_of_each_slice(model, slides, tmp_path):
     command = ["predict", "--model", model, "--data", slides, "--out", tmp_path, "--device", "cpu", "--quiet"]
     assert main([str(argument) for argument in command]) == 0
@@ -120,6 +122,7 @@ def test_predict_draws_the_most_predictable_genes_of_each_slice(model, slides, t
     assert set(best) <= set(pd.read_csv(tmp_path / "spots.csv").columns)
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_predict_another_table(model, slides, tmp_path):
     command = ["predict", "--model", model, "--data", slides, "--slices", "S3", "--layer", "all_genes"]
     command += ["--device", "cpu", "--quiet", "--out", tmp_path]
@@ -127,6 +130,7 @@ def test_predict_another_table(model, slides, tmp_path):
     assert anndata.read_h5ad(tmp_path / "prediction.h5ad").n_vars == 40
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_predict_a_spatialdata(model, tissue, tmp_path):
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, ShapesModel
@@ -160,6 +164,7 @@ def test_evaluate(slides, tmp_path, capsys):
     assert_drawn(tmp_path / "out" / "measured_vs_predicted.png")
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_evaluate_by_patient(slides, tmp_path):
     command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--by", "patient", "--n-top-genes", 20]
     assert main([str(argument) for argument in [*command, "--seeds", 1, "--quiet", "--out", tmp_path]]) == 0
@@ -185,6 +190,7 @@ def answers(monkeypatch):
     return kept
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_evaluate_goes_on_where_it_stopped(slides, tmp_path, capsys, answers):
     command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "ridge", "mean", "--n-top-genes", 20, "--seeds", 2]
     command = [str(argument) for argument in [*command, "--quiet", "--out"]]
@@ -213,6 +219,7 @@ def test_evaluate_goes_on_where_it_stopped(slides, tmp_path, capsys, answers):
     assert len(list((out / "runs").glob("*.json"))) == 3
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_evaluate_one_fold(slides, tmp_path, answers):
     command = ["evaluate", "--data", slides, *TEXTURE, "--methods", "mean", "--n-top-genes", 20, "--seeds", 1]
     command = [str(argument) for argument in [*command, "--quiet", "--out", tmp_path]]
@@ -254,7 +261,8 @@ def test_training_goes_on_where_it_stopped(slides, tmp_path, monkeypatch, capsys
             raise KeyboardInterrupt
         return step(plan, *arguments)
 
-    command = ["train", "--data", slides, *TEXTURE, "--n-top-genes", 20, "--max-epochs", 4, "--out"]
+    command = ["train", "--data", slides, "--slices", "S1", "S2", *TEXTURE, "--n-top-genes", 20, "--max-epochs", 4]
+    command += ["--out"]
     command = [str(argument) for argument in command]
     assert main([*command, str(tmp_path / "whole")]) == 0
     monkeypatch.setattr(STGCHBTrainingPlan, "training_step", stop)
@@ -321,6 +329,7 @@ def test_demo_needs_nothing(tissue, tmp_path, capsys, monkeypatch):
     assert_drawn(tmp_path / "demo" / "measured_vs_predicted.png")
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_quiet_says_nothing_but_the_answer(model, slides, tmp_path, capsys):
     command = ["predict", "--model", model, "--data", slides, "--slices", "S3", "--out", tmp_path, "--device", "cpu"]
     assert main([str(argument) for argument in [*command, "--quiet"]]) == 0
@@ -342,6 +351,7 @@ def test_as_a_process(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_several_patch_sizes(slides, tmp_path, capsys):
     """Options that take several values; one that is given twice is an error that names the option."""
     data = ["--data", slides, "--slices", "S1", "S2", "--views", 1, "--n-top-genes", 15, "--device", "cpu"]

@@ -23,6 +23,12 @@ CALLS: list[tuple[str, int]] = []
 STOP_AT: list[int] = []
 
 
+@pytest.fixture
+def two(tissue):
+    """Two slices, each of which is trained on once."""
+    return tissue[tissue.obs["slice"] != "S3"].copy()
+
+
 @pytest.fixture(autouse=True)
 def _forget():
     CALLS.clear()
@@ -48,6 +54,7 @@ def assert_same(one, other):
     pd.testing.assert_frame_equal(one.pictured.obs, other.pictured.obs)
 
 
+@pytest.mark.usefixtures("sketched_figures")
 @pytest.mark.parametrize("by", ["slice", "patient"])
 def test_goes_on_where_it_stopped(tissue, tmp_path, by):
     whole = evaluate(tissue, methods=OWN, by=by, **QUICK)
@@ -96,18 +103,18 @@ def test_a_killed_process(tissue, programs, tmp_path):
     assert (tmp_path / "scores.json").read_text() == whole.scores.to_json(double_precision=15)
 
 
-def test_one_fold_gives_its_runs_to_all(tissue, tmp_path):
-    evaluate_fold(tissue, "S1", methods=OWN, runs_dir=tmp_path, **QUICK)
-    assert evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK).runs == {"made": 8, "taken": 4}
+def test_one_fold_gives_its_runs_to_all(two, tmp_path):
+    evaluate_fold(two, "S1", methods=OWN, runs_dir=tmp_path, **QUICK)
+    assert evaluate(two, methods=OWN, runs_dir=tmp_path, **QUICK).runs == {"made": 4, "taken": 4}
 
 
-def test_a_figure_that_was_not_kept_is_made(tissue, tmp_path):
-    evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
+def test_a_figure_that_was_not_kept_is_made(two, tmp_path):
+    evaluate(two, methods=OWN, runs_dir=tmp_path, **QUICK)
     turned = {"louder": OWN["louder"], "noise": OWN["noise"]}
-    result = evaluate(tissue, methods=turned, runs_dir=tmp_path, **QUICK)
-    assert result.runs == {"made": 1, "taken": 11}
+    result = evaluate(two, methods=turned, runs_dir=tmp_path, **QUICK)
+    assert result.runs == {"made": 1, "taken": 7}
     assert result.pictured.layers["st_gchb"].max() > 1
-    assert evaluate(tissue, methods=turned, runs_dir=tmp_path, **QUICK).runs["made"] == 0
+    assert evaluate(two, methods=turned, runs_dir=tmp_path, **QUICK).runs["made"] == 0
 
 
 def other_count(adata):
@@ -147,32 +154,32 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_runs_are_no_answer(tissue, tmp_path, change):
+def test_other_runs_are_no_answer(two, tmp_path, change):
     spoil, options = CHANGES[change]
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK, "seeds": [0]}
-    first = evaluate(tissue, **base)
+    first = evaluate(two, **base)
     if options.get("markers"):
         options = {"markers": [first.genes["gene"].iloc[0]]}
     if spoil is not None:
-        spoil(tissue)
-    assert evaluate(tissue, **(base | options)).runs == {"made": 3, "taken": 0}
-    assert evaluate(tissue, **(base | options)).runs == {"made": 0, "taken": 3}
+        spoil(two)
+    assert evaluate(two, **(base | options)).runs == {"made": 2, "taken": 0}
+    assert evaluate(two, **(base | options)).runs == {"made": 0, "taken": 2}
     assert list(tmp_path.glob("*.damaged*")) == []
 
 
-def test_what_no_run_depends_on_does_not_matter(tissue, tmp_path):
+def test_what_no_run_depends_on_does_not_matter(two, tmp_path):
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
-    tissue.X = tissue.X.toarray()
-    tissue.obs["weather"] = "fine"
-    assert evaluate(tissue, **base).runs["made"] == 0
+    evaluate(two, **base)
+    two.X = two.X.toarray()
+    two.obs["weather"] = "fine"
+    assert evaluate(two, **base).runs["made"] == 0
 
 
-def test_another_version(tissue, tmp_path, monkeypatch):
+def test_another_version(two, tmp_path, monkeypatch):
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
+    evaluate(two, **base)
     monkeypatch.setattr("st_gchb.evaluate._run_cache.__version__", "99.0")
-    assert evaluate(tissue, **base).runs["taken"] == 0
+    assert evaluate(two, **base).runs["taken"] == 0
 
 
 def test_a_changed_preset_is_another_method(tissue, tmp_path, monkeypatch):
@@ -208,12 +215,12 @@ class Counting:
         return noise(task)
 
 
-def test_methods_that_cannot_be_told_apart_are_made_every_time(tissue, tmp_path, caplog):
+def test_methods_that_cannot_be_told_apart_are_made_every_time(two, tmp_path, caplog):
     counting = Counting()
     methods = {"object": counting, "closure": lambda task: noise(task), "noise": noise}
     with caplog.at_level(logging.INFO, "st_gchb"):
         for _ in range(2):
-            result = evaluate_fold(tissue, "S1", methods=methods, runs_dir=tmp_path, **QUICK)
+            result = evaluate_fold(two, "S1", methods=methods, runs_dir=tmp_path, **QUICK)
     assert result.runs == {"made": 4, "taken": 2}
     assert counting.calls == 4
     assert "['closure', 'object'] are made every time" in caplog.text
@@ -232,9 +239,9 @@ DAMAGE = {"empty": lambda _: b"", "cut": cut, "garbage": lambda _: b"\x93NUMPY\x
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_run_is_told_and_made_again(tissue, tmp_path, caplog, damage):
+def test_a_damaged_run_is_told_and_made_again(two, tmp_path, caplog, damage):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    whole = evaluate(tissue, **base)
+    whole = evaluate(two, **base)
     path = sorted(tmp_path.glob("*.json"))[2]
     content = path.read_bytes()
     for number in range(2):
@@ -242,8 +249,8 @@ def test_a_damaged_run_is_told_and_made_again(tissue, tmp_path, caplog, damage):
         assert broken != content
         path.write_bytes(broken)
         caplog.clear()
-        resumed = evaluate(tissue, **base)
-        assert resumed.runs == {"made": 1, "taken": 11}
+        resumed = evaluate(two, **base)
+        assert resumed.runs == {"made": 1, "taken": 7}
         assert_same(whole, resumed)
         aside = path.with_name(path.name + [".damaged", ".damaged1"][number])
         assert aside.read_bytes() == broken
@@ -253,73 +260,73 @@ def test_a_damaged_run_is_told_and_made_again(tissue, tmp_path, caplog, damage):
         assert path.read_bytes() == content
 
 
-def test_a_run_of_another_name(tissue, tmp_path, caplog):
+def test_a_run_of_another_name(two, tmp_path, caplog):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
+    evaluate(two, **base)
     one, other, *_ = sorted(tmp_path.glob("*.json"))
     shutil.copy(one, other)
-    assert evaluate(tissue, **base).runs == {"made": 1, "taken": 11}
+    assert evaluate(two, **base).runs == {"made": 1, "taken": 7}
     assert "another run" in caplog.text
     assert other.with_name(other.name + ".damaged").exists()
 
 
-def test_a_folder_in_the_place_of_a_run(tissue, tmp_path):
+def test_a_folder_in_the_place_of_a_run(two, tmp_path):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
+    evaluate(two, **base)
     path = min(tmp_path.glob("*.json"))
     path.unlink()
     path.mkdir()
     (path / "precious").touch()
-    assert evaluate(tissue, **base).runs == {"made": 1, "taken": 11}
+    assert evaluate(two, **base).runs == {"made": 1, "taken": 7}
     assert (path.with_name(path.name + ".damaged") / "precious").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_prediction(tissue, tmp_path, caplog, damage):
+def test_a_damaged_prediction(two, tmp_path, caplog, damage):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    whole = evaluate(tissue, **base)
+    whole = evaluate(two, **base)
     (path,) = tmp_path.glob("*.npy")
     if damage == "cut":
         path.write_bytes(cut(path.read_bytes()))
     else:
         path.unlink()
-    resumed = evaluate(tissue, **base)
-    assert resumed.runs == {"made": 1, "taken": 11}
+    resumed = evaluate(two, **base)
+    assert resumed.runs == {"made": 1, "taken": 7}
     assert path.name in caplog.text
     assert_same(whole, resumed)
 
 
-def test_fresh(tissue, tmp_path):
+def test_fresh(two, tmp_path):
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
+    evaluate(two, **base)
     (tmp_path / "notes.json").write_text("mine")
     (tmp_path / "S1-noise-seed0-0123456789ab.json.damaged").write_text("")
     (tmp_path / ".S1-noise-seed0-0123456789ab.x7_8abcd.json").write_text("")
     with pytest.raises(InputError):
-        evaluate(tissue, overwrite=True, **(base | {"seeds": []}))
-    assert len(list(tmp_path.iterdir())) == 10
-    assert evaluate(tissue, overwrite=True, **base).runs == {"made": 6, "taken": 0}
+        evaluate(two, overwrite=True, **(base | {"seeds": []}))
     assert len(list(tmp_path.iterdir())) == 8
+    assert evaluate(two, overwrite=True, **base).runs == {"made": 4, "taken": 0}
+    assert len(list(tmp_path.iterdir())) == 6
     assert (tmp_path / "notes.json").read_text() == "mine"
 
 
-def test_a_file_where_the_folder_should_be(tissue, tmp_path):
+def test_a_file_where_the_folder_should_be(two, tmp_path):
     (tmp_path / "runs").write_text("mine")
     with pytest.raises(InputError, match="runs' is no folder"):
-        evaluate(tissue, methods=OWN, runs_dir=tmp_path / "runs", **QUICK)
+        evaluate(two, methods=OWN, runs_dir=tmp_path / "runs", **QUICK)
     assert CALLS == []
 
 
-def test_a_disk_that_is_full_loses_nothing(tissue, tmp_path, monkeypatch, caplog):
-    whole = evaluate(tissue, methods=OWN, **QUICK)
+def test_a_disk_that_is_full_loses_nothing(two, tmp_path, monkeypatch, caplog):
+    whole = evaluate(two, methods=OWN, **QUICK)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("st_gchb._artifacts.os.replace", full)
-    result = evaluate(tissue, methods=OWN, runs_dir=tmp_path, **QUICK)
+    result = evaluate(two, methods=OWN, runs_dir=tmp_path, **QUICK)
     assert_same(whole, result)
-    assert caplog.text.count("No space left") == 12
+    assert caplog.text.count("No space left") == 8
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,35 +350,35 @@ def test_ctrl_c_in_training_is_ctrl_c(tissue, tmp_path, monkeypatch):
     assert {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.json")} == {"S1-mean-seed0", "S1-mean-seed1"}
 
 
-def test_another_end_in_a_method_stays_that_end(tissue):
+def test_another_end_in_a_method_stays_that_end(two):
     def leave(task):
         sys.exit(3)
 
     with pytest.raises(SystemExit) as caught:
-        evaluate_fold(tissue, "S1", methods={"leave": leave}, **QUICK)
+        evaluate_fold(two, "S1", methods={"leave": leave}, **QUICK)
     assert caught.value.code == 3
 
 
-def test_a_graph_that_is_there_already_counts(tissue, tmp_path):
+def test_a_graph_that_is_there_already_counts(two, tmp_path):
     base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(tissue, **base)
-    STGCHB.setup_anndata(tissue, slice_key="slice")
-    assert evaluate(tissue, **base).runs["taken"] == 0
-    assert evaluate(tissue, **base).runs["made"] == 0
+    evaluate(two, **base)
+    STGCHB.setup_anndata(two, slice_key="slice")
+    assert evaluate(two, **base).runs["taken"] == 0
+    assert evaluate(two, **base).runs["made"] == 0
 
 
-def test_runs_of_other_parts_are_others(tissue, tmp_path):
+def test_runs_of_other_parts_are_others(two, tmp_path):
     """The same numbers are weighted otherwise where other columns are a part."""
-    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=(80, 150), n_views=1, cache=False)
+    st_gchb.pp.embed_patches(two, encoder="texture", patch_um=(80, 150), n_views=1, cache=False)
     options = {"methods": ["mean"], "runs_dir": tmp_path / "runs", **QUICK}
-    evaluate(tissue, **options)
+    evaluate(two, **options)
     first = set((tmp_path / "runs").rglob("*"))
-    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 160.0])
-    evaluate(tissue, **options)
+    two.uns["X_patch"]["patch_um"] = np.array([80.0, 160.0])
+    evaluate(two, **options)
     second = set((tmp_path / "runs").rglob("*"))
     assert first < second
-    tissue.uns["X_patch"]["patch_um"] = np.array([80.0, 150.0])
-    evaluate(tissue, **options)
+    two.uns["X_patch"]["patch_um"] = np.array([80.0, 150.0])
+    evaluate(two, **options)
     assert set((tmp_path / "runs").rglob("*")) == second
 
 

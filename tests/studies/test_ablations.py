@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 import st_gchb
+from studies._variants import STUDY, Variant
 from studies.ablations import main
 
 QUICK = ["--encoder", "texture", "--views", "1", "--device", "cpu", "--n-top-genes", "20", "--seeds", "1", "--quiet"]
@@ -13,15 +14,16 @@ QUICK = ["--encoder", "texture", "--views", "1", "--device", "cpu", "--n-top-gen
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory):
-    """Three slices with counts and images."""
+    """Two slices with counts and images."""
     path = tmp_path_factory.mktemp("slides") / "slides.h5ad"
-    st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=4).write_h5ad(path)
+    st_gchb.datasets.synthetic_tissue(2, n_rows=8, n_cols=8, n_genes=40, seed=4).write_h5ad(path)
     return path
 
 
 @pytest.mark.usefixtures("short_trainings")
 def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(STUDY, "ridge-head", [STUDY["ridge-head"][0], Variant("nearest", {"k": 5}, preset="knn")])
     out = tmp_path / "study"
     arguments = ["--data", str(slides), "--questions", "ridge-head", "confidence", "--out", str(out), *QUICK]
     assert main(arguments) == 0

@@ -53,24 +53,25 @@ def test_the_default_with_a_ridge_head_is_among_the_candidates():
 
 
 def test_a_study_makes_one_table_per_question(tissue, tmp_path, monkeypatch):
-    quick = [Variant("short", {"max_epochs": 1}), Variant("bleep, short", {"max_epochs": 1}, preset="bleep")]
-    coarse = Variant("coarse", {"max_epochs": 1}, features={"patch_um": 300.0})
+    quick = [Variant("few", {"k": 5}, preset="knn"), Variant("ridge", preset="ridge")]
+    coarse = Variant("coarse", {"k": 5}, preset="knn", features={"patch_um": 300.0})
     monkeypatch.setattr(study_module, "STUDY", {"one": quick, "two": [quick[0], coarse]})
     del tissue.obsm["X_patch"], tissue.uns["X_patch"]
+    tissue = tissue[tissue.obs["slice"] != "S3"].copy()
     options = {"encoder": "texture", "n_top_genes": 20, "seeds": [0, 1], "features": ENCODED}
     result = study(tissue, device="cpu", **options)
-    assert result.table("one").index.tolist() == ["short", "bleep, short"]
-    assert len(result.scores) == 4 * 3 * 2
+    assert result.table("one").index.tolist() == ["few", "ridge"]
+    assert len(result.scores) == 4 * 2 * 2
     assert tissue.uns["X_patch_patch_um_300.0"]["patch_um"] == 300.0
     two = result.table("two")["HVG"]["mean"]
-    assert two["short"] == result.table("one")["HVG"]["mean"]["short"] != two["coarse"]
+    assert two["few"] == result.table("one")["HVG"]["mean"]["few"] != two["coarse"]
     paths = {path.name: path for path in write_study(result, tmp_path)}
     assert set(paths) == {"study.csv", "study.json", "one.md", "one.png", "two.md", "two.png"}
     assert (
         paths["one.md"]
         .read_text()
         .splitlines()[2]
-        .startswith(f"| short | {result.table('one')['AG']['mean'].iloc[0]:.3f} ±")
+        .startswith(f"| few | {result.table('one')['AG']['mean'].iloc[0]:.3f} ±")
     )
     assert pd.read_csv(paths["study.csv"])["question"].tolist() == result.scores["question"].tolist()
 
@@ -96,7 +97,7 @@ def test_a_choice_never_sees_the_slice_it_is_scored_on(tissue, monkeypatch):
         return evaluate(adata, **options)
 
     monkeypatch.setattr(choice_module, "evaluate", spy)
-    two = [Variant("short", {"max_epochs": 1}), Variant("longer", {"max_epochs": 2})]
+    two = [Variant(f"{k} neighbors", {"k": k}, preset="knn") for k in (5, 20)]
     options = {"n_top_genes": 20, "seeds": [0], "device": "cpu"}
     before = choose(tissue, two, **options)
     assert seen == [{"S2", "S3"}, {"S1", "S3"}, {"S1", "S2"}]
@@ -112,7 +113,7 @@ def test_a_choice_never_sees_the_slice_it_is_scored_on(tissue, monkeypatch):
 
 
 def test_the_best_inner_score_is_what_meets_the_held_out_slice(tissue, tmp_path):
-    two = [Variant("short", {"max_epochs": 1}), Variant("longer", {"max_epochs": 3})]
+    two = [Variant(f"{k} neighbors", {"k": k}, preset="knn") for k in (5, 20)]
     result = choose(tissue, two, n_top_genes=20, seeds=[0, 1], device="cpu")
     best = result.inner.loc[result.inner.groupby("fold")["score"].idxmax()].set_index("fold")["variant"]
     for fold, rows in result.outer.groupby("fold"):

@@ -208,8 +208,8 @@ def evaluate(
     Examples
     --------
     >>> import st_gchb
-    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=40)
-    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
+    >>> adata = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40)
+    >>> st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     >>> result = st_gchb.evaluate.evaluate(adata, methods=["ridge", "mean"], n_top_genes=30, seeds=[0])
     >>> result.table().index.tolist()
     ['ridge', 'mean']
@@ -275,7 +275,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool, keep_pr
     folds = {fold.name: fold for fold in plan.folds}
     noise = {name: noise_of(plan, fold) for name, fold in folds.items()}
     # Runs are ordered by fold, so only one fold is in memory at a time.
-    ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name]))
+    ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name], noise[name].graph))
     for run_id in track(missing, "Evaluating"):
         runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id in kept)
         key = keys.get(run_id)

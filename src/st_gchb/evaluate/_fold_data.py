@@ -87,8 +87,8 @@ class Prepared:
         return result
 
 
-def prepare(plan: Plan, fold: Fold) -> Prepared:
-    """Select the data of a fold, and build the spot graph of its held-out spots."""
+def prepare(plan: Plan, fold: Fold, graph: sparse.csr_matrix) -> Prepared:
+    """Select the data of a fold, whose held-out spots have this spot graph."""
     protocol, columns = plan.protocol, plan.columns[fold.name]
     dense = plan.log_values[fold.train][:, columns].toarray()
     truth = plan.log_values[fold.test][:, columns].toarray()
@@ -100,7 +100,7 @@ def prepare(plan: Plan, fold: Fold) -> Prepared:
         truth=truth,
         train_mean=dense.mean(0),
         train_var=dense.var(0),
-        graph=graph_of(hidden, protocol),
+        graph=graph,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from st_gchb._logging import logger
 from st_gchb._matrices import in_memory
@@ -30,10 +31,13 @@ class Noise:
         Ceilings of the panel's genes, as :func:`~st_gchb.metrics.noise_ceiling` returns them.
     moran
         Moran's I of the panel's genes, as :func:`~st_gchb.metrics.noise_free_morans_i` returns it.
+    graph
+        Spot graph of the held-out spots, ``(n_spots, n_spots)``.
     """
 
     ceiling: pd.DataFrame
     moran: pd.DataFrame
+    graph: sparse.csr_matrix
 
     def row(self, run: Run) -> dict[str, float]:
         """Add to the measures of a run those that relate it to the noise."""
@@ -68,7 +72,8 @@ def noise_of(plan: Plan, fold: Fold) -> Noise:
     totals, panel = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), plan.panel(fold)
     counts = counts[:, plan.columns[fold.name]]
     graph = graph_of(hide_expression(plan.adata[fold.test], plan.protocol.features_key), plan.protocol)
-    return Noise(noise_ceiling(counts, panel, totals=totals), noise_free_morans_i(counts, graph, panel, totals=totals))
+    moran = noise_free_morans_i(counts, graph, panel, totals=totals)
+    return Noise(noise_ceiling(counts, panel, totals=totals), moran, graph)
 
 
 def warn_of_old_runs(runs: list[Run]) -> None:
