@@ -3,7 +3,7 @@
 Each data set is evaluated by leaving sections out; the slices of DLPFC with simulated counts at their true size. Beside
 the methods of the paper stand the package's default and the strongest baselines. Finished runs and their times are kept
 below --runs, and the same command goes on where it was stopped. With --hours, no method is begun after that time: those
-that are left out stand in the tables with the time that a run of them would take.
+that are left out stand in the tables with the time that a run of them would take. Times are of all cores together.
 """
 
 from __future__ import annotations
@@ -165,13 +165,13 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
         if not n_kept:
             continue
         print(f"{one.title}: {method}, {number + 1} of {len(methods)}{remaining(folder, methods[number:])}", flush=True)
-        start = time.perf_counter()
+        start = time.process_time()
         made = {method: _pretrained(arguments.weights)} if method == PRETRAINED else [method]
         kept: dict[str, Any] = {"seeds": range(n_kept), "runs_dir": folder, "keep_predictions": True}
         results.append(_evaluated(adata, one, made, **options, **kept))
         count = results[-1].runs
         if count["made"]:
-            seconds = (time.perf_counter() - start) / count["made"]
+            seconds = (time.process_time() - start) / count["made"]
             note_time(folder, method, seconds, count["made"] + count["taken"], n_training_spots(adata, folds))
     left_out = {
         method: extrapolated(arguments.runs, method, n_training_spots(adata, folds))
@@ -211,7 +211,7 @@ def common_markers(one: Experiment, panels: pd.DataFrame, adata: AnnData) -> lis
 
 
 def times_of(folder: Path) -> pd.DataFrame:
-    """Read the seconds of a run, the number of runs and the training spots, of each method made below a folder."""
+    """Read the CPU seconds of a run, the number of runs and the training spots, of each method made below a folder."""
     path = folder / "times.csv"
     empty = pd.DataFrame({"method": [], "seconds": [], "runs": [], "spots": []})
     return (pd.read_csv(path) if path.is_file() else empty).set_index("method")
@@ -224,14 +224,14 @@ def kept_runs(folder: Path, method: str) -> int:
 
 
 def note_time(folder: Path, method: str, seconds: float, runs: int, spots: float) -> None:
-    """Note how long a run of a method took, how many are there, and the training spots of one."""
+    """Note the CPU seconds that a run of a method took, how many are there, and the training spots of one."""
     known = times_of(folder)
     known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), spots]
     write_csv(known.astype({"runs": int}).reset_index(), folder / "times.csv")
 
 
 def extrapolated(runs: Path, method: str, spots: float) -> float:
-    """Estimate the seconds of a run from the largest data set with one, in proportion to the training spots."""
+    """Estimate the CPU seconds of a run from the largest data set with one, in proportion to the training spots."""
     found = [times_of(runs / name) for name in EXPERIMENTS]
     rows = [known.loc[method] for known in found if method in known.index]
     if not rows:
@@ -246,7 +246,7 @@ def remaining(folder: Path, methods: Sequence[str]) -> str:
     if not set(methods) <= set(known.index):
         return ""
     own = known.loc[list(methods)]
-    return f", at most {math.ceil((own['seconds'] * own['runs']).sum() / 60)} min remain"
+    return f", at most {math.ceil((own['seconds'] * own['runs']).sum() / 60)} CPU min remain"
 
 
 # ---- Tables and figure ----
@@ -321,9 +321,9 @@ def table(
     columns
         Measures by the paper's names.
     minutes
-        Minutes of a run, of the methods of which they are known.
+        CPU minutes of a run, of the methods of which they are known.
     left_out
-        Seconds that a run of each method that was not run would take; NaN where nothing is known.
+        CPU seconds that a run of each method that was not run would take; NaN where nothing is known.
     one
         Data set.
     """
@@ -331,7 +331,7 @@ def table(
     by_seed = scores.groupby(["method", "seed"])[list(measured.values())].mean()
     label = "simulated" if one.simulated else "method"
     lines = [
-        f"| {label} | " + " | ".join(measured) + " | seeds | min a run |",
+        f"| {label} | " + " | ".join(measured) + " | seeds | CPU min a run |",
         "| --- |" + " ---: |" * (len(measured) + 2),
     ]
     for method in methods:

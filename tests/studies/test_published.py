@@ -35,7 +35,7 @@ def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"two.csv", "two.json", "two_1.md", "two_2.md", "two.png"}
     second = (out / "two_2.md").read_text(encoding="utf-8")
     assert second.startswith("two drawn sections; held out: S1, S2; at most 20 genes. MG: ")
-    assert "| method | MG | HVG | HEG | Cor>0.3 | AG | seeds | min a run |" in second
+    assert "| method | MG | HVG | HEG | Cor>0.3 | AG | seeds | CPU min a run |" in second
     assert "\n| bleep | " in second
     scores = pd.read_csv(out / "two.csv")
     assert len(scores) == 2 * 2 * 2
@@ -48,7 +48,7 @@ def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
     before = (tmp_path / "runs/two/times.csv").read_bytes()
     assert call(tmp_path) == 0
     assert (tmp_path / "runs/two/times.csv").read_bytes() == before, "nothing was made a second time"
-    assert "bleep, 2 of 2, at most 1 min remain" in capsys.readouterr().out
+    assert "bleep, 2 of 2, at most 1 CPU min remain" in capsys.readouterr().out
 
 
 def test_without_time_only_what_is_kept_is_in_the_tables(tissue, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_simulated_tissue_says_so_in_every_row():
     drawn = study.Experiment("drawn", lambda given: None, (), 1, (), simulated=True)
     methods = ["ridge", "bleep", "paper"]
     lines = study.table(scores, methods, ("MG", "HVG", "HEG"), {"ridge": 1.5}, {"paper": 2400.0}, drawn).splitlines()
-    assert lines[0] == "| simulated | MG | HVG | HEG | seeds | min a run |"
+    assert lines[0] == "| simulated | MG | HVG | HEG | seeds | CPU min a run |"
     assert lines[2:] == [
         "| simulated: ridge |  | 0.2500 | 0.5000 | 1 | 1.5 |",
         "| simulated: bleep |  | 0.2500 | 0.5000 | 1 |  |",
