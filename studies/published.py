@@ -40,6 +40,9 @@ CHEAP = ("hist2rna-published",)
 """Methods that are cheap with the settings of their publication, too."""
 PRETRAINED = "st-net, MobileNetV2"
 """ST-Net with the stored MobileNetV2 of ImageNet as its trunk, in place of ImageNet's DenseNet-121."""
+FROM_FEATURES = {f"{name}, features": name for name in ("hist2st", "thitogene", "histogene")}
+"""Methods on pixels that take the frozen patch features of all other rows in place of their own patch embedding."""
+VARIANTS = (PRETRAINED, *FROM_FEATURES)
 COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}
 """The paper's names of the measures, and the package's."""
 
@@ -93,7 +96,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "her2st": Experiment(
         TISSUES["her2st"].title,
         _tissue("her2st"),
-        (*TABLE_1, *CHEAP, PRETRAINED, *TABLE_2[2:6], *STRONG),
+        (*TABLE_1, *CHEAP, *VARIANTS, *TABLE_2[2:6], *STRONG),
         3,
         ("ERBB2", "CD74", "FASN", "GNAS", "IGKC", "SCD"),
     ),
@@ -107,7 +110,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "visium_lung": Experiment(
         TISSUES["visium_lung"].title,
         _tissue("visium_lung"),
-        (*TABLE_1, *CHEAP, *TABLE_2[2:6], *STRONG),
+        (*TABLE_1, *CHEAP, *FROM_FEATURES, *TABLE_2[2:6], *STRONG),
         3,
         ("SFTPC", "SFTPB", "SCGB1A1", "COL1A1", "AGER", "IGKC"),
     ),
@@ -132,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(out=Path("evaluation/tables"))
     add = parser.add_argument
     add("--sets", nargs="+", metavar="NAME", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="default: all")
-    known = [*METHODS, PRETRAINED]
+    known = [*METHODS, *VARIANTS]
     add("--methods", nargs="+", metavar="NAME", choices=known, help="default: those of each data set")
     add("--seeds", type=int, help="number of seeds (default: that of each data set)")
     add("--hours", type=float, default=math.inf, help="begin no method later, 0 for none at all (default: no limit)")
@@ -166,7 +169,7 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
             continue
         print(f"{one.title}: {method}, {number + 1} of {len(methods)}{remaining(folder, methods[number:])}", flush=True)
         start = time.process_time()
-        made = {method: _pretrained(arguments.weights)} if method == PRETRAINED else [method]
+        made = {method: variant(method, arguments.weights)} if method in VARIANTS else [method]
         kept: dict[str, Any] = {"seeds": range(n_kept), "runs_dir": folder, "keep_predictions": True}
         results.append(_evaluated(adata, one, made, **options, **kept))
         count = results[-1].runs
@@ -181,9 +184,12 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
     return write_experiment(name, one, adata, results, left_out, markers or [], arguments)
 
 
-def _pretrained(weights: Path) -> Method:
-    settings: dict[str, Any] = {"trunk": "mobilenet_v2", "weights": str(weights), "train_norm": False}
-    return partial(METHODS["st-net"], **settings)
+def variant(name: str, weights: Path) -> Method:
+    """Return one of :data:`VARIANTS`; ``weights`` are those of the stored MobileNetV2."""
+    if name in FROM_FEATURES:
+        return partial(METHODS[FROM_FEATURES[name]], **dict[str, Any](from_features=True))
+    trunk: dict[str, Any] = {"trunk": "mobilenet_v2", "weights": str(weights), "train_norm": False}
+    return partial(METHODS["st-net"], **trunk)
 
 
 def n_training_spots(adata: AnnData, folds: Sequence[str]) -> float:
@@ -272,7 +278,7 @@ def write_experiment(
         f"{', '.join(markers) or 'none of the candidates is in all panels'}."
     )
     known = {*scores["method"], *left_out}
-    first = [method for method in (*TABLE_1, *CHEAP, PRETRAINED, *STRONG) if method in known]
+    first = [method for method in (*TABLE_1, *CHEAP, *VARIANTS, *STRONG) if method in known]
     second = [method for method in TABLE_2 if method in known]
     paths = [
         write_csv(scores, arguments.out / f"{name}.csv"),

@@ -73,12 +73,16 @@ def test_a_time_is_extrapolated_from_the_largest_data_set(tmp_path):
     assert study.kept_runs(tmp_path / "her2st", "paper") == 4
 
 
-def test_a_pretrained_trunk_stands_in_for_that_of_the_publication(tmp_path):
-    method = study._pretrained(tmp_path / "weights.safetensors")
-    settings = method.keywords
-    assert settings["name"] == "st-net"
-    assert settings["trunk"] == "mobilenet_v2"
-    assert settings["weights"] == str(tmp_path / "weights.safetensors")
+def test_variants_are_published_methods_with_other_inputs(tmp_path):
+    trunk = study.variant(study.PRETRAINED, tmp_path / "weights.safetensors").keywords
+    assert (trunk["name"], trunk["trunk"], trunk["weights"]) == (
+        "st-net",
+        "mobilenet_v2",
+        f"{tmp_path}/weights.safetensors",
+    )
+    for name in study.FROM_FEATURES:
+        keywords = study.variant(name, tmp_path).keywords
+        assert (keywords["name"], keywords["from_features"]) == (name.split(",")[0], True)
 
 
 def test_markers_are_those_that_all_panels_hold():
@@ -103,7 +107,7 @@ def test_simulated_tissue_says_so_in_every_row():
 @pytest.mark.parametrize("name", study.EXPERIMENTS)
 def test_every_method_that_is_named_exists(name):
     one = study.EXPERIMENTS[name]
-    assert set(one.methods) <= {*METHODS, study.PRETRAINED}
+    assert set(one.methods) <= {*METHODS, *study.VARIANTS}
     assert len(set(one.methods)) == len(one.methods)
 
 
