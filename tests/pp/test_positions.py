@@ -13,8 +13,9 @@ from spatialdata.models import Image2DModel, ShapesModel
 
 import st_gchb
 from st_gchb.errors import CoordinateError
+from st_gchb.io import spot_centers
 from st_gchb.pp import slices_of
-from st_gchb.pp.spots import check_fit, check_positions, spot_centers
+from st_gchb.pp.spots import check_fit, check_positions
 
 XY = np.array([[10.0, 20.0], [30.0, 45.0], [50.0, 61.0]])
 

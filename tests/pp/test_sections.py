@@ -10,11 +10,10 @@ from anndata import AnnData
 
 import st_gchb
 from st_gchb.errors import CoordinateError, InputError, MissingFileError, ScaleError, SliceError, StaleError
-from st_gchb.io import libraries_of
+from st_gchb.io import libraries_of, sections_of
 from st_gchb.model import STGCHB
 from st_gchb.pp import embed_patches, slices_of, spatial_graph
 from st_gchb.pp.patches import check_made, pixel_sizes
-from st_gchb.pp.spots import sections_of
 
 GRID = np.array([(30.0 + 40 * (i % 6), 30.0 + 40 * (i // 6)) for i in range(36)])
 IMAGE = np.random.default_rng(0).integers(60, 230, (280, 280, 3), dtype=np.uint8)

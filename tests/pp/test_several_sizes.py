@@ -16,12 +16,11 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from st_gchb.errors import DamageError, EncoderError, InputError, ScaleError, StaleError
-from st_gchb.io import SlideImage
+from st_gchb.io import SlideImage, sections_of
 from st_gchb.io.images import _chunks, chunk_edges
 from st_gchb.pp import FeatureSet, FeatureSpec, Slice, Stain, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.patches import Damage, _embed_slices as embed, feature_parts, made_key
 from st_gchb.pp.patches._reader import PatchRead, patches_of_sizes
-from st_gchb.pp.spots import sections_of
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)

@@ -12,10 +12,9 @@ from st_gchb._arguments import checked
 from st_gchb._constants import Keys
 from st_gchb._errors import ArgumentError, SliceError
 from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, HeldOut, Split
-from st_gchb.io import column_of
+from st_gchb.io import column_of, sections_of, spot_centers
 from st_gchb.pp.graph import spacing_of
 from st_gchb.pp.patches import feature_keys
-from st_gchb.pp.spots import sections_of, spot_centers
 
 _NO_NAME = ("", "nan", "None", "<NA>")
 """Text of an empty or missing value after a column is converted to text."""

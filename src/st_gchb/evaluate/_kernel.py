@@ -18,9 +18,9 @@ from st_gchb._options import EncoderKind
 from st_gchb.evaluate._feature_parts import columns_of
 from st_gchb.evaluate._folds import GAP_PITCHES, block_splits
 from st_gchb.evaluate._task import Task
+from st_gchb.io import spot_centers
 from st_gchb.metrics import per_gene, summary
 from st_gchb.model import NeighborhoodAggregator, fit_map
-from st_gchb.pp.spots import spot_centers
 from st_gchb.retrieval import Landmarks, blocks, median_scale, rbf, ridge_weights
 
 _RINGS = 2

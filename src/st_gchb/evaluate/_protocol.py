@@ -28,11 +28,12 @@ from st_gchb.evaluate._kernel import kernel_ridge
 from st_gchb.evaluate._methods import METHODS, nearest_neighbors
 from st_gchb.evaluate._published import baseline_of, spots_of
 from st_gchb.evaluate._task import Method, Task
+from st_gchb.io import spot_centers
 from st_gchb.model import check_features, check_k, check_names
 from st_gchb.pp import slices_of
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
-from st_gchb.pp.spots import side_px, spot_centers
+from st_gchb.pp.spots import side_px
 
 _LEAST = 50
 """Smallest panel unless a smaller one is requested: HVG and HEG are means over this many genes."""

@@ -31,11 +31,11 @@ from st_gchb._options import DEFAULT_SPLIT
 from st_gchb.evaluate._describe import describe
 from st_gchb.evaluate._folds import Fold
 from st_gchb.evaluate._protocol import Plan
+from st_gchb.io import sections_of, spot_centers
 from st_gchb.pp import FeatureSet
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import as_csr
 from st_gchb.pp.patches import content_key, pixel_sizes
-from st_gchb.pp.spots import sections_of, spot_centers
 
 
 @dataclass(frozen=True)

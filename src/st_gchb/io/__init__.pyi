@@ -21,6 +21,14 @@ from ._pixel_size import (
     visium_pitch as visium_pitch,
 )
 from ._reading import check_text as check_text, reading as reading
+from ._sections import (
+    PlacedSections as PlacedSections,
+    Sections as Sections,
+    check_object as check_object,
+    placed_sections as placed_sections,
+    sections_of as sections_of,
+)
+from ._spot_centers import spot_centers as spot_centers
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
 from .images import (
     READERS as READERS,

@@ -17,6 +17,7 @@ from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, ExpressionError, InputError, MissingKeyError
 from st_gchb._logging import logger
 from st_gchb._matrices import matrix_of
+from st_gchb.io import sections_of, spot_centers
 from st_gchb.model import _features as _context
 from st_gchb.model._confidence import choice_folds
 from st_gchb.model._features import (
@@ -50,7 +51,6 @@ from st_gchb.pp.patches import (
     stage_of_spec,
     with_maps,
 )
-from st_gchb.pp.spots import sections_of, spot_centers
 from st_gchb.retrieval import KernelHead, ReferenceBank, expression_scores, fit_kernel_head
 from st_gchb.train import BLOCK_SIZE, Rows, TrainingData
 

@@ -15,7 +15,7 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
-from st_gchb.io import hand_on_libraries, libraries_of
+from st_gchb.io import PlacedSections, hand_on_libraries, libraries_of, sections_of, spot_centers
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
 from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureSet, GraphSpec, Resolved
@@ -33,7 +33,7 @@ from st_gchb.pp.patches import (
     was_on_image,
     with_maps,
 )
-from st_gchb.pp.spots import PlacedSections, check_positions, open_slices, sections_of, spot_centers
+from st_gchb.pp.spots import check_positions, open_slices
 from st_gchb.retrieval import ReferenceBank
 
 

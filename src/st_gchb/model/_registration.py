@@ -17,12 +17,12 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._matrices import in_memory
+from st_gchb.io import check_object
 from st_gchb.model._validation import (
     Registered,
     check_names,
     registered_table,
 )
-from st_gchb.pp.spots import check_object
 
 
 def transfer_arguments(

@@ -26,6 +26,7 @@ from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_ENCODERS, Preset, Search, Weighting
 from st_gchb._settings import settings as package_settings
 from st_gchb._signals import ended_by_signal, held_back
+from st_gchb.io import check_object, sections_of
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._features import LinearProjection, context_of
@@ -59,7 +60,7 @@ from st_gchb.model._validation import (
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import check_panel
 from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoders_of_set, stage_without_weights
-from st_gchb.pp.spots import check_object, resolve_spots, sections_of
+from st_gchb.pp.spots import resolve_spots
 from st_gchb.retrieval import ReferenceBank, check_search, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 

@@ -17,12 +17,12 @@ from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
 from st_gchb._errors import EncoderError, GraphError, InputError, MissingKeyError, SliceError
 from st_gchb._matrices import is_chunked, matrix_of
-from st_gchb.io import column_of, hand_on_libraries
+from st_gchb.io import Sections, column_of, hand_on_libraries, placed_sections, spot_centers
 from st_gchb.pp import embed_patches, resolve, spatial_graph
 from st_gchb.pp.expression import read_expression, tell_expression
 from st_gchb.pp.graph import check_lengths, graph_of, rule_of
 from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key, was_on_image
-from st_gchb.pp.spots import Sections, check_positions, placed_sections, spot_centers
+from st_gchb.pp.spots import check_positions
 
 _LEAST_SPOTS = 4
 """Spots of a reference at least: calibration leaves half of them out, and a slice has two."""

@@ -19,9 +19,8 @@ from scipy.spatial import cKDTree
 
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, MissingKeyError, SliceError
-from st_gchb.io import Library, libraries_of, put_libraries
+from st_gchb.io import Library, libraries_of, put_libraries, spot_centers
 from st_gchb.pp import resolve
-from st_gchb.pp.spots import spot_centers
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -19,9 +19,9 @@ from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._matrices import in_memory
-from st_gchb.io import SlideImage
+from st_gchb.io import Sections, SlideImage, sections_of
 from st_gchb.pp.export._raster import rasterize
-from st_gchb.pp.spots import Sections, Slice, sections_of, slices_of, write_table
+from st_gchb.pp.spots import Slice, slices_of, write_table
 
 _COARSEST_PX = 1024
 """Largest side of the coarsest scale that is added to an image without a pyramid, px."""

@@ -19,11 +19,12 @@ from st_gchb._constants import Keys
 from st_gchb._errors import GraphError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._options import LengthUnit
+from st_gchb.io import PlacedSections, check_object, placed_sections
 from st_gchb.pp.graph._builders import in_um, spec_of_builder
 from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
 from st_gchb.pp.patches import pixel_sizes, was_on_image
-from st_gchb.pp.spots import PlacedSections, Slice, check_object, check_positions, placed_sections
+from st_gchb.pp.spots import Slice, check_positions
 
 PITCH_FACTOR = 1.6
 """Radius in units of the distance between spots: 6 neighbors on a hexagonal array, 8 on a square one."""

@@ -14,13 +14,12 @@ from st_gchb._constants import Keys
 from st_gchb._errors import GraphError, MissingKeyError, StaleError
 from st_gchb._matrices import matrix_of
 from st_gchb._options import LengthUnit
-from st_gchb.io import hand_on_libraries
+from st_gchb.io import Sections, hand_on_libraries, sections_of, spot_centers
 from st_gchb.pp.graph._builders import in_um, specs_of_record
 from st_gchb.pp.graph._graph import spatial_graph
 from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import spacing_of
 from st_gchb.pp.patches import pixel_sizes
-from st_gchb.pp.spots import Sections, sections_of, spot_centers
 
 _SAME_LENGTH = 0.01
 """Edges whose length differs by no more than this share, or half a px, count as unchanged."""

@@ -27,6 +27,7 @@ from st_gchb._options import (
     StainMethod,
     Views,
 )
+from st_gchb.io import check_object
 from st_gchb.pp._stain_normalization import Stain, stain_of
 from st_gchb.pp.encoders import Encoder, EncoderRunner, EncodingOptions, choose_device
 from st_gchb.pp.patches._cache import cache_folder
@@ -37,7 +38,7 @@ from st_gchb.pp.patches._given_parts import check_one_part, encoders_of, feature
 from st_gchb.pp.patches._last_stage import check_feature_maps, recorded_maps
 from st_gchb.pp.patches._provenance import made_at, made_key
 from st_gchb.pp.patches._reader import BATCH_SIZE, MEMORY_MB
-from st_gchb.pp.spots import Slice, check_object, resolve_spots, side_px
+from st_gchb.pp.spots import Slice, resolve_spots, side_px
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

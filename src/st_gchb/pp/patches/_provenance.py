@@ -20,10 +20,10 @@ from anndata import AnnData
 
 from st_gchb._errors import StaleError
 from st_gchb._logging import logger
-from st_gchb.io import TOLERANCE, Library, Size, caller_size, factor_size, positive, settle
+from st_gchb.io import TOLERANCE, Library, Sections, Size, caller_size, factor_size, positive, settle, spot_centers
 from st_gchb.pp.patches._feature_set import FeatureSet
 from st_gchb.pp.patches._feature_spec import FeatureSpec
-from st_gchb.pp.spots import Sections, Slice, spot_centers
+from st_gchb.pp.spots import Slice
 
 _SAME_PX = 0.5
 """Largest difference of positions, px, that counts as unchanged: their patches are the same."""

@@ -1,11 +1,4 @@
-from ._coordinates import check_fit as check_fit, check_positions as check_positions, spot_centers as spot_centers
-from ._sections import (
-    PlacedSections as PlacedSections,
-    Sections as Sections,
-    check_object as check_object,
-    placed_sections as placed_sections,
-    sections_of as sections_of,
-)
+from ._coordinates import check_fit as check_fit, check_positions as check_positions
 from ._slices import Slice as Slice, open_slices as open_slices, side_px as side_px, slices_of as slices_of
 from ._spatialdata import (
     bin_um as bin_um,

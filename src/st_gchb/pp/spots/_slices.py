@@ -16,9 +16,21 @@ from st_gchb._arguments import PixelSize, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import ImageError, MissingFileError, MissingKeyError, ScaleError, SliceError
 from st_gchb._logging import logger
-from st_gchb.io import Library, Size, SlideImage, caller_size, factor_size, open_image, positive, settle, spot_sizes
+from st_gchb.io import (
+    Library,
+    PlacedSections,
+    Size,
+    SlideImage,
+    caller_size,
+    check_object,
+    factor_size,
+    open_image,
+    placed_sections,
+    positive,
+    settle,
+    spot_sizes,
+)
 from st_gchb.pp.spots._coordinates import check_fit
-from st_gchb.pp.spots._sections import PlacedSections, check_object, placed_sections
 
 _IMAGE_KEYS = ("fullres", "hires", "lowres")
 

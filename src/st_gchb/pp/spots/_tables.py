@@ -16,8 +16,18 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb._matrices import in_memory
-from st_gchb.io import Library, SlideImage, annotated_rows, libraries_of, open_image, put_libraries, reading
-from st_gchb.pp.spots._sections import PlacedSections, check_object, placed_sections
+from st_gchb.io import (
+    Library,
+    PlacedSections,
+    SlideImage,
+    annotated_rows,
+    check_object,
+    libraries_of,
+    open_image,
+    placed_sections,
+    put_libraries,
+    reading,
+)
 from st_gchb.pp.spots._slices import Slice, named_by, open_slices
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, SliceError
 from st_gchb._logging import logger
-from st_gchb.io import Library, column_of, libraries_of
-from st_gchb.pp.spots._coordinates import spot_centers
+from st_gchb.io._library import Library, column_of, libraries_of
+from st_gchb.io._spot_centers import spot_centers
 
 T = TypeVar("T")
 
@@ -260,7 +260,7 @@ def sections_of(adata: AnnData, slice_key: str | None = None, names: Iterable[ob
     --------
     >>> import pandas as pd
     >>> from anndata import AnnData
-    >>> from st_gchb.pp.spots._sections import sections_of
+    >>> from st_gchb.io._sections import sections_of
     >>> sections_of(AnnData(obs=pd.DataFrame({"slice": ["a", "b"]}, index=["1", "2"]))).names.tolist()
     ['a', 'b']
     """
