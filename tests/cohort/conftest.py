@@ -16,7 +16,7 @@ from st_gchb.cohort import _worker as _work
 from st_gchb.model import STGCHB
 
 TEXTURE = {"encoder": "texture", "patch_um": 150, "n_views": 1}
-READ = {"um_per_px": 1.0, "spacing_um": 100.0}
+READ = {"um_per_px": 1.0, "spacing_um": 150.0}
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,8 @@ def embed(slides, out, **changes):
 
 
 def test_each_slide_gives_what_the_model_gives_for_it(model, images, tmp_path):
-    report = predict_slides(model, images, tmp_path, **READ)
-    assert report["name"].tolist() == ["A1", "A2", "A3", "A4", "A5"]
+    report = predict_slides(model, images[:3], tmp_path, **READ)
+    assert report["name"].tolist() == ["A1", "A2", "A3"]
     assert set(report["status"]) == {"done"}
     loaded = STGCHB.load(model, accelerator="cpu")
     for path, row in zip(images[:2], report.itertuples(), strict=False):
