@@ -175,7 +175,7 @@ def test_confidence_on_blocks(alone):
     assert sorted(result.spots["spot"]) == sorted(alone.obs_names)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("sketched_figures")
 def test_the_command_on_blocks(alone, tmp_path, capsys):
     alone.write_h5ad(tmp_path / "one.h5ad")
     given = [

@@ -61,6 +61,7 @@ def test_held_out_slices_are_held_out(tissue):
     assert len(found.genes) == 3 * 20
 
 
+@pytest.mark.usefixtures("short_trainings")
 def test_patients_are_left_out(tissue):
     two = tissue.copy()
     two.obs["patient"] = np.where(two.obs["slice"] == "S3", "Q", "P")

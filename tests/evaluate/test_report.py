@@ -15,9 +15,9 @@ from st_gchb._errors import MissingKeyError
 from st_gchb.evaluate import evaluate, write_report
 
 
-@pytest.fixture
-def result(tissue):
-    return evaluate(tissue, methods=["ridge", "mean"], n_top_genes=20, seeds=[0, 1], device="cpu")
+@pytest.fixture(scope="module")
+def result(_tissue):
+    return evaluate(_tissue, methods=["ridge", "mean"], n_top_genes=20, seeds=[0, 1], device="cpu")
 
 
 def strictly(text):
@@ -27,6 +27,7 @@ def strictly(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_files(result, tmp_path):
     paths = write_report(result, tmp_path / "deep" / "report")
     assert set(paths) == {"metrics", "scores", "per_gene", "table", "tissue", "bars"}
@@ -74,6 +75,7 @@ def test_an_unknown_gene_to_draw(result, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_one_seed_has_no_spread(tissue, tmp_path):
     # A slide of unknown scale: not a number is no JSON either.
     tissue.uns["X_patch"] = tissue.uns["X_patch"] | {"patch_px": 150.0, "um_per_px": np.full(3, np.nan)}
@@ -86,6 +88,7 @@ def test_one_seed_has_no_spread(tissue, tmp_path):
     assert "±" not in paths["table"].read_text()
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_the_record_says_all_parts_of_the_features(tissue, tmp_path):
     st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=(80, 150), n_views=1, cache=False)
     result = evaluate(tissue, methods=["mean"], n_top_genes=20, seeds=[3], device="cpu")

@@ -93,7 +93,7 @@ def real(geometry, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(script, geometry, tmp_path_factory):
     """Every method of the paper and every baseline, once: what was written, and what the figures are called."""
-    out, titles = tmp_path_factory.mktemp("report"), {}
+    out, cache, titles = tmp_path_factory.mktemp("report"), tmp_path_factory.mktemp("cache"), {}
     save = st_gchb.pl.save
 
     def watch(axes, path, **options):
@@ -106,9 +106,11 @@ def whole(script, geometry, tmp_path_factory):
         shorten_trainings(patch)
         patch.setattr(_geometry, "SIDE_PX", 450)
         patch.setattr(st_gchb.pl, "save", watch)
-        patch.setenv("ST_GCHB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ST_GCHB_CACHE", str(cache))
         assert script.main(["--simulated", str(geometry), "--out", str(out), "--seeds", "1", *SMALL]) == 0
-    return SimpleNamespace(out=out, titles=titles, text=(out / "paper_table.md").read_text(encoding="utf-8"))
+    return SimpleNamespace(
+        out=out, cache=cache, titles=titles, text=(out / "paper_table.md").read_text(encoding="utf-8")
+    )
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
@@ -183,8 +185,9 @@ def test_published_figures_are_named_as_such(whole):
     assert "0.4310" not in measured
 
 
-@pytest.mark.usefixtures("short_trainings")
-def test_goes_on_and_adds_seeds(script, geometry, whole, tmp_path):
+@pytest.mark.usefixtures("short_trainings", "sketched_figures")
+def test_goes_on_and_adds_seeds(script, geometry, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("ST_GCHB_CACHE", str(whole.cache))
     shutil.copytree(whole.out / "runs", tmp_path / "runs")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     options = ["--seeds", "2", "--methods", "knn", "bleep", *SMALL]
@@ -197,6 +200,7 @@ def test_goes_on_and_adds_seeds(script, geometry, whole, tmp_path):
     assert "mean ± standard deviation over seeds" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_real_slices_take_the_same_road(script, real, tmp_path, capsys):
     options = ["--seeds", "1", "--methods", "ridge", "mean", "--held-out", "151673", *SMALL]
     assert script.main(["--data", str(real), "--out", str(tmp_path), *options]) == 0
@@ -214,6 +218,7 @@ def test_real_slices_take_the_same_road(script, real, tmp_path, capsys):
     assert float(rows["ridge"][4]) > 0.2
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_no_marker_leaves_its_column_empty(script, real, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "MARKERS", ("ATP2B4",))
     options = ["--seeds", "1", "--methods", "ridge", *SMALL]

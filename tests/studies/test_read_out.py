@@ -15,7 +15,7 @@ from studies._tissues import TISSUES, Tissue
 
 @pytest.fixture(scope="module")
 def tissue():
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=8, n_cols=8, n_genes=40, seed=2)
+    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=30, seed=2)
     st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150.0, n_views=1, cache=False)
     return adata
 
