@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 import st_gchb
-from st_gchb._errors import ExpressionError, InputError, MissingFileError, STGCHBError
+from st_gchb._errors import ExpressionError, InputError, MissingFileError, ScaleError, STGCHBError
 from st_gchb.io import read_section
 
 from .conftest import counts_of, he_image
@@ -122,9 +122,11 @@ def test_hest(tmp_path, caplog):
 
 def test_hest_where_two_sizes_disagree(tmp_path, caplog):
     path = hest(tmp_path, um_per_px=0.7)
-    read = read_section(path)
+    with pytest.raises(ScaleError, match=r"0\.7 µm \(pixel_size_um_estimated of .*TENX95\.json\) and 0\.5 µm"):
+        read_section(path)
+    read = read_section(path, um_per_px=0.7)
     assert read.uns["spatial"]["TENX95"]["scalefactors"]["microns_per_pixel"] == 0.7
-    assert "0.7 µm (pixel_size_um_estimated of TENX95.json) is taken" in caplog.text
+    assert "0.5 µm (the image file) is not" in caplog.text
     path.parent.parent.joinpath("metadata/TENX95.json").write_text("{")
     with pytest.raises(InputError, match=r"TENX95\.json: the sample's metadata cannot be read"):
         read_section(path)

@@ -25,7 +25,7 @@ _TABLES = ("h5ad", "st")
 _IMAGES = ("wsis", "wsi", "image", "images")
 _METADATA = ("metadata", "meta")
 _SIZES = ("pixel_size_um_estimated", Keys.UM_PER_PX)
-_RIM, _SIZE_TOLERANCE = 1.02, 0.02
+_RIM, SIZE_TOLERANCE = 1.02, 0.02
 
 
 def anndata_files(path: Path) -> list[Path]:
@@ -131,7 +131,7 @@ def _belongs(file: Path, adata: AnnData, library: Mapping[str, Any]) -> bool:
         if scale and np.ndim(image) == 3:
             expected = np.array(np.shape(image)[:2]) / scale
             # The sides of the down-scaled image are rounded to whole px.
-            return bool((np.abs(expected - (height, width)) <= _SIZE_TOLERANCE * expected + 1 / scale).all())
+            return bool((np.abs(expected - (height, width)) <= SIZE_TOLERANCE * expected + 1 / scale).all())
     return True
 
 

@@ -11,6 +11,7 @@ from st_gchb.io._pixel_size import positive
 from st_gchb.io.images import open_image
 from st_gchb.io.sections._annotated import HDF5_START, hdf5_kind, read_annotated, read_spatialdata, zarr_kind
 from st_gchb.io.sections._companions import anndata_files, choose_anndata
+from st_gchb.io.sections._hest import choose_sample, find_release, read_hest, sample_at
 from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, read_legacy
 from st_gchb.io.sections._spaceranger import find_outputs
 from st_gchb.io.sections._visium import read_visium
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 EXPECTED = (
     "Expected a Space Ranger output folder (Visium: filtered_feature_bc_matrix.h5 and spatial/; Visium HD: "
-    "binned_outputs/), a SpatialData .zarr store, an AnnData .h5ad file, or a folder of legacy ST (a table of counts, "
-    "a table of spots, an image)."
+    "binned_outputs/), a SpatialData .zarr store, an AnnData .h5ad file, a folder of HEST-1k (st/, wsis/, metadata/), "
+    "or a folder of legacy ST (a table of counts, a table of spots, an image)."
 )
 
 
@@ -44,10 +45,11 @@ def read_section(
         Space Ranger's output folder for Visium (with ``tissue_positions_list.csv`` or ``tissue_positions.csv``,
         including CytAssist) or Visium HD: ``outs``, or its parent folder. For Visium HD the 8 µm bins are read, or the
         bins whose folder is given, such as ``outs/binned_outputs/square_016um``. Or a SpatialData store, an AnnData
-        file or store, or a folder of legacy Spatial Transcriptomics.
+        file or store, or a folder of legacy Spatial Transcriptomics. Or HEST-1k: the folder of the release, with the
+        id of a sample as ``name``, or the file ``st/TENX95.h5ad`` in it.
     name
-        Name of the section; by default the name of the folder or file. For a legacy folder with several sections, the
-        section to read.
+        Name of the section; by default the name of the folder or file. For a legacy folder or a folder of HEST-1k with
+        several sections, the section to read.
     image
         Full-resolution H&E image, in any format that :func:`open_image` reads. By default the one in the folder, else
         Space Ranger's down-scaled image.
@@ -58,7 +60,8 @@ def read_section(
         a warning. Features that are not genes, such as antibodies, are always dropped.
     allow_missing
         Read the spots that are in all files, however many lack counts or a position. By default a section that lacks
-        more than a tenth is refused; fewer are dropped with a warning.
+        more than a tenth is refused; fewer are dropped with a warning. A HEST-1k sample is then also read without its
+        whole-slide image, with the down-scaled one.
 
     Returns
     -------
@@ -66,7 +69,9 @@ def read_section(
         SpatialData for SpatialData stores and for Space Ranger's folders, in spatialdata-io's layout, with the image
         ``<name>_full_image``, which is read lazily. AnnData for the other formats, with counts in ``X``, positions in
         ``obsm["spatial"]`` and the path of the image in ``uns["spatial"]``. Both can be passed directly to
-        :class:`st_gchb.model.STGCHB` and :meth:`~st_gchb.model.STGCHB.predict`.
+        :class:`st_gchb.model.STGCHB` and :meth:`~st_gchb.model.STGCHB.predict`. A HEST-1k sample has its metadata in
+        ``uns["spatial"][name]["metadata"]``, and ``organism``, ``tissue``, ``patient`` and ``technology`` in ``obs``
+        as far as they are known; ``obs["has_patch"]`` tells which spots are on tissue, if ``patches/`` is there.
 
     Raises
     ------
@@ -75,12 +80,13 @@ def read_section(
     InputError
         The format is not supported, a file is damaged, or the files do not belong together.
     ScaleError
-        ``um_per_px`` is not a positive number.
+        ``um_per_px`` is not a positive number; or the files of a HEST-1k sample state two sizes of a pixel.
 
     Examples
     --------
     >>> import st_gchb
     >>> sdata = st_gchb.io.read_section("sample/outs", image="sample.tif")  # doctest: +SKIP
+    >>> adata = st_gchb.io.read_section("hest", name="TENX95")  # doctest: +SKIP
     """
     path = Path(path)
     size = None if um_per_px is None else positive(um_per_px, "um_per_px")
@@ -88,7 +94,7 @@ def read_section(
     if not path.exists():
         raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
     if path.is_file():
-        return _read_file(path, name, image_path, size, genome)
+        return _read_file(path, name, image_path, size, genome=genome, allow_missing=allow_missing)
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
     kind = zarr_kind(path)
@@ -99,6 +105,10 @@ def read_section(
     outputs = find_outputs(path)
     if outputs is not None:
         return read_visium(outputs, name, image_path, size, genome=genome, allow_missing=allow_missing)
+    release = find_release(path)
+    if release is not None:
+        sample = choose_sample(release, name)
+        return read_hest(sample, None, image_path, size, genome=genome, allow_missing=allow_missing)
     files = anndata_files(path)
     if files and not holds_counts(path):
         file, label = choose_anndata(path, files, name)
@@ -109,12 +119,21 @@ def read_section(
 
 
 def _read_file(
-    path: Path, name: str | None, image: Path | None, um_per_px: float | None, genome: str | None
+    path: Path,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None,
+    allow_missing: bool,
 ) -> AnnData:
     with open(path, "rb") as file:
         start = file.read(len(HDF5_START))
     if start == HDF5_START:
         kind = hdf5_kind(path)
+        sample = sample_at(path)
+        if kind == "anndata" and sample is not None:
+            return read_hest(sample, name, image, um_per_px, genome=genome, allow_missing=allow_missing)
         if kind == "anndata":
             return read_annotated(path, name, image, um_per_px, genome=genome)
         if kind == "10x":
