@@ -64,6 +64,7 @@ def test_a_bare_image(model, image, pixels, tmp_path, capsys):
         assert min(image.size) > 200
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_a_region_of_a_store(model, store, pixels, tmp_path):
     region = tmp_path / "roi.geojson"
     region.write_text(json.dumps({"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": REGION}]}))
@@ -78,6 +79,7 @@ def test_a_region_of_a_store(model, store, pixels, tmp_path):
     assert {path.suffix for path in out.iterdir()} == {".h5ad", ".csv", ".png"}
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_a_store_keeps_its_spots_unless_a_grid_is_asked_for(model, store, tmp_path):
     sdata = st_gchb.pp.tile_tissue(SpatialData.read(store), um_per_px=1.0, spacing_um=120, name="spots")
     sdata.write(tmp_path / "spots.zarr")
