@@ -78,6 +78,7 @@ Area = Annotated[float, Limits("an area in µm² of 0 or more", low=0, high=1e15
 Megabytes = Annotated[float, Limits("a number of megabytes above 0", above=0, high=1e9)]
 Micrometers = Annotated[float, Limits("a length in µm above 0, up to 100,000", above=0, high=1e5)]
 PatchSize = Annotated[float, Limits("the side of a patch in px, from 1 to 100,000", low=1, high=1e5)]
+Diameter = Annotated[float, Limits("a diameter in px above 0, up to 100,000", above=0, high=1e5, error=ScaleError)]
 PixelSize = Annotated[
     float, Limits("a positive size of a pixel in µm (0.001 to 10,000)", low=1e-3, high=1e4, error=ScaleError)
 ]

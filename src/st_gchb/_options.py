@@ -66,6 +66,8 @@ GridKind = Literal["hex", "square"]
 TissueMethod = Literal["stain", "squidpy", "all"]
 GraphMode = Literal["radius", "knn", "delaunay", "grid"]
 LengthUnit = Literal["um", "px"]
+SpotShape = Literal["auto", "circle", "square"]
+"""Outline of a spot or tile in files for viewers."""
 
 DEFAULT_GRID: Final[GridKind] = "hex"
 DEFAULT_TISSUE: Final[TissueMethod] = "stain"

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 import st_gchb
-from st_gchb.cli import main, read_geojson, spacing_um
+from st_gchb.cli import main, read_areas, spacing_um
 from st_gchb.model import STGCHB
 
 
@@ -143,7 +143,7 @@ def test_no_lengths(text):
 )
 def test_areas_in_all_forms_of_geojson(content, n, tmp_path):
     (tmp_path / "a.geojson").write_text(json.dumps(content))
-    found = read_geojson(tmp_path / "a.geojson")
+    found = read_areas(tmp_path / "a.geojson")
     assert len(found) == n
     assert found[0].area == 300 * 500
 
@@ -162,4 +162,4 @@ def test_areas_in_all_forms_of_geojson(content, n, tmp_path):
 def test_bad_geojson(text, message, tmp_path):
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(st_gchb._errors.InputError, match=message):
-        read_geojson(tmp_path / "a.geojson")
+        read_areas(tmp_path / "a.geojson")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +90,7 @@ def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, di
         um_per_px=arguments.um_per_px,
         spacing_um=arguments.spacing,
         grid=arguments.grid,
-        roi=None if arguments.roi is None else read_geojson(arguments.roi),
+        roi=None if arguments.roi is None else read_areas(arguments.roi),
         tissue=arguments.tissue,
         min_tissue=arguments.min_tissue,
     )
@@ -109,32 +108,22 @@ def _refuse_grid(arguments: argparse.Namespace, what: str) -> None:
         )
 
 
-def read_geojson(path: Path) -> list[Any]:
-    """Read the polygons of a GeoJSON file: a geometry, a feature, or a collection of features.
+def read_areas(path: Path) -> list[Any]:
+    """Read the polygons of a GeoJSON file; points and lines are left out.
 
     Raises
     ------
     MissingFileError, InputError
         The file does not exist, is not GeoJSON, or holds no polygon.
     """
-    from shapely.errors import ShapelyError
-    from shapely.geometry import shape
+    from st_gchb.io import read_geojson
 
-    if not path.is_file():
-        raise MissingFileError(f"--roi {path}: there is no such file.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        features = content.get("features", [content]) if isinstance(content, dict) else content
-        shapes = [shape(feature.get("geometry", feature)) for feature in features]
-    except (ValueError, AttributeError, KeyError, TypeError, ShapelyError) as error:
-        raise InputError(
-            f"--roi {path} cannot be read as GeoJSON ({error}). Export the annotations as GeoJSON, as QuPath does."
-        ) from error
-    polygons = [one for one in shapes if one.geom_type in ("Polygon", "MultiPolygon")]
-    if not polygons:
-        found = sorted({one.geom_type for one in shapes})
+    regions = read_geojson(path)
+    areas = regions[regions.geom_type.isin(["Polygon", "MultiPolygon"])]
+    if areas.empty:
+        found = sorted(set(regions.geom_type))
         raise InputError(f"--roi {path} holds no polygon; found {found or 'nothing'}. Draw areas, not points or lines.")
-    return polygons
+    return list(areas.geometry)
 
 
 def _read_data(arguments: argparse.Namespace) -> Any:

@@ -10,9 +10,11 @@ __all__ = [
     "SlideImage",
     "SlideLevel",
     "open_image",
+    "read_geojson",
     "read_section",
     "register_reader",
     "write_elements",
+    "write_geojson",
 ]
 
 

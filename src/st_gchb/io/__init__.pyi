@@ -20,6 +20,7 @@ from ._pixel_size import (
     um_per_unit as um_per_unit,
     visium_pitch as visium_pitch,
 )
+from ._read_geojson import read_geojson as read_geojson
 from ._reading import check_text as check_text, reading as reading
 from ._sections import (
     PlacedSections as PlacedSections,
@@ -30,6 +31,7 @@ from ._sections import (
 )
 from ._spot_centers import spot_centers as spot_centers
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
+from ._write_geojson import write_geojson as write_geojson
 from .images import (
     READERS as READERS,
     Reader as Reader,

@@ -19,6 +19,7 @@ __all__ = [
     "find_tissue",
     "fit_stain",
     "get_encoder",
+    "label_regions",
     "rasterize",
     "read_patches",
     "register_encoder",

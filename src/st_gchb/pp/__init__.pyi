@@ -17,4 +17,9 @@ from .spots import (
     slices_of as slices_of,
     write_table as write_table,
 )
-from .tissue import Tissue as Tissue, find_tissue as find_tissue, tile_tissue as tile_tissue
+from .tissue import (
+    Tissue as Tissue,
+    find_tissue as find_tissue,
+    label_regions as label_regions,
+    tile_tissue as tile_tissue,
+)
