@@ -55,12 +55,12 @@ class ViewerSpots:
 
     @property
     def are_tiles(self) -> bool:
-        """Whether these are positions that were laid on tissue, rather than spots."""
+        """True for positions that were laid on tissue, rather than spots."""
         return Keys.TISSUE_SHARE in self.adata.obs
 
     @property
     def are_square(self) -> bool:
-        """Whether these are tiles in rows and columns: hexagonal grids count columns in half steps."""
+        """True for tiles in rows and columns: hexagonal grids count columns in half steps."""
         obs = self.adata.obs
         if not self.are_tiles or not {"array_row", "array_col"} <= set(obs):
             return False
@@ -202,7 +202,7 @@ class SpotValues:
 
     @property
     def is_single(self) -> bool:
-        """Whether values have the seven digits of float32, or of fewer bits."""
+        """True if values have the seven digits of float32, or of fewer bits."""
         kind = np.float32 if self._matrix is None else self._matrix.dtype
         return bool(np.dtype(kind).kind == "f" and np.dtype(kind).itemsize <= 4)
 
