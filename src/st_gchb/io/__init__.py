@@ -15,6 +15,7 @@ __all__ = [
     "register_reader",
     "write_elements",
     "write_geojson",
+    "write_ome_tiff",
 ]
 
 

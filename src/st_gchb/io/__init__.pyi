@@ -6,6 +6,7 @@ from ._library import (
     libraries_of as libraries_of,
     put_libraries as put_libraries,
 )
+from ._nearest import nearest_rows as nearest_rows
 from ._pixel_size import (
     TOLERANCE as TOLERANCE,
     Size as Size,
@@ -32,6 +33,7 @@ from ._sections import (
 from ._spot_centers import spot_centers as spot_centers
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
 from ._write_geojson import write_geojson as write_geojson
+from ._write_ome_tiff import write_ome_tiff as write_ome_tiff
 from .images import (
     READERS as READERS,
     Reader as Reader,

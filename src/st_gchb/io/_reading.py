@@ -1,4 +1,4 @@
-"""Convert exceptions that third-party readers raise on damaged files into typed errors of this package."""
+"""Convert exceptions that are raised on damaged files and full disks into typed errors of this package."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from st_gchb._artifacts import write_whole
 from st_gchb._compat import read_errors
-from st_gchb._errors import InputError, STGCHBError
+from st_gchb._errors import InputError, STGCHBError, StoreError
 
 DAMAGED = "It is damaged or incomplete: fetch or export it again."
 """Advice for a file that another program wrote."""
@@ -56,6 +57,36 @@ def reading(
         raise error(
             f"{path}: {what} cannot be read ({type(found).__name__}{f': {short}' if short else ''}). {advice}"
         ) from found
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Write a file as a whole or not at all, as :func:`~st_gchb._artifacts.write_whole`.
+
+    Parameters
+    ----------
+    target
+        File to write.
+
+    Yields
+    ------
+    pathlib.Path
+        Temporary file beside it.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be written, such as on a full disk; an earlier file of that name is left as it was.
+    """
+    try:
+        with write_whole(target) as part:
+            yield part
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{target} could not be written ({error.strerror or error}); nothing of it is left. Name another place."
+        ) from error
 
 
 def check_text(path: Path, what: str, error: type[STGCHBError] = InputError) -> None:

@@ -19,12 +19,12 @@ from anndata import AnnData
 from geopandas import GeoDataFrame
 
 from st_gchb._arguments import Diameter, checked
-from st_gchb._artifacts import write_whole
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError, ScaleError, StoreError
+from st_gchb._errors import InputError, ScaleError
 from st_gchb._logging import logger
 from st_gchb._options import SpotShape
 from st_gchb.io._library import column_of
+from st_gchb.io._reading import writing
 from st_gchb.io._viewer_spots import SpotValues, ViewerSpots, own_columns, viewer_spots
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def write_geojson(
         n = len(spots.rows) * len(values[1].names)
         if n > _MANY:
             logger.warning("%s: %d measurements; viewers hold all of them in memory. Pass fewer genes.", path, n)
-    with _writing(target) as file:
+    with _opened(target) as file:
         file.write('{"type":"FeatureCollection","features":[')
         for i, feature in enumerate(features):
             file.write(f",\n{feature}" if i else f"\n{feature}")
@@ -151,23 +151,16 @@ def write_geojson(
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[Any]:
+def _opened(target: Path) -> Iterator[Any]:
     """Open a text file that is compressed if its name says so, and written as a whole or not at all."""
-    try:
-        with write_whole(target) as part, open(part, "wb") as raw:
-            if target.name.lower().endswith(".gz"):
-                # Without a name and a time of writing, so that equal content gives equal files; at the quickest level.
-                with gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as file:
-                    yield file
-            else:
-                with io.TextIOWrapper(raw, "utf-8") as file:
-                    yield file
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(
-            f"{target} could not be written ({error.strerror or error}); nothing of it is left. Name another place."
-        ) from error
+    with writing(target) as part, open(part, "wb") as raw:
+        if target.name.lower().endswith(".gz"):
+            # Without a name and a time of writing, so that equal content gives equal files; at the quickest level.
+            with gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as file:
+                yield file
+        else:
+            with io.TextIOWrapper(raw, "utf-8") as file:
+                yield file
 
 
 # ---- Spots and tiles ----

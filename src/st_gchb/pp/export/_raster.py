@@ -22,12 +22,9 @@ from st_gchb._arguments import Fill, TilePixels, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
-from st_gchb.io import annotated_rows
+from st_gchb.io import annotated_rows, nearest_rows
 from st_gchb.pp.spots import is_element_name, linked, transformations_of
 
-_REACH = 0.72
-"""Largest distance from a pixel to the position that it shows, in units of the spacing: half the diagonal of a square
-cell (0.707), so that a square grid has no gaps."""
 _OFF_GRID = 0.01
 """Largest deviation of a position from a square grid, in units of the spacing."""
 _MAX_PIXELS = 5e8
@@ -143,9 +140,7 @@ def _nearest(centers: npt.NDArray[np.float64], px_per_tile: int) -> Lattice:
     step = max(_BAND // int(width), 1)
     for top in range(0, int(height), step):
         y = low[1] + (np.arange(top, min(top + step, height)) + 0.5) * side
-        points = np.stack(np.meshgrid(x, y), axis=-1)
-        found = tree.query(points, distance_upper_bound=_REACH * spacing)[1]
-        index[top : top + step] = np.where(found < len(centers), found, -1)
+        index[top : top + step] = nearest_rows(tree, spacing, x, y)
     matrix = np.array([[side, 0, low[0]], [0, side, low[1]], [0, 0, 1]])
     return Lattice(index, 1, matrix)
 
