@@ -507,7 +507,7 @@ def test_importing_is_quick(rooms):
     assert result.stdout.split() == []
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("predict",), ("predict-many",), ("evaluate",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("predict",), ("predict-many",), ("evaluate",), ("hest-bench",)])
 def test_help_is_quick(command):
     heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torch", "torchvision", "matplotlib"]
     code = f"import sys\nfrom st_gchb.cli import main\ntry: main([*{command!r}, '--help'])\nexcept SystemExit: pass\n"

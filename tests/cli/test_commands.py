@@ -20,7 +20,7 @@ from st_gchb.cli import build_parser, main
 from st_gchb.evaluate import RunFolder
 from st_gchb.model import STGCHB
 
-COMMANDS = ["demo", "train", "predict", "evaluate"]
+COMMANDS = ["demo", "train", "predict", "evaluate", "hest-bench"]
 TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--device", "cpu"]
 
 

@@ -64,8 +64,10 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
 
 
-def add_encoder(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the patch features."""
+def add_encoder(
+    parser: argparse.ArgumentParser, patch_um: tuple[float, ...] = DEFAULT_PATCH_UM, n_views: Views = DEFAULT_VIEWS
+) -> None:
+    """Add the options of the patch features, with these defaults of patch sizes and views."""
     parser.add_argument(
         "--encoder",
         nargs="+",
@@ -87,15 +89,15 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=OneOrSeveral,
         type=float,
-        default=DEFAULT_PATCH_UM,
+        default=patch_um if len(patch_um) > 1 else patch_um[0],
         metavar="UM",
-        help="side of a patch, µm, or several sides (default: 80 150 300)",
+        help=f"side of a patch, µm, or several sides (default: {' '.join(f'{um:g}' for um in patch_um)})",
     )
     parser.add_argument(
         "--views",
         dest="n_views",
         type=int,
-        default=DEFAULT_VIEWS,
+        default=n_views,
         choices=get_args(Views),
         help="views averaged per patch (default: %(default)s)",
     )

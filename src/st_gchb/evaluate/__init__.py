@@ -11,6 +11,12 @@ from st_gchb.evaluate._folds import (
     leave_one_out,
     split_folds as split_folds,
 )
+from st_gchb.evaluate._hest_bench import (
+    HestBench,
+    hest_bench,
+    hest_ridge as hest_ridge,
+    write_hest_bench,
+)
 from st_gchb.evaluate._methods import METHODS, fit_predict as fit_predict
 from st_gchb.evaluate._protocol import DEFAULT_METHODS as DEFAULT_METHODS, choose_methods as choose_methods
 from st_gchb.evaluate._published import PUBLISHED as PUBLISHED, published as published, spots_of as spots_of
@@ -26,15 +32,18 @@ from st_gchb.evaluate._task import Method as Method, Task as Task
 __all__ = [
     "Evaluation",
     "Fold",
+    "HestBench",
     "METHODS",
     "Method",
     "Reliability",
     "Task",
     "evaluate",
     "evaluate_fold",
+    "hest_bench",
     "leave_blocks_out",
     "leave_one_out",
     "reliability",
+    "write_hest_bench",
     "write_reliability",
     "write_report",
 ]

@@ -17,6 +17,8 @@ from st_gchb.evaluate._published import resolved_settings
 from st_gchb.evaluate._task import Method
 from st_gchb.model import ModelSettings, settings_for
 
+_TRAINED = (_methods._model, _methods._model_of_log_counts)
+"""Functions that train the model."""
 # Keywords of the function itself; all others are settings of the model.
 _OWN = {name for name, p in inspect.signature(_methods._model).parameters.items() if p.kind is not p.VAR_KEYWORD}
 
@@ -33,7 +35,7 @@ def model_settings(method: Method) -> tuple[str, ModelSettings] | None:
     InputError
         A keyword is not a setting, or its value is out of range.
     """
-    if not isinstance(method, partial) or method.func is not _methods._model or method.args:
+    if not isinstance(method, partial) or method.func not in _TRAINED or method.args:
         return None
     preset = method.keywords.get("preset", "default")
     return preset, settings_for(preset, {key: value for key, value in method.keywords.items() if key not in _OWN})
@@ -71,7 +73,7 @@ def _callable(method: Any) -> dict[str, Any]:
         preset, settings = resolved
         own = {key: _value(value) for key, value in method.keywords.items() if key in _OWN and key != "preset"}
         return {
-            "function": _name(_methods._model),
+            "function": _name(method.func),
             "preset": preset,
             "settings": _value(dataclasses.asdict(settings)),
             "own": own,

@@ -20,13 +20,13 @@ from st_gchb._logging import logger, track
 from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
 from st_gchb._signals import ended_by_signal
 from st_gchb.evaluate._fold_data import Prepared, prepare
-from st_gchb.evaluate._folds import hold_one_out, split_folds
+from st_gchb.evaluate._folds import Fold, check_folds, hold_one_out, split_folds
 from st_gchb.evaluate._noise import noise_of, warn_of_old_runs
 from st_gchb.evaluate._protocol import Plan, Protocol, default_methods, make_plan, seeds_of
 from st_gchb.evaluate._run_cache import Run, RunFolder, RunKey, keys_of
 from st_gchb.evaluate._task import Method
 from st_gchb.io import hand_on_libraries
-from st_gchb.pp.expression import log_normalize
+from st_gchb.pp.expression import log_values_of
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Evaluation:
     predictions
         With ``keep_predictions``, predicted log-normalized expression of every run by fold, method and seed, each
         ``(n_test, n_genes)`` in the order of the fold's spots and of its genes in ``genes``.
+    splits
+        Rows of the folds.
     """
 
     scores: pd.DataFrame
@@ -62,6 +64,7 @@ class Evaluation:
     pictured: AnnData | None = field(default=None)
     runs: dict[str, int] = field(default_factory=dict)
     predictions: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
+    splits: list[Fold] = field(default_factory=list, repr=False)
 
     def table(self) -> pd.DataFrame:
         """Average the measures over folds, then compute mean and standard deviation over seeds.
@@ -118,11 +121,12 @@ class Evaluation:
                 f"fold {fold!r}, seed {chosen}: no predictions; found folds {folds}, seeds {seeds}.{kept}"
             )
         where = {"slice_key": slice_key, "patient_key": patient_key}
-        splits = split_folds(adata, self.settings["split"], self.settings["by"], **where)
+        splits = self.splits or split_folds(adata, self.settings["split"], self.settings["by"], **where)
         held_out = next(one for one in splits if one.name == fold)
         genes = self.genes.loc[self.genes["fold"] == fold, "gene"].drop_duplicates()
         spots = adata[held_out.test]
-        values = log_normalize(spots.X, log_normalized=False)[:, adata.var_names.get_indexer(genes)].toarray()
+        log_values = log_values_of(spots.X, normalize_total=self.settings.get("normalize_total", True))
+        values = log_values[:, adata.var_names.get_indexer(genes)].toarray()
         table = AnnData(values, obs=spots.obs.copy(), var=pd.DataFrame(index=genes.astype(str)))
         table.layers[Keys.MEASURED] = values
         for method, prediction in found.items():
@@ -153,6 +157,9 @@ def evaluate(
     runs_dir: str | Path | None = None,
     overwrite: bool = False,
     keep_predictions: bool = False,
+    folds: Sequence[Fold] | None = None,
+    panel: Sequence[str] | None = None,
+    normalize_total: bool = True,
 ) -> Evaluation:
     """Leave each slice, patient or block out, predict it by every method, and compare with the measured expression.
 
@@ -194,6 +201,13 @@ def evaluate(
     keep_predictions
         Return the predicted expression of all runs, and store it with them in ``runs_dir``. By default only that of
         the run that is drawn.
+    folds
+        Folds of your own, such as those of a benchmark, in place of those of ``split`` and ``by``.
+    panel
+        Genes to predict in every fold, in place of those that are chosen on its training slices.
+    normalize_total
+        Predict log1p of counts per 10,000 of the spot. False: log1p of the counts as they are, as benchmarks have it
+        whose targets are not normalized; the measures that compare with counting noise are then left out.
 
     Returns
     -------
@@ -214,10 +228,16 @@ def evaluate(
     >>> result.table().index.tolist()
     ['ridge', 'mean']
     """
-    folds = split_folds(adata, split, by, slice_key=slice_key, patient_key=patient_key)
-    protocol = Protocol(by, n_top_genes, seeds_of(seeds, 3), markers, slice_key, features_key, device, split)
+    if folds is None:
+        given = split_folds(adata, split, by, slice_key=slice_key, patient_key=patient_key)
+    else:
+        given = check_folds(adata, folds, slice_key=slice_key)
+    n_genes = n_top_genes if panel is None else max(len(panel), 2)
+    keys = slice_key, features_key, device, split
+    protocol = Protocol(by, n_genes, seeds_of(seeds, 3), markers, *keys, normalize_total=normalize_total)
     chosen = default_methods(adata, features_key) if methods is None else methods
-    return _evaluate(make_plan(adata, folds, chosen, protocol), runs_dir, overwrite, keep_predictions=keep_predictions)
+    plan = make_plan(adata, given, chosen, protocol, panel)
+    return _evaluate(plan, runs_dir, overwrite, keep_predictions=keep_predictions)
 
 
 @checked
@@ -291,6 +311,7 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool, keep_pr
         None if prediction is None else ready(pictured[0]).to_draw(prediction),
         {"made": len(missing), "taken": len(ids) - len(missing)},
         {run_id: found for run_id in ids if keep_predictions and (found := runs[run_id].prediction) is not None},
+        list(plan.folds),
     )
 
 
@@ -326,7 +347,8 @@ def _named(run_id: RunId) -> dict[str, Any]:
 
 def _settings(plan: Plan) -> dict[str, Any]:
     protocol = plan.protocol
-    return {
+    depth = {} if protocol.normalize_total else {"normalize_total": False}
+    return depth | {
         "split": protocol.split,
         "by": protocol.by,
         "folds": [fold.name for fold in plan.folds],

@@ -50,7 +50,7 @@ class Prepared:
     def task(self, protocol: Protocol, seed: int) -> Task:
         """Build the task that a method receives."""
         keys = protocol.features_key, protocol.slice_key
-        return Task(self.train, self.test, self.panel, *keys, seed, protocol.device)
+        return Task(self.train, self.test, self.panel, *keys, seed, protocol.device, protocol.normalize_total)
 
     def checked(self, prediction: Any, method: str) -> np.ndarray:
         """Validate a method's prediction, and return it as an array ``(n_test, n_genes)``.

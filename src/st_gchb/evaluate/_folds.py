@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,6 +175,38 @@ def block_splits(centers: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]
             distance = NearestNeighbors(n_neighbors=1).fit(centers[inside]).kneighbors(centers)[0][:, 0]
             blocks.append((name, np.flatnonzero(~inside & (distance >= gap)), np.flatnonzero(inside)))
     return blocks
+
+
+def check_folds(adata: AnnData, folds: Sequence[Fold], *, slice_key: str = Keys.SLICE) -> list[Fold]:
+    """Validate folds that the caller made.
+
+    Raises
+    ------
+    SliceError
+        There is none, two have one name, or the rows of one are no rows of the object, are there twice, or are both
+        trained on and held out; or there is no column with the slices.
+    """
+    column_of(adata, slice_key, "slice_key", SliceError)
+    if not folds:
+        raise SliceError("folds=[] holds no fold; expected at least one.")
+    names = [fold.name for fold in folds]
+    if len(set(names)) < len(names):
+        raise SliceError(f"folds: found the names {names}; expected another one for each fold.")
+    for fold in folds:
+        for what, rows in (("train", np.asarray(fold.train)), ("test", np.asarray(fold.test))):
+            whole = rows.ndim == 1 and len(rows) and rows.dtype.kind in "iu"
+            if not whole or rows.min() < 0 or rows.max() >= adata.n_obs or len(np.unique(rows)) < len(rows):
+                raise SliceError(
+                    f"Fold {fold.name!r}: {what} is an array of shape {rows.shape} and type {rows.dtype}; expected "
+                    f"different row numbers from 0 to {adata.n_obs - 1}."
+                )
+        both = np.intersect1d(fold.train, fold.test)
+        if len(both):
+            raise SliceError(
+                f"Fold {fold.name!r}: {len(both)} spots, first {str(adata.obs_names[both[0]])!r}, are both trained on "
+                "and held out. Take them out of train."
+            )
+    return list(folds)
 
 
 def split_folds(

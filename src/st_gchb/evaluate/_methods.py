@@ -24,6 +24,7 @@ from st_gchb.evaluate._kernel import kernel_ridge, reduced_rank_ridge
 from st_gchb.evaluate._published import PUBLISHED
 from st_gchb.evaluate._task import Method, Task
 from st_gchb.model import STGCHB
+from st_gchb.pp.expression import log_values_of
 from st_gchb.pp.patches import feature_keys
 
 
@@ -73,6 +74,23 @@ def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **o
 
 def _model(task: Task, preset: str, **settings: Any) -> np.ndarray:
     return np.asarray(fit_predict(task, preset, **settings).layers[Keys.LAYER])
+
+
+def _model_of_log_counts(task: Task, preset: str, **settings: Any) -> np.ndarray:
+    """Train the model on log1p of counts that are not normalized by the total of their spot, and predict these."""
+    logs = task.train.copy()
+    logs.X = log_values_of(logs.X, normalize_total=False)
+    settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
+    where: dict[str, Any] = {"slice_key": task.slice_key, "features_key": task.features_key, "log_normalized": True}
+    with trained(logs, where, settings, accelerator=task.device, calibrate=False) as model:
+        return np.asarray(model.predict(task.test, slice_key=task.slice_key).layers[Keys.LAYER])
+
+
+def on_log_counts(method: Method) -> Method:
+    """Return a method for tasks without ``normalize_total``: the model is trained on log1p of counts as they are."""
+    if isinstance(method, partial) and method.func is _model:
+        return partial(_model_of_log_counts, *method.args, **method.keywords)
+    return method
 
 
 def training_mean(task: Task) -> np.ndarray:

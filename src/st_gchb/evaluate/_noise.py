@@ -27,22 +27,25 @@ class Noise:
 
     Parameters
     ----------
-    ceiling
-        Ceilings of the panel's genes, as :func:`~st_gchb.metrics.noise_ceiling` returns them.
-    moran
-        Moran's I of the panel's genes, as :func:`~st_gchb.metrics.noise_free_morans_i` returns it.
     graph
         Spot graph of the held-out spots, ``(n_spots, n_spots)``.
+    ceiling
+        Ceilings of the panel's genes, as :func:`~st_gchb.metrics.noise_ceiling` returns them; None where counts are not
+        normalized by the total of their spot, for which they are not defined.
+    moran
+        Moran's I of the panel's genes, as :func:`~st_gchb.metrics.noise_free_morans_i` returns it; None likewise.
     """
 
-    ceiling: pd.DataFrame
-    moran: pd.DataFrame
     graph: sparse.csr_matrix
+    ceiling: pd.DataFrame | None = None
+    moran: pd.DataFrame | None = None
 
     def row(self, run: Run) -> dict[str, float]:
         """Add to the measures of a run those that relate it to the noise."""
         # Runs of earlier versions hold an agreement with Moran's I of the noisy expression under this name.
         row = {name: value for name, value in run.row.items() if name != "Moran"}
+        if self.ceiling is None or self.moran is None:
+            return row
         row |= share_of_ceiling(run.genes, self.ceiling)
         nan = float("nan")
         found = {"mean_abs_difference": nan, "rank_correlation": nan, "n_genes": nan}
@@ -58,6 +61,8 @@ class Noise:
     def genes(self, run: Run) -> pd.DataFrame:
         """Add to the table of a run's genes their ceilings and Moran's I without noise."""
         own, order = run.genes, run.genes.index
+        if self.ceiling is None or self.moran is None:
+            return own
         return own.assign(
             morans_i=own.get("morans_i", float("nan")),
             noise_free_morans_i=self.moran.loc[order, "morans_i"],
@@ -68,12 +73,14 @@ class Noise:
 
 def noise_of(plan: Plan, fold: Fold) -> Noise:
     """Estimate the counting noise of the fold's held-out spots, for the genes of its panel."""
+    graph = graph_of(hide_expression(plan.adata[fold.test], plan.protocol.features_key), plan.protocol)
+    if not plan.protocol.normalize_total:
+        return Noise(graph)
     counts = as_csr(in_memory(plan.adata[fold.test]).X)
     totals, panel = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), plan.panel(fold)
     counts = counts[:, plan.columns[fold.name]]
-    graph = graph_of(hide_expression(plan.adata[fold.test], plan.protocol.features_key), plan.protocol)
     moran = noise_free_morans_i(counts, graph, panel, totals=totals)
-    return Noise(noise_ceiling(counts, panel, totals=totals), moran, graph)
+    return Noise(graph, noise_ceiling(counts, panel, totals=totals), moran)
 
 
 def warn_of_old_runs(runs: list[Run]) -> None:

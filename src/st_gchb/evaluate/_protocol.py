@@ -25,14 +25,14 @@ from st_gchb.evaluate._describe import model_settings
 from st_gchb.evaluate._feature_parts import available_kinds, columns_of
 from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._kernel import kernel_ridge
-from st_gchb.evaluate._methods import METHODS, nearest_neighbors
+from st_gchb.evaluate._methods import METHODS, nearest_neighbors, on_log_counts
 from st_gchb.evaluate._published import baseline_of, spots_of
 from st_gchb.evaluate._task import Method, Task
 from st_gchb.io import spot_centers
 from st_gchb.model import check_features, check_k, check_names
 from st_gchb.pp import slices_of
 from st_gchb.pp.encoders import choose_device
-from st_gchb.pp.expression import choose_panel, log_normalize, read_expression, tell_expression
+from st_gchb.pp.expression import check_panel, choose_panel, log_values_of, read_expression, tell_expression
 from st_gchb.pp.spots import side_px
 
 _LEAST = 50
@@ -151,6 +151,8 @@ class Protocol:
         Lightning's accelerator.
     split
         Whether whole slices or patients are held out, or blocks of each slice.
+    normalize_total
+        Whether expression is log1p of counts per 10,000; otherwise log1p of the counts as they are.
     """
 
     by: HeldOut
@@ -161,6 +163,7 @@ class Protocol:
     features_key: str = Keys.FEATURES
     device: str = "auto"
     split: Split = DEFAULT_SPLIT
+    normalize_total: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,9 +195,13 @@ class Plan:
 
 
 def make_plan(
-    adata: AnnData, folds: list[Fold], methods: Sequence[str] | Mapping[str, Method], protocol: Protocol
+    adata: AnnData,
+    folds: list[Fold],
+    methods: Sequence[str] | Mapping[str, Method],
+    protocol: Protocol,
+    panel: Sequence[str] | None = None,
 ) -> Plan:
-    """Validate all inputs of an evaluation before a method runs, and choose the panels.
+    """Validate all inputs of an evaluation before a method runs, and choose the panels unless one is given.
 
     Raises
     ------
@@ -202,6 +209,8 @@ def make_plan(
         Or a subclass, for the first problem found.
     """
     chosen = choose_methods(methods)
+    if not protocol.normalize_total:
+        chosen = {name: on_log_counts(method) for name, method in chosen.items()}
     if not chosen or not protocol.seeds:
         raise InputError(
             f"There is nothing to run: {len(chosen)} methods, {len(protocol.seeds)} seeds. Name at least one each."
@@ -212,9 +221,13 @@ def make_plan(
     _check_sizes(folds, chosen)
     _check_parts(adata, chosen, protocol.features_key)
     baselines = _check_published(adata, chosen, protocol)
-    log_values = log_normalize(adata.X, log_normalized=False)
-    slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
-    columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
+    log_values = log_values_of(adata.X, normalize_total=protocol.normalize_total)
+    if panel is None:
+        slices = adata.obs[protocol.slice_key].astype(str).to_numpy()
+        columns = choose_panels(log_values, slices, folds, protocol.n_top_genes)
+    else:
+        check_panel(list(panel), adata.var_names)
+        columns = dict.fromkeys((fold.name for fold in folds), adata.var_names.get_indexer(list(panel)))
     plan = Plan(adata, folds, chosen, protocol, log_values, columns)
     for fold in folds:
         present(protocol.markers, plan.panel(fold))
@@ -337,7 +350,8 @@ def _check_training_spots(plan: Plan, fold: Fold, baselines: Mapping[str, Baseli
     """
     protocol = plan.protocol
     train, test = plan.adata[fold.train].copy(), hide_expression(plan.adata[fold.test], protocol.features_key)
-    task = Task(train, test, plan.panel(fold), protocol.features_key, protocol.slice_key, 0, protocol.device)
+    keys = protocol.features_key, protocol.slice_key
+    task = Task(train, test, plan.panel(fold), *keys, 0, protocol.device, protocol.normalize_total)
     spots, _ = spots_of(task)
     for name, baseline in baselines.items():
         try:

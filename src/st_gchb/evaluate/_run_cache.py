@@ -109,13 +109,18 @@ def _protocol(plan: Plan, fold: Fold) -> dict[str, Any]:
     protocol = plan.protocol
     # Runs of whole slices are found again by the key that they had before there were blocks.
     split = {} if protocol.split == DEFAULT_SPLIT else {"split": protocol.split}
-    return split | {
-        "by": protocol.by,
-        "n_top_genes": protocol.n_top_genes,
-        "markers": list(protocol.markers or []),
-        "panel": content_key(genes=plan.panel(fold)),
-        "spots": content_key(train=fold.train, test=fold.test),
-    }
+    depth = {} if protocol.normalize_total else {"normalize_total": False}
+    return (
+        split
+        | depth
+        | {
+            "by": protocol.by,
+            "n_top_genes": protocol.n_top_genes,
+            "markers": list(protocol.markers or []),
+            "panel": content_key(genes=plan.panel(fold)),
+            "spots": content_key(train=fold.train, test=fold.test),
+        }
+    )
 
 
 def data_sha256(adata: AnnData, slice_key: str, features_key: str) -> str:

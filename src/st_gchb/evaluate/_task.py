@@ -15,7 +15,7 @@ from st_gchb._constants import Keys
 from st_gchb.evaluate._folds import hide_expression
 from st_gchb.model import NeighborhoodAggregator
 from st_gchb.pp import slices_of, spatial_graph
-from st_gchb.pp.expression import log_normalize
+from st_gchb.pp.expression import log_values_of
 from st_gchb.pp.patches import PatchPixels, cache_folder
 
 
@@ -44,6 +44,8 @@ class Task:
         Seed of the method.
     device
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
+    normalize_total
+        Whether expression is log1p of counts per 10,000; otherwise log1p of the counts as they are.
 
     Raises
     ------
@@ -69,16 +71,17 @@ class Task:
     slice_key: str
     seed: Seed
     device: str = "auto"
+    normalize_total: bool = True
 
     def targets(self) -> np.ndarray:
-        """Log-normalize the training spots and select the panel.
+        """Log-normalize the training spots and select the panel; without ``normalize_total``, take log1p of the counts.
 
         Returns
         -------
         numpy.ndarray
             ``(n_train, n_genes)`` float32, columns in the order of ``panel``.
         """
-        log_values = log_normalize(self.train.X, log_normalized=False)
+        log_values = log_values_of(self.train.X, normalize_total=self.normalize_total)
         return log_values[:, self.train.var_names.get_indexer(self.panel)].toarray()
 
     def features(self, *, neighbors: bool) -> tuple[np.ndarray, np.ndarray]:

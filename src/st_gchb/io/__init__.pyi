@@ -42,4 +42,9 @@ from .images import (
     open_image as open_image,
     register_reader as register_reader,
 )
-from .sections import read_section as read_section
+from .sections import (
+    HestPatches as HestPatches,
+    load_anndata as load_anndata,
+    open_hest_patches as open_hest_patches,
+    read_section as read_section,
+)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
+from st_gchb._artifacts import sha256_of
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError
 from st_gchb.io._pixel_size import one_number
 from st_gchb.io._reading import DAMAGED, reading
+from st_gchb.io.images import SlideImage
 
 PIXELS = "img"
 _BARCODES = ("barcode", "barcodes")
@@ -59,6 +64,54 @@ class HestPatches:
             return None
         # The library that writes the files cuts the corner to whole px.
         return self.corners + self.source_side_px // 2
+
+    def strip(self, side_um: float) -> SlideImage:
+        """Stack the patches on top of one another as one image, from which patches can be embedded as from a slide.
+
+        Parameters
+        ----------
+        side_um
+            Side of a patch on the tissue, µm.
+
+        Returns
+        -------
+        SlideImage
+            ``(n_patches * side_px, side_px, 3)``; the pixels are read from the file when they are asked for.
+        """
+        level = _Strip(self.path, len(self.barcodes), self.side_px)
+        um = side_um / self.side_px
+        return SlideImage([level], [1.0], um, str(self.path), content_hash=partial(sha256_of, self.path))
+
+    def strip_centers(self) -> npt.NDArray[np.float64]:
+        """Compute the center of each patch on the strip as x, y, ``(n_patches, 2)`` px."""
+        half = self.side_px / 2
+        return np.column_stack([np.full(len(self.barcodes), half), np.arange(len(self.barcodes)) * self.side_px + half])
+
+
+class _Strip:
+    """Patches of a file on top of one another, as a level of a slide image."""
+
+    def __init__(self, path: Path, n_patches: int, side_px: int) -> None:
+        self.path, self.side_px = path, side_px
+        self.shape = (n_patches * side_px, side_px, 3)
+        self.chunks = (side_px, side_px)
+        self._file: h5py.File | None = None
+
+    def __getitem__(self, window: tuple[slice, slice]) -> npt.NDArray[np.uint8]:
+        rows, columns = window
+        first, last = rows.start // self.side_px, -(-rows.stop // self.side_px)
+        with reading(self.path, "the pixels of the patches", DAMAGED):
+            if self._file is None:
+                self._file = h5py.File(self.path, "r")
+            pixels: Any = self._file[PIXELS][first:last]
+        start = rows.start - first * self.side_px
+        return np.asarray(pixels.reshape(-1, self.side_px, 3)[start : start + rows.stop - rows.start, columns])
+
+    def release(self) -> None:
+        """Close the file; the next window opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def open_hest_patches(path: Path) -> HestPatches:

@@ -5,6 +5,7 @@ from ._expression import (
     choose_panel as choose_panel,
     fit_expression as fit_expression,
     log_normalize as log_normalize,
+    log_values_of as log_values_of,
     read_expression as read_expression,
     tell_expression as tell_expression,
 )

@@ -135,6 +135,28 @@ def log_normalize(matrix: Matrix, *, log_normalized: bool) -> sparse.csr_matrix:
     return csr
 
 
+def log_values_of(counts: Matrix, *, normalize_total: bool) -> sparse.csr_matrix:
+    """Take log1p of counts, by default after :func:`log_normalize` has normalized them to 10^4 per spot.
+
+    Parameters
+    ----------
+    counts
+        Counts, ``(n_spots, n_genes)``.
+    normalize_total
+        Whether counts are normalized by the total of their spot; otherwise they are taken as they are.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Logarithms, ``(n_spots, n_genes)``, float32.
+    """
+    if normalize_total:
+        return log_normalize(counts, log_normalized=False)
+    csr = as_csr(counts)
+    csr.data = np.log1p(csr.data)
+    return csr
+
+
 def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
     """Choose the highly variable genes (HVGs) of the training slices.
 
