@@ -80,6 +80,25 @@ def test_a_region_of_a_store(model, store, pixels, tmp_path):
 
 
 @pytest.mark.usefixtures("sketched_figures")
+def test_slices_are_written_for_qupath(model, image, slides, tmp_path):
+    out = tmp_path / "out"
+    genes = ["--genes", *anndata.read_h5ad(slides).var_names[:2]]
+    where = ["--slide", image, "--um-per-px", "1", "--spacing", "80um", "--grid", "square"]
+    for source in (where, ["--data", slides]):
+        arguments = ["predict", "--model", model, *source, *genes, "--geojson", "--out", out]
+        assert main([str(argument) for argument in arguments]) == 0
+        prediction = anndata.read_h5ad(out / "prediction.h5ad")
+        assert prediction.obs["slice"].nunique() > (source is not where)
+        for name, rows in prediction.obs.groupby("slice", observed=True).indices.items():
+            spots = st_gchb.io.read_geojson(out / f"{name}.geojson")
+            part = prediction[rows]
+            assert spots.name.tolist() == part.obs_names.tolist()
+            assert set(spots.object_type) == {"tile" if source is where else "detection"}
+            measured = pd.DataFrame(list(spots.measurements))[genes[1:]]
+            np.testing.assert_allclose(measured, part[:, genes[1:]].layers["st_gchb"], rtol=1e-6)
+            np.testing.assert_allclose(spots.centroid.get_coordinates(), part.obsm["spatial"], atol=0.01)
+
+
 def test_a_store_keeps_its_spots_unless_a_grid_is_asked_for(model, store, tmp_path):
     sdata = st_gchb.pp.tile_tissue(SpatialData.read(store), um_per_px=1.0, spacing_um=120, name="spots")
     sdata.write(tmp_path / "spots.zarr")

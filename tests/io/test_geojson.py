@@ -156,6 +156,14 @@ def test_other_tiles_are_circles_unless_squares_are_asked_for(tmp_path):
     assert {len(feature["geometry"]["coordinates"][0]) for feature in squares} == {5}
 
 
+def test_bins_of_visium_hd_are_squares(tmp_path):
+    pred = prediction()
+    pred.uns["spatial"] = {"sample_square_016um": pred.uns["spatial"]["S1"]}
+    features = written(pred, tmp_path)["features"]
+    assert {one["properties"]["objectType"] for one in features} == {"tile"}
+    assert shapely.geometry.shape(features[0]["geometry"]).equals(shapely.box(245, 45, 355, 155))
+
+
 def test_a_viewer_that_crops_has_its_own_origin(tmp_path):
     at = [written(prediction(), tmp_path, origin_px=where)["features"][0] for where in ((0, 0), (120, 30.5))]
     first, second = (np.array(feature["geometry"]["coordinates"][0]) for feature in at)

@@ -159,6 +159,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--layer", help="table of the reference to predict (default: the panel)")
     parser.add_argument("--k", type=int, help="reference spots per query spot (default: the model's)")
     parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes to draw (default: the 3 most predictable)")
+    parser.add_argument(
+        "--geojson", action="store_true", help="write the genes of --genes for QuPath, too, one .geojson for each slice"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for prediction.h5ad, spots.csv and the figure")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command predicts it anew")
 
@@ -181,6 +184,8 @@ def run(arguments: argparse.Namespace) -> None:
         prediction.write_h5ad(part)
     with write_whole(arguments.out / "spots.csv") as part:
         _spots(prediction, genes).to_csv(part)
+    if arguments.geojson:
+        _write_geojson(prediction, genes, arguments)
     _draw(prediction, genes, arguments)
     print(f"{prediction.n_obs} spots x {prediction.n_vars} genes written to {arguments.out / 'prediction.h5ad'}")
 
@@ -218,6 +223,19 @@ def _slice_key(prediction: Any, wanted: str) -> str | None:
     return next((key for key in (wanted, "region") if key in prediction.obs), None)
 
 
+def _slices(prediction: Any, key: str | None) -> list[str | None]:
+    return [None] if key is None else [str(name) for name in prediction.obs[key].unique()]
+
+
+def _write_geojson(prediction: Any, genes: list[str], arguments: argparse.Namespace) -> None:
+    from st_gchb.io import write_geojson
+
+    key = _slice_key(prediction, arguments.slice_key)
+    for name in _slices(prediction, key):
+        path = arguments.out / f"{name or 'prediction'}.geojson"
+        write_geojson(prediction, path, genes, slice=name, slice_key=key)
+
+
 def _draw(prediction: Any, genes: list[str], arguments: argparse.Namespace) -> None:
     from st_gchb import pl
     from st_gchb._constants import Keys
@@ -225,7 +243,6 @@ def _draw(prediction: Any, genes: list[str], arguments: argparse.Namespace) -> N
     if Keys.SPATIAL not in prediction.uns:
         return
     key = _slice_key(prediction, arguments.slice_key)
-    names = [None] if key is None else [str(name) for name in prediction.obs[key].unique()]
-    for name in names:
+    for name in _slices(prediction, key):
         axes = pl.measured_vs_predicted(prediction, genes, slice=name, slice_key=key)
         pl.save(axes, arguments.out / f"{name or 'prediction'}.png")

@@ -1,4 +1,4 @@
-from ._annotation import Link as Link, annotated_rows as annotated_rows, link_of as link_of
+from ._annotation import Link as Link, annotated_rows as annotated_rows, bin_um as bin_um, link_of as link_of
 from ._library import (
     Library as Library,
     column_of as column_of,

@@ -1,7 +1,8 @@
-"""Read and validate the link from a SpatialData table to the elements that its rows annotate."""
+"""Read and validate the link from a SpatialData table to the elements that its rows annotate, and names of elements."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,19 @@ def annotated_rows(obs: pd.DataFrame, region_key: str, instance_key: str) -> pd.
             "rows); expected an id of its own for each row. Number them as the index of the element does."
         )
     return rows
+
+
+def bin_um(region: str) -> float | None:
+    """Read the side of the bins of Visium HD, µm, from the name that spatialdata-io gives them; None for other names.
+
+    Examples
+    --------
+    >>> from st_gchb.io._annotation import bin_um
+    >>> bin_um("sample_square_008um"), bin_um("sample")
+    (8.0, None)
+    """
+    match = re.search(r"(?:^|_)square_(\d{3})um$", region)
+    return float(match.group(1)) if match else None
 
 
 def _whole(column: pd.Series, key: str) -> np.ndarray:

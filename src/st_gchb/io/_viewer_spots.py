@@ -20,6 +20,7 @@ from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb._matrices import is_chunked, matrix_of
+from st_gchb.io._annotation import bin_um
 from st_gchb.io._library import Library, column_of
 from st_gchb.io._sections import check_object, placed_sections
 
@@ -54,14 +55,21 @@ class ViewerSpots:
     library: Library
 
     @property
+    def are_bins(self) -> bool:
+        """True for the square bins of Visium HD."""
+        return any(bin_um(name) is not None for name in (self.slice, self.library.name))
+
+    @property
     def are_tiles(self) -> bool:
-        """True for positions that were laid on tissue, rather than spots."""
-        return Keys.TISSUE_SHARE in self.adata.obs
+        """True for bins, and for positions that were laid on tissue, rather than spots."""
+        return self.are_bins or Keys.TISSUE_SHARE in self.adata.obs
 
     @property
     def are_square(self) -> bool:
         """True for tiles in rows and columns: hexagonal grids count columns in half steps."""
         obs = self.adata.obs
+        if self.are_bins:
+            return True
         if not self.are_tiles or not {"array_row", "array_col"} <= set(obs):
             return False
         places = obs[["array_row", "array_col"]].iloc[self.rows].sum(axis=1)

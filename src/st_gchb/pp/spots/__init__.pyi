@@ -1,7 +1,6 @@
 from ._coordinates import check_fit as check_fit, check_positions as check_positions
 from ._slices import Slice as Slice, open_slices as open_slices, side_px as side_px, slices_of as slices_of
 from ._spatialdata import (
-    bin_um as bin_um,
     find_image as find_image,
     finest_image as finest_image,
     linked as linked,

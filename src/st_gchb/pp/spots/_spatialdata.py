@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
 from st_gchb._logging import logger
-from st_gchb.io import Link, SlideImage, annotated_rows, link_of, open_image
+from st_gchb.io import Link, SlideImage, annotated_rows, bin_um, link_of, open_image
 
 _OVERLAP = 0.9
 """Smallest intersection over union of the outlines of two images that show the same tissue."""
@@ -480,19 +479,6 @@ def _spot_size(element: Any, region: str) -> float | None:
     if bin_um(region) is not None and "geometry" in columns:
         return float(np.sqrt(np.median(element.geometry.area)))
     return None
-
-
-def bin_um(region: str) -> float | None:
-    """Read the side of the bins of Visium HD, µm, from the name that spatialdata-io gives them; None for other names.
-
-    Examples
-    --------
-    >>> from st_gchb.pp.spots._spatialdata import bin_um
-    >>> bin_um("sample_square_008um"), bin_um("sample")
-    (8.0, None)
-    """
-    match = re.search(r"(?:^|_)square_(\d{3})um$", region)
-    return float(match.group(1)) if match else None
 
 
 def _positions(index: pd.Index, instances: pd.Series, region: str) -> npt.NDArray[np.int64]:

@@ -323,7 +323,7 @@ def _library(
     image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
 ) -> Library:
     """Build the entry of ``uns["spatial"]`` for one region, in px of its image."""
-    from st_gchb.pp.spots._spatialdata import bin_um
+    from st_gchb.io import bin_um
 
     factors: dict[str, float] = {}
     if placed.diameter_px is not None:
