@@ -85,8 +85,8 @@ def write_geojson(
     table
         Name of the table of a SpatialData.
     shape
-        ``"circle"`` or ``"square"``; ``"auto"`` writes tiles in rows and columns, and bins of Visium HD, as squares, and
-        all else as circles.
+        ``"circle"`` or ``"square"``; ``"auto"`` writes tiles in rows and columns, and bins of Visium HD, as
+        squares, all else as circles.
     diameter_px
         Diameter of the spots, or side of the tiles, in full-resolution px; by default that of ``uns["spatial"]``.
     origin_px
