@@ -18,7 +18,7 @@ from st_gchb.model import STGCHB, ModelSettings
 ROOMS = ("datasets", "evaluate", "cohort", "io", "metrics", "model", "pl", "pp", "retrieval")
 # What functions return: nobody makes them by hand, and a wrong one is told by the function that takes it.
 RETURNED = {
-    "evaluate": {"Evaluation", "Fold", "Reliability"},
+    "evaluate": {"Evaluation", "Fold", "HestBench", "Reliability"},
     "io": {"Reader", "SlideImage", "SlideLevel"},
     "pp": {"Encoder", "ExpressionRule", "Resolved", "Slice", "Tissue"},
     "retrieval": {"RidgeHead", "Neighbors", "ReferenceBank", "SearchIndex"},

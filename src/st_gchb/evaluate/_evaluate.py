@@ -237,7 +237,10 @@ def evaluate(
     protocol = Protocol(by, n_genes, seeds_of(seeds, 3), markers, *keys, normalize_total=normalize_total)
     chosen = default_methods(adata, features_key) if methods is None else methods
     plan = make_plan(adata, given, chosen, protocol, panel)
-    return _evaluate(plan, runs_dir, overwrite, keep_predictions=keep_predictions)
+    result = _evaluate(plan, runs_dir, overwrite, keep_predictions=keep_predictions)
+    if folds is not None:
+        result.settings["split"] = "given"
+    return result
 
 
 @checked

@@ -231,9 +231,11 @@ def _read_sample(name: str, path: Path, patches: HestPatches, genes: list[str]) 
     table = load_anndata(path)
     if table.X is None or Keys.SPATIAL not in table.obsm:
         raise MissingKeyError(f"{path}: has no counts in X, or no positions in obsm['spatial']. {_FETCH}")
-    for axis, names in (("spots", table.obs_names), ("genes", table.var_names)):
-        if not names.is_unique:
-            raise InputError(f"{path}: {axis} are named more than once. {_FETCH}")
+    # Symbols that are not predicted may be there twice, as Space Ranger writes them.
+    for axis, names in (("spots", table.obs_names), ("genes", table.var_names[table.var_names.isin(genes)])):
+        twice = names[names.duplicated()]
+        if len(twice):
+            raise InputError(f"{path}: {axis} are named more than once, first {str(twice[0])!r}. {_FETCH}")
     absent = [gene for gene in genes if gene not in table.var_names]
     if absent:
         raise MissingKeyError(
@@ -249,7 +251,7 @@ def _read_sample(name: str, path: Path, patches: HestPatches, genes: list[str]) 
         )
     counts = as_csr(table.X[spots])
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    panel = counts[:, table.var_names.get_indexer(genes)]
+    panel = counts[:, table.var_names.get_indexer_for(genes)]
     others = totals - np.asarray(panel.sum(axis=1), dtype=np.float64).ravel()
     chosen = np.flatnonzero(totals != 0)
     if len(chosen) < len(spots):
