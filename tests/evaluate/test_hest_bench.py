@@ -17,7 +17,17 @@ from torch import nn
 import st_gchb
 from hest_folders import table_of, write_bench_task
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError, ScaleError, SliceError
-from st_gchb.evaluate import METHODS, Fold, HestBench, Task, evaluate, hest_bench, hest_ridge, write_hest_bench
+from st_gchb.evaluate import (
+    METHODS,
+    Fold,
+    HestBench,
+    Task,
+    evaluate,
+    hest_bench,
+    hest_ridge,
+    write_hest_bench,
+    write_report,
+)
 from st_gchb.io import open_hest_patches
 
 FOLDS = [(["S1", "S2"], ["S3"]), (["S3"], ["S2", "S1"])]
@@ -179,7 +189,7 @@ def test_goes_on_where_it_stopped(made, tmp_path):
     assert hest_bench(made, methods=["mean"], runs_dir=tmp_path / "runs", overwrite=True, **QUICK).runs["made"] == 4
 
 
-def test_the_model_learns_what_the_benchmark_asks_for(made, tissue, genes):
+def test_the_model_learns_what_the_benchmark_asks_for(tissue, genes, tmp_path):
     """Log1p of counts as they are: where depth differs between spots, other numbers than those per 10,000."""
     seen = {}
 
@@ -208,6 +218,9 @@ def test_the_model_learns_what_the_benchmark_asks_for(made, tissue, genes):
     np.testing.assert_allclose(compared.layers["measured"], logs[first], rtol=1e-6)
     assert "HVG_share" not in given.scores
     assert "HVG_share" in per_10000.scores
+    table = write_report(given, tmp_path)["table"].read_text()
+    assert "| default | " in table
+    assert "share" not in table
 
 
 # Folds and genes that the caller gives to evaluate.
