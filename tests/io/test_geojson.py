@@ -259,6 +259,8 @@ def test_one_slice_of_several_is_written(tmp_path):
     assert [feature["properties"]["name"] for feature in features] == list(pred.obs_names[1::2])
     measured = [feature["properties"]["measurements"]["G1"] for feature in features]
     np.testing.assert_allclose(measured, pred.layers["st_gchb"][1::2, 1], rtol=1e-6)
+    confidence = [feature["properties"]["measurements"]["st_gchb_confidence"] for feature in features]
+    np.testing.assert_allclose(confidence, pred.obs["st_gchb_confidence"][1::2])
     assert np.ptp(np.array(features[0]["geometry"]["coordinates"][0])[:, 0]) == pytest.approx(50)
 
 
