@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from st_gchb import pl
 from st_gchb.errors import InputError
-from st_gchb.evaluate import METHODS, evaluate, machine_and_versions, markdown, reliability, split_folds
+from st_gchb.evaluate import METHODS, Reliability, evaluate, machine_and_versions, markdown, reliability, split_folds
 from studies._command import add_tissues, new_parser, run_study
 from studies._comparison import MEASURES, PRESETS, Compared, difference, differences_markdown, overall, overall_markdown
 from studies._figure import tissues as draw
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         "device": arguments.device,
     }
     compared: dict[str, Compared] = {}
-    trust: dict[str, pd.DataFrame] = {}
+    trust: dict[str, Reliability] = {}
     paths: list[Path] = []
     for name in arguments.tissues:
         tissue = TISSUES[name]
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         compared[name] = compare(adata, tissue, runs_dir=arguments.runs / name, n_draws=arguments.draws, **options)
         paths += write_tissue(name, tissue, compared[name], arguments.out)
         common = {key: options[key] for key in ("n_top_genes", "device")}
-        trust[name] = reliability(adata, **tissue.folds, **common, seeds=[arguments.seed]).summary()
+        trust[name] = reliability(adata, **tissue.folds, **common, seeds=[arguments.seed])
     return [*paths, *write_overall(compared, arguments.out), *write_confidence(trust, arguments.out)]
 
 
@@ -140,9 +140,9 @@ def write_overall(compared: dict[str, Compared], out: Path) -> list[Path]:
     ]
 
 
-def write_confidence(trust: dict[str, pd.DataFrame], out: Path) -> list[Path]:
-    """Write what confidence, outlier flag and expected correlation were worth on each held-out part."""
-    table = pd.concat(trust, names=["tissue"]).reset_index()
+def write_confidence(trust: dict[str, Reliability], out: Path) -> list[Path]:
+    """Write what confidence, outlier flag and expected correlation were worth on each held-out part, with curves."""
+    table = pd.concat({name: one.summary() for name, one in trust.items()}, names=["tissue"]).reset_index()
     lines = [
         "| tissue | held out | spots | flagged | error, least sure third | most sure third | spots: rank correlation | "
         "genes: rank correlation |",
@@ -153,7 +153,10 @@ def write_confidence(trust: dict[str, pd.DataFrame], out: Path) -> list[Path]:
         ranks = f"{row.spearman_spots:.2f} | {row.spearman_genes:.2f}"
         title = TISSUES[row.tissue].title
         lines.append(f"| {title} | {row.fold} | {row.spots:.0f} | {row.outliers:.1%} | {errors} | {ranks} |")
-    return [write_csv(table, out / "confidence.csv"), write_text("\n".join(lines), out / "confidence.md")]
+    pictures = [out / f"{name}_confidence.png" for name in trust]
+    for path, one in zip(pictures, trust.values(), strict=True):
+        pl.save(pl.reliability(one.spots, one.genes), path, dpi=100)
+    return [write_csv(table, out / "confidence.csv"), write_text("\n".join(lines), out / "confidence.md"), *pictures]
 
 
 if __name__ == "__main__":

@@ -233,7 +233,8 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
         assert study.main(list(map(str, call))) == 0
     out = tmp_path / "out"
     tables = {f"{name}.{kind}" for name in (*cut, "overall", "differences", "confidence") for kind in ("csv", "md")}
-    assert {path.name for path in out.iterdir()} == tables | {"overall.png", "settings.json"}
+    pictures = {"overall.png", *(f"{name}_confidence.png" for name in cut)}
+    assert {path.name for path in out.iterdir()} == tables | pictures | {"settings.json"}
     assert len(list((tmp_path / "runs/cut").glob("*.json"))) == 4 * 3
     scores = pd.read_csv(out / "cut.csv")
     assert list(scores["fold"].unique()) == [fold.name for fold in leave_blocks_out(sections(Path())[1])]
