@@ -14,6 +14,7 @@ import pytest
 import torch
 from anndata import AnnData
 
+from st_gchb._artifacts import write_tensors
 from st_gchb._errors import InputError, MissingFileError, MissingKeyError, ModelFileError, StoreError
 from st_gchb.model import STGCHB
 
@@ -67,6 +68,20 @@ def test_a_loaded_model_is_saved_as_it_was(folder, tmp_path):
     assert first.keys() == second.keys() == FILES
     for name in FILES - {"origin.parquet"}:
         assert first[name] == second[name], name
+
+
+def test_what_is_saved_lies_in_memory_as_it_is_loaded(model, tmp_path, monkeypatch):
+    # Some libraries of linear algebra round products of the same numbers in column-major order otherwise.
+    written = {}
+
+    def write(path, arrays):
+        written.update(arrays)
+        write_tensors(path, arrays)
+
+    monkeypatch.setattr("st_gchb.model._saving.write_tensors", write)
+    model.save(tmp_path / "model")
+    assert {"expression.matrix", "kernel.matrix", "kernel.coefficients", "appearance.components"} < written.keys()
+    assert [name for name, array in written.items() if not array.flags.c_contiguous] == []
 
 
 def test_nothing_is_pickled(model, query, tmp_path, monkeypatch):

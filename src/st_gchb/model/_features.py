@@ -167,11 +167,14 @@ def _balanced(inverse: np.ndarray, parts: list[slice] | None) -> np.ndarray:
 
 
 def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute principal directions ``(n_features, width)`` and their variances; zeros if nothing varies."""
+    """Compute principal directions ``(n_features, width)`` and their variances; zeros if nothing varies.
+
+    The directions are in row-major order, in which they are loaded: a product is rounded according to the order.
+    """
     if not x.any():
         return np.zeros((x.shape[1], width)), np.zeros(width)
     pca = PCA(width, svd_solver=solver, random_state=seed).fit(x)
-    return pca.components_.T, pca.explained_variance_
+    return np.ascontiguousarray(pca.components_.T), pca.explained_variance_
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ class Landmarks:
 
     def coefficients(self, weights: np.ndarray) -> np.ndarray:
         """Turn weights of features into coefficients of K(spot, points), both ``(n_points, n_targets)``."""
-        return np.asarray(solve_triangular(self.root, weights, lower=True, trans="T"))
+        # In row-major order, in which they are loaded: a product is rounded according to the order.
+        return np.ascontiguousarray(solve_triangular(self.root, weights, lower=True, trans="T"))
 
 
 def ridge_weights(gram: np.ndarray, product: np.ndarray, ridge: float) -> np.ndarray:

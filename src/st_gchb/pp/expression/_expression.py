@@ -291,7 +291,7 @@ def fit_expression(
             dense
         )
         # A single scale for all components preserves their relative weights, which reflect their explained variance.
-        matrix = pca.components_.T / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
+        matrix = np.ascontiguousarray(pca.components_.T) / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
     return ExpressionRule(genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32))
 
 
