@@ -28,6 +28,8 @@ BASE = {
     "_settings",
     "_signals",
     "_versions",
+    "_citation",
+    "_hub",
     "errors",
     "_advice",
     "_arguments",
@@ -83,6 +85,8 @@ ONLY: dict[str, set[str]] = {
     "_settings": {"platformdirs"},
     "_signals": set(),
     "_versions": set(),
+    "_citation": set(),
+    "_hub": {"huggingface_hub"},
     "_artifacts": {"numpy", "safetensors", "torch"},
     "_logging": {"tqdm"},
     "_advice": set(),
@@ -97,6 +101,7 @@ KEPT_TO: dict[str, set[str]] = {
     "matplotlib": {"pl"},
     "squidpy": {"pp", "pl", "_compat", "_genes"},
     "distributed": {"cohort", "cli"},
+    "huggingface_hub": {"_hub"},
 }
 # nn runs where torch, torch-geometric and pydantic alone are installed, and _logging needs tqdm.
 BASE_OF_NN = {"_constants", "_errors", "_advice", "_arguments", "_options"}

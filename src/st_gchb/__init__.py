@@ -10,7 +10,7 @@ __version__ = version("st-gchb")
 
 _ROOMS = ("baselines", "datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
 
-__all__ = ["__version__", "print_versions", "settings", *_ROOMS]
+__all__ = ["__version__", "citation", "print_versions", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
     from st_gchb import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         pl as pl,
         pp as pp,
     )
+    from st_gchb._citation import citation as citation
     from st_gchb._settings import settings as settings
     from st_gchb._versions import print_versions as print_versions
 
@@ -35,6 +36,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"st_gchb.{name}")
     if name == "settings":
         return importlib.import_module("st_gchb._settings").settings
+    if name == "citation":
+        return importlib.import_module("st_gchb._citation").citation
     if name == "print_versions":
         return importlib.import_module("st_gchb._versions").print_versions
     raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
