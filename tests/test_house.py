@@ -86,7 +86,7 @@ ONLY: dict[str, set[str]] = {
     "_signals": set(),
     "_versions": set(),
     "_citation": set(),
-    "_hub": {"huggingface_hub"},
+    "_hub": {"huggingface_hub", "yaml"},
     "_artifacts": {"numpy", "safetensors", "torch"},
     "_logging": {"tqdm"},
     "_advice": set(),

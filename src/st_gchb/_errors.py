@@ -117,6 +117,39 @@ class WeightsUnavailableError(MissingFileError):
     """
 
 
+class HubError(STGCHBError, OSError):
+    """A model hub could not be reached, broke off, or refused; nothing was loaded, and no half of a model uploaded.
+
+    Raised by :meth:`STGCHB.from_pretrained <st_gchb.model.STGCHB.from_pretrained>` and
+    :meth:`STGCHB.push_to_hub <st_gchb.model.STGCHB.push_to_hub>`.
+    """
+
+
+class HubAccessError(HubError, PermissionError):
+    """A model hub asks for a login, a right, or the acceptance of terms.
+
+    The message contains the steps by which access is had.
+    """
+
+
+class HubNotFoundError(HubError, MissingFileError):
+    """A model hub has no repository, or no revision, of this name."""
+
+
+class WeightsAccessError(WeightsUnavailableError, HubAccessError):
+    """The weights of an encoder are shared under terms that have not been accepted, or without a login.
+
+    Raised by :func:`st_gchb.pp.get_encoder`; the message contains the steps by which access is had.
+    """
+
+
+class ModelCardError(InputError):
+    """A model card has no license, or says nothing of the training data.
+
+    Raised before anything is written or uploaded.
+    """
+
+
 class ExpressionError(InputError):
     """Expression is not of the declared kind (counts, or log-normalized values).
 

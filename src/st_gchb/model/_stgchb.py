@@ -33,11 +33,13 @@ from st_gchb.model._features import LinearProjection, context_of
 from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, network_settings, training_data
 from st_gchb.model._inference import Predictor, check_delivery, deliver, embed, predict, seen_context
 from st_gchb.model._loading import read_model, read_registry
+from st_gchb.model._model_card import CardFacts, model_card
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, check_training_data, panel_expression, prepare_query
 from st_gchb.model._registration import check_transfer, register, table_set_up, transfer_arguments
 from st_gchb.model._saving import SavedModel, new_model_id, write_model
 from st_gchb.model._settings import ModelSettings, check_k, settings_for
+from st_gchb.model._sharing import pull, push, write_card
 from st_gchb.model._training import (
     Devices,
     TrainingOptions,
@@ -589,19 +591,7 @@ class STGCHB(BaseModelClass):
         anndata_write_kwargs
             Passed to :meth:`anndata.AnnData.write_h5ad`.
         """
-        bank = self._trained_bank("save")
-        saved = SavedModel(
-            preset=self.preset,
-            seed=self.seed,
-            settings=asdict(self.settings),
-            registry=self.registry_,
-            state=self.module.state_dict(),
-            rules=cast("Preprocessor", self.rules_),
-            bank=bank,
-            calibration=self.calibration_,
-            history=self.history_ or {},
-            model_id=self.model_id_ or "",
-        )
+        saved = self._content("save")
         adata = self.adata if save_anndata else None
         with held_back():
             write_model(saved, Path(dir_path), overwrite=overwrite, adata=adata, write=anndata_write_kwargs)
@@ -658,6 +648,206 @@ class STGCHB(BaseModelClass):
         model.module.eval()
         return model
 
+    @classmethod
+    @checked
+    def from_pretrained(
+        cls,
+        repo_id_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+    ) -> Self:
+        """Load a model from the Hugging Face hub, or from a folder. Nothing of the files is run as code.
+
+        Parameters
+        ----------
+        repo_id_or_folder
+            Repository, as ``"owner/name"``, or a folder written by :meth:`save`. A folder of that name goes first.
+        revision
+            Branch, tag or commit of the repository; by default the main branch. A commit always gives the same model.
+        token
+            Token of the hub; by default the one with which you are logged in, or ``HF_TOKEN``. False: none.
+        cache_dir
+            Folder in which files are kept; by default the hub's own cache.
+        local_files_only
+            Take what is in the cache, without asking the hub.
+        adata, accelerator, device
+            As :meth:`load` takes them.
+
+        Raises
+        ------
+        HubAccessError
+            The repository asks for a login or for the acceptance of terms; the message says how to go about it.
+        HubNotFoundError, MissingFileError
+            There is no such repository, revision or folder.
+        HubError
+            The hub cannot be reached and the cache has no copy, or the connection broke off. Nothing is loaded, and a
+            second call fetches what is missing.
+        ModelFileError
+            The repository holds no model of this class, or a file of it is damaged.
+        InputError, MissingKeyError
+            As in :meth:`load`.
+
+        Examples
+        --------
+        >>> from st_gchb.model import STGCHB
+        >>> model = STGCHB.from_pretrained("my-lab/breast-visium", revision="v1")  # doctest: +SKIP
+        """
+        folder = pull(
+            repo_id_or_folder,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls.load(folder, adata=adata, accelerator=accelerator, device=device)
+
+    @checked
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license_info: str = "",
+        training_data: str = "",
+        training_data_url: str | None = None,
+        tissues: Sequence[str] = (),
+        description: str = "",
+        references: str = "",
+        card: str | Path | None = None,
+        private: bool = True,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Share the model on the Hugging Face hub: the folder of :meth:`save` and a model card, in one commit.
+
+        The model contains the measured expression of its reference spots: share it only where these may be shared.
+
+        Parameters
+        ----------
+        repo_id
+            Repository, as ``"owner/name"``; it is made if there is none.
+        license_info, training_data, training_data_url, tissues, description, references
+            As :meth:`write_model_card` takes them.
+        card
+            Path of a card, instead of these: one that :meth:`write_model_card` wrote and you edited.
+        private
+            Whether a repository that is made is seen by its owner alone. One that is there stays as it is.
+        revision
+            Branch to write to, which is made if there is none; by default the main branch.
+        create_pr
+            Open a pull request instead, for a repository of others.
+        commit_message
+            Message of the commit.
+        token
+            Token of the hub, with the right to write; by default the one with which you are logged in.
+
+        Returns
+        -------
+        str
+            Address of the repository's page, or of the pull request.
+
+        Raises
+        ------
+        NotTrainedError
+            Before :meth:`train`.
+        ModelCardError
+            License or training data are not named, or the card lacks them.
+        ArgumentError
+            ``repo_id`` has not the form ``owner/name``.
+        HubAccessError
+            Nobody is logged in, or this account may not write there.
+        HubError
+            The hub refused or could not be reached. The repository holds what it held before: a commit is whole or
+            not there.
+
+        Examples
+        --------
+        >>> model.push_to_hub(  # doctest: +SKIP
+        ...     "my-lab/breast-visium",
+        ...     license_info="cc-by-4.0",
+        ...     training_data="Eight Visium slides of HER2+ breast tumors of four donors, doi:10.5281/zenodo.4751624.",
+        ... )
+        'https://huggingface.co/my-lab/breast-visium'
+        """
+        content = self._content("push_to_hub")
+        facts = CardFacts(license_info, training_data, training_data_url, tissues, description, references)
+        return push(
+            self.save,
+            model_card(content, facts, repo_id) if card is None else Path(card),
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            message=commit_message or f"STGCHB model {self.model_id_}",
+            token=token,
+        )
+
+    @checked
+    def write_model_card(
+        self,
+        path: str | Path,
+        *,
+        license_info: str,
+        training_data: str,
+        training_data_url: str | None = None,
+        tissues: Sequence[str] = (),
+        description: str = "",
+        references: str = "",
+        repo_id: str | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write the card that goes with the model: data, genes, encoder, expected correlations, limits, license.
+
+        Parameters
+        ----------
+        path
+            File to write, or a folder that is there, for ``README.md`` in it.
+        license_info
+            License under which the model is shared, by its identifier on the hub, such as ``"cc-by-4.0"``.
+        training_data
+            What the model was trained on: tissue, donors, platform, where the data are published.
+        training_data_url
+            Address of the data.
+        tissues
+            Tissues, by which the model is found.
+        description, references
+            Further text.
+        repo_id
+            Repository, for the line of code that loads the model.
+        overwrite
+            Replace a file that is there.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+
+        Raises
+        ------
+        NotTrainedError
+            Before :meth:`train`.
+        ModelCardError
+            License or training data are empty.
+        InputError, StoreError
+            The file is there already, or cannot be written.
+
+        Examples
+        --------
+        >>> model.write_model_card(  # doctest: +SKIP
+        ...     "README.md", license_info="cc-by-4.0", training_data="Eight Visium slides of HER2+ breast tumors."
+        ... )
+        """
+        content = self._content("write_model_card")
+        facts = CardFacts(license_info, training_data, training_data_url, tissues, description, references)
+        return write_card(model_card(content, facts, repo_id), Path(path), overwrite=overwrite)
+
     @staticmethod
     @checked
     def load_registry(dir_path: str | Path, prefix: str | None = None) -> dict[str, Any]:
@@ -709,6 +899,22 @@ class STGCHB(BaseModelClass):
             self.module = STGCHBModule(sizes, self.settings.loss, stage)
         self.module.load_state_dict(saved.state)
         self._describe()
+
+    def _content(self, what: str) -> SavedModel:
+        """Gather what a model folder holds; ``what`` needs it."""
+        bank = self._trained_bank(what)
+        return SavedModel(
+            preset=self.preset,
+            seed=self.seed,
+            settings=asdict(self.settings),
+            registry=self.registry_,
+            state=self.module.state_dict(),
+            rules=cast("Preprocessor", self.rules_),
+            bank=bank,
+            calibration=self.calibration_,
+            history=self.history_ or {},
+            model_id=self.model_id_ or "",
+        )
 
     def _trained_bank(self, what: str) -> ReferenceBank:
         if not self.is_trained_ or self.bank_ is None:
