@@ -28,7 +28,7 @@ from studies._tissues import TISSUES, Tissue, embedded
 
 SHARES = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
 """Shares of the kernel head; the rest is retrieval."""
-SHARPENINGS = (0.0, 0.15, 0.3, 0.5, 1.0)
+SHARPENINGS = (0.0, 0.2, 0.3, 0.4, 0.5, 1.0)
 SURROUNDINGS = (0, 12, 24, 48)
 """Steps of the surroundings, with which other models are trained."""
 _SHARE = 0.6

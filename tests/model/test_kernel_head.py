@@ -62,17 +62,24 @@ def test_its_share_is_the_weight(slices, model, held_out, layer):
     assert not np.allclose(kernel, retrieved, atol=0.05)
 
 
-def test_each_size_has_a_kernel_of_its_own(model):
+def test_each_size_has_kernels_of_its_own_in_context_and_of_the_patch_alone(model):
     head = model.bank_.kernel_head
-    assert head.scales.shape == (2,)
+    assert head.scales.shape == (4,)
+    assert head.coefficients.shape == (2, len(model.bank_), 20)
     assert head.scores.shape == (len(model.bank_), 20)
     np.testing.assert_allclose(head.loadings(model.bank_.table(None).values).shape, (20, 30))
 
 
-def test_one_encoder_and_size_is_one_kernel(slices):
+def test_one_encoder_and_size_is_one_part(slices):
     adata = slices.copy()
     st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
-    assert trained(adata, kernel_weight=0.5).bank_.kernel_head.scales.shape == (1,)
+    assert trained(adata, kernel_weight=0.5).bank_.kernel_head.scales.shape == (2,)
+
+
+def test_without_a_context_there_is_no_second_kernel(slices):
+    model = trained(slices, kernel_weight=0.5, context_rings=0, context_surroundings=0)
+    assert model.rules_.kernel.patch is None
+    assert model.bank_.kernel_head.scales.shape == (2,)
 
 
 def test_without_a_share_there_is_none(slices):
@@ -92,9 +99,9 @@ def test_the_held_out_counts_change_nothing(model, held_out):
 def test_calibration_fits_it_without_the_slice_that_is_held_out(slices, monkeypatch):
     seen = []
 
-    def watched(inputs, *args):
+    def watched(inputs, *args, **options):
         seen.append(len(inputs))
-        return fit_kernel_head(inputs, *args)
+        return fit_kernel_head(inputs, *args, **options)
 
     monkeypatch.setattr("st_gchb.model._fit.fit_kernel_head", watched)
     model = trained(slices, calibrate=True, kernel_weight=0.6)

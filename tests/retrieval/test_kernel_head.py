@@ -25,17 +25,20 @@ def panel(inputs):
     return sparse.csr_matrix(np.maximum(signal + shift + 0.5 * rng.normal(size=(N, GENES)), 0))
 
 
-def transcribed(inputs, scores, query, folds):
+def transcribed(inputs, scores, query, folds, parts):
     """Solve (K + ridge I) a = z for each part; a component's ridge is that of the least error of the parts' mean.
 
-    The error is the variance within the folds: a fold's mean counts for nothing.
+    A part's kernel K is the mean of the Gaussian kernels of its columns. The error is the variance within the folds: a
+    fold's mean counts for nothing.
     """
-    parts = [np.arange(PARTS * WIDTH)[p * WIDTH : (p + 1) * WIDTH] for p in range(PARTS)]
     kernels = []
     for part in parts:
-        x, q = inputs[:, part].astype(float), query[:, part].astype(float)
-        scale = 1 / np.median(pdist(x)) ** 2
-        kernels.append((np.exp(-scale * cdist(x, x) ** 2), np.exp(-scale * cdist(q, x) ** 2)))
+        own = []
+        for columns in part:
+            x, q = inputs[:, columns].astype(float), query[:, columns].astype(float)
+            scale = 1 / np.median(pdist(x)) ** 2
+            own.append((np.exp(-scale * cdist(x, x) ** 2), np.exp(-scale * cdist(q, x) ** 2)))
+        kernels.append(tuple(np.mean(one, axis=0) for one in zip(*own, strict=True)))
     found = np.zeros((len(query), scores.shape[1]))
     for c in range(scores.shape[1]):
         errors = []
@@ -46,13 +49,13 @@ def transcribed(inputs, scores, query, folds):
                 predicted = np.zeros(len(out))
                 for k, _ in kernels:
                     a = np.linalg.solve(k[np.ix_(stay, stay)] + ridge * np.eye(len(stay)), scores[stay, c])
-                    predicted += k[np.ix_(out, stay)] @ a / PARTS
+                    predicted += k[np.ix_(out, stay)] @ a / len(parts)
                 rest = predicted - scores[out, c]
                 error += ((rest - rest.mean()) ** 2).sum()
             errors.append(error)
         ridge = RIDGES[int(np.argmin(errors))]
         for k, kq in kernels:
-            found[:, c] += kq @ np.linalg.solve(k + ridge * np.eye(len(k)), scores[:, c]) / PARTS
+            found[:, c] += kq @ np.linalg.solve(k + ridge * np.eye(len(k)), scores[:, c]) / len(parts)
     return found
 
 
@@ -61,7 +64,22 @@ def test_components_are_those_of_the_equations(inputs, panel):
     query = np.random.default_rng(2).normal(size=(7, PARTS * WIDTH)).astype(np.float32)
     head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=0)
     # The jitter on the points' kernel matrix is all that differs.
-    np.testing.assert_allclose(head.components(query), transcribed(inputs, scores, query, FOLDS), rtol=0, atol=1e-4)
+    first, second = slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)
+    expected = transcribed(inputs, scores, query, FOLDS, [[first], [second]])
+    np.testing.assert_allclose(head.components(query), expected, rtol=0, atol=1e-4)
+
+
+def test_a_part_may_have_two_kernels(inputs, panel):
+    scores = expression_scores(panel, SLICES, 4)
+    rng = np.random.default_rng(4)
+    wide = np.hstack([inputs, rng.normal(size=(N, PARTS * WIDTH)).astype(np.float32)])
+    query = rng.normal(size=(7, wide.shape[1])).astype(np.float32)
+    head = fit_kernel_head(wide, PARTS, scores, FOLDS, seed=0, n_kernels=2)
+    assert head.scales.shape == (2 * PARTS,)
+    assert head.coefficients.shape == (PARTS, N, 4)
+    a, b, c, d = (slice(start, start + WIDTH) for start in range(0, 4 * WIDTH, WIDTH))
+    expected = transcribed(wide, scores, query, FOLDS, [[a, c], [b, d]])
+    np.testing.assert_allclose(head.components(query), expected, rtol=0, atol=1e-4)
 
 
 def test_scores_are_principal_components_of_expression_centered_on_its_slice(panel):

@@ -17,6 +17,7 @@ from ._features import (
 )
 from ._fit import without_loops as without_loops
 from ._inference import Predictor as Predictor, predict as predict, sharpened as sharpened
+from ._kernel_inputs import fit_kernel_map as fit_kernel_map
 from ._loading import read_settings as read_settings
 from ._module import STGCHBModule as STGCHBModule
 from ._query import prepare_query as prepare_query

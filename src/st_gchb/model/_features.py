@@ -42,10 +42,6 @@ _ROUNDING = 1e-6
 _REAL = 1e-8
 """Variance of a component, as a share of the largest, up to which it is due to rounding."""
 
-_HALF = 0.5
-"""Exponent of whitening at which distances between spots are neither those of the first components alone, nor mostly
-noise of the last ones."""
-
 SHRINKAGE_SPOTS = 20
 """Spots at which a slice's mean features weigh as much as the training slices' mean."""
 
@@ -108,40 +104,6 @@ def fit_map(
         np.power(variance, -whitening / 2, out=weight, where=real)
         matrix = matrix * weight / np.sqrt((np.maximum(variance, 1e-12) ** (1 - whitening)).mean())
     return LinearProjection(offset.astype(np.float32), (inverse[:, None] * matrix).astype(np.float32))
-
-
-def fit_part_maps(x: np.ndarray, n_components: int, *, seed: int, parts: list[slice] | None = None) -> LinearProjection:
-    """Fit a projection to the half-whitened principal components of each part of the features, side by side.
-
-    Parameters
-    ----------
-    x
-        Context features of the training spots, ``(n_spots, (n_rings + 1) * n_features)``.
-    n_components
-        Number of components of each part; fewer if a part has fewer features.
-    seed
-        Seed of the solver.
-    parts
-        Columns of each encoder and patch size among the features; None for one of each.
-
-    Returns
-    -------
-    LinearProjection
-        Its matrix is ``((n_rings + 1) * n_features, n_parts * n_components)``.
-    """
-    if parts is None:
-        return fit_map(x, n_components, whitening=_HALF, seed=seed, dtype=np.float32)
-    ring = np.arange(x.shape[1]).reshape(-1, parts[-1].stop)
-    columns = [ring[:, part].ravel() for part in parts]
-    n_components = min(n_components, *(len(own) for own in columns))
-    maps = [fit_map(x[:, own], n_components, whitening=_HALF, seed=seed, dtype=np.float32) for own in columns]
-    width = maps[0].matrix.shape[1]
-    matrix = np.zeros((x.shape[1], len(maps) * width), dtype=np.float32)
-    offset = np.zeros(x.shape[1], dtype=np.float32)
-    for number, (own, one) in enumerate(zip(columns, maps, strict=True)):
-        matrix[own, number * width : (number + 1) * width] = one.matrix
-        offset[own] = one.offset
-    return LinearProjection(offset, matrix)
 
 
 def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -374,6 +336,10 @@ class Context:
         """Project the context of all spots, ``(n_spots, n_out)``."""
         return fixed(self.values)
 
+    def patches_through(self, fixed: LinearProjection) -> np.ndarray:
+        """Project the features of all spots' own patches, ``(n_spots, n_out)``: the first block of their context."""
+        return fixed(self.values[:, : len(fixed.offset)])
+
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Return the context of some spots, ``(n, n_context)``."""
         rows: np.ndarray = self.values[index]
@@ -460,6 +426,17 @@ class BlockedContext(Context):
         for start in range(0, result.shape[1], at_once):
             columns = slice(start, min(start + at_once, result.shape[1]))
             result[:, columns] = self._components(fixed.matrix[:, columns])
+        result -= fixed.offset @ fixed.matrix
+        return result
+
+    def patches_through(self, fixed: LinearProjection) -> np.ndarray:
+        """Project the features of all spots' own patches, ``(n_spots, n_out)``."""
+        result = np.empty((len(self.features), fixed.matrix.shape[1]), dtype=np.float32)
+        parts = [*_parts_of(fixed.matrix[None])]
+        for where, block in self.features.blocks():
+            own = block - self._offsets[self._codes[where]]
+            for columns, taken, (weight,) in parts:
+                result[where, columns] = own[:, taken] @ weight
         result -= fixed.offset @ fixed.matrix
         return result
 

@@ -31,10 +31,10 @@ from st_gchb.model._features import (
     context_of,
     fit_appearance,
     fit_map,
-    fit_part_maps,
     is_plain,
     slice_sums,
 )
+from st_gchb.model._kernel_inputs import fit_kernel_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, origin_table
 from st_gchb.model._settings import ModelSettings
@@ -151,7 +151,10 @@ def fit(
     linear = LinearProjection(image_map.offset, np.empty((len(image_map.offset), 0), dtype=np.float32))
     if settings.ridge_weight:
         linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
-    kernel = fit_part_maps(seen, settings.kernel_components, seed=seed, parts=parts) if settings.kernel_weight else None
+    every = parts or [slice(0, features.shape[1])]
+    kernel = None
+    if settings.kernel_weight:
+        kernel = fit_kernel_map(seen, len(look.steps), settings.kernel_components, seed=seed, parts=every)
     rules = Preprocessor(
         expression=expression,
         features=rule,
@@ -169,7 +172,7 @@ def fit(
     if kernel is not None:
         scores = expression_scores(panel_values, slices, settings.kernel_rank)
         folds = choice_folds(slices, spot_centers(adata))
-        head = fit_kernel_head(context.through(kernel), 1 if parts is None else len(parts), scores, folds, seed)
+        head = fit_kernel_head(kernel(context), len(every), scores, folds, seed, n_kernels=kernel.n_kernels)
     return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices, head)
 
 

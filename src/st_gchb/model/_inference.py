@@ -310,7 +310,7 @@ def answer(
     table = p.bank.table(None)
     retrieved = weighted_mean(neighbors, table.values)
     head, kernel = p.bank.kernel_head, p.rules.kernel
-    components = None if head is None or kernel is None else head.components(context.through(kernel))
+    components = None if head is None or kernel is None else head.components(kernel(context))
     panel = blended(p, retrieved, linear, components, table, adjacency)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
     predictors = error_predictors(neighbors, retrieved, panel, table, distance)

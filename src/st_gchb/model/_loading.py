@@ -24,6 +24,7 @@ from st_gchb._errors import MissingFileError, ModelFileError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today, without_dropped
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
+from st_gchb.model._kernel_inputs import KernelMap
 from st_gchb.model._query import Preprocessor
 from st_gchb.model._saving import (
     FORMAT,
@@ -33,6 +34,7 @@ from st_gchb.model._saving import (
     JSON,
     OLDEST_FORMAT,
     ORIGIN,
+    PATCH_MATRIX,
     REFERENCE,
     TENSORS,
     SavedModel,
@@ -187,8 +189,16 @@ def _rules(stored: dict[str, Any], network: dict[str, np.ndarray]) -> Preprocess
         linear=LinearProjection(network["linear.offset"], network["linear.matrix"]),
         appearance=FeatureSpace(*(network[f"appearance.{name}"] for name in FeatureSpace.__dataclass_fields__)),
         slice_key=stored["slice_key"],
-        kernel=LinearProjection(network["kernel.offset"], network["kernel.matrix"]) if _has_kernel(stored) else None,
+        kernel=_kernel_map(network) if _has_kernel(stored) else None,
     )
+
+
+def _kernel_map(network: dict[str, np.ndarray]) -> KernelMap:
+    context = LinearProjection(network["kernel.offset"], network["kernel.matrix"])
+    if PATCH_MATRIX not in network:
+        return KernelMap(context)
+    matrix = network[PATCH_MATRIX]
+    return KernelMap(context, LinearProjection(context.offset[: len(matrix)], matrix))
 
 
 def _has_kernel(stored: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputErr
 from st_gchb._logging import logger
 from st_gchb.io import PlacedSections, hand_on_libraries, libraries_of, sections_of, spot_centers
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
+from st_gchb.model._kernel_inputs import KernelMap
 from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureSet, GraphSpec, Resolved
 from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression
@@ -116,7 +117,7 @@ class Preprocessor:
     linear: LinearProjection
     appearance: FeatureSpace
     slice_key: str | None
-    kernel: LinearProjection | None = None
+    kernel: KernelMap | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,9 @@ JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
     "adata.h5ad",
 )
 
+PATCH_MATRIX = "kernel.patch_matrix"
+"""Projection of the patch alone for the kernel head; its offset is the first part of the context's."""
+
 INDEX_ARRAYS, INDEX_NUMBERS = ("centers", "codebook", "codes"), ("n_probe", "k", "recall")
 """Parts of a search index; its keys are stored with the reference."""
 
@@ -146,7 +149,9 @@ def _write_tensors(saved: SavedModel, folder: Path) -> None:
         **{f"appearance.{name}": np.asarray(value) for name, value in vars(rules.appearance).items()},
     }
     if rules.kernel is not None:
-        network |= {"kernel.offset": rules.kernel.offset, "kernel.matrix": rules.kernel.matrix}
+        network |= {"kernel.offset": rules.kernel.context.offset, "kernel.matrix": rules.kernel.context.matrix}
+        if rules.kernel.patch is not None:
+            network[PATCH_MATRIX] = rules.kernel.patch.matrix
     if rules.context.center is not None:
         network["context.center"] = rules.context.center
     if saved.calibration is not None:

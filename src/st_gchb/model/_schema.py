@@ -69,8 +69,10 @@ RETRIEVAL_PCC = {"calibration.retrieval_pcc": "g"}
 """Calibration that models of earlier versions lack."""
 
 KERNEL_MAP = {"kernel.offset": "c", "kernel.matrix": "ck"}
-KERNEL_HEAD = {"kernel.points": "pk", "kernel.scales": "s", "kernel.coefficients": "spm", "kernel.scores": "nm"}
-"""Arrays of the kernel head, if the model has one: of the network's file, and of the reference's."""
+PATCH_MAP = {"kernel.patch_matrix": "fk"}
+KERNEL_HEAD = {"kernel.points": "pi", "kernel.scales": "s", "kernel.coefficients": "qpm", "kernel.scores": "nm"}
+"""Arrays of the kernel head, if the model has one: of the network's file, that of the patch alone, which models of
+earlier versions lack, and of the reference's file."""
 
 REFERENCE = {"keys": "nd", "image_keys": "nd", "linear": "nl", "appearance": "nb"}
 
@@ -184,19 +186,28 @@ def check_numbers(
         parts.append(({"context.center": "f"}, network))
     if ModelSettings(**record["settings"]).kernel_weight:
         parts += [(KERNEL_MAP, network), (KERNEL_HEAD, reference)]
+        parts += [(PATCH_MAP, network)] if PATCH_MAP.keys() <= network.keys() else []
     for shapes, arrays in parts:
         for name, axes in shapes.items():
             _check_array(name, arrays.get(name), axes, lengths, place)
     if lengths["b"] != lengths["a"] + 1:
         raise ModelFileError(f"{place}: appearance has {lengths['b']} columns; expected {lengths['a'] + 1}.")
-    if lengths.get("k", 0) % lengths.get("s", 1):
-        raise ModelFileError(
-            f"{place}: the kernel head has {lengths['k']} inputs in {lengths['s']} parts of the same size; expected a "
-            "multiple. Copy the model again."
-        )
+    if "k" in lengths:
+        _check_kernels(lengths, 1 + (PATCH_MAP.keys() <= network.keys()), place)
     missing = {"name", "slice", "x", "y"} - set(origin.columns)
     if missing:
         raise ModelFileError(f"{place}: origin.parquet has no columns {sorted(missing)}. Copy the model again.")
+
+
+def _check_kernels(lengths: Mapping[str, int], n_kernels: int, place: Path) -> None:
+    """Validate that the kernel head has as many kernels in each part, each with as many of the map's inputs."""
+    inputs, kernels, parts = (lengths[axis] for axis in "isq")
+    if inputs != n_kernels * lengths["k"] or kernels != n_kernels * parts or inputs % kernels:
+        raise ModelFileError(
+            f"{place}: the kernel head has {inputs} inputs and {kernels} kernels in {parts} parts; expected "
+            f"{n_kernels * lengths['k']} inputs, {n_kernels} kernels in each part, and as many inputs for each. Copy "
+            "the model again."
+        )
 
 
 def _check_array(name: str, array: np.ndarray | None, axes: str, lengths: dict[str, int], place: Path) -> None:

@@ -1,9 +1,9 @@
 """Kernel ridge regression from the neighborhoods of spots to the leading components of their expression.
 
-Its inputs are in parts, one for each encoder and patch size. Every part has a kernel of its own, and the prediction is
-the mean of the parts' predictions. Its targets are principal components of the panel, which leaves most of the counts'
-noise out of them. Any table of the reference is predicted from these components by linear regression on the reference,
-so that a prediction stays a weighted sum of the reference's rows.
+Its inputs are in parts, one for each encoder and patch size. Every part has a kernel of its own, which is the mean of
+one or several, and the prediction is the mean of the parts' predictions. Its targets are principal components of the
+panel, which leaves most of the counts' noise out of them. Any table of the reference is predicted from these components
+by linear regression on the reference, so that a prediction stays a weighted sum of the reference's rows.
 """
 
 from __future__ import annotations
@@ -43,19 +43,21 @@ _BLOCK_ROWS = 4096
 class KernelHead:
     r"""Fitted kernel ridge regression.
 
-    The components of a spot with inputs :math:`x_p` in part p of P are
+    The components of a spot with inputs :math:`x_{pj}` of kernel j of J in part p of P are
 
-    .. math:: \hat z = \frac{1}{P} \sum_p k_p(x_p, C_p) \, A_p, \qquad k_p(x, c) = \exp(-s_p \lVert x - c \rVert^2)
+    .. math:: \hat z = \frac{1}{P} \sum_p k_p(x_p, C_p) \, A_p, \qquad
+        k_p(x, c) = \frac{1}{J} \sum_j \exp(-s_{pj} \lVert x_j - c_j \rVert^2)
 
-    with points :math:`C_p`, coefficients :math:`A_p`, and the scale :math:`s_p = 1 / m_p^2` by the median distance
-    :math:`m_p` between reference spots.
+    with points :math:`C_p`, coefficients :math:`A_p`, and scales :math:`s_{pj} = 1 / m_{pj}^2` by the median distance
+    :math:`m_{pj}` between reference spots.
 
     Parameters
     ----------
     points
-        Inputs of the reference spots at which kernels are centered, ``(n_points, n_parts * n_inputs)``.
+        Inputs of the reference spots at which kernels are centered, ``(n_points, n_kernels * n_parts * n_inputs)``:
+        first those of the first kernel of each part, then those of the second.
     scales
-        Scale of each part's kernel, ``(n_parts,)``.
+        Scale of each kernel, ``(n_kernels * n_parts,)``, in the same order.
     coefficients
         Coefficients, ``(n_parts, n_points, n_components)``.
     scores
@@ -73,14 +75,14 @@ class KernelHead:
         Parameters
         ----------
         inputs
-            Inputs of the spots, ``(n_spots, n_parts * n_inputs)``.
+            Inputs of the spots, ``(n_spots, n_kernels * n_parts * n_inputs)``.
         """
         found = np.zeros((len(inputs), self.scores.shape[1]))
-        for columns, scale, coefficients in zip(self._columns, self.scales, self.coefficients, strict=True):
-            points = self.points[:, columns]
+        kernels = _part_kernels(self.points.shape[1], self.scales, len(self.coefficients))
+        for kernel, coefficients in zip(kernels, self.coefficients, strict=True):
             for rows in blocks(len(inputs)):
-                found[rows] += rbf(inputs[rows, columns], points, scale) @ coefficients
-        return found / len(self.scales)
+                found[rows] += kernel(inputs[rows], self.points) @ coefficients
+        return found / len(self.coefficients)
 
     def loadings(self, table: sparse.csr_matrix) -> np.ndarray:
         """Regress a table of the reference on the components, ``(n_components, n_columns)``.
@@ -97,10 +99,6 @@ class KernelHead:
         gram = self.scores.T @ self.scores
         return np.asarray(np.linalg.solve(_plus(gram, _JITTER * max(np.trace(gram), 1e-12)), product))
 
-    @property
-    def _columns(self) -> list[slice]:
-        return _columns(self.points.shape[1], len(self.scales))
-
 
 def fit_kernel_head(
     inputs: np.ndarray,
@@ -108,13 +106,16 @@ def fit_kernel_head(
     scores: np.ndarray,
     folds: Sequence[np.ndarray],
     seed: int,
+    *,
+    n_kernels: int = 1,
 ) -> KernelHead:
     """Fit kernel ridge regression, with the ridge of each component chosen by leaving out folds.
 
     Parameters
     ----------
     inputs
-        Inputs of the reference spots, ``(n_reference, n_parts * n_inputs)``.
+        Inputs of the reference spots, ``(n_reference, n_kernels * n_parts * n_inputs)``, in the order of
+        :class:`KernelHead`.
     n_parts
         Number of parts of the inputs.
     scores
@@ -123,18 +124,20 @@ def fit_kernel_head(
         Rows of the parts of the reference that are held out in turn, such as its slices.
     seed
         Seed with which points are drawn from a large reference.
+    n_kernels
+        Number of kernels of each part.
     """
     rng = np.random.default_rng(seed)
     n_points = max(N_POINTS, min(int(_POINT_SHARE * len(inputs)), _MOST_POINTS))
     drawn = _draw(np.arange(len(inputs)), n_points, rng)
-    columns = _columns(inputs.shape[1], n_parts)
-    scales = [median_scale(inputs[:, own], rng) for own in columns]
-    ridges = _choose_ridges(inputs, columns, scales, scores, folds, rng)
+    scales = np.array([median_scale(inputs[:, own], rng) for own in _columns(inputs.shape[1], n_kernels * n_parts)])
+    kernels = _part_kernels(inputs.shape[1], scales, n_parts)
+    ridges = _choose_ridges(inputs, kernels, scores, folds, rng)
     coefficients = []
-    for own, scale in zip(columns, scales, strict=True):
-        space = Landmarks.at(inputs[drawn][:, own], partial(rbf, scale=scale))
-        coefficients.append(space.coefficients(_solved(*space.sums(inputs[:, own], scores), ridges)))
-    return KernelHead(inputs[drawn], np.array(scales), np.stack(coefficients), scores)
+    for kernel in kernels:
+        space = Landmarks.at(inputs[drawn], kernel)
+        coefficients.append(space.coefficients(_solved(*space.sums(inputs, scores), ridges)))
+    return KernelHead(inputs[drawn], scales, np.stack(coefficients), scores)
 
 
 def expression_scores(panel: sparse.csr_matrix, slices: np.ndarray, n_components: int) -> np.ndarray:
@@ -189,6 +192,20 @@ def rbf(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * (a @ b.T)
     return np.exp(-scale * np.maximum(squared, 0.0, out=squared))
+
+
+def _part_kernels(width: int, scales: np.ndarray, n_parts: int) -> list[Kernel]:
+    """Return the kernel of each part, from the number of inputs and the scales of all kernels."""
+    columns = _columns(width, len(scales))
+    return [partial(_mean_rbf, columns=columns[p::n_parts], scales=scales[p::n_parts]) for p in range(n_parts)]
+
+
+def _mean_rbf(a: np.ndarray, b: np.ndarray, columns: Sequence[slice], scales: np.ndarray) -> np.ndarray:
+    """Compute the mean of the kernels of some columns each, ``(n_a, n_b)`` float64."""
+    total = rbf(a[:, columns[0]], b[:, columns[0]], scales[0])
+    for own, scale in zip(columns[1:], scales[1:], strict=True):
+        total += rbf(a[:, own], b[:, own], scale)
+    return total / len(columns) if len(columns) > 1 else total
 
 
 def median_scale(x: np.ndarray, rng: np.random.Generator) -> float:
@@ -261,8 +278,7 @@ def _solved(gram: np.ndarray, product: np.ndarray, ridges: np.ndarray) -> np.nda
 
 def _choose_ridges(
     inputs: np.ndarray,
-    columns: Sequence[slice],
-    scales: Sequence[float],
+    kernels: Sequence[Kernel],
     scores: np.ndarray,
     folds: Sequence[np.ndarray],
     rng: np.random.Generator,
@@ -276,9 +292,9 @@ def _choose_ridges(
     places = [np.flatnonzero(np.isin(chosen, rows)) for rows in folds]
     at, targets = _draw(np.arange(len(chosen)), _CHOICE_POINTS, rng), scores[chosen]
     predicted = np.zeros((len(RIDGES), *targets.shape))
-    for own, scale in zip(columns, scales, strict=True):
-        x = inputs[chosen][:, own]
-        features = Landmarks.at(x[at], partial(rbf, scale=scale)).features(x)
+    x = inputs[chosen]
+    for kernel in kernels:
+        features = Landmarks.at(x[at], kernel).features(x)
         gram, product = features @ features.T, features @ targets
         for rows in places:
             held = features[:, rows]
@@ -287,7 +303,7 @@ def _choose_ridges(
                 predicted[number, rows] += held.T @ ridge_weights(*rest, ridge)
     errors = np.zeros((len(RIDGES), scores.shape[1]))
     for rows in places:
-        error = predicted[:, rows] / len(columns) - targets[rows]
+        error = predicted[:, rows] / len(kernels) - targets[rows]
         errors += error.var(axis=1) * len(rows) if len(rows) else 0.0
     return np.array(RIDGES)[errors.argmin(0)]
 
