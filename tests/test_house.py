@@ -71,6 +71,7 @@ SUB_ROOMS: dict[str, dict[str, set[str]]] = {
         "export": {"spots"},
     },
     "datasets": {"synthetic": set()},
+    "pl": {"page": set()},
 }
 
 # Third-party packages that a room may import, where the table limits them.
@@ -512,7 +513,10 @@ def test_importing_is_quick(rooms):
     assert result.stdout.split() == []
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("predict",), ("predict-many",), ("evaluate",), ("hest-bench",)])
+COMMANDS = [(), ("train",), ("predict",), ("predict-many",), ("report",), ("evaluate",), ("hest-bench",)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_quick(command):
     heavy = ["scvi", "scanpy", "anndata", "squidpy", "spatialdata", "lightning", "torch", "torchvision", "matplotlib"]
     code = f"import sys\nfrom st_gchb.cli import main\ntry: main([*{command!r}, '--help'])\nexcept SystemExit: pass\n"

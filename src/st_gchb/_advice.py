@@ -136,7 +136,8 @@ def advise(*fixes: Fix, otherwise: str = "") -> str:
 def _written(fix: Fix, argument: str) -> str:
     """Format a remedy as the user would write it."""
     if fix.value and argument.startswith(_OPTION):
-        argument = f"{argument} {fix.value.strip(chr(39))}"
+        # An option that switches something on takes no value.
+        argument = argument if fix.value == "True" else f"{argument} {fix.value.strip(chr(39))}"
     else:
         argument += fix.value if argument.endswith("=") else f" {fix.value}".rstrip()
     return f"{argument} {fix.why}".rstrip()

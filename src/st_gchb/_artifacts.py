@@ -126,7 +126,9 @@ def write_folder_whole(folder: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o755)
         for file in part.iterdir():
-            make_readable(file)
+            # Folders within it were made with the permissions of any new folder.
+            if file.is_file():
+                make_readable(file)
         if folder.exists():
             _swap(part, folder)
         else:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pages import prediction
 from st_gchb.cli import main
 
 TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--device", "cpu"]
@@ -167,3 +168,34 @@ def test_a_gpu_that_is_not_there(refused, slides, model, tmp_path, command):
     said = refused(command, "--data", slides, *options, "--device", "gpu", "--out", tmp_path / "out")
     assert "cpu" in said
     assert not (tmp_path / "out").exists()
+
+
+REPORTS = {
+    "no file": (["--prediction", "no.h5ad"], "no.h5ad: there is no such file"),
+    "no prediction": (["--prediction", "notes.txt"], "expected an .h5ad file or a .zarr store"),
+    "too many genes": (
+        ["--prediction", "wide.h5ad"],
+        "6,000 genes; a page holds at most 5,000, each in a file of its "
+        "own. Pass --n-genes 2000 for as many of the most predictable ones.",
+    ),
+    "a lost slide": (["--prediction", "lost.h5ad"], "Pass --image with its path now, or --image-key fullres"),
+    "several slices": (["--prediction", "several.h5ad"], "2 slices, and a file is of one image. Pass --slice with one"),
+    "two ways to choose": (["--prediction", "lost.h5ad", "--genes", "CD74", "--n-genes", "2"], "not allowed with"),
+}
+
+
+@pytest.mark.parametrize("what", REPORTS)
+def test_pages_that_cannot_be_made(refused, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("spots")
+    pred = prediction()
+    pred.uns["spatial"]["S1"]["metadata"]["source_image_path"] = "gone.tif"
+    pred.write_h5ad("lost.h5ad")
+    wide = anndata.AnnData(np.zeros((pred.n_obs, 6000), np.float32), obsm=dict(pred.obsm), uns=dict(pred.uns))
+    wide.write_h5ad("wide.h5ad")
+    pred.obs["slice"] = ["S1", "S2"] * (pred.n_obs // 2)
+    pred.uns["spatial"] = {"S1": pred.uns["spatial"]["S1"], "S2": pred.uns["spatial"]["S1"]}
+    pred.write_h5ad("several.h5ad")
+    arguments, message = REPORTS[what]
+    assert message in refused("report", *arguments, "--out", tmp_path / "page")
+    assert not (tmp_path / "page").exists()

@@ -15,12 +15,13 @@ import pytest
 from anndata import AnnData
 
 import st_gchb
+from pages import prediction, record_of, values_of
 from pictures import n_colors, pixels_of
 from st_gchb.cli import build_parser, main
 from st_gchb.evaluate import RunFolder
 from st_gchb.model import STGCHB
 
-COMMANDS = ["demo", "train", "predict", "evaluate", "hest-bench"]
+COMMANDS = ["demo", "train", "predict", "report", "evaluate", "hest-bench"]
 TEXTURE = ["--encoder", "texture", "--patch-um", "150", "--views", "1", "--device", "cpu"]
 
 
@@ -120,6 +121,38 @@ def test_predict_draws_the_most_predictable_genes_of_each_slice(model, slides, t
     prediction = anndata.read_h5ad(tmp_path / "prediction.h5ad")
     best = prediction.var["st_gchb_expected_pcc"].nlargest(3).index
     assert set(best) <= set(pd.read_csv(tmp_path / "spots.csv").columns)
+
+
+@pytest.mark.usefixtures("sketched_figures")
+def test_report_of_what_predict_wrote(model, slides, tmp_path, capsys):
+    given = ["--model", str(model), "--data", str(slides), "--slices", "S3", "--device", "cpu", "--quiet"]
+    assert main(["predict", *given, "--out", str(tmp_path / "S3")]) == 0
+    capsys.readouterr()
+    arguments = ["report", "--prediction", str(tmp_path / "S3" / "prediction.h5ad"), "--out", str(tmp_path / "page")]
+    assert main([*arguments, "--n-genes", "4", "--title", "Case 7"]) == 0
+    page = tmp_path / "page" / "index.html"
+    assert capsys.readouterr().out == f"page written: open {page} in a browser\n"
+    assert "Case 7" in page.read_text()
+    pred = anndata.read_h5ad(tmp_path / "S3" / "prediction.h5ad")
+    record = record_of(page.parent)
+    assert record["genes"]["names"] == list(pred.var["st_gchb_expected_pcc"].nlargest(4).index)
+    for number, gene in enumerate(record["genes"]["names"]):
+        column = pred.layers["st_gchb"][:, pred.var_names.get_loc(gene)]
+        np.testing.assert_array_equal(values_of(page.parent, number), column.astype(np.float32))
+    assert dict(record["provenance"])["Reference slices"] == "S1, S2"
+    # Another time it is asked for; measured values are shown as well.
+    assert main(arguments) == 2
+    assert "Pass --overwrite to replace it." in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--layer", "X", "--genes", *pred.var_names[:2]]) == 0
+    np.testing.assert_array_equal(values_of(page.parent, 1), pred[:, pred.var_names[1]].to_df().iloc[:, 0])
+
+
+def test_report_of_a_store(tmp_path):
+    sdata = st_gchb.pp.to_spatialdata(prediction())
+    sdata.write(tmp_path / "S1.zarr")
+    given = ["--prediction", str(tmp_path / "S1.zarr"), "--out", str(tmp_path / "page"), "--genes", "CD74"]
+    assert main(["report", *given, "--quiet"]) == 0
+    assert record_of(tmp_path / "page")["genes"]["names"] == ["CD74"]
 
 
 @pytest.mark.usefixtures("sketched_figures")

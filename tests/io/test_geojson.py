@@ -314,7 +314,7 @@ def changed(**parts: Any) -> AnnData:
         (prediction(), {"classification": "none"}, InputError, "no column 'none'"),
         (prediction(), {"slice": "S9"}, SliceError, "no slice 'S9'"),
         (prediction(), {"table": 3}, InputError, "table"),
-        (two_slices(), {}, SliceError, r"slice= takes one of \['S1', 'S2'\]"),
+        (two_slices(), {}, SliceError, r"slice= with one of \['S1', 'S2'\]"),
         ({"a": 1}, {}, InputError, "expected"),
         (pd.DataFrame(), {}, InputError, "expected"),
         (prediction()[:0].copy(), {}, SliceError, "no spots"),

@@ -225,7 +225,7 @@ def two_slices() -> AnnData:
         (tiles(), "G1", {"shape_px": (0, 5)}, InputError, "shape_px"),
         (tiles()[:1].copy(), "G1", {}, InputError, "at least two"),
         (bare(), "G1", {}, ScaleError, "slide_um_per_px="),
-        (two_slices(), "G1", {}, SliceError, "slice= takes one of"),
+        (two_slices(), "G1", {}, SliceError, "slice= with one of"),
         ([1], "G1", {}, InputError, "expected"),
     ],
 )

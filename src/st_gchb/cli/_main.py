@@ -15,7 +15,7 @@ from st_gchb._advice import EntryPoint, entered
 from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
 from st_gchb._signals import Stopped, check_stopped, stoppable
-from st_gchb.cli import _demo, _evaluate, _hest_bench, _predict, _predict_many, _train
+from st_gchb.cli import _demo, _evaluate, _hest_bench, _predict, _predict_many, _report, _train
 from st_gchb.cli._arguments import check_machine, options_of
 
 _FOR_DEVELOPERS = (DeprecationWarning, FutureWarning, SyntaxWarning)
@@ -105,8 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"st-gchb {__version__}")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="{demo,train,predict,predict-many,evaluate,hest-bench}"
+        title="commands", required=True, metavar="{demo,train,predict,predict-many,report,evaluate,hest-bench}"
     )
-    for module in (_demo, _train, _predict, _predict_many, _evaluate, _hest_bench):
+    for module in (_demo, _train, _predict, _predict_many, _report, _evaluate, _hest_bench):
         module.add_parser(commands)
     return parser

@@ -31,6 +31,7 @@ from ._sections import (
     sections_of as sections_of,
 )
 from ._spot_centers import spot_centers as spot_centers
+from ._viewer_spots import SpotValues as SpotValues, ViewerSpots as ViewerSpots, viewer_spots as viewer_spots
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
 from ._write_geojson import write_geojson as write_geojson
 from ._write_ome_tiff import write_ome_tiff as write_ome_tiff

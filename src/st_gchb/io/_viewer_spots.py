@@ -148,7 +148,8 @@ def viewer_spots(data: Any, table: str, slice: str | None, slice_key: str | None
     names = list(sections.rows)
     if slice is None and len(names) > 1:
         raise SliceError(
-            f"the object has {len(names)} slices, and a file is of one image; slice= takes one of {names[:12]}."
+            f"the object has {len(names)} slices, and a file is of one image. "
+            + advise(Fix("slice", why=f"with one of {names[:12]}"))
         )
     chosen = names[0] if slice is None else slice
     # A single slice may have another name in uns["spatial"] than in obs.

@@ -1,4 +1,4 @@
-"""Plots of predictions and result tables; each function returns its axes, and none calls ``plt.show``."""
+"""Plots of predictions and result tables, which return their axes and never call ``plt.show``; a page for browsers."""
 
 from st_gchb.pl._compare import compare_methods
 from st_gchb.pl._diagnostics import history, reliability
@@ -6,6 +6,7 @@ from st_gchb.pl._figure import save, transparent_cmap
 from st_gchb.pl._overview import slide_overview
 from st_gchb.pl._scores import gene_ranking, metric_bars
 from st_gchb.pl._spatial import confidence, measured_vs_predicted
+from st_gchb.pl.page import report
 
 __all__ = [
     "compare_methods",
@@ -15,6 +16,7 @@ __all__ = [
     "measured_vs_predicted",
     "metric_bars",
     "reliability",
+    "report",
     "save",
     "transparent_cmap",
     "slide_overview",
