@@ -12,6 +12,8 @@ class Keys:
     """``obsm``: spot centers in full-resolution px, ``(n_spots, 2)`` as x, y; ``uns``: images per slice."""
     SLICE: Final = "slice"
     PATIENT: Final = "patient"
+    COHORT: Final = "cohort"
+    """``uns``: table of the samples that were read together, with what was dropped of each."""
     FEATURES: Final = "X_patch"
     """``obsm``: patch features from the frozen encoder; ``uns``: how they were computed."""
     CONNECTIVITIES: Final = "spatial_connectivities"

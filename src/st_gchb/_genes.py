@@ -95,6 +95,23 @@ def genomes(var: pd.DataFrame) -> np.ndarray:
     return np.array(["" if one is None else one.group(1) for one in found], dtype=object)
 
 
+def without_genome(var: pd.DataFrame) -> list[str]:
+    """Drop the genome from the names of genes where they begin with it, as for references of two species.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from st_gchb._genes import without_genome
+    >>> without_genome(pd.DataFrame(index=["GRCh38_ACTB", "mm10___Actb", "GAPDH"]))
+    ['ACTB', 'Actb', 'GAPDH']
+    """
+    starts = [f"{genome}_" if genome else None for genome in genomes(var)]
+    return [
+        name[len(start) :].lstrip("_") if start is not None and name.startswith(start) else name
+        for name, start in zip(map(str, var.index), starts, strict=True)
+    ]
+
+
 def check_genes(var: pd.DataFrame, totals: np.ndarray, name: str) -> None:
     """Reject a table in which features other than genes hold a considerable share of the counts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -76,6 +77,22 @@ def _set_levels(loggers: Iterable[logging.Logger], levels: Iterable[int]) -> Non
         # Even one that stays as it is makes logging forget what it knows of every logger of the process.
         if other.level != level:
             other.setLevel(level)
+
+
+@contextmanager
+def all_quiet() -> Iterator[None]:
+    """Suppress all messages of the package while files are validated that are read later, with the same messages."""
+
+    def never(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(never)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeFilter(never)
 
 
 @contextmanager

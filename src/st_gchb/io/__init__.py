@@ -10,6 +10,7 @@ __all__ = [
     "SlideImage",
     "SlideLevel",
     "open_image",
+    "read_cohort",
     "read_geojson",
     "read_section",
     "register_reader",

@@ -21,8 +21,10 @@ from ._pixel_size import (
     um_per_unit as um_per_unit,
     visium_pitch as visium_pitch,
 )
+from ._read_cohort import read_cohort as read_cohort
 from ._read_geojson import read_geojson as read_geojson
 from ._reading import check_text as check_text, reading as reading
+from ._sample_sheet import SampleRow as SampleRow, is_sheet as is_sheet, read_samples as read_samples
 from ._sections import (
     PlacedSections as PlacedSections,
     Sections as Sections,
@@ -30,6 +32,15 @@ from ._sections import (
     placed_sections as placed_sections,
     sections_of as sections_of,
 )
+from ._spatialdata import (
+    find_image as find_image,
+    finest_image as finest_image,
+    linked as linked,
+    place_spots as place_spots,
+    spots_to_px as spots_to_px,
+    transformations_of as transformations_of,
+)
+from ._spatialdata_spots import LocatedSpots as LocatedSpots, locate_spots as locate_spots
 from ._spot_centers import spot_centers as spot_centers
 from ._viewer_spots import SpotValues as SpotValues, ViewerSpots as ViewerSpots, viewer_spots as viewer_spots
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
@@ -40,6 +51,7 @@ from .images import (
     Reader as Reader,
     SlideImage as SlideImage,
     SlideLevel as SlideLevel,
+    is_image_path as is_image_path,
     open_image as open_image,
     register_reader as register_reader,
 )

@@ -7,7 +7,7 @@ from ._chunks import (
     piece_edges as piece_edges,
     within_box as within_box,
 )
-from ._image_element import as_element as as_element
+from ._image_element import as_element as as_element, is_image_path as is_image_path
 from ._open_image import open_image as open_image
 from ._openslide import OpenSlideLevel as OpenSlideLevel, open_openslide as open_openslide, vendor_of as vendor_of
 from ._orientation import TurnedLevel as TurnedLevel, turn as turn

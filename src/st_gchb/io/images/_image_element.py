@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from st_gchb.io.images._validation import EXPECTED, as_rgb_array, check_dtype, c
 if TYPE_CHECKING:
     from xarray import DataArray, DataTree
 
+_IMAGES = "images"
+"""Folder of a SpatialData store that holds its images."""
 _HOLD_BYTES = 2**28
 """Size up to which a lazy level is computed once and kept until released, bytes; a larger one is read by windows."""
 _CHANNELS = ("c", "channel", "channels", "band", "bands", "rgb", "s")
@@ -95,6 +99,34 @@ def open_element(element: xarray.DataArray | xarray.DataTree, name: str) -> Slid
     levels = [_level(array, name) for array in arrays]
     height = levels[0].shape[0]
     return SlideImage(levels, [height / level.shape[0] for level in levels], name=name)
+
+
+def is_stored_image(path: Path) -> bool:
+    """Check if a path is that of an image element in a SpatialData store, such as ``sample.zarr/images/he``."""
+    store = path.parent.parent
+    has_metadata = any(os.path.isfile(store / name) for name in ("zarr.json", ".zgroup", ".zattrs"))
+    return path.parent.name == _IMAGES and has_metadata and os.path.isdir(path)
+
+
+def is_image_path(path: Path) -> bool:
+    """Check if a path is that of a file, or of an image element in a SpatialData store."""
+    # os.path instead of pathlib, which raises for names that are too long.
+    return os.path.isfile(path) or is_stored_image(path)
+
+
+def open_stored(path: Path) -> SlideImage:
+    """Open an image element of a SpatialData store by its path; without decoding it.
+
+    Raises
+    ------
+    ImageError
+        The store cannot be read, or the element is not an 8-bit RGB image.
+    """
+    import spatialdata
+
+    with reading(path, "the image element", "Write the store again with sdata.write.", ImageError):
+        element = spatialdata.read_zarr(path.parent.parent, selection=(_IMAGES,)).images[path.name]
+    return open_element(element, str(path))
 
 
 def open_lazy(array: Any, name: str) -> SlideImage:

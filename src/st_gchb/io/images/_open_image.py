@@ -17,7 +17,7 @@ from st_gchb._arguments import PixelSize, checked
 from st_gchb._errors import ImageError, MissingFileError
 from st_gchb.io._pixel_size import Size, caller_size, positive, settle
 from st_gchb.io._reading import reading
-from st_gchb.io.images._image_element import open_element, open_lazy, open_tensor
+from st_gchb.io.images._image_element import is_stored_image, open_element, open_lazy, open_stored, open_tensor
 from st_gchb.io.images._openslide import open_openslide, vendor_of
 from st_gchb.io.images._orientation import UPRIGHT, orientation_in, stored_levels
 from st_gchb.io.images._pillow import copy_pillow, open_pillow
@@ -42,7 +42,8 @@ def open_image(source: Any, um_per_px: PixelSize | None = None, *, name: str | N
     ----------
     source
         Path of a TIFF (tiled, pyramidal, OME, SVS), JPEG or PNG file, of a slide that OpenSlide reads (NDPI, MRXS,
-        SCN, VMS, BIF, Philips TIFF, DICOM), or of a format of :func:`register_reader`; an array of shape
+        SCN, VMS, BIF, Philips TIFF, DICOM), or of a format of :func:`register_reader`; path of an image element in a
+        SpatialData store, such as ``sample.zarr/images/he``; an array of shape
         ``(height, width, 3)`` (NumPy, dask, zarr, h5py, torch); a Pillow image; an image element of SpatialData, also
         one with several scales, or another xarray with dimensions y, x and c; or a :class:`SlideImage`, which is
         returned as it is. Files and Pillow images with an orientation tag are read upright, as viewers show them (with
@@ -119,6 +120,8 @@ def _open_path(path: Path) -> SlideImage:
         reader = reader_of(path) if path.exists() else None
         if reader is not None:
             return reader.read(path)
+        if is_stored_image(path):
+            return open_stored(path)
         if path.is_dir():
             raise ImageError(
                 f"{path}: found a folder, expected an image file. SpatialData is opened with spatialdata.read_zarr."

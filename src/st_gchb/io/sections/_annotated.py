@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,14 @@ def zarr_kind(path: Path) -> str | None:
     return "spatialdata" if is_spatialdata else None
 
 
-def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px: float | None) -> SpatialData:
+def is_spatialdata_store(path: Path) -> bool:
+    """Check if a path is that of a SpatialData store."""
+    return path.is_dir() and zarr_kind(path) == "spatialdata"
+
+
+def read_spatialdata(
+    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, counts: bool = True
+) -> SpatialData:
     """Open a SpatialData store.
 
     Parameters
@@ -79,6 +86,8 @@ def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px
         Must be None, since the store has names and images of its own.
     um_per_px
         Pixel size to store in the tables, µm.
+    counts
+        Whether to read the matrices of the tables.
 
     Raises
     ------
@@ -95,11 +104,26 @@ def read_spatialdata(path: Path, name: str | None, image: Path | None, um_per_px
                 "sdata.images[...] = Image2DModel.parse(...)."
             )
     with reading(path, "the SpatialData store", "Write it again with sdata.write."):
-        sdata = spatialdata.read_zarr(path)
+        if counts:
+            sdata = spatialdata.read_zarr(path)
+        else:
+            sdata = spatialdata.read_zarr(path, selection=("images", "labels", "points", "shapes"))
+            for key, table in _light_tables(path).items():
+                sdata.tables[key] = table
     if um_per_px is not None:
         for table in sdata.tables.values():
             _note_size(table, um_per_px, str(path))
     return sdata
+
+
+def _light_tables(path: Path) -> dict[str, AnnData]:
+    """Read the tables of a SpatialData store without their matrices."""
+    import zarr
+    from anndata import AnnData
+
+    store = zarr.open_group(str(path), mode="r")
+    names = [(part, key) for part in ("tables", "table") if part in store for key in store[part].group_keys()]
+    return {key: AnnData(**read_parts(store[part][key], _LIGHT)) for part, key in names}
 
 
 def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
@@ -113,8 +137,8 @@ def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
     table.uns[Keys.SPATIAL] = libraries
 
 
-def load_anndata(path: Path) -> AnnData:
-    """Read an AnnData file or store without changes.
+def load_anndata(path: Path, *, counts: bool = True) -> AnnData:
+    """Read an AnnData file or store without changes; without ``counts``, without ``X``, layers and ``raw``.
 
     Raises
     ------
@@ -124,7 +148,44 @@ def load_anndata(path: Path) -> AnnData:
     import anndata
 
     with reading(path, "the AnnData", "Write it again with adata.write_h5ad."):
+        light = None if counts else _without_matrices(path)
+        if light is not None:
+            return light
         return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+
+
+_LIGHT = ("obs", "var", "uns", "obsm")
+_WIDEST = 16
+"""Columns up to which arrays of ``obsm`` are read with the matrices left out."""
+
+
+def _without_matrices(path: Path) -> AnnData | None:
+    """Read all of an AnnData but its matrices; None for files of early anndata, which cannot be read in parts."""
+    from anndata import AnnData
+
+    if path.is_dir():
+        import zarr
+
+        return AnnData(**read_parts(zarr.open_group(str(path), mode="r"), _LIGHT))
+    with h5py.File(path, "r") as file:
+        if not all(isinstance(file.get(part, file), h5py.Group) for part in _LIGHT):
+            return None
+        return AnnData(**read_parts(file, _LIGHT))
+
+
+def read_parts(group: Any, parts: Iterable[str]) -> dict[str, Any]:
+    """Read parts of an AnnData, such as ``obs``, from its HDF5 or Zarr group; of ``obsm``, no wide arrays."""
+    from anndata.io import read_elem
+
+    found = {part: read_elem(group[part]) for part in parts if part in group and part != "obsm"}
+    if "obsm" in parts and "obsm" in group:
+        found["obsm"] = {key: read_elem(held) for key, held in group["obsm"].items() if not _is_wide(held)}
+    return found
+
+
+def _is_wide(array: Any) -> bool:
+    """Check if an array of ``obsm`` is wider than positions are, as embeddings and patch features are."""
+    return any(width > _WIDEST for width in getattr(array, "shape", ())[1:])
 
 
 def as_record(value: Any) -> dict[str, Any]:
@@ -192,7 +253,13 @@ _SYMBOLS = "feature_name"
 
 
 def read_annotated(
-    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, genome: str | None = None
+    path: Path,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None = None,
+    counts: bool = True,
 ) -> AnnData:
     """Read an AnnData file or store, and convert it to the layout that this package expects.
 
@@ -202,6 +269,8 @@ def read_annotated(
         An ``.h5ad`` file or a Zarr store.
     name, image, um_per_px, genome
         See :func:`~st_gchb.io.read_section`.
+    counts
+        Whether to read ``X``.
 
     Returns
     -------
@@ -214,12 +283,13 @@ def read_annotated(
     InputError
         The file is damaged; or it holds several slices, and a single name, image or pixel size is given.
     """
-    adata = load_anndata(path)
+    adata = load_anndata(path, counts=counts)
     libraries = normalize_libraries(adata, path)
     _find_places(adata, path)
     adata = _under_tissue(adata, libraries, path)
     adata = keep_genes(adata, str(path), genome)
-    tell_values(adata, str(path))
+    if counts:
+        tell_values(adata, str(path))
     _tell_symbols(adata, path)
     several = len(libraries) > 1 or (Keys.SLICE in adata.obs and adata.obs[Keys.SLICE].nunique() > 1)
     if several:

@@ -15,7 +15,7 @@ from st_gchb._errors import ImageError, InputError, MissingFileError
 from st_gchb._logging import logger
 from st_gchb.io._pixel_size import Size, one_number
 from st_gchb.io._reading import reading
-from st_gchb.io.images import open_image
+from st_gchb.io.images import is_image_path, open_image
 from st_gchb.io.sections._legacy_folder import IMAGE_ENDINGS
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def image_beside(path: Path, adata: AnnData, library: Mapping[str, Any]) -> Path
     """
     metadata = library.get(Keys.METADATA)
     stored = metadata.get(Keys.SOURCE_IMAGE) if isinstance(metadata, Mapping) else None
-    if isinstance(stored, str) and os.path.isfile(stored):
+    if isinstance(stored, str) and is_image_path(Path(stored)):
         return None
     moved = path.parent / Path(stored).name if isinstance(stored, str) and stored else None
     if moved is not None and os.path.isfile(moved):

@@ -116,6 +116,11 @@ def sample_at(path: Path) -> HestSample | None:
     return None if root is None else HestSample(root, path.stem)
 
 
+def samples_of(path: Path) -> list[str]:
+    """List the ids of the samples of a release."""
+    return sorted(file.stem for file in (path / _TABLES).glob("*.h5ad"))
+
+
 def choose_sample(path: Path, name: str | None) -> HestSample:
     """Choose a sample of the release by its id.
 
@@ -133,7 +138,7 @@ def choose_sample(path: Path, name: str | None) -> HestSample:
     MissingFileError
         There is no sample, or none of that name.
     """
-    stems = sorted(file.stem for file in (path / _TABLES).glob("*.h5ad"))
+    stems = samples_of(path)
     shown = f"{stems[:8]}{f' and {len(stems) - 8} more' if len(stems) > 8 else ''}"
     if name is None:
         if len(stems) > 1:
@@ -160,6 +165,7 @@ def read_hest(
     *,
     genome: str | None = None,
     allow_missing: bool = False,
+    counts: bool = True,
 ) -> AnnData:
     """Read a sample of HEST-1k, and validate that its files belong together.
 
@@ -173,6 +179,8 @@ def read_hest(
         See :func:`~st_gchb.io.read_section`.
     allow_missing
         Also read a sample without its whole-slide image, and any share of spots beyond the image.
+    counts
+        Whether to read ``X``.
 
     Returns
     -------
@@ -200,7 +208,7 @@ def read_hest(
         _check_sides(sample, slide, metadata)
     _check_sizes(sample, slide, patches, metadata, um_per_px)
     path = None if slide is None else Path(slide.name)
-    adata = read_annotated(sample.table, label, path, um_per_px, genome=genome)
+    adata = read_annotated(sample.table, label, path, um_per_px, genome=genome, counts=counts)
     if Keys.SPATIAL not in adata.obsm:
         raise MissingKeyError(
             f"{sample.table}: has no positions, obsm['spatial']; found {list(adata.obsm)}. {sample.advice}"

@@ -42,8 +42,19 @@ def holds_counts(path: Path) -> bool:
     return any(_kind(file) == _COUNTS for file in _files(path, is_table))
 
 
+def legacy_names(path: Path) -> list[str]:
+    """List the names of the sections of a folder, by its tables of counts."""
+    return [_stem(file) for file in _files(path, is_table) if _kind(file) == _COUNTS]
+
+
 def read_legacy(
-    path: Path, name: str | None, image: Path | None, um_per_px: float | None, *, allow_missing: bool = False
+    path: Path,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    allow_missing: bool = False,
+    counts: bool = True,
 ) -> AnnData:
     """Read one section of a folder.
 
@@ -53,6 +64,8 @@ def read_legacy(
         The folder.
     name, image, um_per_px, allow_missing
         See :func:`~st_gchb.io.read_section`.
+    counts
+        Whether to read the values of the table of counts, and to make a down-scaled image.
 
     Returns
     -------
@@ -72,13 +85,13 @@ def read_legacy(
     tables = [file for file, kind in kinds.items() if kind == _COUNTS]
     # With one section, file names are arbitrary; with several, each file name must contain the name of its section.
     several = len(tables) > 1
-    counts = _one_of(tables, path, name, "table of counts (spots x genes)", named=several)
-    section = name or _stem(counts)
+    table = _one_of(tables, path, name, "table of counts (spots x genes)", named=several)
+    section = name or _stem(table)
     spots = _one_of(_spot_tables(kinds), path, section, "table of spots (x, y, pixel_x, pixel_y)", named=several)
     if image is None:
         image = _one_of(_files(path, is_image), path, section, "image", _image_advice(), named=several)
     slide = open_image(image)
-    adata, array = read_legacy_spots(section, counts, spots, allow_missing=allow_missing)
+    adata, array = read_legacy_spots(section, table, spots, allow_missing=allow_missing, values=counts)
     adata.obs[Keys.SLICE] = pd.Categorical(adata.obs[Keys.SLICE])
     in_file = None if slide.um_per_px is None else Size(slide.um_per_px, "the image file")
     size = settle([caller_size(um_per_px), in_file, array.size], section)
@@ -90,9 +103,11 @@ def read_legacy(
         )
     wrong = advise(Fix("um_per_px", why="if that is wrong"))
     logger.info("%s: %.4g µm per px, of %s. %s", section, size, array.told, wrong)
-    thumbnail, scale = thumbnail_of(slide, _THUMBNAIL_PX)
-    factors = {"tissue_hires_scalef": scale, Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
-    put_libraries(adata, [Library(section, {"hires": thumbnail}, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})])
+    images, factors = {}, {}
+    if counts:
+        images["hires"], factors["tissue_hires_scalef"] = thumbnail_of(slide, _THUMBNAIL_PX)
+    factors |= {Keys.SPOT_DIAMETER: array.diameter_um / size, Keys.UM_PER_PX: size}
+    put_libraries(adata, [Library(section, images, factors, {Keys.SOURCE_IMAGE: str(image.resolve())})])
     return adata
 
 

@@ -195,13 +195,15 @@ def are_spots(names: list[str]) -> bool:
     return bool(names) and sum(spot_position(name) is not None for name in names) > _MOSTLY * len(names)
 
 
-def read_wide_counts(path: Path) -> ad.AnnData:
+def read_wide_counts(path: Path, *, counts: bool = True) -> ad.AnnData:
     """Read a table of counts, spots x genes or genes x spots, with names of rows and columns.
 
     Parameters
     ----------
     path
         Plain or gzip-compressed file, with columns separated by tabs, semicolons, commas or blanks.
+    counts
+        Whether to read the values; without them, the names of rows and columns are read alone.
 
     Returns
     -------
@@ -214,27 +216,27 @@ def read_wide_counts(path: Path) -> ad.AnnData:
         The file is damaged, or its values are not counts.
     """
     with reading(path, "the table of counts", "It may be damaged or incomplete: fetch it again.", ExpressionError):
-        columns, names, counts = _matrix(path)
-    if not (np.isfinite(counts.data) & (counts.data >= 0) & (counts.data == np.round(counts.data))).all():
+        columns, names, matrix = _matrix(path, counts)
+    if not (np.isfinite(matrix.data) & (matrix.data >= 0) & (matrix.data == np.round(matrix.data))).all():
         raise ExpressionError(f"{path}: found values that are negative, broken or missing; expected raw counts.")
     if are_spots(columns) and not are_spots(names):
         logger.info("%s: genes are in rows, spots in columns.", path)
-        columns, names, counts = names, columns, counts.T.tocsr()
+        columns, names, matrix = names, columns, matrix.T.tocsr()
     if len(set(names)) < len(names):
         raise ExpressionError(f"{path}: a spot is listed twice; expected each once, of one section.")
-    if not counts.shape[1] or not counts.shape[0]:
-        raise ExpressionError(f"{path}: found {counts.shape[0]} spots and {counts.shape[1]} genes; expected some.")
+    if not matrix.shape[1] or not matrix.shape[0]:
+        raise ExpressionError(f"{path}: found {matrix.shape[0]} spots and {matrix.shape[1]} genes; expected some.")
     index = pd.Index(columns, dtype=object)
     if not index.is_unique:
         codes, index = pd.factorize(index)
         gather = sparse.csr_matrix((np.ones(len(codes), np.float32), (np.arange(len(codes)), codes)))
-        counts = sparse.csr_matrix(counts @ gather)
+        matrix = sparse.csr_matrix(matrix @ gather)
     var = pd.DataFrame(index=pd.Index(index, dtype=object))
-    return ad.AnnData(counts, obs=pd.DataFrame(index=pd.Index(names, dtype=object)), var=var)
+    return ad.AnnData(matrix, obs=pd.DataFrame(index=pd.Index(names, dtype=object)), var=var)
 
 
-def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
-    """Read the names of columns and rows, and the values."""
+def _matrix(path: Path, counts: bool) -> tuple[list[str], list[str], sparse.csr_matrix]:
+    """Read the names of columns and rows and, with ``counts``, the values."""
     with open_text(path) as lines:
         header, first = next(lines, ""), next(lines, "")
         if not first:
@@ -247,6 +249,9 @@ def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
             columns = columns[1:]
         # pandas is several times slower on tables this wide, and renames duplicated columns.
         for number, line in enumerate(itertools.chain([first], lines), start=2):
+            if not counts:
+                names.append(layout.name(line))
+                continue
             name, values = layout.counts(line)
             if len(values) != len(columns):
                 raise ExpressionError(
@@ -256,6 +261,8 @@ def _matrix(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
             names.append(name)
             with np.errstate(over="ignore"):  # values that overflow become infinite, which the caller rejects
                 rows.append(sparse.csr_matrix(values.astype(np.float32)))
+    if not counts:
+        return columns, names, sparse.csr_matrix((len(names), len(columns)), dtype=np.float32)
     return columns, names, sparse.vstack(rows, format="csr")
 
 
@@ -324,7 +331,7 @@ def _named_by_rows(cells: dict[str, list[str]], names: list[str]) -> dict[str, l
 
 
 def read_legacy_spots(
-    name: str, counts_path: Path, spots_path: Path, *, allow_missing: bool = False
+    name: str, counts_path: Path, spots_path: Path, *, allow_missing: bool = False, values: bool = True
 ) -> tuple[ad.AnnData, LegacyArray]:
     """Read the spots of one section that are under tissue and have counts.
 
@@ -338,6 +345,8 @@ def read_legacy_spots(
         Table of spots, see :func:`read_spots`.
     allow_missing
         Keep the spots that are in both tables, however many are missing in one.
+    values
+        Whether to read the values of the table of counts.
 
     Returns
     -------
@@ -350,7 +359,7 @@ def read_legacy_spots(
     ExpressionError, CoordinateError, InputError
         A table is damaged, or the tables do not belong together.
     """
-    counts = read_wide_counts(counts_path)
+    counts = read_wide_counts(counts_path, counts=values)
     spots = read_spots(spots_path)
     tables = f"{spots_path} and {counts_path.name}"
     rows, of_spots = _join(counts.obs_names, spots, tables)

@@ -11,8 +11,8 @@ from st_gchb.io._pixel_size import positive
 from st_gchb.io.images import open_image
 from st_gchb.io.sections._annotated import HDF5_START, hdf5_kind, read_annotated, read_spatialdata, zarr_kind
 from st_gchb.io.sections._companions import anndata_files, choose_anndata
-from st_gchb.io.sections._hest import choose_sample, find_release, read_hest, sample_at
-from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, read_legacy
+from st_gchb.io.sections._hest import choose_sample, find_release, read_hest, sample_at, samples_of
+from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, legacy_names, read_legacy
 from st_gchb.io.sections._spaceranger import find_outputs
 from st_gchb.io.sections._visium import read_visium
 
@@ -88,34 +88,89 @@ def read_section(
     >>> sdata = st_gchb.io.read_section("sample/outs", image="sample.tif")  # doctest: +SKIP
     >>> adata = st_gchb.io.read_section("hest", name="TENX95")  # doctest: +SKIP
     """
-    path = Path(path)
     size = None if um_per_px is None else positive(um_per_px, "um_per_px")
     image_path = None if image is None else Path(image)
+    return open_section(Path(path), name, image_path, size, genome=genome, allow_missing=allow_missing)
+
+
+def open_section(
+    path: Path,
+    name: str | None,
+    image: Path | None,
+    um_per_px: float | None,
+    *,
+    genome: str | None = None,
+    allow_missing: bool = False,
+    counts: bool = True,
+) -> SpatialData | AnnData:
+    """Read a section from disk as :func:`read_section`, or all of it but its counts.
+
+    Parameters
+    ----------
+    path, name, image, um_per_px, genome, allow_missing
+        See :func:`read_section`.
+    counts
+        Whether to read the values of the matrices. Without them, files are validated and spots and genes are known in
+        a fraction of the time and memory; ``X`` is None or has no entries.
+
+    Returns
+    -------
+    SpatialData or AnnData
+        As from :func:`read_section`, which also lists the errors.
+    """
     if not path.exists():
         raise MissingFileError(f"{path}: there is no such file or folder. Check the path (now in {Path.cwd()}).")
     if path.is_file():
-        return _read_file(path, name, image_path, size, genome=genome, allow_missing=allow_missing)
+        return _read_file(path, name, image, um_per_px, genome=genome, allow_missing=allow_missing, counts=counts)
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
     kind = zarr_kind(path)
     if kind == "spatialdata":
-        return read_spatialdata(path, name, image_path, size)
+        return read_spatialdata(path, name, image, um_per_px, counts=counts)
     if kind == "anndata":
-        return read_annotated(path, name, image_path, size, genome=genome)
+        return read_annotated(path, name, image, um_per_px, genome=genome, counts=counts)
     outputs = find_outputs(path)
     if outputs is not None:
-        return read_visium(outputs, name, image_path, size, genome=genome, allow_missing=allow_missing)
+        return read_visium(outputs, name, image, um_per_px, genome=genome, allow_missing=allow_missing, counts=counts)
     release = find_release(path)
     if release is not None:
         sample = choose_sample(release, name)
-        return read_hest(sample, None, image_path, size, genome=genome, allow_missing=allow_missing)
+        return read_hest(sample, None, image, um_per_px, genome=genome, allow_missing=allow_missing, counts=counts)
     files = anndata_files(path)
     if files and not holds_counts(path):
         file, label = choose_anndata(path, files, name)
-        return read_annotated(file, label, image_path, size, genome=genome)
+        return read_annotated(file, label, image, um_per_px, genome=genome, counts=counts)
     if is_legacy(path):
-        return read_legacy(path, name, image_path, size, allow_missing=allow_missing)
-    raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_sections_below(path)}")
+        return read_legacy(path, name, image, um_per_px, allow_missing=allow_missing, counts=counts)
+    raise InputError(f"{path}: found a folder with {_content(path)}. {EXPECTED}{_advice_below(path)}")
+
+
+def sections_of_folder(path: Path) -> list[tuple[Path, str | None]]:
+    """List the sections of a folder that holds several, with the path and the name by which each is read.
+
+    Parameters
+    ----------
+    path
+        A folder of HEST-1k, of AnnData files, of legacy ST, or with stores or Space Ranger folders in it.
+
+    Returns
+    -------
+    list of tuple
+        Path and, if the path holds several sections, the name of the section; empty for a file, a folder with a single
+        section, or one with none.
+    """
+    if not path.is_dir() or zarr_kind(path) is not None or find_outputs(path) is not None:
+        return []
+    release = find_release(path)
+    if release is not None:
+        found = [(release, name) for name in samples_of(release)]
+    elif (files := anndata_files(path)) and not holds_counts(path):
+        found = [(file, None) for file in files]
+    elif names := legacy_names(path):
+        found = [(path, name) for name in names]
+    else:
+        return [(below, None) for below in _sections_below(path)]
+    return found if len(found) > 1 else []
 
 
 def _read_file(
@@ -126,6 +181,7 @@ def _read_file(
     *,
     genome: str | None,
     allow_missing: bool,
+    counts: bool,
 ) -> AnnData:
     with open(path, "rb") as file:
         start = file.read(len(HDF5_START))
@@ -133,9 +189,9 @@ def _read_file(
         kind = hdf5_kind(path)
         sample = sample_at(path)
         if kind == "anndata" and sample is not None:
-            return read_hest(sample, name, image, um_per_px, genome=genome, allow_missing=allow_missing)
+            return read_hest(sample, name, image, um_per_px, genome=genome, allow_missing=allow_missing, counts=counts)
         if kind == "anndata":
-            return read_annotated(path, name, image, um_per_px, genome=genome)
+            return read_annotated(path, name, image, um_per_px, genome=genome, counts=counts)
         if kind == "10x":
             raise InputError(
                 f"{path}: found the counts alone of a Space Ranger output. Pass the folder that also holds spatial/: "
@@ -157,6 +213,10 @@ def _content(path: Path) -> str:
     return (", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing in it"
 
 
-def _sections_below(path: Path) -> str:
-    below = [one.name for one in sorted(path.iterdir()) if one.is_dir() and (zarr_kind(one) or find_outputs(one))]
+def _advice_below(path: Path) -> str:
+    below = [one.name for one in _sections_below(path)]
     return f" Sections are below it: {below[:8]}. Read them one by one." if below else ""
+
+
+def _sections_below(path: Path) -> list[Path]:
+    return [one for one in sorted(path.iterdir()) if one.is_dir() and (zarr_kind(one) or find_outputs(one))]

@@ -66,6 +66,11 @@ class Layout:
             return [cell.strip() for cell in next(csv.reader([line], delimiter=self.separator), [])]
         return [cell.strip() for cell in line.split(self.separator)]
 
+    def name(self, line: str) -> str:
+        """Return the first cell of a line."""
+        start = line.partition(self.separator or "\t")[0]
+        return start.strip() if self.separator is not None and '"' not in start else self.split(line)[0]
+
     def counts(self, line: str) -> tuple[str, npt.NDArray[np.float64]]:
         r"""Split a line into its first cell and the numbers after it, with NaN for cells that hold none.
 

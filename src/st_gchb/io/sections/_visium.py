@@ -60,6 +60,7 @@ def read_visium(
     *,
     genome: str | None = None,
     allow_missing: bool = False,
+    counts: bool = True,
 ) -> SpatialData:
     """Read a Visium folder, including CytAssist, or one bin size of a Visium HD folder.
 
@@ -69,6 +70,8 @@ def read_visium(
         The folder, and the bins to read.
     name, image, um_per_px, genome, allow_missing
         See :func:`~st_gchb.io.read_section`.
+    counts
+        Whether to read the values of the matrix.
 
     Returns
     -------
@@ -83,14 +86,15 @@ def read_visium(
     files = _find_bins(outputs, name) if outputs.is_hd else _find_spots(outputs, name)
     slide = full_image(outputs, image, files.factors, files.downscaled)
     adata = place_spots(
-        keep_genes(read_counts(files.counts), f"section {files.label!r}", genome),
+        keep_genes(read_counts(files.counts, counts=counts), f"section {files.label!r}", genome),
         read_positions(files.positions),
         (files.counts, files.positions),
         filtered=outputs.is_filtered(files.counts),
         every_spot=not outputs.is_hd,
         allow_missing=allow_missing,
     )
-    tell_values(adata, str(files.counts))
+    if counts:
+        tell_values(adata, str(files.counts))
     return assemble(
         adata,
         label=files.label,

@@ -22,8 +22,8 @@ from st_gchb._arguments import Fill, TilePixels, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
-from st_gchb.io import annotated_rows, nearest_rows
-from st_gchb.pp.spots import is_element_name, linked, transformations_of
+from st_gchb.io import annotated_rows, linked, nearest_rows, transformations_of
+from st_gchb.pp.spots import is_element_name
 
 _OFF_GRID = 0.01
 """Largest deviation of a position from a square grid, in units of the spacing."""

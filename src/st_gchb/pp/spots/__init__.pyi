@@ -1,13 +1,5 @@
 from ._coordinates import check_fit as check_fit, check_positions as check_positions
 from ._slices import Slice as Slice, open_slices as open_slices, side_px as side_px, slices_of as slices_of
-from ._spatialdata import (
-    find_image as find_image,
-    finest_image as finest_image,
-    linked as linked,
-    place_spots as place_spots,
-    spots_to_px as spots_to_px,
-    transformations_of as transformations_of,
-)
 from ._tables import (
     Resolved as Resolved,
     check_table_name as check_table_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from st_gchb.io import (
     caller_size,
     check_object,
     factor_size,
+    is_image_path,
     open_image,
     placed_sections,
     positive,
@@ -80,8 +80,7 @@ def find_image(library: Library, name: str, given: Any, image_key: str | None) -
         return images[image_key], _image_scale(library, image_key)
     path = library.image_path
     if path is not None:
-        # os.path instead of pathlib, which raises for names that are too long.
-        if not os.path.isfile(path):
+        if not is_image_path(path):
             smaller = _usable(library)
             fixes = [Fix("image", why="with its path now")]
             fixes += [Fix("image_key", repr(key), "for the down-scaled image (coarser patches)") for key in smaller[:1]]

@@ -6,26 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import checked
-from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
 from st_gchb._matrices import in_memory
 from st_gchb.io import (
-    Library,
     PlacedSections,
-    SlideImage,
     annotated_rows,
     check_object,
-    libraries_of,
-    open_image,
     placed_sections,
-    put_libraries,
     reading,
 )
 from st_gchb.pp.spots._slices import Slice, named_by, open_slices
@@ -33,7 +26,6 @@ from st_gchb.pp.spots._slices import Slice, named_by, open_slices
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from st_gchb.pp.spots._spatialdata import Placed
 
 _REGION, _INSTANCE = "region", "instance_id"
 
@@ -179,26 +171,18 @@ def resolve_spots(
             if value is not None:
                 raise InputError(f"{name}={value!r} is for SpatialData, and this is an AnnData. Leave it out.")
         return Resolved(data, images=image)
-    from st_gchb.pp.spots._spatialdata import find_image, find_spots, find_table, place_spots
+    from st_gchb.io import locate_spots
 
-    source = find_table(data, table, shapes)
-    spots = find_spots(data, source, shapes)
-    adata = _light_copy(source, spots)
-    images: dict[str, SlideImage] = {}
-    libraries: list[Library] = []
-    centers = np.full((len(spots), 2), np.nan)
-    n_regions = spots[_REGION].nunique()
-    for region in spots[_REGION].unique():
-        rows = np.flatnonzero(spots[_REGION] == region)
-        element, system = find_image(data, region, image, coordinate_system)
-        images[region] = open_image(data.images[element], name=f"image element {element!r}")
-        placed = place_spots(data, region, element, system, spots[_INSTANCE].iloc[rows])
-        centers[rows] = placed.centers_px
-        libraries.append(_library(images[region], placed, source, region, n_regions, thumbnails))
-    adata.obsm[Keys.SPATIAL] = centers
-    put_libraries(adata, libraries)
-    region_key, instance_key = _keys(source)
-    return Resolved(adata, images, region_key, source, region_key, instance_key, from_spatialdata=True)
+    found = locate_spots(data, table, image, shapes, coordinate_system, thumbnails=thumbnails)
+    return Resolved(
+        found.adata,
+        found.images,
+        found.region_key,
+        found.table,
+        found.region_key,
+        found.instance_key,
+        from_spatialdata=True,
+    )
 
 
 @checked
@@ -288,56 +272,3 @@ def is_element_name(name: object) -> bool:
         and not name.startswith("__")
         and all(letter.isalnum() or letter in "_-." for letter in name)
     )
-
-
-def _keys(source: AnnData | None) -> tuple[str, str]:
-    if source is None:
-        return _REGION, _INSTANCE
-    from st_gchb.pp.spots._spatialdata import linked
-
-    link = linked(source)
-    return link.region_key, link.instance_key
-
-
-def _light_copy(source: AnnData | None, spots: pd.DataFrame) -> AnnData:
-    """Make an AnnData of the rows in ``spots`` that shares the matrices of ``source``."""
-    if source is None:
-        obs = spots.astype({_REGION: "category"})
-        return AnnData(obs=obs.set_index(obs.index.astype(str)))
-    from spatialdata.models import TableModel
-
-    region_key, instance_key = _keys(source)
-    # By position, since row names may be duplicated; that is reported where names are needed.
-    rows = np.flatnonzero(source.obs[region_key].astype(str).isin(spots[_REGION].unique()))
-    part = source if len(rows) == source.n_obs else source[rows]
-    light = AnnData(X=part.X, obs=part.obs.copy(), var=part.var.copy(), layers=named_layers(part), obsm=dict(part.obsm))
-    light.uns.update(
-        {key: value for key, value in source.uns.items() if key not in (TableModel.ATTRS_KEY, Keys.SPATIAL)}
-    )
-    light.obs[region_key] = pd.Categorical(spots[_REGION])
-    light.obs[instance_key] = spots[_INSTANCE].to_numpy()
-    return light
-
-
-def _library(
-    image: SlideImage, placed: Placed, source: AnnData | None, region: str, n_regions: int, thumbnails: bool
-) -> Library:
-    """Build the entry of ``uns["spatial"]`` for one region, in px of its image."""
-    from st_gchb.io import bin_um
-
-    factors: dict[str, float] = {}
-    if placed.diameter_px is not None:
-        factors[Keys.SPOT_DIAMETER] = placed.diameter_px
-    stored = libraries_of(source) if source is not None else {}
-    # A single entry belongs to a single region, even if their names differ.
-    lone = next(iter(stored.values())) if source is not None and len(stored) == 1 and n_regions == 1 else None
-    um_per_px = (stored.get(region) or lone or Library(region)).factor(Keys.UM_PER_PX)
-    side_um = bin_um(region)
-    if um_per_px is not None:
-        factors[Keys.UM_PER_PX] = um_per_px / placed.scale
-    elif side_um is not None and placed.diameter_px is not None:
-        factors[Keys.UM_PER_PX] = side_um / placed.diameter_px
-    images: dict[str, Any] = {}
-    if thumbnails:
-        images["hires"], factors["tissue_hires_scalef"] = image.thumbnail()
-    return Library(region, images, factors)

@@ -93,7 +93,7 @@ def roi_of_shapes(sdata: SpatialData, name: str, image: str) -> list[Polygon | M
     MissingKeyError, InputError
         There is no such element, it holds other shapes than polygons, or shares no coordinate system with the image.
     """
-    from st_gchb.pp.spots import find_image, spots_to_px
+    from st_gchb.io import find_image, spots_to_px
 
     if name not in sdata.shapes:
         raise MissingKeyError(f"the SpatialData has no shapes {name!r}; roi= takes one of {sorted(sdata.shapes)}.")

@@ -13,8 +13,20 @@ from spatialdata.models import ShapesModel, TableModel
 from st_gchb._constants import VISIUM_PITCH_UM, Keys
 from st_gchb._errors import ImageError, InputError, MissingKeyError
 from st_gchb._logging import logger
-from st_gchb.io import Library, Size, bin_um, libraries_of, open_image, put_libraries, settle, visium_pitch
-from st_gchb.pp.spots import find_image, finest_image, place_spots, transformations_of
+from st_gchb.io import (
+    Library,
+    Size,
+    bin_um,
+    find_image,
+    finest_image,
+    libraries_of,
+    open_image,
+    place_spots,
+    put_libraries,
+    settle,
+    transformations_of,
+    visium_pitch,
+)
 from st_gchb.pp.tissue._layout import lay_tiles
 from st_gchb.pp.tissue._roi import roi_of_shapes
 

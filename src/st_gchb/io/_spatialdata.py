@@ -22,7 +22,8 @@ from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
 from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyError, SliceError
 from st_gchb._logging import logger
-from st_gchb.io import Link, SlideImage, annotated_rows, bin_um, link_of, open_image
+from st_gchb.io._annotation import Link, annotated_rows, bin_um, link_of
+from st_gchb.io.images import SlideImage, open_image
 
 _OVERLAP = 0.9
 """Smallest intersection over union of the outlines of two images that show the same tissue."""
