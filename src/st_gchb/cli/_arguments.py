@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from st_gchb._constants import DEFAULT_PATCH_UM
+from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb._options import (
     DEFAULT_ENCODERS,
@@ -62,6 +62,60 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     )
     parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
     parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
+
+
+def add_cohort(parser: argparse.ArgumentParser) -> None:
+    """Add the options that locate slides with expression, one file or a cohort of samples in any format."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        action=OneOrSeveral,
+        metavar="PATH",
+        help="an .h5ad file, a folder with her2st sections (C2.jpg, C2.tsv.gz, ...), or any number of Space Ranger "
+        "folders, SpatialData stores, .h5ad files, HEST samples and legacy sections",
+    )
+    where.add_argument(
+        "--samples",
+        type=Path,
+        metavar="SHEET",
+        help="a .csv table with the column path (and sample, image, patient, um_per_px, group if needed)",
+    )
+    parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")
+    parser.add_argument("--slice-key", default="slice", help="column of obs that tells slices apart (default: slice)")
+
+
+def read_cohort(arguments: argparse.Namespace) -> AnnData:
+    """Read slides with expression from the sample sheet or the paths that the options name.
+
+    Raises
+    ------
+    STGCHBError
+        Or a subclass: a path does not exist or holds no such data, a row of the sheet is invalid, or a requested slice
+        is not there.
+    """
+    one = arguments.data if isinstance(arguments.data, Path) else None
+    if arguments.samples is None and one is not None and not _is_section(one):
+        return read_slides(one, arguments.slices, arguments.slice_key)
+    from st_gchb import io
+
+    if arguments.slice_key != Keys.SLICE:
+        raise InputError(
+            f"--slice-key {arguments.slice_key} is for a single .h5ad file; samples are told apart by their names. "
+            "Leave it out."
+        )
+    if arguments.samples is not None and not io.is_sheet(arguments.samples):
+        raise InputError(f"--samples {arguments.samples}: expected a .csv table. Pass paths of samples by --data.")
+    paths = arguments.data if one is None else [one]
+    return io.read_cohort(paths if arguments.samples is None else arguments.samples, samples=arguments.slices)
+
+
+def _is_section(path: Path) -> bool:
+    """Check if a path is that of a store or folder, other than one of her2st sections, or of a section in a folder."""
+    if path.is_dir():
+        return next(path.glob("*_selection.tsv"), None) is None
+    return not path.exists() and path.parent.is_dir() and path.suffix == ""
 
 
 def add_encoder(
@@ -172,7 +226,6 @@ def take_slices(adata: AnnData, slices: list[str] | None, slice_key: str) -> Ann
 def embed(adata: Any, arguments: argparse.Namespace) -> None:
     """Compute patch features with the encoder that the options name, unless they are present already."""
     from st_gchb import pp
-    from st_gchb._constants import Keys
 
     if Keys.FEATURES in adata.obsm:
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from st_gchb._errors import InputError
 from st_gchb._options import DEFAULT_HELD_OUT, DEFAULT_SPLIT, EVALUATION_GENES, HeldOut, Split
-from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
+from st_gchb.cli._arguments import add_cohort, add_encoder, embed, new_command, read_cohort
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.description = (
         f"{parser.description} Finished runs are kept in OUT/runs: the same command goes on where it was stopped."
     )
-    add_data(parser)
+    add_cohort(parser)
     add_encoder(parser)
     parser.add_argument(
         "--split",
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write the report."""
     from st_gchb.evaluate import evaluate, evaluate_fold, markdown, write_report
 
-    adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
+    adata = read_cohort(arguments)
     _check(adata, arguments)
     embed(adata, arguments)
     options = {

@@ -34,8 +34,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "slides",
         type=Path,
-        nargs="+",
+        nargs="*",
         help="a .csv or .tsv table with the column path (and name, image, um_per_px, spacing_um if needed), or paths",
+    )
+    parser.add_argument(
+        "--samples", type=Path, metavar="SHEET", help="a sample sheet, as st-gchb train takes it, instead of slides"
     )
     parser.add_argument("--model", type=Path, required=True, help="folder written by st-gchb train or model.save")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, which all workers see")
@@ -70,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     options |= {name: getattr(arguments, name) for name in ("weights", "threads")}
     if arguments.memory_mb is not None:
         options["memory_mb"] = arguments.memory_mb
-    slides = _slides(arguments.slides)
+    slides = _slides(arguments.slides, arguments.samples)
     with _cluster(arguments) as client:
         report = predict_slides(
             arguments.model,
@@ -91,12 +94,30 @@ def run(arguments: argparse.Namespace) -> int:
     return int(len(failed) > 0)
 
 
-def _slides(paths: list[Path]) -> Any:
-    """Return the table of slides if there is one, else the paths."""
+def _slides(paths: list[Path], sheet: Path | None) -> Any:
+    """Return the table of slides or the sample sheet if there is one, else the paths."""
+    if sheet is not None:
+        if paths:
+            raise InputError(f"--samples {sheet} and {len(paths)} slides were given. Pass one of them.")
+        return _sheet(sheet)
+    if not paths:
+        raise InputError("no slide was given; expected paths, a table of slides, or --samples with a sample sheet.")
     tables = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
     if tables and len(paths) > 1:
         raise InputError(f"{tables[0]} is a table of slides, and {len(paths)} paths were given. Pass the table alone.")
     return tables[0] if tables else paths
+
+
+def _sheet(sheet: Path) -> Any:
+    """Read a sample sheet as a table of slides; patients and groups matter for training alone."""
+    import pandas as pd
+
+    from st_gchb import io
+
+    if not io.is_sheet(sheet):
+        raise InputError(f"--samples {sheet}: expected a .csv table. Pass paths of slides without it.")
+    slides = io.query_slides(io.read_samples(sheet))
+    return pd.DataFrame(slides, columns=["name", "path", "image", "um_per_px"], dtype=object)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from st_gchb._options import Preset
 from st_gchb._signals import held_back
-from st_gchb.cli._arguments import add_data, add_encoder, embed, new_command, read_slides
+from st_gchb.cli._arguments import add_cohort, add_encoder, embed, new_command, read_cohort
 
 
 def add_parser(commands: Any) -> None:
@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
         "Train a model on slides that have both H&E and expression.",
         "st-gchb train --data her2st/ --slices C2 C3 C4 --encoder texture --out model/",
     )
-    add_data(parser)
+    add_cohort(parser)
     add_encoder(parser)
     parser.add_argument("--preset", default="default", choices=get_args(Preset))
     parser.add_argument("--n-top-genes", type=int, help="size of the panel (default: the preset's)")
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.out.exists() and not arguments.overwrite:
         raise InputError(f"--out {arguments.out} is there already. Pass --overwrite to replace it.")
-    adata = read_slides(arguments.data, arguments.slices, arguments.slice_key)
+    adata = read_cohort(arguments)
     embed(adata, arguments)
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
     STGCHB.setup_anndata(adata, slice_key=slice_key)

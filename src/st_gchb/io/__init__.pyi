@@ -1,4 +1,5 @@
 from ._annotation import Link as Link, annotated_rows as annotated_rows, bin_um as bin_um, link_of as link_of
+from ._cohort_samples import query_slides as query_slides
 from ._library import (
     Library as Library,
     column_of as column_of,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from st_gchb.io._sample_sheet import SampleRow, check_different, check_name, che
 from st_gchb.io._sections import placed_sections
 from st_gchb.io._spatialdata_spots import locate_spots
 from st_gchb.io.images import is_image_path, open_image
-from st_gchb.io.sections import is_spatialdata_store, open_section, sections_of_folder
+from st_gchb.io.sections import file_of_sample, is_spatialdata_store, open_section, sections_of_folder
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -176,6 +177,33 @@ def _sections_at(row: SampleRow) -> list[Section]:
     return [Section(row, path, name) for path, name in several]
 
 
+def query_slides(rows: Sequence[SampleRow]) -> list[tuple[str | None, str, str | None, float | None]]:
+    """List slides to predict, with spots or without: name (None for that of the file), path, image, µm per px.
+
+    Parameters
+    ----------
+    rows
+        Rows of a sheet. A folder with several sections stands for all of them.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        As for :func:`find_sections`; or a section has no path of its own, as those of legacy ST in one folder.
+    """
+    found: list[tuple[str | None, str, str | None, float | None]] = []
+    for section in find_sections(rows):
+        row = section.row
+        with naming(section.label):
+            path = section.path if section.name is None else file_of_sample(section.path, section.name)
+            if path is None:
+                raise InputError(
+                    f"{section.path} holds several sections of legacy ST; to predict {section.name!r}, put its files "
+                    "into a folder of their own, or name its image as the path."
+                )
+            found.append((row.sample or section.name, str(path), row.image, row.um_per_px))
+    return found
+
+
 def name_of(path: Path) -> str:
     """Return the default name of a sample, that of its file or folder; of Space Ranger's folders, that above ``outs``.
 
@@ -318,10 +346,13 @@ def load(section: Section, options: Options, *, counts: bool = True) -> AnnData:
         Or a subclass, as from :func:`~st_gchb.io.read_section`.
     """
     row = section.row
-    if is_spatialdata_store(section.path):
-        adata = _load_store(section, counts=counts)
-    else:
-        adata = _load_files(section, options, counts=counts)
+    with warnings.catch_warnings():
+        # They are made unique below.
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        if is_spatialdata_store(section.path):
+            adata = _load_store(section, counts=counts)
+        else:
+            adata = _load_files(section, options, counts=counts)
     if not adata.var_names.is_unique:
         logger.info("%s: gene symbols that are there more than once got numbers.", section.label)
         adata.var_names_make_unique()

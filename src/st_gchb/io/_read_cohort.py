@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from st_gchb._arguments import checked
 from st_gchb._constants import Keys
@@ -33,6 +34,7 @@ from st_gchb.io._cohort_samples import (
     validate,
 )
 from st_gchb.io._library import Library, libraries_of, put_libraries
+from st_gchb.io._pixel_size import factor_size, spot_sizes
 from st_gchb.io._sample_sheet import read_samples
 from st_gchb.io._spot_centers import spot_centers
 from st_gchb.io.images import is_image_path, open_image
@@ -43,6 +45,8 @@ _KEPT = ("array_row", "array_col", "organism", "tissue", "technology")
 _OF_SLICES = ("slices", "um_per_px", "excluded", "maps")
 """Entries of the features' specification in ``uns`` that speak of single slices or spots."""
 _THUMBNAIL_PX = 600
+_ALIKE = 1.25
+"""Ratio of distances between spots up to which samples are of one technology."""
 _USUAL = ("fullres", "hires", "lowres")
 
 
@@ -136,7 +140,8 @@ def _validated(sections: list[Section], options: Options, wanted: Sequence[str] 
     missing = sorted(set(wanted) - {sample.name for sample in found})
     if missing:
         raise InputError(
-            f"samples names {missing[:6]}, and there is no such sample; found {[one.name for one in found][:12]}."
+            f"there is no sample {', '.join(map(repr, missing[:6]))}; expected some of "
+            f"{[one.name for one in found][:12]}."
         )
     return [sample for sample in found if sample.name in set(wanted)]
 
@@ -154,17 +159,6 @@ def _have_one_rule(found: list[Sample]) -> bool:
         len(found),
     )
     return False
-
-
-def _timed(found: list[Sample]) -> Iterator[Sample]:
-    """Iterate over samples with a progress bar, and report each with the time that remains."""
-    start = time.monotonic()
-    for number, sample in enumerate(track(found, "Reading samples", len(found)), start=1):
-        yield sample
-        left = (time.monotonic() - start) / number * (len(found) - number)
-        logger.info(
-            "sample %r read, %d of %d%s.", sample.name, number, len(found), f"; {left:.0f} s left" if left >= 1 else ""
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,17 +197,30 @@ class _Part:
     report: dict[str, Any]
     why_no_counts: str
 
+    def told(self) -> str:
+        """Describe what is kept and what is dropped."""
+        lost = self.report["n_spots_dropped"]
+        return (
+            f"sample {self.sample.name!r}: {self.report['n_spots']} spots; {self.report['n_genes_dropped']} of "
+            f"{self.report['n_genes']} genes, with {self.report['counts_dropped']:.1%} of the counts, dropped since "
+            f"not all samples have them{f'; {lost} spots dropped, without counts or features' if lost else ''}"
+        )
+
 
 def _parts(found: list[Sample], genes: pd.Index, options: Options, keep_features: bool) -> Iterator[_Part]:
-    """Read samples one after another, each section once, and keep of each what training needs."""
+    """Read samples one after another, each section once, keep of each what training needs, and report it."""
     section, adata = None, None
-    for sample in _timed(found):
+    start = time.monotonic()
+    for number, sample in enumerate(track(found, "Reading samples", len(found)), start=1):
         if sample.section is not section:
             adata = None  # freed before the next one is read
             with naming(sample.section.label), steps_quiet():
                 section, adata = sample.section, load(sample.section, options)
         assert adata is not None
-        yield _strip(adata, sample, genes, keep_features)
+        part = _strip(adata, sample, genes, keep_features)
+        left = (time.monotonic() - start) / number * (len(found) - number)
+        logger.info("%s (%d of %d%s)", part.told(), number, len(found), f", {left:.0f} s left" if left >= 1 else "")
+        yield part
 
 
 def _strip(adata: AnnData, sample: Sample, genes: pd.Index, keep_features: bool) -> _Part:
@@ -239,17 +246,9 @@ def _strip(adata: AnnData, sample: Sample, genes: pd.Index, keep_features: bool)
             adata.var.iloc[adata.var_names.get_indexer(genes)],
             replace(library if keep_features else _with_thumbnail(library), name=sample.name),
             dict(adata.uns.get(Keys.FEATURES, {})) if keep_features else {},
-            _report(sample, matrix, counts, library, len(kept)),
+            _report(sample, matrix, counts, library, spot_centers(adata)[kept]),
             why_no_counts(matrix, "X"),
         )
-    logger.info(
-        "sample %r: %d of %d genes and %.1f %% of the counts dropped, which not all samples have%s.",
-        sample.name,
-        part.report["n_genes_dropped"],
-        part.report["n_genes"],
-        100 * part.report["counts_dropped"],
-        f"; {len(rows) - len(kept)} spots without counts or features" if len(kept) < len(rows) else "",
-    )
     return part
 
 
@@ -266,16 +265,20 @@ def _annotations(obs: pd.DataFrame, sample: Sample) -> pd.DataFrame:
 
 
 def _report(
-    sample: Sample, matrix: sparse.csr_matrix, counts: sparse.csr_matrix, library: Library, n_kept: int
+    sample: Sample, matrix: sparse.csr_matrix, counts: sparse.csr_matrix, library: Library, centers: np.ndarray
 ) -> dict[str, Any]:
     whole = float(matrix.sum(dtype=np.float64))
-    row = sample.section.row
+    row, n_kept = sample.section.row, len(centers)
+    sizes = [factor_size(library.factors, library.where), *spot_sizes(library.factors, centers, library.where)]
+    um_per_px = next((size.um_per_px for size in sizes if size is not None), np.nan)
+    nearest = np.asarray(cKDTree(centers).query(centers, k=2)[0])[:, 1] if n_kept > 1 else np.array([np.nan])
     return {
         "path": str(sample.section.path),
         "image": str(library.image_path or ""),
         Keys.PATIENT: sample.patient or "",
         _GROUP: row.group or "",
-        "um_per_px": library.factor(Keys.UM_PER_PX) or np.nan,
+        "um_per_px": um_per_px,
+        "spacing_um": um_per_px * float(np.median(nearest)),
         "n_spots": n_kept,
         "n_spots_dropped": matrix.shape[0] - n_kept,
         "n_genes": matrix.shape[1],
@@ -322,7 +325,8 @@ def _joined(parts: list[_Part], genes: pd.Index, keep_features: bool) -> AnnData
     report = pd.DataFrame([part.report for part in parts], index=pd.Index([part.sample.name for part in parts]))
     report.index.name = "sample"
     obs = pd.concat([part.obs for part in parts])
-    _tell_patients(obs, parts)
+    _tell_patients(parts)
+    _tell_spacings(report["spacing_um"])
     for key in (Keys.SLICE, Keys.PATIENT, _GROUP, "organism", "tissue", "technology"):
         if key not in obs or obs[key].isna().all():
             obs = obs.drop(columns=key, errors="ignore")
@@ -373,7 +377,7 @@ def _common_var(parts: list[_Part], genes: pd.Index) -> pd.DataFrame:
     return var
 
 
-def _tell_patients(obs: pd.DataFrame, parts: list[_Part]) -> None:
+def _tell_patients(parts: list[_Part]) -> None:
     """Warn of samples without a patient where others have one."""
     missing = [part.sample.name for part in parts if part.sample.patient is None]
     if missing and len(missing) < len(parts):
@@ -384,3 +388,15 @@ def _tell_patients(obs: pd.DataFrame, parts: list[_Part]) -> None:
             len(parts),
             ", ".join(missing[:4]),
         )
+
+
+def _tell_spacings(spacings: pd.Series) -> None:
+    """Warn of samples whose spots are farther apart than those of others, as of two technologies."""
+    known = spacings.dropna().sort_values()
+    if known.empty or known.iloc[-1] <= _ALIKE * known.iloc[0]:
+        return
+    logger.warning(
+        "Spots are %.0f µm apart in %r and %.0f µm in %r: a model has one spot graph for all, in which spots that lie "
+        "far apart have no neighbors. Train a model for each technology if there are samples enough.",
+        *(known.iloc[0], known.index[0], known.iloc[-1], known.index[-1]),
+    )

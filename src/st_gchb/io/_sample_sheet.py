@@ -191,13 +191,11 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Read the names of the columns, and the cells of each row that is not empty with its number."""
     if not os.path.isfile(path):
         raise MissingFileError(f"{path}: there is no such sample sheet. Check the path (now in {Path.cwd()}).")
-    lines = _decoded(path).splitlines(keepends=True)
-    start = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if start is None:
-        raise InputError(f"{path}: the sample sheet is empty; expected a header with the column 'path', and rows.")
+    text = _decoded(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
     # The one by which a column is called path, and of several such the one that makes most columns.
-    separator = max(_SEPARATORS, key=lambda sign: (_PATH in _names(lines[start], sign), lines[start].count(sign)))
-    reader = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
+    separator = max(_SEPARATORS, key=lambda sign: (_PATH in _names(first, sign), first.count(sign)))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[int, list[str]]] = []
     try:
         number = 1
@@ -210,6 +208,8 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             f"{path}, row {number}: the row cannot be read ({error}). Is a quotation mark not closed? Save the sheet "
             "again as CSV."
         ) from error
+    if not rows:
+        raise InputError(f"{path}: the sample sheet is empty; expected a header with the column 'path', and rows.")
     (_, header), *rest = rows
     header = _checked_header([cell.casefold() for cell in header], path)
     for number, cells in rest:

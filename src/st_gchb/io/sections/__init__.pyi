@@ -3,6 +3,7 @@ from ._annotated import (
     load_anndata as load_anndata,
     normalize_libraries as normalize_libraries,
 )
+from ._hest import file_of_sample as file_of_sample
 from ._hest_patches import HestPatches as HestPatches, open_hest_patches as open_hest_patches
 from ._legacy_st import read_legacy_spots as read_legacy_spots, read_wide_counts as read_wide_counts
 from ._read_section import (

@@ -121,6 +121,11 @@ def samples_of(path: Path) -> list[str]:
     return sorted(file.stem for file in (path / _TABLES).glob("*.h5ad"))
 
 
+def file_of_sample(path: Path, name: str) -> Path | None:
+    """Return the AnnData file of a sample of a release; None if the folder is no release."""
+    return None if find_release(path) is None else HestSample(path, name).table
+
+
 def choose_sample(path: Path, name: str | None) -> HestSample:
     """Choose a sample of the release by its id.
 
