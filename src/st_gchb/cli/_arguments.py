@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from st_gchb._constants import DEFAULT_PATCH_UM, Keys
 from st_gchb._errors import InputError, MissingFileError
+from st_gchb._logging import all_quiet
 from st_gchb._options import (
     DEFAULT_ENCODERS,
     DEFAULT_GRID,
@@ -108,7 +109,27 @@ def read_cohort(arguments: argparse.Namespace) -> AnnData:
     if arguments.samples is not None and not io.is_sheet(arguments.samples):
         raise InputError(f"--samples {arguments.samples}: expected a .csv table. Pass paths of samples by --data.")
     paths = arguments.data if one is None else [one]
-    return io.read_cohort(paths if arguments.samples is None else arguments.samples, samples=arguments.slices)
+    cohort = io.read_cohort(paths if arguments.samples is None else arguments.samples, samples=arguments.slices)
+    _check_graph(cohort)
+    return cohort
+
+
+def _check_graph(cohort: AnnData) -> None:
+    """Validate that one spot graph fits all samples, before patches are embedded, which may take long.
+
+    Raises
+    ------
+    GraphError
+        The spots of a sample are too far apart, as of another technology.
+    """
+    from anndata import AnnData
+
+    from st_gchb import io, pp
+
+    positions = AnnData(obs=cohort.obs.copy(), obsm={Keys.SPATIAL: cohort.obsm[Keys.SPATIAL]})
+    io.hand_on_libraries(cohort, positions)
+    with all_quiet():
+        pp.spatial_graph(positions, slice_key=Keys.SLICE)
 
 
 def _is_section(path: Path) -> bool:

@@ -93,7 +93,9 @@ def common_genes(lists: Sequence[GeneList]) -> pd.Index:
     for one in several[1:]:
         common = common[common.isin(one.names)]
     fewest = min(len(one.names) for one in several)
-    kinds = {look_of(one.names): one for one in reversed(several)}
+    kinds: dict[str, GeneList] = {}
+    for one in several:
+        kinds.setdefault(look_of(one.names), one)
     mixed = len(kinds.keys() - {""}) > 1
     if len(common) == 0 or (mixed and len(common) <= _CHANCE * fewest):
         raise ExpressionError(_nothing_common(several, kinds, len(common), len(lists), mixed=mixed))

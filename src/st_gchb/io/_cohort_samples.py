@@ -159,8 +159,8 @@ def _section_named(path: Path) -> tuple[Path, str | None] | None:
 
 def _sections_at(row: SampleRow) -> list[Section]:
     several = sections_of_folder(row.path)
-    if not several:
-        return [Section(row, row.path)]
+    if len(several) < 2:
+        return [Section(row, several[0][0] if several else row.path)]
     names = [name or name_of(path) for path, name in several]
     if row.sample is not None:
         if row.sample not in names:
@@ -258,7 +258,7 @@ def validate(section: Section, options: Options) -> list[Sample]:
 
 def _named(samples: list[Sample], section: Section) -> list[Sample]:
     """Give samples the name of their row, or choose the one that it names among several."""
-    given = section.row.sample if section.name is None else None
+    given = section.row.sample
     if len(samples) > 1:
         names = [sample.name for sample in samples]
         if given is None:
@@ -270,13 +270,9 @@ def _named(samples: list[Sample], section: Section) -> list[Sample]:
             )
         return [samples[names.index(given)]]
     (only,) = samples
-    name = given or section.name or (only.name if _is_table_folder(section.path) else name_of(section.path))
-    return [replace(only, name=check_name(name, section.row.where))]
-
-
-def _is_table_folder(path: Path) -> bool:
-    """Check if a folder holds tables of legacy ST, after which the section is named."""
-    return path.is_dir() and any(path.glob("*.tsv*")) and not any(path.glob("*matrix*"))
+    # Sections of HEST-1k and of legacy ST are named by their files, others by the folder.
+    default = only.name if sections_of_folder(section.path) else name_of(section.path)
+    return [replace(only, name=check_name(given or section.name or default, section.row.where))]
 
 
 def _one_rule(made: np.ndarray) -> float | None:

@@ -199,12 +199,15 @@ class _Part:
 
     def told(self) -> str:
         """Describe what is kept and what is dropped."""
-        lost = self.report["n_spots_dropped"]
-        return (
-            f"sample {self.sample.name!r}: {self.report['n_spots']} spots; {self.report['n_genes_dropped']} of "
-            f"{self.report['n_genes']} genes, with {self.report['counts_dropped']:.1%} of the counts, dropped since "
-            f"not all samples have them{f'; {lost} spots dropped, without counts or features' if lost else ''}"
+        report, lost = self.report, self.report["n_spots_dropped"]
+        genes = (
+            f"{report['n_genes_dropped']} of {report['n_genes']} genes, with {report['counts_dropped']:.1%} of the "
+            "counts, dropped since not all samples have them"
+            if report["n_genes_dropped"]
+            else f"all {report['n_genes']} genes"
         )
+        spots = f"; {lost} spots dropped, without counts or features" if lost else ""
+        return f"sample {self.sample.name!r}: {report['n_spots']} spots; {genes}{spots}"
 
 
 def _parts(found: list[Sample], genes: pd.Index, options: Options, keep_features: bool) -> Iterator[_Part]:

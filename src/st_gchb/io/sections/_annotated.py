@@ -179,7 +179,9 @@ def read_parts(group: Any, parts: Iterable[str]) -> dict[str, Any]:
 
     found = {part: read_elem(group[part]) for part in parts if part in group and part != "obsm"}
     if "obsm" in parts and "obsm" in group:
-        found["obsm"] = {key: read_elem(held) for key, held in group["obsm"].items() if not _is_wide(held)}
+        held = group["obsm"]
+        # Groups of zarr have no items().
+        found["obsm"] = {key: read_elem(held[key]) for key in held if not _is_wide(held[key])}
     return found
 
 

@@ -146,7 +146,7 @@ def open_section(
 
 
 def sections_of_folder(path: Path) -> list[tuple[Path, str | None]]:
-    """List the sections of a folder that holds several, with the path and the name by which each is read.
+    """List the sections of a folder, with the path and the name by which each is read.
 
     Parameters
     ----------
@@ -156,21 +156,19 @@ def sections_of_folder(path: Path) -> list[tuple[Path, str | None]]:
     Returns
     -------
     list of tuple
-        Path and, if the path holds several sections, the name of the section; empty for a file, a folder with a single
-        section, or one with none.
+        Path and, of HEST-1k and legacy ST, the name of the section; empty for files, stores and Space Ranger folders,
+        which are sections themselves.
     """
     if not path.is_dir() or zarr_kind(path) is not None or find_outputs(path) is not None:
         return []
     release = find_release(path)
     if release is not None:
-        found = [(release, name) for name in samples_of(release)]
-    elif (files := anndata_files(path)) and not holds_counts(path):
-        found = [(file, None) for file in files]
-    elif names := legacy_names(path):
-        found = [(path, name) for name in names]
-    else:
-        return [(below, None) for below in _sections_below(path)]
-    return found if len(found) > 1 else []
+        return [(release, name) for name in samples_of(release)]
+    files = anndata_files(path)
+    if files and not holds_counts(path):
+        return [(file, None) for file in files]
+    names = legacy_names(path)
+    return [(path, name) for name in names] if names else [(below, None) for below in _sections_below(path)]
 
 
 def _read_file(
