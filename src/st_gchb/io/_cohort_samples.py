@@ -117,7 +117,8 @@ def naming(label: str) -> Iterator[None]:
             yield
     except STGCHBError as error:
         said = str(error)
-        raise type(error)(said if said.startswith(label) else f"{label}: {said}") from error
+        row = label.partition(" (sample ")[0]
+        raise type(error)(said if said.startswith(row) else f"{label}: {said}") from error
 
 
 def find_sections(rows: Sequence[SampleRow]) -> list[Section]:

@@ -35,7 +35,7 @@ from st_gchb.io._cohort_samples import (
 )
 from st_gchb.io._library import Library, libraries_of, put_libraries
 from st_gchb.io._pixel_size import factor_size, spot_sizes
-from st_gchb.io._sample_sheet import read_samples
+from st_gchb.io._sample_sheet import SampleRow, read_samples
 from st_gchb.io._spot_centers import spot_centers
 from st_gchb.io.images import is_image_path, open_image
 
@@ -121,11 +121,23 @@ def read_cohort(
     return _joined(parts, genes, keep_features)
 
 
-def _wanted_rows(rows: list[Any], samples: Sequence[str] | None) -> list[Any]:
+def _wanted_rows(rows: list[SampleRow], samples: Sequence[str] | None) -> list[SampleRow]:
     """Drop rows of samples that are not asked for, as far as rows name their samples."""
     if samples is None:
         return rows
+    names = [row.sample for row in rows if row.sample is not None]
+    if len(names) == len(rows):
+        _check_wanted(samples, names)
     return [row for row in rows if row.sample is None or row.sample in set(samples)]
+
+
+def _check_wanted(samples: Sequence[str], names: list[str]) -> None:
+    """Validate that some samples are asked for, and that all of these are there."""
+    if not samples:
+        raise InputError("samples is empty; expected names of samples, or None for all.")
+    missing = sorted(set(samples) - set(names))
+    if missing:
+        raise InputError(f"there is no sample {', '.join(map(repr, missing[:6]))}; expected some of {names[:12]}.")
 
 
 def _validated(sections: list[Section], options: Options, wanted: Sequence[str] | None) -> list[Sample]:
@@ -137,12 +149,7 @@ def _validated(sections: list[Section], options: Options, wanted: Sequence[str] 
     check_samples(found)
     if wanted is None:
         return found
-    missing = sorted(set(wanted) - {sample.name for sample in found})
-    if missing:
-        raise InputError(
-            f"there is no sample {', '.join(map(repr, missing[:6]))}; expected some of "
-            f"{[one.name for one in found][:12]}."
-        )
+    _check_wanted(wanted, [sample.name for sample in found])
     return [sample for sample in found if sample.name in set(wanted)]
 
 
@@ -163,7 +170,7 @@ def _have_one_rule(found: list[Sample]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """What is kept of a sample.
+    """The part of a sample that is kept.
 
     Parameters
     ----------

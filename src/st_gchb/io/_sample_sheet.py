@@ -48,6 +48,8 @@ class SampleRow:
         Patient and group; None if the row gives none.
     um_per_px
         Size of a pixel of the full-resolution image, µm; None if the row gives none.
+    sheet
+        The sheet; None for one of several paths.
     """
 
     where: str
@@ -57,6 +59,7 @@ class SampleRow:
     patient: str | None = None
     um_per_px: float | None = None
     group: str | None = None
+    sheet: Path | None = None
 
     @property
     def label(self) -> str:
@@ -140,7 +143,8 @@ def read_sheet(path: Path) -> list[SampleRow]:
         raise InputError(f"{path}: the sample sheet has no row below its header; expected one for each sample.")
     folder = path.absolute().parent
     found = [
-        _row(f"{path.name}, row {number}", dict(zip(header, cells, strict=False)), folder) for number, cells in rows
+        _row(f"{path.name}, row {number}", dict(zip(header, cells, strict=False)), folder / path.name)
+        for number, cells in rows
     ]
     check_different((row.sample, row.label) for row in found if row.sample is not None)
     return found
@@ -263,7 +267,8 @@ def _checked_header(header: list[str], path: Path) -> list[str]:
     return header
 
 
-def _row(where: str, cells: dict[str, str], folder: Path) -> SampleRow:
+def _row(where: str, cells: dict[str, str], sheet: Path) -> SampleRow:
+    folder = sheet.parent
     given = {key: cells.get(key) or None for key in COLUMNS}
     sample = given["sample"]
     label = f"{where} (sample {sample!r})" if sample is not None else where
@@ -280,7 +285,8 @@ def _row(where: str, cells: dict[str, str], folder: Path) -> SampleRow:
             image = str(there)
         elif path.suffix.lower() != ".zarr":
             raise MissingFileError(f"{label}: the image {there} is missing. Correct the column 'image', or empty it.")
-    return SampleRow(where, path, sample, image, given["patient"], _size(given["um_per_px"], label), given["group"])
+    size = _size(given["um_per_px"], label)
+    return SampleRow(where, path, sample, image, given["patient"], size, given["group"], sheet)
 
 
 def _absolute(text: str, folder: Path, where: str) -> Path:
@@ -311,7 +317,8 @@ def check_paths(rows: Iterable[SampleRow]) -> None:
     for row in rows:
         if not os.path.exists(row.path):
             near = difflib.get_close_matches(row.path.name, _siblings(row.path), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else " Relative paths start at the folder of the sheet."
+            start = f"now in {Path.cwd()}" if row.sheet is None else f"relative ones start at {row.sheet.parent}"
+            hint = f" Did you mean {near[0]!r}?" if near else f" Check the path ({start})."
             raise MissingFileError(f"{row.label}: {row.path} is missing.{hint}")
 
 

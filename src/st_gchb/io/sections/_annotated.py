@@ -121,7 +121,7 @@ def _light_tables(path: Path) -> dict[str, AnnData]:
     import zarr
     from anndata import AnnData
 
-    store = zarr.open_group(str(path), mode="r")
+    store: Any = zarr.open_group(str(path), mode="r")
     names = [(part, key) for part in ("tables", "table") if part in store for key in store[part].group_keys()]
     return {key: AnnData(**read_parts(store[part][key], _LIGHT)) for part, key in names}
 

@@ -138,15 +138,16 @@ def _values(group: Any, counts: bool) -> sparse.csr_matrix:
 
 def _read_mtx(path: Path, counts: bool) -> tuple[list[str], pd.DataFrame, sparse.csr_matrix]:
     prefix = path.name[: path.name.lower().index(MTX)]
+    values = _read_mtx_values(path) if counts else None
     barcodes = [row[0] for row in _rows(_beside(path, prefix, ("barcodes.tsv",)))]
     rows = _rows(_beside(path, prefix, ("features.tsv", "genes.tsv")))
     width = min((len(row) for row in rows), default=1)
     columns = {"name": [row[min(1, width - 1)] for row in rows], "gene_ids": [row[0] for row in rows]}
     if width > 2:
         columns["feature_types"] = [row[2] for row in rows]
-    if not counts:
-        return barcodes, pd.DataFrame(columns), sparse.csr_matrix((len(barcodes), len(rows)), dtype=np.float32)
-    return barcodes, pd.DataFrame(columns), _read_mtx_values(path)
+    if values is None:
+        values = sparse.csr_matrix((len(barcodes), len(rows)), dtype=np.float32)
+    return barcodes, pd.DataFrame(columns), values
 
 
 def _read_mtx_values(path: Path) -> sparse.csr_matrix:
