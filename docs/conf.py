@@ -43,7 +43,7 @@ extensions = [
 ]
 templates_path = ["_templates"]
 # Tables are included by their pages.
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "results/*/*.md", "user-guide/published/*.md"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "results/*/*.md", "user-guide/*/*.md"]
 
 autosummary_generate = True
 autosummary_imported_members = False

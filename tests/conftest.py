@@ -13,6 +13,7 @@ import pytest
 from anndata import AnnData
 
 from forks import ForkServer, fork_context
+from hub_server import Hub, running_hub
 from trainings import shorten_trainings, shrink_patches
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -149,6 +150,17 @@ def watched_windows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(_reader, "Windows", Watched)
     return made
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A model hub on this machine, with a cache of its own."""
+    with running_hub() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        # Before it goes on with a broken download, the client waits for a second.
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import builtins
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -185,6 +186,13 @@ def test_paths_below_docs_that_are_named_are_there():
             if not made and name != name_of(Path(__file__)) and not (ROOT / path).exists():
                 missing.append(f"{name}: {path}")
     assert missing == []
+
+
+def test_the_tables_of_encoders_are_those_of_the_package():
+    made = runpy.run_path(str(DOCS / "encoder_table.py"))
+    for name in ("overview", "recipe"):
+        table = (DOCS / "user-guide" / "encoders" / f"{name}.md").read_text(encoding="utf-8")
+        assert table == made[name](), "python docs/encoder_table.py writes them anew"
 
 
 def test_the_citation_has_the_packages_version():

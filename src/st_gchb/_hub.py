@@ -38,6 +38,8 @@ CARD = "README.md"
 # The errors of the hub's client have no common base but that of its HTTP library, which differs between versions.
 _CLIENT_ERRORS: tuple[type[Exception], ...] = (OSError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
 
+_UPLOAD_ERRORS: tuple[type[Exception], ...] = (*_CLIENT_ERRORS, ValueError)
+
 
 @dataclass(frozen=True)
 class Download:
@@ -274,7 +276,7 @@ def upload(
             commit = api.create_commit(
                 repo_id, operations, commit_message=message, revision=revision, create_pr=create_pr
             )
-    except (*_CLIENT_ERRORS, ValueError) as error:
+    except _UPLOAD_ERRORS as error:
         left = f" The repository {repo_id} was made, and is empty." if made else " The repository is as it was."
         raise _in_words(error, repo_id, revision, writing=True, left=left) from error
     return str(commit.pr_url or page_of(repo_id))
@@ -302,6 +304,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def refusal(error: BaseException, repo_id: str) -> HubError | None:
+    """Put the hub's refusal behind another library's error into words; None if there is none."""
+    return None if _answer(error) is None else _in_words(error, repo_id, None)
 
 
 def _answer(error: BaseException | None) -> Any:

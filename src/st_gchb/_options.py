@@ -56,6 +56,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 DEFAULT_ENCODER: Final = "resnet50"
 DEFAULT_ENCODERS: Final = (DEFAULT_ENCODER, "texture")
 """Encoders whose features stand side by side: those of an image encoder, and colors and texture."""
+DEFAULT_WEIGHTS: Final = "default"
+"""Weights of the library or repository that an encoder comes from."""
 DEFAULT_VIEWS: Final[Views] = 4
 DEFAULT_PRECISION: Final[Precision] = "float32"
 DEFAULT_ON_DAMAGE: Final[OnDamage] = "raise"
@@ -77,3 +79,15 @@ DEFAULT_MIN_TISSUE: Final = 0.5
 # ---- Datasets ----
 
 VisiumImage = Literal["hires", "full"]
+
+
+def is_default(weights: str | None) -> bool:
+    """Return whether weights are a library's or a repository's own, not a file of the caller's.
+
+    Examples
+    --------
+    >>> from st_gchb._options import is_default
+    >>> is_default("default"), is_default("default@0f3c2a"), is_default("uni.bin")
+    (True, True, False)
+    """
+    return weights is not None and (weights == DEFAULT_WEIGHTS or weights.startswith(f"{DEFAULT_WEIGHTS}@"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 _NAME = "st-gchb"
-_EXTRAS = ("timm", "faiss", "plot")
+_EXTRAS = ("timm", "transformers", "faiss", "plot")
 """Extras that users install; those of tests and documentation say nothing about a bug."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 

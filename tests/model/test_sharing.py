@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import yaml
 
 import st_gchb
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import TOKEN, Hub
 from st_gchb.errors import (
     ArgumentError,
     HubAccessError,
@@ -30,16 +29,6 @@ from st_gchb.model import STGCHB
 FACTS = {"license_info": "cc-by-4.0", "training_data": "Two synthetic slices, made by st_gchb.datasets."}
 FILES = {"README.md", "model.json", "network.safetensors", "reference.safetensors", "origin.parquet"}
 NAME = "my-lab/breast"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
-    with running_hub() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        # Between attempts to go on with a broken download, the client waits for a second.
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-        yield running
 
 
 @pytest.fixture
@@ -147,7 +136,7 @@ def test_refusals_say_what_to_do(shared, tmp_path, monkeypatch, where, status, c
     assert type(caught.value) is kind
     assert NAME in str(caught.value)
     assert TOKEN not in str(caught.value)
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert not list((tmp_path / "hub_cache").rglob("*.safetensors"))
 
 
 def test_terms_that_were_not_accepted_are_told_step_by_step(shared):

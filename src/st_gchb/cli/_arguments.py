@@ -149,7 +149,8 @@ def add_encoder(
         action=OneOrSeveral,
         default=DEFAULT_ENCODERS,
         metavar="NAME",
-        help="any torchvision model, timm:NAME, or texture; several stand side by side (default: resnet50 texture)",
+        help="any torchvision model, a pathology encoder such as uni (st_gchb.pp.list_encoders()), hf-hub:OWNER/NAME, "
+        "timm:NAME, or texture; several stand side by side (default: resnet50 texture)",
     )
     parser.add_argument(
         "--weights",
@@ -157,7 +158,8 @@ def add_encoder(
         action=OneOrSeveral,
         default="default",
         metavar="FILE",
-        help="'default' (downloaded once), or a .safetensors/.pt file; one for all encoders, or one for each",
+        help="'default' (downloaded once), a .safetensors/.pt file, or a downloaded repository's folder; one for all "
+        "encoders, or one for each",
     )
     parser.add_argument(
         "--patch-um",

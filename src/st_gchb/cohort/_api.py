@@ -32,6 +32,7 @@ from st_gchb._options import (
     TissueMethod,
     Views,
     Weighting,
+    is_default,
 )
 from st_gchb._signals import ended_by_signal
 from st_gchb.cohort._dask import check_client, check_workers, send
@@ -92,7 +93,7 @@ def check_reading(
 
 def _absolute(weights: Any) -> str | None:
     """Return the absolute path of weights, since workers may have another working directory."""
-    return weights if weights is None or weights == "default" else str(Path(weights).absolute())
+    return weights if weights is None or is_default(weights) else str(Path(weights).absolute())
 
 
 def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
@@ -308,7 +309,9 @@ def _checked(step: Predict, slides: list[Slide]) -> Predict:
     # An encoder that was passed as a module cannot be rebuilt by name: the slides must hold their features already.
     by_name = rule is not None and not any(spec.encoder.startswith("module:") for spec in rule.encoders)
     if rule is not None and by_name and not all(map(_may_be_embedded, slides)):
-        own = tuple(None if spec.weights in ("default", "none") else _absolute(spec.weights) for spec in rule.encoders)
+        # None where no file is needed: the weights are the encoder's own, or random.
+        files = [None if one.weights == "none" or is_default(one.weights) else one.weights for one in rule.encoders]
+        own = tuple(map(_absolute, files))
         if step.reading.weights is None and any(own):
             step = replace(step, reading=replace(step.reading, weights=own))
         step.reading.encoders(rule)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
+from st_gchb._options import is_default
 from st_gchb.cohort._manifest import Slide
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Reading:
     def needs(self) -> list[str]:
         """Files that every worker must see."""
         several = self.weights if isinstance(self.weights, tuple) else (self.weights,)
-        return [path for path in several if path is not None and path != "default"]
+        return [path for path in several if path is not None and not is_default(path)]
 
     def resolve(self, slide: Slide) -> tuple[Resolved, float | None]:
         """Read a slide and resolve its spots and images.

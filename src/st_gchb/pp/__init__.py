@@ -20,6 +20,7 @@ __all__ = [
     "fit_stain",
     "get_encoder",
     "label_regions",
+    "list_encoders",
     "rasterize",
     "read_patches",
     "register_encoder",

@@ -1,5 +1,10 @@
 from ._stain_normalization import Stain as Stain, fit_stain as fit_stain, normalizing as normalizing
-from .encoders import Encoder as Encoder, get_encoder as get_encoder, register_encoder as register_encoder
+from .encoders import (
+    Encoder as Encoder,
+    get_encoder as get_encoder,
+    list_encoders as list_encoders,
+    register_encoder as register_encoder,
+)
 from .export import rasterize as rasterize, to_spatialdata as to_spatialdata
 from .expression import ExpressionRule as ExpressionRule
 from .graph import GraphSpec as GraphSpec, spatial_graph as spatial_graph

@@ -3,10 +3,14 @@ from ._encoder import Encoder as Encoder, get_encoder as get_encoder
 from ._pathology import (
     PATHOLOGY_ENCODERS as PATHOLOGY_ENCODERS,
     PathologyEncoder as PathologyEncoder,
-    license_of as license_of,
     list_encoders as list_encoders,
 )
-from ._registry import FACTORIES as FACTORIES, is_known as is_known, register_encoder as register_encoder
+from ._registry import (
+    FACTORIES as FACTORIES,
+    is_known as is_known,
+    license_of as license_of,
+    register_encoder as register_encoder,
+)
 from ._runner import (
     Batch as Batch,
     EncoderRunner as EncoderRunner,

@@ -21,8 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from st_gchb._advice import Fix, advise
-from st_gchb._errors import EncoderError, MissingExtraError, WeightsUnavailableError
+from st_gchb._errors import (
+    EncoderError,
+    HubAccessError,
+    HubError,
+    MissingExtraError,
+    WeightsAccessError,
+    WeightsUnavailableError,
+)
+from st_gchb._hub import refusal
 from st_gchb._logging import logger
+from st_gchb.pp.encoders._pathology import PATHOLOGY_ENCODERS
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -109,6 +118,8 @@ def disagreement(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{len(keys)} {what} (first: {keys[0]!r})" for keys, what in kinds if keys)
 
 
+ON_HUB = ("hf-hub:", "hf_hub:")
+"""Prefixes of names of repositories on the Hugging Face hub."""
 _SEED = 0
 _HEADS = ("fc", "classifier", "heads", "head")
 _AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -291,8 +302,7 @@ def timm_backbone(name: str, weights: str | None) -> Backbone:
         raise MissingExtraError(
             f"encoder 'timm:{name}' needs timm, which is not installed: pip install 'st-gchb[timm]'."
         ) from error
-    on_hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    if not on_hub and not timm.is_model(name):
+    if not name.startswith((*ON_HUB, "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise EncoderError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
     module = _create_timm(timm, name, weights == "default")
@@ -315,11 +325,26 @@ def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
     # All errors of the Hugging Face hub (no network, no access, unknown repository) derive from OSError; timm itself
     # raises RuntimeError.
     except (OSError, RuntimeError) as error:
+        refused = refusal(error, name.partition(":")[2].partition("@")[0]) if name.startswith(ON_HUB) else None
+        if refused is not None:
+            raise unavailable(refused, f"timm:{name}") from error
         raise WeightsUnavailableError(
-            f"the weights of 'timm:{name}' could not be had ({error}). Log in with huggingface-cli where the model "
-            "asks for it. "
-            + advise(Fix("weights", why="with the path of its file, without network"), Fix("encoder", "'texture'"))
+            f"the weights of 'timm:{name}' could not be had ({error}). Log in by `hf auth login` where the model asks "
+            f"for it. {_ways_around()}"
         ) from error
+
+
+def unavailable(error: HubError, name: str) -> WeightsUnavailableError:
+    """Turn a refusal of the hub into the error of an encoder's weights, with ways around it."""
+    kind = WeightsAccessError if isinstance(error, HubAccessError) else WeightsUnavailableError
+    return kind(f"the weights of encoder {name!r}: {error} {_ways_around()}")
+
+
+def _ways_around() -> str:
+    return advise(
+        Fix("weights", why="with the path of its file, or of the folder of its repository, without network"),
+        Fix("encoder", "'texture'"),
+    )
 
 
 def _label(weights: str | None) -> str:
@@ -327,11 +352,12 @@ def _label(weights: str | None) -> str:
 
 
 def _unknown(name: str, registered: list[str]) -> str:
-    names = [*torchvision_names(), "texture", *registered]
+    names = [*torchvision_names(), "texture", *PATHOLOGY_ENCODERS, *registered]
     close = difflib.get_close_matches(name, names, n=3)
     hint = f"Did you mean {' or '.join(repr(item) for item in close)}?" if close else "Known: see torchvision.models."
     return (
-        f"unknown encoder {name!r}. {hint} Expected a torchvision classification model such as 'resnet50', "
-        "'timm:<name>', 'texture', a name registered in this process with st_gchb.pp.register_encoder "
+        f"unknown encoder {name!r}. {hint} Expected a torchvision classification model such as 'resnet50', a pathology "
+        "encoder of st_gchb.pp.list_encoders() such as 'uni', 'hf-hub:owner/name', 'timm:<name>', 'texture', a name "
+        "registered in this process with st_gchb.pp.register_encoder "
         f"({', '.join(map(repr, registered)) or 'there is none'}), or a torch.nn.Module."
     )

@@ -19,6 +19,7 @@ from st_gchb._compat import fold_batch_norm
 from st_gchb._errors import EncoderError
 from st_gchb._options import DEFAULT_ENCODER
 from st_gchb.pp.encoders._backbones import Backbone, timm_backbone, torchvision_backbone, torchvision_names
+from st_gchb.pp.encoders._hub_models import hub_backbone, is_hub_name
 from st_gchb.pp.encoders._registry import call_factory, registered_names
 from st_gchb.pp.encoders._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
 
@@ -36,7 +37,7 @@ class Encoder:
     name
         Name, as :func:`get_encoder` takes it.
     weights
-        ``"default"``, ``"none"`` (random), ``"module"``, or the path of a file.
+        ``"default"``, ``"default@commit"`` of a repository, ``"none"`` (random), ``"module"``, or a path.
     weights_sha256
         Hash of the network's tensors.
     input_px
@@ -104,13 +105,16 @@ def get_encoder(
     Parameters
     ----------
     encoder
-        Name of a torchvision classification model, ``"timm:<name>"`` (extra ``timm``), ``"texture"`` (statistics, no
-        weights), a name of :func:`register_encoder`, or a :class:`torch.nn.Module` that gives features. A module is
-        copied, not changed.
+        Name of a torchvision classification model, short name of a pathology encoder (:func:`list_encoders`, such as
+        ``"uni"``), ``"hf-hub:owner/name"`` for a repository of the Hugging Face hub (``@revision`` may follow),
+        ``"timm:<name>"``, ``"texture"`` (statistics, no weights), a name of :func:`register_encoder`, or a
+        :class:`torch.nn.Module` that gives features. A module is copied, not changed. Encoders of the hub need the
+        extra ``timm`` or ``transformers``.
     weights
         ``"default"`` (the library's pretrained weights, downloaded once), a path of a ``.safetensors`` or state-dict
-        file, or None for random weights from a fixed seed. Ignored for ``"texture"`` and modules; passed to a
-        registered factory that takes it.
+        file, or None for random weights from a fixed seed. Encoders of the hub also take ``"default@revision"`` and
+        the folder of a downloaded repository. Ignored for ``"texture"`` and modules; passed to a registered factory
+        that takes it.
     transform
         Function that turns patches ``(b, 3, h, w)`` uint8 into what a module takes; by default the module's attribute
         ``transform``.
@@ -126,7 +130,8 @@ def get_encoder(
         The name is unknown or not registered in this process, the weights are another architecture's, or the module
         gives no features.
     WeightsUnavailableError
-        The weights could not be downloaded, or are not at the path.
+        The weights could not be downloaded, or are not at the path; a
+        :class:`~st_gchb.errors.WeightsAccessError` if they are shared under terms that are to be accepted first.
 
     Examples
     --------
@@ -148,7 +153,9 @@ def get_encoder(
         return _freeze(encoder, backbone, f"texture-{TEXTURE_VERSION}")
     if encoder in registered_names():
         return _from_factory(encoder, named)
-    if encoder.startswith("timm:"):
+    if is_hub_name(encoder):
+        backbone = hub_backbone(encoder, named)
+    elif encoder.startswith("timm:"):
         backbone = timm_backbone(encoder.removeprefix("timm:"), named)
     else:
         backbone = torchvision_backbone(encoder, named, registered_names())

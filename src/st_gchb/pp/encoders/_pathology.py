@@ -6,7 +6,6 @@ each other in, is None. No code belongs to a single model: all are built by :mod
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
@@ -54,7 +53,7 @@ class PathologyEncoder:
     normalization
         Mean and standard deviation per channel, in 0 to 1.
     pooling
-        Tokens that become features.
+        Tokens that become features; None if unknown.
     architecture, arguments
         timm's name of the network, and arguments that make it the published one, for a weights file without its
         ``config.json``. ``arguments`` with the name of a layer hold the name alone.
@@ -72,7 +71,7 @@ class PathologyEncoder:
     input_px: int
     patch_um: float
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
-    pooling: Pooling
+    pooling: Pooling | None
     architecture: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -148,7 +147,7 @@ PATHOLOGY_ENCODERS: Final[Mapping[str, PathologyEncoder]] = {
         note="Midnight-12k; some tools keep the class token alone (1536 features)",
     ),
     "conch": PathologyEncoder(
-        *("MahmoodLab/CONCH", "ViT-B/16", None, _CC, "terms", "own code", 512, 448, 256.0, _CLIP, "class token"),
+        *("MahmoodLab/CONCH", "ViT-B/16", None, _CC, "terms", "own code", 512, 448, 256.0, _CLIP, None),
         note="its network is in the authors' package alone (git+https://github.com/mahmoodlab/CONCH)",
     ),
 }
@@ -170,8 +169,9 @@ def list_encoders() -> pd.DataFrame:
     Examples
     --------
     >>> import st_gchb
-    >>> st_gchb.pp.list_encoders().loc["uni", ["repo_id", "n_features", "patch_um"]].tolist()
-    ['MahmoodLab/UNI', 1024, 112.0]
+    >>> table = st_gchb.pp.list_encoders()
+    >>> table.loc["uni", "repo_id"], int(table.loc["uni", "n_features"])
+    ('MahmoodLab/UNI', 1024)
     """
     rows = {}
     for name, entry in PATHOLOGY_ENCODERS.items():
@@ -190,32 +190,3 @@ def pathology_encoder(name: str) -> PathologyEncoder | None:
         return PATHOLOGY_ENCODERS[name]
     repo_id = name.removeprefix("timm:").removeprefix("hf-hub:").removeprefix("hf_hub:").partition("@")[0].lower()
     return next((entry for entry in PATHOLOGY_ENCODERS.values() if entry.repo_id.lower() == repo_id), None)
-
-
-def close_names(name: str) -> list[str]:
-    """List short names that are similar to one that is unknown."""
-    return difflib.get_close_matches(name.lower(), PATHOLOGY_ENCODERS, n=2)
-
-
-def license_of(name: str) -> str:
-    """Say under which license the weights of an encoder are shared, as far as it is known.
-
-    Examples
-    --------
-    >>> from st_gchb.pp.encoders import license_of
-    >>> license_of("uni")
-    'CC BY-NC-ND 4.0, terms to be accepted on https://huggingface.co/MahmoodLab/UNI'
-    >>> license_of("texture")
-    'no weights; part of st-gchb'
-    """
-    if name == "texture":
-        return "no weights; part of st-gchb"
-    entry = pathology_encoder(name)
-    if entry is None:
-        return "not known to st-gchb"
-    terms = (
-        f", terms to be accepted on https://huggingface.co/{entry.repo_id}"
-        if entry.gated in ("terms", "by hand")
-        else ""
-    )
-    return f"{entry.license}{terms}"

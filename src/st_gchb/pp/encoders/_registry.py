@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from st_gchb._arguments import checked
 from st_gchb._errors import ArgumentError, EncoderError, STGCHBError
 from st_gchb.pp.encoders._backbones import torchvision_names
+from st_gchb.pp.encoders._hub_models import is_hub_name
+from st_gchb.pp.encoders._pathology import pathology_encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,7 +74,7 @@ def register_encoder(
     """
     if not name.strip() or name != name.strip():
         raise ArgumentError(f"register_encoder: name={name!r}; expected a name without space around it.")
-    if name == "texture" or name.startswith(_PREFIXES) or name in torchvision_names():
+    if name == "texture" or name.startswith(_PREFIXES) or is_hub_name(name) or name in torchvision_names():
         raise EncoderError(
             f"register_encoder: {name!r} is the name of one of the package's own encoders. Choose another."
         )
@@ -101,7 +103,8 @@ def registered_names() -> list[str]:
 
 def is_known(name: str) -> bool:
     """Tell whether a name is one of the package's encoders or a registered one."""
-    return name == "texture" or name.startswith(_PREFIXES) or name in FACTORIES or name in torchvision_names()
+    own = name == "texture" or name.startswith(_PREFIXES) or is_hub_name(name) or name in torchvision_names()
+    return own or name in FACTORIES
 
 
 def call_factory(name: str, weights: str | None) -> Any:
@@ -128,3 +131,29 @@ def call_factory(name: str, weights: str | None) -> Any:
             f"the factory of encoder {name!r} failed ({type(error).__name__}: {error}). Correct it, and register it "
             "again with overwrite=True."
         ) from error
+
+
+def license_of(name: str) -> str:
+    """Say under which license the weights of an encoder are shared, as far as it is known.
+
+    Examples
+    --------
+    >>> from st_gchb.pp.encoders import license_of
+    >>> license_of("uni")
+    'CC BY-NC-ND 4.0, terms to be accepted on https://huggingface.co/MahmoodLab/UNI'
+    >>> license_of("texture")
+    'no weights; part of st-gchb'
+    """
+    if name == "texture":
+        return "no weights; part of st-gchb"
+    if name in torchvision_names():
+        return "that of torchvision (BSD-3-Clause) where its own weights are used, which are trained on ImageNet"
+    entry = pathology_encoder(name)
+    if entry is None:
+        return "not known to st-gchb"
+    terms = (
+        f", terms to be accepted on https://huggingface.co/{entry.repo_id}"
+        if entry.gated in ("terms", "by hand")
+        else ""
+    )
+    return f"{entry.license}{terms}"

@@ -1,0 +1,65 @@
+"""Write the tables of the page on encoders: ``python docs/encoder_table.py``. A test fails where they are of old."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from st_gchb.pp import list_encoders
+
+PLACE = Path(__file__).parent / "user-guide" / "encoders"
+ACCESS = {"no": "open", "terms": "login and terms", "by hand": "login, owner answers"}
+BUILDER = {"timm": "`timm`", "transformers": "`transformers`", "own code": "authors' package"}
+
+
+def overview() -> str:
+    """What each encoder is, and under which terms."""
+    rows = [
+        [
+            f"`{name}`",
+            f"[{one.repo_id}](https://huggingface.co/{one.repo_id})",
+            f"{one.network}" + (f", {one.millions:,} M" if one.millions == one.millions and one.millions else ""),
+            one.license,
+            ACCESS.get(one.gated, "not known"),
+        ]
+        for name, one in _rows()
+    ]
+    return _table(["`encoder=`", "on the hub", "network, parameters", "license", "access"], rows)
+
+
+def recipe() -> str:
+    """How each encoder is used."""
+    rows = [
+        [
+            f"`{name}`",
+            f"{one.patch_um:g}",
+            f"{one.input_px}",
+            f"{one.n_features:,}",
+            one.pooling or "not known",
+            f"{_numbers(one['mean'])} / {_numbers(one['std'])}",
+            BUILDER[one.loader],
+            one.note or "-",
+        ]
+        for name, one in _rows()
+    ]
+    head = ["`encoder=`", "`patch_um=`", "input, px", "features", "pooling", "mean / std", "built by", "remarks"]
+    return _table(head, rows)
+
+
+def _rows():
+    table = list_encoders()
+    return list(table.astype(object).where(table.notna(), None).iterrows())
+
+
+def _numbers(values) -> str:
+    return f"{values[0]:.3g}" if len(set(values)) == 1 else ", ".join(f"{value:.3g}" for value in values)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PLACE.mkdir(exist_ok=True)
+    for name, text in (("overview.md", overview()), ("recipe.md", recipe())):
+        (PLACE / name).write_text(text, encoding="utf-8")
