@@ -314,8 +314,9 @@ def refusal(error: BaseException, repo_id: str) -> HubError | None:
 def _answer(error: BaseException | None) -> Any:
     """Return the hub's own refusal behind an error; None if the hub was not reached or is down."""
     for one in _chain(error):
-        if isinstance(one, HfHubHTTPError):
-            status = getattr(one.response, "status_code", 0)
+        # Some versions of the client derive "not in the cache" from this, without an answer.
+        if isinstance(one, HfHubHTTPError) and one.response is not None:
+            status = one.response.status_code
             return None if status >= 500 else one
     return None
 

@@ -318,9 +318,12 @@ def test_names_from_files_are_shown_as_text(model, tmp_path, monkeypatch):
     assert card.count("\n## License\n") == 1
 
 
-def test_paths_of_this_machine_are_not_on_the_card(model, tmp_path, monkeypatch):
+def test_paths_of_this_machine_are_not_shared(model, hub, tmp_path, monkeypatch):
     spec = replace(model.rules_.features.first, weights="/home/anna/secret/uni.bin")
     monkeypatch.setattr(model, "rules_", replace(model.rules_, features=type(model.rules_.features)([spec])))
     card = card_of(model, tmp_path)
     assert "`uni.bin`" in card
     assert "anna" not in card
+    model.push_to_hub(NAME, **FACTS, token=TOKEN)
+    assert pulled().rules_.features.first.weights == "uni.bin"
+    assert not [name for name, content in hub.repositories[NAME]["main"].items() if b"anna" in content]

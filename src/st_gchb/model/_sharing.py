@@ -6,15 +6,18 @@ up whole.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from st_gchb._artifacts import is_there, write_whole
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._hub import CARD, check_card, check_repo_id, download, is_repo_id, page_of, read_card, upload
 from st_gchb._logging import logger
-from st_gchb.model._saving import INDEX, JSON, ORIGIN, REFERENCE, TENSORS
+from st_gchb._signals import held_back
+from st_gchb.model._saving import INDEX, JSON, ORIGIN, REFERENCE, TENSORS, SavedModel, write_model
+from st_gchb.pp import FeatureSet
 
 MODEL_FILES = (JSON, TENSORS, REFERENCE, ORIGIN, INDEX)
 """Files of a model; the index is optional."""
@@ -39,8 +42,17 @@ def write_card(text: str, path: Path, *, overwrite: bool) -> Path:
     return target
 
 
+def without_folders(saved: SavedModel) -> SavedModel:
+    """Keep the names of weights files alone: the folders in which they lay are those of one machine, and its user's."""
+    features = saved.rules.features
+    if features is None:
+        return saved
+    specs = [replace(spec, weights=re.split(r"[/\\]", spec.weights)[-1]) for spec in features.specs]
+    return replace(saved, rules=replace(saved.rules, features=FeatureSet(specs)))
+
+
 def push(
-    save: Callable[[Path], None],
+    saved: SavedModel,
     card: str | Path,
     repo_id: str,
     *,
@@ -54,8 +66,8 @@ def push(
 
     Parameters
     ----------
-    save
-        Function that writes the model folder.
+    saved
+        Content of the model.
     card
         Text of the card, or the path of one.
     repo_id, private, revision, create_pr, message, token
@@ -73,7 +85,8 @@ def push(
     check_card(text, "the card")
     with tempfile.TemporaryDirectory(prefix="st_gchb_hub_") as parent:
         folder = Path(parent) / "model"
-        save(folder)
+        with held_back():
+            write_model(without_folders(saved), folder, overwrite=False, adata=None, write={})
         (folder / CARD).write_text(text, encoding="utf-8")
         place = upload(
             folder,

@@ -779,7 +779,7 @@ class STGCHB(BaseModelClass):
         content = self._content("push_to_hub")
         facts = CardFacts(license_info, training_data, training_data_url, tissues, description, references)
         return push(
-            self.save,
+            content,
             model_card(content, facts, repo_id) if card is None else Path(card),
             repo_id,
             private=private,
