@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import anndata
 import dask
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from PIL import Image
 
 from st_gchb import cohort
 from st_gchb.cli import main
+from st_gchb.io import read_geojson
+from st_gchb.model import STGCHB
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,18 @@ def test_workers_of_its_own(model, folder, forked_workers, tmp_path, capsys, mon
     assert "2 slides: 2 done" in capsys.readouterr().out
     assert not pd.read_csv(tmp_path / "report.csv")["worker"][0].endswith(f":{os.getpid()}")
     assert (given_up_after, dask.config.get(limit)) == (["1 hour"], before)
+
+
+def test_files_for_viewers(model, folder, tmp_path, refused):
+    gene = STGCHB.load(model, accelerator="cpu").rules_.expression.genes[-1]
+    arguments = [folder / "slides.csv", "--model", model, "--out", tmp_path]
+    assert run(*arguments, "--geojson", "--genes", gene) == 0
+    assert {path.name for path in tmp_path.glob("*.geojson")} == {"one.geojson", "two.geojson"}
+    spots = read_geojson(tmp_path / "two.geojson")
+    assert len(spots) == anndata.read_h5ad(tmp_path / "two.h5ad").n_obs
+    assert gene in spots.measurements[0]
+    assert "'none'" in refused("predict-many", *arguments, "--geojson", "--genes", "none")
+    assert "--geojson" in refused("predict-many", *arguments, "--genes", gene)
 
 
 def test_some_fail(model, folder, tmp_path, capsys):

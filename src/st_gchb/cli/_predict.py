@@ -169,6 +169,7 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Predict, write the results and draw the chosen genes."""
     from st_gchb._artifacts import write_whole
+    from st_gchb.cohort import most_predictable
     from st_gchb.model import STGCHB
 
     model = STGCHB.load(arguments.model, accelerator=arguments.device)
@@ -179,7 +180,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.memory_mb is not None:
         options["memory_mb"] = arguments.memory_mb
     prediction = model.predict(query, **options, **where)
-    genes = arguments.genes or _predictable(prediction)
+    genes = arguments.genes or most_predictable(prediction)
     with write_whole(arguments.out / "prediction.h5ad") as part:
         prediction.write_h5ad(part)
     with write_whole(arguments.out / "spots.csv") as part:
@@ -198,14 +199,6 @@ def _check_genes(arguments: argparse.Namespace, columns: Any) -> None:
             f"--genes {missing}: not among the {len(columns)} predicted ones. "
             "Name others, or predict every gene of the reference with --layer all_genes."
         )
-
-
-def _predictable(prediction: Any) -> list[str]:
-    from st_gchb._constants import Keys
-
-    if Keys.EXPECTED_PCC in prediction.var and prediction.var[Keys.EXPECTED_PCC].notna().any():
-        return list(prediction.var[Keys.EXPECTED_PCC].nlargest(3).index)
-    return list(prediction.var_names[:3])
 
 
 def _spots(prediction: Any, genes: list[str]) -> Any:

@@ -62,6 +62,8 @@ def add_parser(commands: Any) -> None:
         help="encoder weights file, where it has moved since training; of several encoders with weights one for each",
     )
     parser.add_argument("--memory-mb", type=float, help="bound of the decoded pixels that a worker holds, MB")
+    parser.add_argument("--geojson", action="store_true", help="write OUT/NAME.geojson for QuPath, too")
+    parser.add_argument("--genes", nargs="+", metavar="GENE", help="genes in it (default: the 3 most predictable)")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command goes on from there")
 
 
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from st_gchb.cohort import predict_slides
 
     options = {name: getattr(arguments, name) for name in ("um_per_px", "grid", "tissue", "min_tissue", "layer", "k")}
-    options |= {name: getattr(arguments, name) for name in ("weights", "threads")}
+    options |= {name: getattr(arguments, name) for name in ("weights", "threads", "geojson", "genes")}
     if arguments.memory_mb is not None:
         options["memory_mb"] = arguments.memory_mb
     slides = _slides(arguments.slides, arguments.samples)

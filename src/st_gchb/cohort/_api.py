@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import pandas as pd
 
 from st_gchb import __version__
+from st_gchb._advice import Fix, advise
 from st_gchb._arguments import Count, Limits, Megabytes, Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._artifacts import write_json, write_whole
 from st_gchb._constants import DEFAULT_PATCH_UM
@@ -96,7 +97,14 @@ def _absolute(weights: Any) -> str | None:
     return weights if weights is None or is_default(weights) else str(Path(weights).absolute())
 
 
-def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Client | None, threads: int | None) -> Any:
+def run(
+    slides: list[Slide],
+    step: Step,
+    out: str | PathLike[str],
+    client: Client | None,
+    threads: int | None,
+    genes: tuple[str, ...] | None = None,
+) -> Any:
     """Process all slides and write the report.
 
     Parameters
@@ -111,6 +119,8 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
         Client of a dask cluster; ``None`` computes in this process.
     threads
         Number of threads per slide.
+    genes
+        Genes to write as GeoJSON, empty for the most predictable ones; None writes none.
 
     Returns
     -------
@@ -125,7 +135,7 @@ def run(slides: list[Slide], step: Step, out: str | PathLike[str], client: Clien
         Workers do not see the folder, or the cluster was lost.
     """
     folder = Path(out).absolute()
-    job = Job(step, str(folder), uuid.uuid4().hex[:12], threads)
+    job = Job(step, str(folder), uuid.uuid4().hex[:12], threads, genes=genes)
     _begin(folder, job, len(slides))
     if client is not None:
         check_workers(client, job)
@@ -199,6 +209,8 @@ def predict_slides(
     device: Device = "auto",
     memory_mb: Megabytes = MEMORY_MB,
     threads: Count | None = None,
+    geojson: bool = False,
+    genes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Predict expression for many slides, one result file per slide, and skip slides that are finished.
 
@@ -237,6 +249,10 @@ def predict_slides(
     threads
         Number of threads per slide; by default as many as the worker has, or as this process uses. A worker processes
         one slide at a time.
+    geojson
+        Also write ``NAME.geojson`` for QuPath beside each result, as :func:`~st_gchb.io.write_geojson` does.
+    genes
+        Genes in it; by default the three with the highest expected correlation.
 
     Returns
     -------
@@ -250,8 +266,8 @@ def predict_slides(
     MissingFileError, ModelFileError
         There is no such model or table, or the model is damaged.
     InputError
-        There is no slide, two slides have the same name, a name cannot be that of a file, a path is no valid UTF-8, or
-        an option is out of range.
+        There is no slide, two slides have the same name, a name cannot be that of a file, a path is no valid UTF-8, a
+        gene is not predicted, or an option is out of range.
     ClusterError
         A worker has another version of the package or does not see model and results, or the cluster was lost.
     StoreError
@@ -267,6 +283,11 @@ def predict_slides(
     ... )  # doctest: +SKIP
     >>> report.status.value_counts()  # doctest: +SKIP
     """
+    if genes is not None and not geojson:
+        raise InputError(
+            "genes says what the GeoJSON holds, and none is written. "
+            + advise(Fix("geojson", why="too"), otherwise="Leave it out.")
+        )
     rows = slides_of(slides, um_per_px=um_per_px, spacing_um=spacing_um)
     reading = check_reading(
         grid=grid,
@@ -277,11 +298,11 @@ def predict_slides(
         memory_mb=memory_mb,
         client=client,
     )
-    step = _checked(Predict(str(Path(model).absolute()), "", layer, k, weighting, reading), rows)
-    return run(rows, step, out, client, threads)
+    step = _checked(Predict(str(Path(model).absolute()), "", layer, k, weighting, reading), rows, genes or ())
+    return run(rows, step, out, client, threads, tuple(genes or ()) if geojson else None)
 
 
-def _checked(step: Predict, slides: list[Slide]) -> Predict:
+def _checked(step: Predict, slides: list[Slide], genes: Sequence[str]) -> Predict:
     """Validate the options against the model, and check that its encoder can be built if a slide may need it.
 
     Returns
@@ -303,7 +324,13 @@ def _checked(step: Predict, slides: list[Slide]) -> Predict:
     model = STGCHB.load(step.folder, accelerator="cpu")
     if model.bank_ is None or model.rules_ is None:
         raise InputError(f"{step.folder} holds no trained model.")
-    model.bank_.table(step.layer)
+    columns = model.bank_.table(step.layer).columns
+    missing = [gene for gene in genes if gene not in columns]
+    if missing:
+        raise InputError(
+            f"genes {missing[:6]} are not among the {len(columns)} predicted ones. Name others, or predict every gene "
+            "of the reference with layer='all_genes'."
+        )
     check_search(len(model.bank_), 1 if step.k is None else step.k, step.weighting or model.settings.weighting)
     rule = model.rules_.features
     # An encoder that was passed as a module cannot be rebuilt by name: the slides must hold their features already.

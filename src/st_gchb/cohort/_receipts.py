@@ -48,6 +48,8 @@ class Receipt:
         Number and SHA-256 of the result's bytes.
     attempts
         Number of times that the slide was begun in that call: more than 1 if workers died.
+    viewer_files
+        Genes that were asked for in the GeoJSON, and names of its files; None if there is none.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Receipt:
     size: int = 0
     sha256: str = ""
     attempts: int = 0
+    viewer_files: dict[str, list[str]] | None = None
 
 
 def here() -> str:
@@ -147,9 +150,21 @@ def find_receipt(out: Path, name: str, made_of: dict[str, Any]) -> Receipt | Non
 
 
 def discard(out: Path, name: str) -> None:
-    """Delete the receipt of a slide, then its result: so a receipt never describes another result."""
+    """Delete the receipt of a slide, then its results: so a receipt never describes another result."""
+    for file in _viewer_files(out, name):
+        (out / file).unlink(missing_ok=True)
     receipt_path(out, name).unlink(missing_ok=True)
     output_path(out, name).unlink(missing_ok=True)
+
+
+def _viewer_files(out: Path, name: str) -> list[str]:
+    """Return the names of the GeoJSON files that a receipt names; none if it is absent or damaged."""
+    try:
+        stored = read_json(receipt_path(out, name)).get("viewer_files") or {}
+    except (FileNotFoundError, DamagedFileError):
+        return []
+    # Names alone, so that an edited receipt cannot name a file elsewhere.
+    return [Path(file).name for file in stored.get("files", [])]
 
 
 def sign(out: Path, receipt: Receipt) -> Receipt:
@@ -169,7 +184,11 @@ def sign(out: Path, receipt: Receipt) -> Receipt:
     """
     output = output_path(out, receipt.name)
     signed = replace(receipt, output=str(output), size=output.stat().st_size, sha256=sha256_of(output))
-    write_json(receipt_path(out, receipt.name), asdict(signed), indent=1)
+    record = asdict(signed)
+    if signed.viewer_files is None:
+        # Earlier versions know no such entry.
+        del record["viewer_files"]
+    write_json(receipt_path(out, receipt.name), record, indent=1)
     return signed
 
 
@@ -225,7 +244,7 @@ def _begun_path(out: Path, name: str) -> Path:
 
 def _sweep(out: Path, name: str) -> None:
     """Delete the temporary file of a result that a killed process left."""
-    left = re.compile(rf"\.{re.escape(name)}\.\w{{8}}\.h5ad")
+    left = re.compile(rf"\.{re.escape(name)}\.\w{{8}}\.(?:h5ad|geojson)")
     for path in out.iterdir():
         if left.fullmatch(path.name):
             path.unlink(missing_ok=True)

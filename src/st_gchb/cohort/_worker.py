@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_gchb import __version__
 from st_gchb._advice import standing_at
@@ -31,6 +31,10 @@ from st_gchb.cohort._receipts import (
     sign,
 )
 from st_gchb.cohort._tasks import Seconds, Step
+from st_gchb.cohort._viewer_files import write_viewer_files
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 DEATHS = 3
 """Number of workers that may die on a slide before it is given up."""
@@ -67,6 +71,8 @@ class Job:
         Number of threads per slide; ``None`` leaves it to the worker.
     version
         Version of this package in the calling process.
+    genes
+        Genes to write as GeoJSON beside each result, empty for the most predictable ones; None writes none.
     """
 
     step: Step
@@ -74,6 +80,7 @@ class Job:
     call: str
     threads: int | None = None
     version: str = field(default_factory=lambda: __version__)
+    genes: tuple[str, ...] | None = None
 
     @property
     def needs(self) -> list[str]:
@@ -116,6 +123,7 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
         made_of = _made_of(slide, job.step)
         found = find_receipt(out, slide.name, made_of)
         if found is not None:
+            found = _with_viewer_files(found, out, job, None)
             return replace(found, status=DONE if found.call == job.call else KEPT)
         with begun(out, slide.name, job.call) as attempts, _warnings() as said, _threads(threads):
             if attempts > DEATHS:
@@ -190,7 +198,25 @@ def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: 
         call=job.call,
         attempts=attempts,
     )
-    return sign(out, receipt)
+    # Signed first: a result that viewers cannot be given is not computed again.
+    return _with_viewer_files(sign(out, receipt), out, job, result)
+
+
+def _with_viewer_files(receipt: Receipt, out: Path, job: Job, result: AnnData | None) -> Receipt:
+    """Write the GeoJSON of a slide if it is asked for and not there, from its result or else from the file of it."""
+    if job.genes is None:
+        return receipt
+    known = receipt.viewer_files or {}
+    files = known.get("files", [])
+    if files and known.get("genes") == list(job.genes) and all((out / file).is_file() for file in files):
+        return receipt
+    if result is None:
+        import anndata
+
+        result = anndata.read_h5ad(receipt.output)
+    with standing_at("st_gchb.cohort", **_DOOR):
+        written = write_viewer_files(result, out, receipt.name, job.genes)
+    return sign(out, replace(receipt, viewer_files={"genes": list(job.genes), "files": written}))
 
 
 @contextmanager
