@@ -315,7 +315,11 @@ _RESULTS = (
         places=("pl.measured_vs_predicted", "pl.confidence", "pl.slide_overview"),
     ),
     Box("measures", ("against counts,", "with baselines"), ("metrics, evaluate",), places=("metrics", "evaluate")),
-    Box("QuPath", calls=("io.write_geojson", "io.read_geojson"), places=("io.write_geojson", "io.read_geojson")),
+    Box(
+        "page, QuPath",
+        calls=("pl.report", "io.write_geojson", "io.read_geojson"),
+        places=("pl.report", "io.write_geojson", "io.read_geojson"),
+    ),
     Box(
         "maps that lie on the slide",
         calls=("pp.rasterize", "pp.to_spatialdata", "io.write_ome_tiff"),

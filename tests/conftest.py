@@ -59,6 +59,11 @@ def dlpfc_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def visium_lung_path() -> Path:
+    return _shared("data", "visium_lung")
+
+
+@pytest.fixture(scope="session")
 def weights_path() -> Path:
     return _shared("weights", "mobilenet_v2_imagenet.safetensors")
 

@@ -12,6 +12,12 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+REAL = {
+    "from_space_ranger_to_maps": ("visium_lung_path", "V10F24-110_D1"),
+    "from_slide_to_report": ("her2st_path", "C2, C3, C4"),
+    "own_parts": ("her2st_path", "n_obs × n_vars = 551"),
+}
+"""Where the real sections of a tutorial lie, and what its output then says."""
 KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
 
 
@@ -32,13 +38,54 @@ def kernel(programs, tmp_path):
     programs.wait(program)
 
 
+@pytest.fixture
+def synthetic(monkeypatch):
+    """No sections of the user's own."""
+    monkeypatch.delenv("ST_GCHB_DATA", raising=False)
+
+
+@pytest.fixture
+def real(request, monkeypatch):
+    """Path of a tutorial for whose real sections the variable is set, and what its output then says."""
+    fixture, said = REAL[request.param]
+    monkeypatch.setenv("ST_GCHB_DATA", str(request.getfixturevalue(fixture)))
+    return TUTORIALS[0].with_stem(request.param), said
+
+
+def figures_of(notebook):
+    return sum("image/png" in output.get("data", {}) for output in outputs_of(notebook))
+
+
+def outputs_of(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
-def test_a_tutorial_runs(path, kernel):
+def test_a_tutorial_runs(path, synthetic, kernel):
     notebook = nbformat.read(path, as_version=4)
-    kinds = [output.get("data", {}).keys() for cell in notebook.cells for output in cell.get("outputs", [])]
-    n_stored = sum("image/png" in kind for kind in kinds)
+    n_stored = figures_of(notebook)
     assert n_stored >= 3, "a tutorial shows its figures"
     NotebookClient(notebook, timeout=300, km=kernel).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == n_stored
+    assert figures_of(notebook) == n_stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("real", REAL, indirect=True)
+def test_a_tutorial_runs_on_real_sections(real, kernel):
+    path, said = real
+    notebook = nbformat.read(path, as_version=4)
+    n_stored = figures_of(notebook)
+    NotebookClient(notebook, timeout=600, km=kernel).execute()
+    assert figures_of(notebook) == n_stored
+    shown = [output.get("data", {}).get("text/plain", "") for output in outputs_of(notebook)]
+    assert said in "".join(shown)
+
+
+def test_a_tutorial_says_where_real_sections_are_looked_for():
+    assert {path.stem for path in TUTORIALS} == {"from_he_to_expression", *REAL}
+    for name in REAL:
+        notebook = nbformat.read(TUTORIALS[0].with_stem(name), as_version=4)
+        told = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        assert "synthetic" in told
+        assert "`ST_GCHB_DATA`" in told
