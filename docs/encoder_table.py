@@ -8,6 +8,11 @@ from st_gchb.pp import list_encoders
 
 PLACE = Path(__file__).parent / "user-guide" / "encoders"
 ACCESS = {"no": "open", "terms": "login and terms", "by hand": "login, owner answers"}
+NORMALIZATIONS = {
+    (0.485, 0.456, 0.406): "ImageNet",
+    (0.5, 0.5, 0.5): "one half",
+    (0.48145466, 0.4578275, 0.40821073): "CLIP",
+}
 BUILDER = {"timm": "`timm`", "transformers": "`transformers`", "own code": "authors' package"}
 
 
@@ -17,7 +22,7 @@ def overview() -> str:
         [
             f"`{name}`",
             f"[{one.repo_id}](https://huggingface.co/{one.repo_id})",
-            f"{one.network}" + (f", {one.millions:,} M" if one.millions == one.millions and one.millions else ""),
+            f"{one.network}" + (f", {one.millions:,}\N{NO-BREAK SPACE}M" if one.millions else ""),
             one.license,
             ACCESS.get(one.gated, "not known"),
         ]
@@ -35,14 +40,24 @@ def recipe() -> str:
             f"{one.input_px}",
             f"{one.n_features:,}",
             one.pooling or "not known",
-            f"{_numbers(one['mean'])} / {_numbers(one['std'])}",
+            NORMALIZATIONS.get(tuple(one["mean"]), "own"),
             BUILDER[one.loader],
-            one.note or "-",
         ]
         for name, one in _rows()
     ]
-    head = ["`encoder=`", "`patch_um=`", "input, px", "features", "pooling", "mean / std", "built by", "remarks"]
+    head = ["`encoder=`", "`patch_um=`", "input, px", "features", "pooling", "normalization", "built by"]
     return _table(head, rows)
+
+
+def notes() -> str:
+    """Numbers and remarks that the tables have no room for."""
+    lines = [f"- `{name}`: {one.note}." for name, one in _rows() if one.note]
+    numbers: dict[str, str] = {}
+    for name, one in _rows():
+        called = NORMALIZATIONS.get(tuple(one["mean"]), f"own, of `{name}`")
+        numbers.setdefault(f"mean {_numbers(one['mean'])}, standard deviation {_numbers(one['std'])}", called)
+    lines += [f"- Normalization {called}: {values} (red, green, blue in 0 to 1)." for values, called in numbers.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _rows():
@@ -51,7 +66,7 @@ def _rows():
 
 
 def _numbers(values) -> str:
-    return f"{values[0]:.3g}" if len(set(values)) == 1 else ", ".join(f"{value:.3g}" for value in values)
+    return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{value:g}" for value in values)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -61,5 +76,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     PLACE.mkdir(exist_ok=True)
-    for name, text in (("overview.md", overview()), ("recipe.md", recipe())):
+    for name, text in (("overview.md", overview()), ("recipe.md", recipe()), ("notes.md", notes())):
         (PLACE / name).write_text(text, encoding="utf-8")

@@ -190,7 +190,7 @@ def test_paths_below_docs_that_are_named_are_there():
 
 def test_the_tables_of_encoders_are_those_of_the_package():
     made = runpy.run_path(str(DOCS / "encoder_table.py"))
-    for name in ("overview", "recipe"):
+    for name in ("overview", "recipe", "notes"):
         table = (DOCS / "user-guide" / "encoders" / f"{name}.md").read_text(encoding="utf-8")
         assert table == made[name](), "python docs/encoder_table.py writes them anew"
 

@@ -293,7 +293,7 @@ def check_repo_id(repo_id: str) -> None:
     if not is_repo_id(repo_id):
         raise ArgumentError(
             f"repo_id={repo_id!r}; expected 'owner/name', the account or organization on the hub and the name of the "
-            "model, of letters, digits, '-', '_' and '.', such as 'my-lab/breast-visium'."
+            "model, of letters, digits, '-', '_' and '.', such as 'my-lab/her2-breast'."
         )
 
 

@@ -696,7 +696,7 @@ class STGCHB(BaseModelClass):
         Examples
         --------
         >>> from st_gchb.model import STGCHB
-        >>> model = STGCHB.from_pretrained("my-lab/breast-visium", revision="v1")  # doctest: +SKIP
+        >>> model = STGCHB.from_pretrained("my-lab/her2-breast", revision="v1")  # doctest: +SKIP
         """
         folder = pull(
             repo_id_or_folder,
@@ -770,11 +770,11 @@ class STGCHB(BaseModelClass):
         Examples
         --------
         >>> model.push_to_hub(  # doctest: +SKIP
-        ...     "my-lab/breast-visium",
+        ...     "my-lab/her2-breast",
         ...     license_info="cc-by-4.0",
-        ...     training_data="Eight Visium slides of HER2+ breast tumors of four donors, doi:10.5281/zenodo.4751624.",
+        ...     training_data="HER2+ breast tumors, legacy Spatial Transcriptomics, doi:10.5281/zenodo.3957257.",
         ... )
-        'https://huggingface.co/my-lab/breast-visium'
+        'https://huggingface.co/my-lab/her2-breast'
         """
         content = self._content("push_to_hub")
         facts = CardFacts(license_info, training_data, training_data_url, tissues, description, references)
@@ -841,7 +841,7 @@ class STGCHB(BaseModelClass):
         Examples
         --------
         >>> model.write_model_card(  # doctest: +SKIP
-        ...     "README.md", license_info="cc-by-4.0", training_data="Eight Visium slides of HER2+ breast tumors."
+        ...     "README.md", license_info="cc-by-4.0", training_data="Eight Visium slides of breast tumors."
         ... )
         """
         content = self._content("write_model_card")
