@@ -44,6 +44,8 @@ def prediction(n_side: int = 6, um_per_px: float | None = 0.5) -> AnnData:
         "model_id": "abc123",
         "preset": "default",
         "encoder": np.array(["resnet50", "texture"]),
+        "weights": np.array(["/home/me/weights/resnet50.safetensors", "default"]),
+        "weights_sha256": np.array(["0123456789abcdef0123456789abcdef", ""]),
         "reference_slices": np.array([f"R{i}" for i in range(20)]),
         "stain": pd.DataFrame(stain, index=["S1"]),
     }

@@ -120,6 +120,9 @@ def test_the_provenance_is_told_and_many_slices_are_counted(tmp_path):
     told = dict(record_of(tmp_path / "page")["provenance"])
     assert told["Model"] == "abc123"
     assert told["Image encoder"] == "resnet50, texture"
+    # Folders of the machine that computed it are nobody's business.
+    assert told["Encoder's weights"] == "resnet50.safetensors, default"
+    assert told["SHA-256 of the weights, first digits"] == "0123456789ab"
     assert told["Reference slices"].endswith("R11 and 8 more")
     assert record_of(tmp_path / "page")["verdict"] == {"text": "looks <well>", "in_range": True}
     plain = prediction()

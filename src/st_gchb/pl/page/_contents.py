@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ _PROVENANCE = {
     "version": "st-gchb",
     "encoder": "Image encoder",
     "weights": "Encoder's weights",
-    "weights_sha256": "SHA-256 of the weights",
+    "weights_sha256": "SHA-256 of the weights, first digits",
     "stain_norm": "Stain normalization",
     "reference_slices": "Reference slices",
     "layer": "Table of the reference",
@@ -210,7 +210,8 @@ def provenance(adata: AnnData) -> list[list[str]]:
     """List what ``uns["st_gchb"]`` tells of the prediction, as pairs of a name and a text; empty if there is none."""
     stored = adata.uns.get(Keys.UNS)
     told = stored if isinstance(stored, dict) else {}
-    return [[label, _text(told[key])] for key, label in _PROVENANCE.items() if key in told and _text(told[key])]
+    texts = {key: _text(told[key], _SHORTENED.get(key)) for key in _PROVENANCE if key in told}
+    return [[_PROVENANCE[key], text] for key, text in texts.items() if text]
 
 
 def verdict(adata: AnnData, slice: str) -> dict[str, Any] | None:
@@ -222,10 +223,25 @@ def verdict(adata: AnnData, slice: str) -> dict[str, Any] | None:
     return {"text": str(table.loc[slice, "verdict"]), "in_range": bool(table.loc[slice, "in_range"])}
 
 
-def _text(value: Any) -> str:
+def _file_name(text: str) -> str:
+    """Return the name of a file without its folder, which tells of the machine and not of the model."""
+    is_path = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+    return PureWindowsPath(text).name if is_path else text
+
+
+def _first_digits(text: str) -> str:
+    """Return as much of a hash as is needed to compare it."""
+    return text[:12]
+
+
+_SHORTENED: dict[str, Callable[[str], str]] = {"weights": _file_name, "weights_sha256": _first_digits}
+
+
+def _text(value: Any, shorten: Callable[[str], str] | None = None) -> str:
     """Write a stored value for readers; of many, the first."""
     values = np.atleast_1d(np.asarray(value, dtype=object)).ravel().tolist()
     texts = [one.decode(errors="replace") if isinstance(one, bytes) else str(one) for one in values]
+    texts = [shorten(text) if shorten else text for text in texts if text]
     more = len(texts) - _SLICES_TOLD
     return ", ".join(texts[:_SLICES_TOLD]) + (f" and {more} more" if more > 0 else "")
 

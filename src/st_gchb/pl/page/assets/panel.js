@@ -39,12 +39,13 @@ stGchb.open = (record) => {
     if (expected === null) bar.replaceWith(document.createElement("span"));
     return option;
   });
+  const collator = new Intl.Collator("en", { numeric: true });
   let listed = [];
 
   function byOrder(a, b) {
     const [one, other] = [genes.expected[a] ?? -2, genes.expected[b] ?? -2];
     if (at("order").value === "expected" && one !== other) return other - one;
-    return genes.names[a].localeCompare(genes.names[b], "en", { numeric: true });
+    return collator.compare(genes.names[a], genes.names[b]);
   }
 
   function arrange() {
@@ -90,6 +91,9 @@ stGchb.open = (record) => {
     rank();
     legend();
     tell();
+    // Who goes through the list comes to its neighbors next.
+    const place = listed.indexOf(number);
+    for (const next of [listed[place + 1], listed[place - 1]]) if (next !== undefined) stGchb.load(next).catch(() => {});
   }
 
   function step(by) {

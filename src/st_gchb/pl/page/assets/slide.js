@@ -84,10 +84,16 @@ stGchb.Slide = class {
     }
     // Room for what lies over the slide's rim, such as the legend.
     const margin = 2 * this.trueRadius + 0.06 * Math.max(right - left, bottom - top);
-    const box = this.item.imageToViewportRectangle(
-      left - margin, top - margin, right - left + 2 * margin, bottom - top + 2 * margin,
+    let [width, height] = [right - left + 2 * margin, bottom - top + 2 * margin];
+    // Beside the small map rather than under it, where that costs little.
+    const screen = this.element.getBoundingClientRect();
+    const map = this.viewer.navigator.element.offsetWidth + 28;
+    const zoom = (room) => Math.min(room / width, screen.height / height);
+    const beside = zoom(screen.width - map);
+    if (beside > 0.9 * zoom(screen.width)) width += map / beside;
+    this.viewer.viewport.fitBounds(
+      this.item.imageToViewportRectangle(left - margin, top - margin, width, height), immediately,
     );
-    this.viewer.viewport.fitBounds(box, immediately);
   }
 
   get item() {
@@ -170,7 +176,7 @@ stGchb.Slide = class {
     };
     const drawn = this.order.filter((i) => this.shown[i] && inView(i));
     this.fill(context, view, radius, drawn);
-    if (this.outline && this.outlier) this.ring(context, view, Math.max(radius, 3), drawn.filter((i) => this.outlier[i]));
+    if (this.outline && this.outlier) this.ring(context, view, radius + 1, drawn.filter((i) => this.outlier[i]));
     if (this.selected >= 0) this.ring(context, view, Math.max(radius + 3, 6), [this.selected], 3);
   }
 
@@ -195,7 +201,7 @@ stGchb.Slide = class {
     context.beginPath();
     for (const i of spots) this.outlineOf(context, view, radius, i);
     context.strokeStyle = "#fff";
-    context.lineWidth = width + 2;
+    context.lineWidth = width + (radius < 8 ? 1 : 2);
     context.stroke();
     context.strokeStyle = "#111";
     context.lineWidth = width;
