@@ -170,7 +170,7 @@ class ModelSettings:
 
 
 PRESETS: dict[str, ModelSettings] = {
-    # Retrieval, and a kernel head with more than half of the prediction. No ridge head: it adds little beside the kernels.
+    # Retrieval and, with more than half of the prediction, a kernel head. A ridge head adds little beside it.
     "default": ModelSettings(context_surroundings=12, ridge_weight=0.0, kernel_weight=0.6, sharpening=0.4),
     # Published settings: mini-batches of 16 spots of one slice, 50 epochs of DGI, 4 of the joint loss, 813 components.
     "paper": ModelSettings(
