@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from PIL import Image
 from safetensors.torch import load, save_file
 
 import st_gchb
@@ -22,6 +23,7 @@ from st_gchb.errors import (
     WeightsAccessError,
     WeightsUnavailableError,
 )
+from st_gchb.model import STGCHB
 from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder, list_encoders, register_encoder
 from st_gchb.pp.encoders import PATHOLOGY_ENCODERS, license_of
 
@@ -368,3 +370,29 @@ def test_the_list_is_a_table_of_facts():
         )
     assert "torchvision" in license_of("resnet50")
     assert license_of("timm:resnet10t") == license_of("my-own") == "not known to st-gchb"
+
+
+def test_a_model_finds_the_weights_of_its_reference_again(small, hub, tmp_path):
+    commit = hub.put("MahmoodLab/UNI", files_of_timm("uni", tmp_path / "files"))
+    tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=5, n_cols=5, n_genes=20)
+    embed_patches(tissue, encoder="uni", patch_um=112, n_views=1, cache=False)
+    STGCHB.setup_anndata(tissue, slice_key="slice")
+    model = STGCHB(tissue, n_top_genes=10, k=5)
+    model.train(max_epochs=1, calibrate=False, enable_progress_bar=False, accelerator="cpu")
+    model.save(tmp_path / "model")
+    assert "CC BY-NC-ND 4.0, terms to be accepted" in model.write_model_card(
+        tmp_path, license_info="mit", training_data="synthetic"
+    ).read_text(encoding="utf-8")
+    hub.repositories["MahmoodLab/UNI"]["main"] = {"README.md": b"moved"}
+    pixels = tissue.uns["spatial"]["S1"]["images"]["hires"]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "slide.png")
+    options = {"um_per_px": 1.0, "spacing_um": 150.0, "tissue": "all"}
+    report = st_gchb.cohort.predict_slides(tmp_path / "model", [tmp_path / "slide.png"], tmp_path / "out", **options)
+    assert set(report["status"]) == {"done"}
+    query = st_gchb.pp.tile_tissue(tmp_path / "slide.png", **options)
+    found = STGCHB.load(tmp_path / "model", accelerator="cpu").predict(query)
+    assert found.uns["st_gchb"]["weights"] == f"default@{commit}"
+    made = st_gchb.cohort.embed_slides(
+        [tmp_path / "slide.png"], tmp_path / "made", encoder="uni", weights=f"default@{commit}", n_views=1, **options
+    )
+    assert set(made["status"]) == {"done"}
