@@ -30,7 +30,7 @@ from st_gchb.io import read_cohort, read_section
 from st_gchb.io.sections import open_section
 from st_gchb.model import STGCHB
 
-from .conftest import GENES, he_image, write_legacy, write_visium
+from .conftest import GENES, he_image, write_legacy, write_visium, write_visium_hd
 
 PATCHES = {"encoder": "texture", "patch_um": 150, "n_views": 1, "cache": False}
 
@@ -249,6 +249,38 @@ def test_a_file_with_several_slices(tissue, tmp_path):
     ]
     sheet = write_sheet(tmp_path, "S2,all.h5ad,,,,")
     assert list(read_cohort(sheet).obs["slice"].cat.categories) == ["S2"]
+
+
+def test_bins_of_visium_hd(tmp_path):
+    write_visium_hd(tmp_path / "HD/outs")
+    read = read_cohort([tmp_path / "HD/outs/binned_outputs/square_016um"])
+    assert read.uns["cohort"].loc["HD", ["um_per_px", "spacing_um"]].tolist() == [2.0, 16.0]
+    read = read_cohort([tmp_path / "HD"])
+    assert read.uns["cohort"].loc["HD", ["um_per_px", "spacing_um"]].tolist() == [2.0, 8.0]
+    alone = read_section(tmp_path / "HD").tables["square_008um"]
+    np.testing.assert_array_equal(read.obsm["spatial"], alone.obsm["spatial"])
+
+
+def test_a_store_with_several_regions(tissue, tmp_path):
+    parts = [slice_of(tissue, name) for name in ("S1", "S2")]
+    images, shapes = {}, {}
+    for name, part in zip(("S1", "S2"), parts, strict=True):
+        own = {name: Scale([1.0] * 2, ("x", "y"))}
+        pixels = np.moveaxis(part.uns["spatial"][name]["images"]["hires"], -1, 0)
+        images[f"he_{name}"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), transformations=own)
+        index = np.arange(part.n_obs)
+        shapes[name] = ShapesModel.parse(part.obsm["spatial"], geometry=0, radius=20, index=index, transformations=own)
+    table = ad.concat(parts, index_unique="_")
+    table.obs = pd.DataFrame({"region": pd.Categorical(table.obs["slice"].astype(str))}, index=table.obs_names)
+    table.obs["id"] = np.concatenate([np.arange(part.n_obs) for part in parts])
+    table = TableModel.parse(table, region=["S1", "S2"], region_key="region", instance_key="id")
+    SpatialData(images=images, shapes=shapes, tables={"table": table}).write(tmp_path / "two.zarr")
+    read = read_cohort([tmp_path / "two.zarr"])
+    assert list(read.obs["slice"].cat.categories) == ["S1", "S2"]
+    assert read.uns["cohort"]["image"].tolist() == [str(tmp_path / f"two.zarr/images/he_{name}") for name in shapes]
+    np.testing.assert_allclose(of(read, "S2").obsm["spatial"], parts[1].obsm["spatial"])
+    sheet = write_sheet(tmp_path, "S2,two.zarr,,,,")
+    assert read_cohort(sheet).n_obs == parts[1].n_obs
 
 
 def test_genomes_in_names_do_not_count(tissue, made, tmp_path):

@@ -123,7 +123,13 @@ def _light_tables(path: Path) -> dict[str, AnnData]:
 
     store: Any = zarr.open_group(str(path), mode="r")
     names = [(part, key) for part in ("tables", "table") if part in store for key in store[part].group_keys()]
-    return {key: AnnData(**read_parts(store[part][key], _LIGHT)) for part, key in names}
+    tables = {key: AnnData(**read_parts(store[part][key], _LIGHT)) for part, key in names}
+    for table in tables.values():
+        said = table.uns.get("spatialdata_attrs")
+        # SpatialData, too, stores a list as an array and takes none.
+        if isinstance(said, dict) and isinstance(said.get("region"), np.ndarray):
+            said["region"] = said["region"].tolist()
+    return tables
 
 
 def _note_size(table: AnnData, um_per_px: float, where: str) -> None:
