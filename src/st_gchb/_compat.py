@@ -171,6 +171,13 @@ def store_format(store: Path) -> Any:
     return SpatialDataContainerFormats[attributes.get("spatialdata_attrs", {}).get("version", "0.1")]
 
 
+def store_versions() -> list[str]:
+    """List the versions of SpatialData's store format that the installed spatialdata knows."""
+    from spatialdata._io.format import SpatialDataContainerFormats
+
+    return sorted(map(str, SpatialDataContainerFormats))
+
+
 def read_errors() -> tuple[type[Exception], ...]:
     """Collect the exceptions that file-reading libraries raise for damaged files.
 

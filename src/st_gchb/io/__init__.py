@@ -12,10 +12,12 @@ __all__ = [
     "open_image",
     "read_cohort",
     "read_geojson",
+    "read_lazyslide",
     "read_section",
     "register_reader",
     "write_elements",
     "write_geojson",
+    "write_lazyslide",
     "write_ome_tiff",
 ]
 

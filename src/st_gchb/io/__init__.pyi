@@ -1,4 +1,10 @@
-from ._annotation import Link as Link, annotated_rows as annotated_rows, bin_um as bin_um, link_of as link_of
+from ._annotation import (
+    Link as Link,
+    annotated_rows as annotated_rows,
+    bin_um as bin_um,
+    is_element_name as is_element_name,
+    link_of as link_of,
+)
 from ._cohort_samples import query_slides as query_slides
 from ._library import (
     Library as Library,
@@ -46,6 +52,7 @@ from ._spot_centers import spot_centers as spot_centers
 from ._viewer_spots import SpotValues as SpotValues, ViewerSpots as ViewerSpots, viewer_spots as viewer_spots
 from ._write_elements import check_store as check_store, is_stored as is_stored, write_elements as write_elements
 from ._write_geojson import write_geojson as write_geojson
+from ._write_lazyslide import write_lazyslide as write_lazyslide
 from ._write_ome_tiff import write_ome_tiff as write_ome_tiff
 from .images import (
     READERS as READERS,
@@ -60,5 +67,6 @@ from .sections import (
     HestPatches as HestPatches,
     load_anndata as load_anndata,
     open_hest_patches as open_hest_patches,
+    read_lazyslide as read_lazyslide,
     read_section as read_section,
 )

@@ -127,6 +127,16 @@ def bin_um(region: str) -> float | None:
     return float(match.group(1)) if match else None
 
 
+def is_element_name(name: object) -> bool:
+    """Return True if SpatialData accepts this as the name of an element."""
+    return (
+        isinstance(name, str)
+        and name.strip(".") != ""
+        and not name.startswith("__")
+        and all(letter.isalnum() or letter in "_-." for letter in name)
+    )
+
+
 def _whole(column: pd.Series, key: str) -> np.ndarray:
     """Convert ids to int64, or keep them as text."""
     if column.isna().any():

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
+from st_gchb._errors import ImageError
 from st_gchb.io._annotation import bin_um
 from st_gchb.io._library import Library, libraries_of, put_libraries
 from st_gchb.io._spatialdata import Placed, find_image, find_spots, find_table, linked, place_spots
@@ -65,6 +66,11 @@ def locate_spots(
     LocatedSpots
         Rows are in the order of the table and are matched to positions by instance id.
     """
+    if Keys.TILE_SPEC in sdata.attrs and not sdata.images:
+        raise ImageError(
+            "the SpatialData is a store of LazySlide, whose slide is a file beside it. Read its tiles: "
+            "st_gchb.io.read_lazyslide(wsi), with the WSIData or the path of the store."
+        )
     source = find_table(sdata, table, shapes)
     spots = find_spots(sdata, source, shapes)
     adata = _light_copy(source, spots)

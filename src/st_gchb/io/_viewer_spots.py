@@ -61,14 +61,18 @@ class ViewerSpots:
 
     @property
     def are_tiles(self) -> bool:
-        """True for bins, and for positions that were laid on tissue, rather than spots."""
-        return self.are_bins or Keys.TISSUE_SHARE in self.adata.obs
+        """True for bins, LazySlide's tiles, and for positions that were laid on tissue, rather than spots."""
+        return self.are_bins or self._of_lazyslide or Keys.TISSUE_SHARE in self.adata.obs
+
+    @property
+    def _of_lazyslide(self) -> bool:
+        return Keys.LAZYSLIDE in self.library.metadata
 
     @property
     def are_square(self) -> bool:
         """True for tiles in rows and columns: hexagonal grids count columns in half steps."""
         obs = self.adata.obs
-        if self.are_bins:
+        if self.are_bins or self._of_lazyslide:
             return True
         if not self.are_tiles or not {"array_row", "array_col"} <= set(obs):
             return False

@@ -31,6 +31,7 @@ from st_gchb.pp.patches import (
     features_like,
     has_features,
     pixel_sizes,
+    tell_tiles,
     was_on_image,
     with_maps,
 )
@@ -202,6 +203,7 @@ def prepare_query(
         )
     else:
         slices = open_slices(sections, resolved.images, image_key, um_per_px)
+        tell_tiles(slices, sections, rules.features)
         # Patches take minutes: what makes a graph impossible is told before.
         check_reach(slices, rules.graph)
         features_like(slices, rules.features, encoding).write_to(light, key)
@@ -347,22 +349,27 @@ def _check_query_features(adata: AnnData, rules: Preprocessor, name: str = "quer
     check_features(adata, key)
     width = np.shape(adata.obsm[key])[1]
     if width != rules.n_features:
+        differ = _differences(adata, rules)
         raise QueryError(
-            f"The {name}'s obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}. {remedy}"
+            f"The {name}'s obsm[{key!r}] has {width} features, the model was trained on {rules.n_features}"
+            f"{f': {differ}' if differ else ''}. {remedy}"
         )
     _check_near(adata, rules, name, remedy)
-    if rules.features is None:
-        return
-    if key not in adata.uns:
+    if rules.features is not None and key not in adata.uns:
         logger.warning("obsm[%r] does not say how it was made; it is taken to be the model's kind.", key)
-        return
-    found = FeatureSet.from_uns(adata.uns[key])
+    differ = _differences(adata, rules)
+    if differ:
+        raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {differ}. {remedy}")
+
+
+def _differences(adata: AnnData, rules: Preprocessor) -> str:
+    """Describe how features say that they were made another way than the reference's; empty if they do not."""
+    if rules.features is None or rules.features_key not in adata.uns:
+        return ""
+    found = FeatureSet.from_uns(adata.uns[rules.features_key])
     same = ("encoder", "weights_sha256", "patch_um", "patch_px", "n_views", "stain_norm", "stain_target", "precision")
     here, there = ({one: _of_parts(whole, one) for one in same} for whole in (found, rules.features))
-    differ = [one for one in same if here[one] != there[one]]
-    if differ:
-        pairs = ", ".join(f"{one} {here[one]!r} instead of {there[one]!r}" for one in differ)
-        raise EncoderError(f"The {name}'s obsm[{key!r}] was made another way than the reference's: {pairs}. {remedy}")
+    return ", ".join(f"{one} {here[one]!r} instead of {there[one]!r}" for one in same if here[one] != there[one])
 
 
 def _of_parts(features: FeatureSet, field: str) -> Any:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 HDF5_START = b"\x89HDF\r\n\x1a\n"
+_ATTRIBUTE_FILES = ("zarr.json", ".zattrs")
+_LAZYSLIDE = {Keys.TILE_SPEC, Keys.SLIDE_PROPERTIES}
+_LAZYSLIDE_IMAGES = {"wsi", "wsi_thumbnail"}
+"""Images that LazySlide may write into its store: copies of the slide."""
 _SPATIALDATA = {"images", "labels", "points", "shapes", "tables", "table"}
 
 
@@ -46,26 +50,43 @@ def hdf5_kind(path: Path) -> str | None:
 
 
 def zarr_kind(path: Path) -> str | None:
-    """Identify the content of a Zarr store: ``"spatialdata"``, ``"anndata"``, or None for other folders.
+    """Identify the content of a Zarr store: ``"spatialdata"``, ``"lazyslide"``, ``"anndata"``, or None for others.
+
+    A store of LazySlide is a SpatialData whose slide is a file beside it; with images of its own it is any other.
 
     Raises
     ------
     InputError
         The metadata of the store are damaged.
     """
-    files = [path / "zarr.json", path / ".zattrs"]
-    if not any(file.is_file() for file in [*files, path / ".zgroup"]):
+    if not any((path / name).is_file() for name in (*_ATTRIBUTE_FILES, ".zgroup")):
         return None
-    attributes: dict[str, Any] = {}
-    for file in files:
-        if file.is_file():
-            with reading(file, "the Zarr store", "It is damaged: write it again."):
-                content = json.loads(file.read_bytes())
-                attributes |= dict(content.get("attributes", {}) if file.name == "zarr.json" else content)
+    attributes = zarr_attributes(path)
     if attributes.get("encoding-type") == "anndata":
         return "anndata"
     is_spatialdata = "spatialdata_attrs" in attributes or any((path / part).is_dir() for part in _SPATIALDATA)
-    return "spatialdata" if is_spatialdata else None
+    if not is_spatialdata:
+        return None
+    images = {one.name for one in (path / "images").glob("*") if one.is_dir()}
+    return "lazyslide" if _LAZYSLIDE & set(attributes) and images <= _LAZYSLIDE_IMAGES else "spatialdata"
+
+
+def zarr_attributes(path: Path) -> dict[str, Any]:
+    """Read the attributes of a Zarr group, of either format, without opening it.
+
+    Raises
+    ------
+    InputError
+        They are damaged.
+    """
+    attributes: dict[str, Any] = {}
+    for name in _ATTRIBUTE_FILES:
+        file = path / name
+        if file.is_file():
+            with reading(file, "the Zarr store", "It is damaged: write it again."):
+                content = json.loads(file.read_bytes())
+                attributes |= dict(content.get("attributes", {}) if name == "zarr.json" else content)
+    return attributes
 
 
 def is_spatialdata_store(path: Path) -> bool:

@@ -13,6 +13,7 @@ from st_gchb.io.sections._annotated import HDF5_START, hdf5_kind, read_annotated
 from st_gchb.io.sections._companions import anndata_files, choose_anndata
 from st_gchb.io.sections._hest import choose_sample, find_release, read_hest, sample_at, samples_of
 from st_gchb.io.sections._legacy_folder import holds_counts, is_legacy, legacy_names, read_legacy
+from st_gchb.io.sections._read_lazyslide import read_lazyslide
 from st_gchb.io.sections._spaceranger import find_outputs
 from st_gchb.io.sections._visium import read_visium
 
@@ -46,7 +47,8 @@ def read_section(
         including CytAssist) or Visium HD: ``outs``, or its parent folder. For Visium HD the 8 µm bins are read, or the
         bins whose folder is given, such as ``outs/binned_outputs/square_016um``. Or a SpatialData store, an AnnData
         file or store, or a folder of legacy Spatial Transcriptomics. Or HEST-1k: the folder of the release, with the
-        id of a sample as ``name``, or the file ``st/TENX95.h5ad`` in it.
+        id of a sample as ``name``, or the file ``st/TENX95.h5ad`` in it. Or a LazySlide store, whose tiles
+        :func:`read_lazyslide` reads.
     name
         Name of the section; by default the name of the folder or file. For a legacy folder or a folder of HEST-1k with
         several sections, the section to read.
@@ -125,6 +127,8 @@ def open_section(
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder; expected one with a section in it.")
     kind = zarr_kind(path)
+    if kind == "lazyslide":
+        return read_lazyslide(path, name=name, image=image, um_per_px=um_per_px)
     if kind == "spatialdata":
         return read_spatialdata(path, name, image, um_per_px, counts=counts)
     if kind == "anndata":

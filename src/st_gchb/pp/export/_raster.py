@@ -22,8 +22,7 @@ from st_gchb._arguments import Fill, TilePixels, checked
 from st_gchb._compat import named_layers
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingKeyError
-from st_gchb.io import annotated_rows, linked, nearest_rows, transformations_of
-from st_gchb.pp.spots import is_element_name
+from st_gchb.io import annotated_rows, is_element_name, linked, nearest_rows, transformations_of
 
 _OFF_GRID = 0.01
 """Largest deviation of a position from a square grid, in units of the spacing."""

@@ -4,6 +4,7 @@ from ._embed_patches_like import (
     FeatureOptions as FeatureOptions,
     embed_patches_like as embed_patches_like,
     features_like as features_like,
+    tell_tiles as tell_tiles,
 )
 from ._feature_array import (
     BLOCK_ROWS as BLOCK_ROWS,

@@ -11,7 +11,10 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from st_gchb._arguments import checked
+from st_gchb._constants import Keys
+from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_ON_DAMAGE, OnDamage
+from st_gchb.io import TOLERANCE, Sections
 from st_gchb.pp.encoders import Encoder, EncodingOptions, choose_device
 from st_gchb.pp.patches._cache import cache_folder
 from st_gchb.pp.patches._embed_patches import PatchFeatures, embed_patches, encode_patches
@@ -117,6 +120,41 @@ class FeatureOptions:
     on_damage: OnDamage = DEFAULT_ON_DAMAGE
     cache: bool = True
     cache_dir: str | Path | None = None
+
+
+def tell_tiles(slices: list[Slice], sections: Sections, rule: FeatureSet) -> None:
+    """Compare the tiles of LazySlide with the patches that are cut around their centers, and warn of tiles not covered.
+
+    Parameters
+    ----------
+    slices
+        Slices with their images.
+    sections
+        The same slices with their entries in ``uns["spatial"]``.
+    rule
+        Specifications of the features.
+    """
+    for slide in slices:
+        library = sections.libraries[slide.name]
+        side_px = library.factor(Keys.SPOT_DIAMETER) if Keys.LAZYSLIDE in library.metadata else None
+        um = None if slide.um_per_px is None else slide.um_per_px * slide.scale
+        if side_px is None or um is None:
+            continue
+        sizes = [size * um if rule.in_px else size for size in rule.sizes]
+        told = (
+            f"slice {slide.name!r}: LazySlide's tiles are {side_px * um:.4g} µm wide ({side_px:.4g} px of {um:.4g} µm)"
+        )
+        patches = " and ".join(f"{size:.4g} µm" for size in sizes)
+        if max(sizes) * TOLERANCE < side_px * um:
+            logger.warning(
+                "%s; the model sees patches of %s around their centers, and nothing of a tile beyond these. Lay "
+                "tiles of at most %.4g µm.",
+                told,
+                patches,
+                max(sizes),
+            )
+        else:
+            logger.info("%s; the model sees patches of %s around their centers.", told, patches)
 
 
 def features_like(slices: list[Slice], rule: FeatureSet, options: FeatureOptions) -> PatchFeatures:

@@ -22,6 +22,9 @@ from st_gchb.pp.encoders import Encoder, get_encoder, is_known
 EARLIER_NAMES = {"views": "n_views", "tail": "feature_maps"}
 """Current names of fields that earlier versions stored under other names."""
 
+LAZYSLIDE = "lazyslide:"
+"""Start of the names of encoders whose features :func:`~st_gchb.io.read_lazyslide` read."""
+
 
 @checked
 @dataclass(frozen=True)
@@ -181,6 +184,13 @@ def encoder_of_spec(
                 Fix("encoder", why="with it again"),
                 otherwise="Make them first: st_gchb.pp.embed_patches_like(query, model.rules_.features, encoder=...).",
             )
+        )
+    if encoder is None and rule.encoder.startswith(LAZYSLIDE) and not is_known(rule.encoder):
+        model, _, side = rule.encoder.removeprefix(LAZYSLIDE).rpartition(", ")
+        raise EncoderError(
+            f"the features were made by LazySlide, with its model {model!r} on tiles of {side}, {rule.patch_um} µm, "
+            "and the query has none. Make them the same way: zs.pp.tile_tissues and zs.tl.feature_extraction, "
+            f"wsi.write(), then st_gchb.io.read_lazyslide(store, features={model!r})."
         )
     if encoder is None and not is_known(rule.encoder):
         raise EncoderError(

@@ -3,7 +3,6 @@ from ._slices import Slice as Slice, open_slices as open_slices, side_px as side
 from ._tables import (
     Resolved as Resolved,
     check_table_name as check_table_name,
-    is_element_name as is_element_name,
     resolve as resolve,
     resolve_spots as resolve_spots,
     write_table as write_table,

@@ -18,6 +18,7 @@ from st_gchb.io import (
     PlacedSections,
     annotated_rows,
     check_object,
+    is_element_name,
     placed_sections,
     reading,
 )
@@ -262,13 +263,3 @@ def check_table_name(sdata: SpatialData, name: str, *, overwrite: bool = False) 
                 Fix("key_added", why="with another name"), Fix("name", why="with another one"), Fix("overwrite", "True")
             )
         )
-
-
-def is_element_name(name: object) -> bool:
-    """Return True if SpatialData accepts this as the name of an element."""
-    return (
-        isinstance(name, str)
-        and name.strip(".") != ""
-        and not name.startswith("__")
-        and all(letter.isalnum() or letter in "_-." for letter in name)
-    )
