@@ -215,6 +215,13 @@ def test_stores_of_scenes_are_named_like_their_slide(store):
     assert read_lazyslide(renamed).obs["slice"].unique().tolist() == ["S1"]
 
 
+def test_a_slide_whose_name_has_points(store):
+    store.with_suffix(".png").rename(store.with_name("S1.F6E9.png"))
+    query = read_lazyslide(store.rename(store.with_name("S1.F6E9.zarr")))
+    assert query.obs["slice"].unique().tolist() == ["S1"]
+    assert st_gchb.pp.slices_of(query)[0].image.name.endswith("S1.F6E9.png")
+
+
 # ---- The size of a pixel ----
 
 

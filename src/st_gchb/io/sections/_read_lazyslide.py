@@ -112,7 +112,7 @@ def read_lazyslide(
         check_resolution(opened, found)
     slide = _open_slide(opened, None if image is None else Path(image), needed=features is None)
     size = _pixel_size(opened, slide, um_per_px)
-    label = name or _stem(opened) or "slide"
+    label = name or _stem(opened).split(".")[0] or "slide"
     adata = _table_of(opened, found, expression)
     adata.obs.insert(0, Keys.SLICE, pd.Categorical([label] * adata.n_obs))
     if features is not None:
@@ -122,9 +122,10 @@ def read_lazyslide(
 
 
 def _stem(store: LazySlideStore) -> str:
-    """Return the name of the slide; LazySlide adds the scene to the names of stores of files with several."""
-    path = store.slide or store.folder
-    return "" if path is None else path.name.split(".scene-")[0].removesuffix(".zarr").split(".")[0]
+    """Return the name of the slide's file without its last ending; names of stores may have the scene besides."""
+    if store.slide is not None:
+        return store.slide.stem
+    return "" if store.folder is None else store.folder.name.removesuffix(".zarr").split(".scene-")[0]
 
 
 # ---- The slide ----
@@ -174,7 +175,7 @@ def _open_slide(store: LazySlideStore, image: Path | None, *, needed: bool) -> S
 def _slides_beside(store: LazySlideStore) -> list[SlideImage]:
     if store.folder is None:
         return []
-    folder, stem = store.folder.resolve().parent, _stem(store)
+    folder, stem = store.folder.absolute().parent, _stem(store)
     files = [one for one in sorted(folder.iterdir()) if one.is_file() and is_image(one) and one.stem == stem]
     images = []
     for file in files:
