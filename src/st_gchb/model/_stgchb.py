@@ -679,6 +679,11 @@ class STGCHB(BaseModelClass):
         adata, accelerator, device
             As :meth:`load` takes them.
 
+        Returns
+        -------
+        STGCHB
+            The model, ready to predict.
+
         Raises
         ------
         HubAccessError
