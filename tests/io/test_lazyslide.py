@@ -134,6 +134,12 @@ def test_tiles_of_a_coarser_resolution_lie_where_lazyslide_laid_them(tmp_path):
     assert record == {"tiles": "tiles", "width": 16, "height": 16, "mpp": 5}
 
 
+def test_tiles_are_as_wide_as_lazyslide_cut_them(store):
+    edit(store, lambda attributes: attributes["tile_spec"]["tiles"].update(width=16, height=16, base_downsample=2.53))
+    edit(store, lambda attributes: attributes["tile_spec"]["tiles"].update(mpp=2.53 * UM))
+    assert read_lazyslide(store).uns["spatial"]["S1"]["scalefactors"]["spot_diameter_fullres"] == SIDE
+
+
 def test_an_object_in_memory_is_read_like_its_store(made):
     query = read_lazyslide(read_store(made), features="resnet50")
     expected = read_lazyslide(made, features="resnet50")

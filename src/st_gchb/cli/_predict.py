@@ -23,7 +23,8 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--slide",
         type=Path,
-        help="an image (SVS, NDPI, TIFF, OME-TIFF, JPEG, PNG), a SpatialData .zarr store, or a Space Ranger folder",
+        help="an image (SVS, NDPI, TIFF, OME-TIFF, JPEG, PNG), a .zarr store of SpatialData or LazySlide, or a Space "
+        "Ranger folder",
     )
     source.add_argument("--data", type=Path, help="an .h5ad file with spots, or a folder of her2st sections")
     parser.add_argument("--slices", nargs="+", metavar="NAME", help="slices to take (default: all)")

@@ -151,6 +151,8 @@ class Tiles:
         Id of each tile, ``(n_tiles,)``, by which tables refer to it.
     centers
         Centers as x, y, ``(n_tiles, 2)`` in px of the slide.
+    side_px
+        Shorter side of a tile, px of the slide, to which LazySlide cut it.
     tissue
         Id of the piece of tissue that each tile lies on, ``(n_tiles,)``; None if it is not stored.
     """
@@ -158,6 +160,7 @@ class Tiles:
     spec: TileSpec
     ids: pd.Index
     centers: npt.NDArray[np.float64]
+    side_px: float
     tissue: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -300,7 +303,8 @@ class LazySlideStore:
         if not ids.is_unique or ids.hasnans:
             raise CoordinateError(f"{place}: column {TILE_ID!r} has gaps or the same id twice. {_LAY}")
         tissue = frame["tissue_id"].to_numpy() if "tissue_id" in frame else None
-        return Tiles(spec, ids, (bounds[:, :2] + bounds[:, 2:]) / 2, tissue)
+        side_px = float(np.median(sides, axis=0).min())
+        return Tiles(spec, ids, (bounds[:, :2] + bounds[:, 2:]) / 2, side_px, tissue)
 
     def open_table(self, name: str, tiles: Tiles, argument: str) -> tuple[str, AnnData, npt.NDArray[np.int64]]:
         """Read a table that annotates a set of tiles.

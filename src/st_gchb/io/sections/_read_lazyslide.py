@@ -221,7 +221,7 @@ def _library(label: str, tiles: Tiles, slide: SlideImage | None, um_per_px: floa
     spec = tiles.spec
     record: dict[str, Any] = {"tiles": spec.key, "width": spec.width, "height": spec.height}
     metadata: dict[str, Any] = {Keys.LAZYSLIDE: record if spec.mpp is None else record | {"mpp": spec.mpp}}
-    factors = {Keys.SPOT_DIAMETER: float(spec.sides_px.min()), Keys.UM_PER_PX: um_per_px}
+    factors = {Keys.SPOT_DIAMETER: tiles.side_px, Keys.UM_PER_PX: um_per_px}
     images = {}
     if slide is not None:
         images["hires"], factors["tissue_hires_scalef"] = thumbnail_of(slide, _THUMBNAIL_PX)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 EXPECTED = (
     "Expected a Space Ranger output folder (Visium: filtered_feature_bc_matrix.h5 and spatial/; Visium HD: "
-    "binned_outputs/), a SpatialData .zarr store, an AnnData .h5ad file, a folder of HEST-1k (st/, wsis/, metadata/), "
-    "or a folder of legacy ST (a table of counts, a table of spots, an image)."
+    "binned_outputs/), a .zarr store of SpatialData or LazySlide, an AnnData .h5ad file, a folder of HEST-1k (st/, "
+    "wsis/, metadata/), or a folder of legacy ST (a table of counts, a table of spots, an image)."
 )
 
 
