@@ -84,7 +84,7 @@ def _read_outs() -> Iterator[Variant]:
         *((f"kernel head 0.6, rank {n}", {"kernel_weight": 0.6, "kernel_rank": n}) for n in (5, 10, 40)),
         *(
             (f"kernel head 0.6, sharpened by {share}", {"kernel_weight": 0.6, "sharpening": share})
-            for share in (0.15, 0.3, 0.5, 1.0)
+            for share in (0.2, 0.4, 0.5, 1.0)
         ),
     ]
     for name, settings in heads:

@@ -138,7 +138,7 @@ def test_the_presets_are_what_they_are_called(model):
         return STGCHB(preset=preset, registry=model.registry, **changed).settings
 
     paper, bleep, default = settings("paper"), settings("bleep"), settings("default")
-    assert default == ModelSettings(context_surroundings=12, ridge_weight=0.0, kernel_weight=0.6, sharpening=0.3)
+    assert default == ModelSettings(context_surroundings=12, ridge_weight=0.0, kernel_weight=0.6, sharpening=0.4)
     assert (paper.paper_equations, paper.beta, paper.sigma, paper.dependence) == (True, 25.0, 10.0, "nhsic")
     assert (paper.k, paper.weighting, paper.batch_size) == (50, "mean", 16)
     assert (bleep.image_graph, bleep.expression_graph) == ("none", "none")

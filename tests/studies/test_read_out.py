@@ -31,7 +31,7 @@ def test_one_training_answers_as_a_training_for_each_read_out_does(tissue, short
 
 def test_the_default_is_among_the_read_outs():
     default = PRESETS["default"]
-    offered = study.read_outs()["sharpened by 0.3"]
+    offered = study.read_outs()[f"sharpened by {default.sharpening}"]
     assert offered == {"kernel_weight": default.kernel_weight, "sharpening": default.sharpening}
     assert default.ridge_weight == 0
     assert default.context_surroundings in study.SURROUNDINGS

@@ -55,8 +55,8 @@ def look_of(names: pd.Index) -> str:
     for start, kind in (("ENSMUSG", "mouse Ensembl ids"), ("ENSG", "human Ensembl ids"), ("ENS", "Ensembl ids")):
         if sum(name.startswith(start) for name in some) >= _MOSTLY * len(some):
             return kind
-    # The first two letters tell: GAPDH, C1orf43 and MT-CO1 of human, Gapdh of mouse; numbers in between are the same.
-    starts = ["".join(letter for letter in name if letter.isalpha())[:2] for name in some]
+    # The first two letters tell: GAPDH, C1QA and MT-CO1 of human, Gapdh and C1qa of mouse. C1orf43 is of human, too.
+    starts = ["".join(letter for letter in name.replace("orf", "ORF") if letter.isalpha())[:2] for name in some]
     starts = [start for start in starts if len(start) == 2]
     if not starts:
         return ""

@@ -110,7 +110,7 @@ def read_cohort(
     >>> cohort.n_vars, list(cohort.obs["slice"].cat.categories), list(cohort.obs["patient"].cat.categories)
     (20, ['A', 'B'], ['P1', 'P2'])
     >>> cohort.uns["cohort"][["n_spots", "n_genes", "n_genes_dropped"]].to_numpy().tolist()
-    [[36, 20, 0], [36, 20, 0]]
+    [[36, 20, 0], [35, 20, 0]]
     """
     options = Options(genome, allow_missing)
     found = _validated(find_sections(_wanted_rows(read_samples(source), samples)), options, samples)
