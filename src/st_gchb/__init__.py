@@ -10,7 +10,7 @@ __version__ = version("st-gchb")
 
 _ROOMS = ("baselines", "datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
 
-__all__ = ["__version__", "citation", "print_versions", "settings", *_ROOMS]
+__all__ = ["__version__", "citation", "load_predictor", "print_versions", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
     from st_gchb import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from st_gchb._citation import citation as citation
     from st_gchb._settings import settings as settings
     from st_gchb._versions import print_versions as print_versions
+    from st_gchb.model import load_predictor as load_predictor
 
 
 def __getattr__(name: str) -> Any:
@@ -40,6 +41,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("st_gchb._citation").citation
     if name == "print_versions":
         return importlib.import_module("st_gchb._versions").print_versions
+    if name == "load_predictor":
+        return importlib.import_module("st_gchb.model").load_predictor
     raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
 
 

@@ -6,12 +6,15 @@ No other file of the package may use such names, so that a new version of a depe
 from __future__ import annotations
 
 import csv
+import importlib
 import lzma
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +94,41 @@ def fold_batch_norm(module: Any) -> Any:
     from torch.fx.experimental.optimization import fuse
 
     return fuse(module)
+
+
+class _Deferred(ModuleType):
+    """Stand-in for ``torch._dynamo.utils`` while torchvision is imported, see :func:`torchvision_models`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "is_compile_supported":
+            return lambda device: getattr(_imported(self), name)(device)
+        return getattr(_imported(self), name)
+
+
+def _imported(stand_in: ModuleType) -> ModuleType:
+    """Import the module that a stand-in stands for."""
+    if sys.modules.get(stand_in.__name__) is stand_in:
+        del sys.modules[stand_in.__name__]
+    return importlib.import_module(stand_in.__name__)
+
+
+def torchvision_models() -> ModuleType:
+    """Import ``torchvision.models`` without torch's compiler.
+
+    torchvision asks the compiler one question, in a function of object detection, and imports it for that: half of the
+    time that an encoder takes to start, and 150 MB of every process. The question is put when the function is called.
+    """
+    name = "torch._dynamo.utils"
+    stand_in = None
+    if name not in sys.modules and "torchvision" not in sys.modules:
+        sys.modules[name] = stand_in = _Deferred(name)
+    try:
+        return importlib.import_module("torchvision.models")
+    finally:
+        if stand_in is not None and sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from scvi.module.base import LossOutput
 
 from network_settings import loss_of, sizes_of
 from st_gchb.model import STGCHBModule
+from st_gchb.nn import STGCHBNetwork
 from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
 
 TERMS = ("alignment", "dgi_image", "dgi_expression", "bottleneck_image", "bottleneck_expression")
@@ -21,14 +22,14 @@ ALL = loss_of(dgi_image=0.1, dgi_expression=0.1, bottleneck=0.1)
 def module_for(data):
     torch.manual_seed(0)
     sizes = sizes_of(data.image.shape[1], data.expression.shape[1])
-    return STGCHBModule(sizes, ALL)
+    return STGCHBModule(STGCHBNetwork(sizes), ALL)
 
 
 class Overfitting(STGCHBModule):
     """One weight that starts at 0 and that training drives up, past the value that is best in validation."""
 
     def __init__(self, best):
-        super().__init__(sizes_of(1, 1, n_hidden=1, n_embedding=1), ALL)
+        super().__init__(STGCHBNetwork(sizes_of(1, 1, n_hidden=1, n_embedding=1)), ALL)
         self.best, self.w = best, torch.nn.Parameter(torch.zeros(()))
 
     def loss(self, batch):
@@ -214,8 +215,8 @@ def test_the_image_encoders_last_stage_learns_at_a_rate_of_its_own(data):
     plain = STGCHBTrainingPlan(module_for(data), optimizer="AdamW", lr=1e-2, stage_lr=0.1)
     (group,) = plain.configure_optimizers()["optimizer"].param_groups
     assert group["lr"] == 1e-2
-    sizes = sizes_of(2, 3)
-    module = STGCHBModule(sizes, ALL, torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2)))
+    stage = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    module = STGCHBModule(STGCHBNetwork(sizes_of(2, 3), stage), ALL)
     plan = STGCHBTrainingPlan(module, optimizer="AdamW", lr=1e-2, weight_decay=0.5, stage_lr=0.1)
     others, stage = plan.configure_optimizers()["optimizer"].param_groups
     assert (others["lr"], stage["lr"]) == (1e-2, 1e-3)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._errors import InputError, MissingFileError
-from st_gchb.cli._arguments import OneOrSeveral, add_tiles, new_command, read_h5ad, read_slides, take_slices
+from st_gchb.cli._arguments import (
+    OneOrSeveral,
+    add_tiles,
+    new_command,
+    read_h5ad,
+    read_slides,
+    take_slices,
+    torch_device,
+)
 from st_gchb.cohort import SPACING_UM, read_query as read_slide
 from st_gchb.io import um_per_unit
 
@@ -171,10 +179,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Predict, write the results and draw the chosen genes."""
     from st_gchb._artifacts import write_whole
     from st_gchb.cohort import most_predictable
-    from st_gchb.model import STGCHB
+    from st_gchb.model import load_predictor
 
-    model = STGCHB.load(arguments.model, accelerator=arguments.device)
-    _check_genes(arguments, model.bank_.table(arguments.layer).columns if model.bank_ is not None else [])
+    model = load_predictor(arguments.model, device=torch_device(arguments))
+    _check_genes(arguments, model.parts.bank.table(arguments.layer).columns)
     query, where = read_query(arguments)
     key = arguments.slice_key if arguments.slice_key in getattr(query, "obs", ()) else None
     options = {"layer": arguments.layer, "k": arguments.k, "weights": arguments.weights, "slice_key": key}

@@ -317,22 +317,21 @@ def _checked(step: Predict, slides: list[Slide], genes: Sequence[str]) -> Predic
     EncoderError, WeightsUnavailableError
         The encoder is unknown, or its weights are not available.
     """
-    from st_gchb.model import STGCHB
+    from st_gchb.model import load_predictor
     from st_gchb.retrieval import check_search
 
     # The machine that sends the slides need not have the accelerator of the workers.
-    model = STGCHB.load(step.folder, accelerator="cpu")
-    if model.bank_ is None or model.rules_ is None:
-        raise InputError(f"{step.folder} holds no trained model.")
-    columns = model.bank_.table(step.layer).columns
+    model = load_predictor(step.folder, device="cpu")
+    bank, settings = model.parts.bank, model.parts.settings
+    columns = bank.table(step.layer).columns
     missing = [gene for gene in genes if gene not in columns]
     if missing:
         raise InputError(
             f"genes {missing[:6]} are not among the {len(columns)} predicted ones. Name others, or predict every gene "
             "of the reference with layer='all_genes'."
         )
-    check_search(len(model.bank_), 1 if step.k is None else step.k, step.weighting or model.settings.weighting)
-    rule = model.rules_.features
+    check_search(len(bank), 1 if step.k is None else step.k, step.weighting or settings.weighting)
+    rule = model.parts.rules.features
     # An encoder that was passed as a module cannot be rebuilt by name: the slides must hold their features already.
     by_name = rule is not None and not any(spec.encoder.startswith("module:") for spec in rule.encoders)
     if rule is not None and by_name and not all(map(_may_be_embedded, slides)):
@@ -342,7 +341,7 @@ def _checked(step: Predict, slides: list[Slide], genes: Sequence[str]) -> Predic
         if step.reading.weights is None and any(own):
             step = replace(step, reading=replace(step.reading, weights=own))
         step.reading.encoders(rule)
-    return replace(step, model_id=model.model_id_ or "")
+    return replace(step, model_id=model.model_id)
 
 
 def _may_be_embedded(slide: Slide) -> bool:

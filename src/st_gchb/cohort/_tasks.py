@@ -15,12 +15,13 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._options import is_default
 from st_gchb.cohort._manifest import Slide
+from st_gchb.io import is_spatialdata
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from st_gchb.model import STGCHB
+    from st_gchb.model import Predictor
     from st_gchb.pp import Encoder, FeatureSet, Resolved
     from st_gchb.pp.patches import FeatureOptions
 
@@ -208,14 +209,12 @@ class Reading:
         tuple
             The resolved slide, and the size of a full-resolution pixel, µm, if the caller gave it, else ``None``.
         """
-        from spatialdata import SpatialData
-
         from st_gchb.pp import resolve
 
         given = {key: getattr(slide, key) for key in ("name", "image", "um_per_px", "spacing_um")}
         query, where = read_query(Path(slide.path), **given, **vars(self.grid))
         size = where.pop("um_per_px", None)
-        return resolve(query, **where, thumbnails=isinstance(query, SpatialData)), size
+        return resolve(query, **where, thumbnails=is_spatialdata(query)), size
 
     def encoding(self, maps: str | None = None) -> FeatureOptions:
         """Return the options with which patches are encoded.
@@ -294,7 +293,7 @@ class Predict:
     def needs(self) -> list[str]:
         return [self.folder, *self.reading.needs]
 
-    def model(self) -> STGCHB:
+    def model(self) -> Predictor:
         """Return the model, loaded once per process.
 
         Raises
@@ -302,31 +301,31 @@ class Predict:
         ModelFileError
             The folder holds another model than at the start of the call.
         """
-        from st_gchb.model import STGCHB
+        from st_gchb.model import load_predictor
 
-        accelerator = {"cuda": "gpu"}.get(self.reading.device, self.reading.device)
-        key = (self.folder, self.model_id, accelerator)
-        model: STGCHB = keep("model", key, lambda: STGCHB.load(self.folder, accelerator=accelerator))
-        if model.model_id_ != self.model_id:
+        device = self.reading.device
+        key = (self.folder, self.model_id, device)
+        model: Predictor = keep("model", key, lambda: load_predictor(self.folder, device=device))
+        if model.model_id != self.model_id:
             _kept.pop("model")
             raise ModelFileError(
-                f"{self.folder} holds the model {model.model_id_} now; the call began with {self.model_id}. Put it "
+                f"{self.folder} holds the model {model.model_id} now; the call began with {self.model_id}. Put it "
                 "back, or call again."
             )
         return model
 
     def make(self, slide: Slide, seconds: Seconds) -> AnnData:
-        from st_gchb.model import predict, predictor_of, prepare_query
+        from st_gchb.model import predict, prepare_query
 
         with seconds.of("load"):
-            predictor = predictor_of(self.model())
-        rule = predictor.rules.features
+            parts = self.model().parts
+        rule = parts.rules.features
         with seconds.of("read"):
             resolved, size = self.reading.resolve(slide)
         with_maps = rule is not None and rule.feature_maps
         with TemporaryDirectory(prefix="st_gchb_") if with_maps else nullcontext() as maps:
             with seconds.of("encode"):
                 encoding = self.reading.encoding(maps)
-                query = prepare_query(resolved, predictor.rules, um_per_px=size, encoding=encoding)
+                query = prepare_query(resolved, parts.rules, um_per_px=size, encoding=encoding)
             with seconds.of("predict"):
-                return predict(predictor, query, self.layer, self.k, self.weighting, return_neighbors=False)
+                return predict(parts, query, self.layer, self.k, self.weighting, return_neighbors=False)

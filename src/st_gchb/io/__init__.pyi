@@ -36,6 +36,7 @@ from ._sections import (
     PlacedSections as PlacedSections,
     Sections as Sections,
     check_object as check_object,
+    is_spatialdata as is_spatialdata,
     placed_sections as placed_sections,
     sections_of as sections_of,
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from st_gchb._logging import logger
 from st_gchb.io._library import Library, column_of, libraries_of
 from st_gchb.io._spot_centers import spot_centers
 
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
 T = TypeVar("T")
 
 _CALL_IT = "Call the column of obs that names the slices 'slice'."
@@ -35,6 +39,12 @@ _OVERLAP = 0.7
 """Spots of two groups overlap if they are nearer than this fraction of the distance between spots of one group."""
 _OVERLAPPING = 0.1
 """Fraction of overlapping spots above which groups are separate slices; within one slice it is close to 0."""
+
+
+def is_spatialdata(data: object) -> TypeGuard[SpatialData]:
+    """Return whether an object is a SpatialData, without importing its package, which takes a second."""
+    package = sys.modules.get("spatialdata")
+    return package is not None and isinstance(data, package.SpatialData)
 
 
 def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError] = InputError) -> None:
@@ -81,11 +91,8 @@ def check_object(data: Any, *, spatialdata: bool = False, error: type[InputError
                     f"Join them: adata.{axis}.columns = ['_'.join(map(str, name)) for name in adata.{axis}.columns]."
                 )
         return
-    if spatialdata:
-        from spatialdata import SpatialData
-
-        if isinstance(data, SpatialData):
-            return
+    if spatialdata and is_spatialdata(data):
+        return
     kind = type(data).__name__
     advice = {
         "SpatialData": " This function takes its table: st_gchb.pp.resolve(sdata).adata.",

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from shapely import Polygon
-from spatialdata import SpatialData, get_centroids
-from spatialdata.transformations import BaseTransformation, get_transformation
 
 from st_gchb._advice import Fix, advise
 from st_gchb._constants import Keys
@@ -24,6 +22,9 @@ from st_gchb._errors import CoordinateError, ImageError, InputError, MissingKeyE
 from st_gchb._logging import logger
 from st_gchb.io._annotation import Link, annotated_rows, bin_um, link_of
 from st_gchb.io.images import SlideImage, open_image
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 _OVERLAP = 0.9
 """Smallest intersection over union of the outlines of two images that show the same tissue."""
@@ -370,6 +371,8 @@ def transformations_of(element: Any, name: str) -> dict[str, Any]:
     InputError
         The element has no transformations, or they are of another type.
     """
+    from spatialdata.transformations import BaseTransformation, get_transformation
+
     try:
         found = get_transformation(element, get_all=True)
     except (AssertionError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -440,6 +443,8 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
     SliceError
         The element holds no spots.
     """
+    from spatialdata import get_centroids
+
     element = sdata[region]
     _check_spots(sdata, region)
     centroids = get_centroids(element, coordinate_system=system).compute()

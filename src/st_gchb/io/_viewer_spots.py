@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from st_gchb._errors import InputError, MissingKeyError, ScaleError, SliceError
 from st_gchb._matrices import is_chunked, matrix_of
 from st_gchb.io._annotation import bin_um
 from st_gchb.io._library import Library, column_of
-from st_gchb.io._sections import check_object, placed_sections
+from st_gchb.io._sections import check_object, is_spatialdata, placed_sections
 
 _BLOCK = 2**18
 """Values that are read at once, which bounds memory."""
@@ -134,8 +133,7 @@ def viewer_spots(data: Any, table: str, slice: str | None, slice_key: str | None
     InputError, CoordinateError
         ``data`` is of another type, or its positions cannot be read.
     """
-    spatialdata = sys.modules.get("spatialdata")
-    if spatialdata is not None and isinstance(data, spatialdata.SpatialData):
+    if is_spatialdata(data):
         if table not in data.tables:
             raise MissingKeyError(
                 f"the SpatialData has no table {table!r}; table= takes one of {sorted(data.tables)}. "

@@ -1,12 +1,9 @@
 """Metrics that compare predicted with measured expression, as pure functions of arrays and data frames."""
 
-from st_gchb.metrics._ceiling import noise_ceiling, share_of_ceiling
-from st_gchb.metrics._genes import pearson, per_gene
-from st_gchb.metrics._noise_free import noise_free_agreement, noise_free_morans_i
-from st_gchb.metrics._spatial import morans_agreement, morans_i
-from st_gchb.metrics._summary import summary, top_genes as top_genes
-from st_gchb.metrics._thinning import HalfTransform as HalfTransform
+import lazy_loader
 
+# The stub says where each name is: a prediction needs the correlation alone, without the statistics of the others.
+__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [
     "morans_agreement",
     "morans_i",
@@ -18,3 +15,7 @@ __all__ = [
     "share_of_ceiling",
     "summary",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from st_gchb._arguments import checked
 from st_gchb.metrics._arrays import Matrix, check_genes, check_pair, correlate_columns, dense_block, is_constant
@@ -99,6 +98,9 @@ def _pearson(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> NDA
 
 
 def _measure(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[str, NDArray]:
+    # Imported here: half of a second, for which a model that is loaded to predict would wait.
+    from scipy.stats import rankdata
+
     constant = is_constant(truth) | is_constant(prediction)
     ranks = rankdata(truth, axis=0), rankdata(prediction, axis=0)
     return {

@@ -16,10 +16,15 @@ from ._features import (
     neighbor_mean as neighbor_mean,
 )
 from ._fit import without_loops as without_loops
-from ._inference import Predictor as Predictor, predict as predict, sharpened as sharpened
+from ._inference import TrainedParts as TrainedParts, predict as predict, sharpened as sharpened
 from ._kernel_inputs import fit_kernel_map as fit_kernel_map
 from ._loading import read_settings as read_settings
 from ._module import STGCHBModule as STGCHBModule
+from ._predictor import (
+    Predictor as Predictor,
+    load_predictor as load_predictor,
+    network_device as network_device,
+)
 from ._query import prepare_query as prepare_query
 from ._settings import (
     PRESETS as PRESETS,
@@ -27,6 +32,6 @@ from ._settings import (
     check_k as check_k,
     settings_for as settings_for,
 )
-from ._stgchb import STGCHB as STGCHB, predictor_of as predictor_of
+from ._stgchb import STGCHB as STGCHB
 from ._training import checkpoint_folder as checkpoint_folder, strategy_for as strategy_for
 from ._validation import check_features as check_features, check_names as check_names

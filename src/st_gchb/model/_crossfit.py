@@ -13,10 +13,11 @@ from anndata import AnnData
 from st_gchb._constants import Keys
 from st_gchb.model._confidence import Calibration, HeldOut, calibrate, calibration_folds
 from st_gchb.model._fit import Fitted, build_bank, build_module, fit, training_data
-from st_gchb.model._inference import Predictor, answer, embed, seen_context
+from st_gchb.model._inference import TrainedParts, answer, embed, seen_context
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
+from st_gchb.nn import STGCHBNetwork
 from st_gchb.retrieval import ReferenceBank
 from st_gchb.train import TrainingData
 
@@ -43,12 +44,12 @@ class Trainee:
         self.module.to(device)
 
 
-def embed_reference(module: STGCHBModule, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
+def embed_reference(network: STGCHBNetwork, fitted: Fitted, adata: AnnData, where: Registered) -> ReferenceBank:
     """Embed the reference with a trained network, and build its reference bank."""
-    keys = embed(module, fitted.panel, fitted.adjacency, "expression")
+    keys = embed(network, fitted.panel, fitted.adjacency, "expression")
     where_spots = (fitted.adjacency, fitted.slices)
-    seen = seen_context(module, fitted.rules.context, fitted.context, fitted.features, where_spots)
-    image_keys = embed(module, seen, fitted.adjacency, "image")
+    seen = seen_context(network, fitted.rules.context, fitted.context, fitted.features, where_spots)
+    image_keys = embed(network, seen, fitted.adjacency, "image")
     return build_bank(adata, where, fitted, keys, image_keys)
 
 
@@ -84,8 +85,8 @@ def cross_fit(
             torch.manual_seed(seed)
             trainee = Trainee(build_module(fitted, settings))
         train(trainee, training_data(fitted, rest), f"fold_{next(numbers)}")
-        bank = embed_reference(trainee.module, fitted, rest, where)
-        p = Predictor(trainee.module, fitted.rules, bank, None, settings)
+        bank = embed_reference(trainee.module.network, fitted, rest, where)
+        p = TrainedParts(trainee.module.network, fitted.rules, bank, None, settings)
         found = answer(p, whole.features.subset(rows), whole.adjacency[rows][:, rows], whole.slices[rows])
         return HeldOut(found.panel, found.retrieved, found.predictors)
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 import torch
 from scipy import sparse
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from st_gchb._logging import logger
@@ -135,6 +134,9 @@ def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.nd
     """
     if not x.any():
         return np.zeros((x.shape[1], width)), np.zeros(width)
+    # Imported here, since a prediction takes the projections from the model and would wait for it.
+    from sklearn.decomposition import PCA
+
     pca = PCA(width, svd_solver=solver, random_state=seed).fit(x)
     return np.ascontiguousarray(pca.components_.T), pca.explained_variance_
 

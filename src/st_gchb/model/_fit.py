@@ -37,9 +37,9 @@ from st_gchb.model._features import (
 from st_gchb.model._kernel_inputs import fit_kernel_map
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, origin_table
-from st_gchb.model._settings import ModelSettings
+from st_gchb.model._settings import ModelSettings, network_settings
 from st_gchb.model._validation import Registered
-from st_gchb.nn import NetworkSettings
+from st_gchb.nn import STGCHBNetwork
 from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import fit_expression, log_normalize, read_expression
 from st_gchb.pp.graph import graph_of, rule_of
@@ -193,26 +193,16 @@ def build_module(fitted: Fitted, settings: ModelSettings) -> STGCHBModule:
     """Build the network and fill in its fixed projections."""
     rule = fitted.rules.features
     stage = None if rule is None or not rule.feature_maps else stage_of_spec(rule.first)
-    module = STGCHBModule(network_settings(fitted.rules, fitted.image_map, settings), settings.loss, stage)
+    network = STGCHBNetwork(network_settings(fitted.rules, fitted.image_map, settings), stage)
     expression = fitted.rules.expression
     fixed = (
-        (module.network.image.fixed, fitted.image_map),
-        (module.network.expression.fixed, LinearProjection(expression.offset, expression.matrix)),
+        (network.image.fixed, fitted.image_map),
+        (network.expression.fixed, LinearProjection(expression.offset, expression.matrix)),
     )
     for layer, numbers in fixed:
         layer.offset.copy_(torch.from_numpy(numbers.offset))
         layer.matrix.copy_(torch.from_numpy(numbers.matrix))
-    return module
-
-
-def network_settings(rules: Preprocessor, image_map: LinearProjection, settings: ModelSettings) -> NetworkSettings:
-    """Sizes of the network; components are as many as the data allow."""
-    return settings.network(
-        n_features=rules.n_features * len(rules.context.steps),
-        n_genes=len(rules.expression.genes),
-        n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
-        n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
-    )
+    return STGCHBModule(network, settings.loss)
 
 
 def training_data(fitted: Fitted, adata: AnnData) -> TrainingData:

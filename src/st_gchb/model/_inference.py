@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
-from spatialdata import SpatialData
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +19,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
 from st_gchb._options import Search, Weighting
-from st_gchb.io import check_store, hand_on_libraries, is_stored, link_of, write_elements
+from st_gchb.io import check_store, hand_on_libraries, is_spatialdata, is_stored, link_of, write_elements
 from st_gchb.model import _features as _context
 from st_gchb.model._confidence import Calibration, calibration_folds, error_predictors
 from st_gchb.model._features import (
@@ -34,10 +32,9 @@ from st_gchb.model._features import (
     context_of,
     is_plain,
 )
-from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor, Query, measured_panel
 from st_gchb.model._settings import ModelSettings
-from st_gchb.nn import Branch
+from st_gchb.nn import Branch, STGCHBNetwork
 from st_gchb.pp import FeatureSet, write_table
 from st_gchb.pp.encoders import halved
 from st_gchb.pp.patches import FeatureRows
@@ -53,6 +50,9 @@ from st_gchb.retrieval import (
 )
 from st_gchb.train import edges_between, with_halo
 
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
 _BLOCK_SPOTS = 4096
 """Number of spots that are embedded at once if not all of them are."""
 
@@ -63,12 +63,17 @@ Where = tuple[sparse.csr_matrix, np.ndarray]
 """Spot graph, and slice of each spot."""
 
 
-def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+def device_of(network: STGCHBNetwork) -> torch.device:
+    """Return the device that holds the weights of a network."""
+    return next(network.parameters()).device
+
+
+def embed(network: STGCHBNetwork, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
     """Compute the L2-normalized joint embedding of the spots of a whole graph, ``(n_spots, n_embedding)``.
 
     Parameters
     ----------
-    module
+    network
         The network.
     values
         Raw inputs of the branch, ``(n_spots, n_raw)``: panel expression, dense or sparse, or context features.
@@ -77,24 +82,24 @@ def embed(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modal
     modality
         ``"expression"`` or ``"image"``.
     """
-    module.eval()
+    network.eval()
     n_spots, width = values.shape
     if not isinstance(values, BlockedContext) and 4 * n_spots * width <= _context.PLAIN_BYTES:
         try:
-            return _whole(module, values, adjacency, modality)
+            return _whole(network, values, adjacency, modality)
         except torch.cuda.OutOfMemoryError:
             logger.warning("The device's memory is too small to embed %d spots at once: block by block.", n_spots)
-    return _in_blocks(module, values, adjacency, modality)
+    return _in_blocks(network, values, adjacency, modality)
 
 
 def seen_context(
-    module: STGCHBModule, rule: NeighborhoodAggregator, context: Context, features: FeatureRows, where: Where
+    network: STGCHBNetwork, rule: NeighborhoodAggregator, context: Context, features: FeatureRows, where: Where
 ) -> Context:
     """Compute the context that the image branch takes, from the fine-tuned last stage of the encoder if there is one.
 
     Parameters
     ----------
-    module
+    network
         The network.
     rule, context
         Aggregation of neighborhoods, and the context of the stored features.
@@ -108,32 +113,32 @@ def seen_context(
     Context
         ``context`` itself if the encoder was frozen.
     """
-    stage = module.network.stage
+    stage = network.stage
     if stage is None or features.maps is None:
         return context
-    module.eval()
+    network.eval()
     parts = np.array_split(np.arange(len(features)), -(-len(features) // _STAGE_SPOTS))
     with torch.inference_mode():
-        made = [stage(torch.from_numpy(features.maps[part]).to(module.device)).cpu().numpy() for part in parts]
+        made = [stage(torch.from_numpy(features.maps[part]).to(device_of(network))).cpu().numpy() for part in parts]
     return context_of(rule, FeatureRows(np.concatenate(made)), *where)
 
 
-def _whole(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+def _whole(network: STGCHBNetwork, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
     values = values.values if isinstance(values, Context) else values
     dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
     graph = adjacency.tocoo()
-    edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(module.device)
-    run = module.network.embed_expression if modality == "expression" else module.network.embed_image
+    edges = torch.from_numpy(np.stack([graph.row, graph.col]).astype(np.int64)).to(device_of(network))
+    run = network.embed_expression if modality == "expression" else network.embed_image
     with torch.inference_mode():
-        return run(torch.from_numpy(dense.astype(np.float32)).to(module.device), edges).cpu().numpy()
+        return run(torch.from_numpy(dense.astype(np.float32)).to(device_of(network)), edges).cpu().numpy()
 
 
-def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
-    branch: Branch = module.network.expression if modality == "expression" else module.network.image
+def _in_blocks(network: STGCHBNetwork, values: Any, adjacency: sparse.csr_matrix, modality: str) -> np.ndarray:
+    branch: Branch = network.expression if modality == "expression" else network.image
     inputs = _inputs(branch, values)
     degree = np.diff(adjacency.indptr).astype(np.float32)
     n_hops = branch.infomax.encoder.n_hops
-    result = np.empty((adjacency.shape[0], module.network.settings.n_embedding), dtype=np.float32)
+    result = np.empty((adjacency.shape[0], network.settings.n_embedding), dtype=np.float32)
     start, size = 0, _BLOCK_SPOTS
     while start < len(result):
         rows = np.arange(start, min(start + size, len(result)))
@@ -142,7 +147,7 @@ def _in_blocks(module: STGCHBModule, values: Any, adjacency: sparse.csr_matrix, 
         tensors = (inputs(nodes), edges, torch.from_numpy(degree[nodes]))
         try:
             with torch.inference_mode():
-                found = branch(*(tensor.to(module.device) for tensor in tensors)).embedding[: len(rows)]
+                found = branch(*(tensor.to(device_of(network)) for tensor in tensors)).embedding[: len(rows)]
                 result[rows] = F.normalize(found, dim=1).cpu().numpy()
         except torch.cuda.OutOfMemoryError:
             if size < 2:
@@ -176,7 +181,7 @@ def check_delivery(query: object, key_added: str, *, write: bool) -> None:
         An argument does not apply to an AnnData, the name belongs to an element that is not an earlier result, or
         there is no store that can be written to.
     """
-    if not isinstance(query, SpatialData):
+    if not is_spatialdata(query):
         if write or key_added != Keys.TABLE:
             raise InputError(
                 f"write= and key_added= are for SpatialData; the query is a {type(query).__name__}. An AnnData is "
@@ -219,12 +224,12 @@ _COMPARED = 200_000
 
 
 @dataclass(frozen=True)
-class Predictor:
+class TrainedParts:
     """Trained parts that a prediction needs, and the search method for the reference.
 
     Parameters
     ----------
-    module, rules, bank, calibration, settings
+    network, rules, bank, calibration, settings
         Network, rules of the reference, reference bank, calibration if there is one, and settings.
     search
         Method by which the reference is searched.
@@ -232,13 +237,17 @@ class Predictor:
         Identity of the model: ``model_id``, ``preset`` and ``seed``; empty while it is trained.
     """
 
-    module: STGCHBModule
+    network: STGCHBNetwork
     rules: Preprocessor
     bank: ReferenceBank
     calibration: Calibration | None
     settings: ModelSettings
     search: Search = "auto"
     origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def searched_by(self, search: Search) -> TrainedParts:
+        """Return the same parts with another method of search."""
+        return replace(self, search=search)
 
 
 @dataclass(frozen=True)
@@ -273,7 +282,7 @@ class Answer:
 
 
 def answer(
-    p: Predictor,
+    p: TrainedParts,
     features: np.ndarray | FeatureRows,
     adjacency: sparse.csr_matrix,
     slices: np.ndarray,
@@ -294,8 +303,8 @@ def answer(
     """
     features = FeatureRows(features)
     context = _query_context(p, features, adjacency, slices)
-    seen = seen_context(p.module, p.rules.context, context, features, (adjacency, slices))
-    embedding = embed(p.module, seen, adjacency, "image")
+    seen = seen_context(p.network, p.rules.context, context, features, (adjacency, slices))
+    embedding = embed(p.network, seen, adjacency, "image")
     k = min(p.settings.k, len(p.bank)) if k is None else k
     neighbors = find_neighbors(
         embedding,
@@ -304,7 +313,7 @@ def answer(
         weighting=weighting or p.settings.weighting,
         temperature=p.settings.query_temperature,
         index=index_for(p.bank, k, p.search),
-        device=p.module.device,
+        device=device_of(p.network),
     )
     linear = context.through(p.rules.linear) if p.settings.ridge_weight else None
     table = p.bank.table(None)
@@ -317,9 +326,9 @@ def answer(
     return Answer(embedding, neighbors, linear, components, retrieved, panel, predictors)
 
 
-def _query_context(p: Predictor, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:
+def _query_context(p: TrainedParts, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:
     """Build the context of a query: all that is asked of it are projections, unless the network takes it as it is."""
-    rule, projected = p.rules.context, p.module.network.image.fixed.matrix.ndim > 1
+    rule, projected = p.rules.context, p.network.image.fixed.matrix.ndim > 1
     if rule.surroundings and projected:
         held = is_plain(features, NeighborhoodAggregator(0))
         return BlockedContext(FeatureRows(features.whole()) if held else features, adjacency, slices, rule)
@@ -327,7 +336,7 @@ def _query_context(p: Predictor, features: FeatureRows, adjacency: sparse.csr_ma
 
 
 def blended(
-    p: Predictor,
+    p: TrainedParts,
     retrieved: np.ndarray,
     inputs: np.ndarray | None,
     components: np.ndarray | None,
@@ -402,7 +411,7 @@ def sharpened(values: np.ndarray, adjacency: sparse.csr_matrix, share: float) ->
 
 
 def predict(
-    p: Predictor,
+    p: TrainedParts,
     query: Query,
     layer: str | None,
     k: int | None,
@@ -444,7 +453,7 @@ def predict(
     return result
 
 
-def _ridge_share(p: Predictor, head: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
+def _ridge_share(p: TrainedParts, head: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
     """Compute the share of the ridge head in each column, ``(n_columns,)``, from its correlation on held-out slices.
 
     For a gene that ridge regression predicts poorly, it would mostly add noise to the retrieved expression.
@@ -463,12 +472,15 @@ def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Compute the mean distance to the nearest reference patches, ``(n_query,)``."""
     if len(reference) > _COMPARED:
         reference = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:_COMPARED])]
+    # Imported here, since it takes a second, which a slide's first patches need not wait for.
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
     distances: np.ndarray = search.kneighbors(query)[0]
     return distances.mean(1)
 
 
-def _carry_measured(p: Predictor, query: Query, result: AnnData) -> None:
+def _carry_measured(p: TrainedParts, query: Query, result: AnnData) -> None:
     """Put measured expression, on the scale of the prediction, into ``X`` for the genes that the query measures."""
     measured, present = measured_panel(query, p.rules.expression)
     names = p.rules.expression.genes[present]
@@ -492,7 +504,7 @@ def _stain(calibration: Calibration, predictors: np.ndarray, slices: np.ndarray)
     return slides
 
 
-def _provenance(p: Predictor, layer: str | None, k: int, weighting: str) -> dict[str, Any]:
+def _provenance(p: TrainedParts, layer: str | None, k: int, weighting: str) -> dict[str, Any]:
     features = p.rules.features
     return {
         "version": __version__,
@@ -517,6 +529,6 @@ def _of_encoders(features: FeatureSet, field: str) -> str | np.ndarray:
     return values[0] if len(values) == 1 else np.array(values)
 
 
-def _how_searched(p: Predictor, k: int) -> dict[str, Any]:
+def _how_searched(p: TrainedParts, k: int) -> dict[str, Any]:
     index = index_for(p.bank, k, p.search)
     return {"search": "exact"} if index is None else {"search": "index", "search_recall": index.recall}

@@ -20,7 +20,7 @@ from st_gchb._artifacts import (
     sha256_of,
 )
 from st_gchb._compat import ARRAY_ERRORS
-from st_gchb._errors import MissingFileError, ModelFileError
+from st_gchb._errors import MissingFileError, ModelFileError, STGCHBError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today, without_dropped
 from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
@@ -40,9 +40,11 @@ from st_gchb.model._saving import (
     SavedModel,
 )
 from st_gchb.model._schema import check_numbers, check_record, read_table
-from st_gchb.model._settings import ModelSettings
+from st_gchb.model._settings import ModelSettings, network_settings
+from st_gchb.nn import STGCHBNetwork
 from st_gchb.pp import FeatureSet, GraphSpec
 from st_gchb.pp.expression import ExpressionRule
+from st_gchb.pp.patches import stage_without_weights
 from st_gchb.retrieval import KernelHead, ReferenceBank, ReferenceTable, SearchIndex
 
 _NUMBERS = (
@@ -148,6 +150,41 @@ def read_model(folder: Path) -> SavedModel:
         },
         model_id=stored["model_id"],
     )
+
+
+def network_of(saved: SavedModel, settings: ModelSettings, folder: Path) -> STGCHBNetwork:
+    """Build the network of a saved model, with its weights.
+
+    Parameters
+    ----------
+    saved
+        Content of the folder.
+    settings
+        The model's settings.
+    folder
+        Folder, for messages.
+
+    Raises
+    ------
+    ModelFileError
+        The weights do not fit the settings.
+    """
+    rule = saved.rules.features
+    try:
+        fixed = (saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix"))
+        sizes = network_settings(saved.rules, LinearProjection(*fixed), settings)
+        with torch.random.fork_rng():
+            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule.first)
+            network = STGCHBNetwork(sizes, stage)
+        network.load_state_dict({name.removeprefix("network."): value for name, value in saved.state.items()})
+    except STGCHBError:
+        raise
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        # So torch calls weights that are absent or of another shape.
+        raise ModelFileError(
+            f"{folder}: the network's weights do not fit its settings ({error}). Copy the model again."
+        ) from error
+    return network
 
 
 def _check_finite(folder: Path, *parts: dict[str, np.ndarray]) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
-from torch import nn
 
-from st_gchb.nn import GraphBatch, LossSettings, NetworkSettings, STGCHBNetwork
+from st_gchb.nn import GraphBatch, LossSettings, STGCHBNetwork
 
 
 class STGCHBModule(BaseModuleClass):
@@ -17,16 +16,14 @@ class STGCHBModule(BaseModuleClass):
     Parameters
     ----------
     network
-        Settings of the network.
+        The network.
     loss
         Settings of the loss.
-    stage
-        Last stage of the image encoder, if it is fine-tuned.
     """
 
-    def __init__(self, network: NetworkSettings, loss: LossSettings, stage: nn.Module | None = None) -> None:
+    def __init__(self, network: STGCHBNetwork, loss: LossSettings) -> None:
         super().__init__()
-        self.network = STGCHBNetwork(network, stage)
+        self.network = network
         self.loss_settings = loss
         self.pretraining = False
 

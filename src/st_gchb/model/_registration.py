@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from scvi.model.base import BaseModelClass
-from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._matrices import in_memory
-from st_gchb.io import check_object
+from st_gchb.io import check_object, is_spatialdata
 from st_gchb.model._validation import (
     Registered,
     check_names,
     registered_table,
 )
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 
 def transfer_arguments(
@@ -99,10 +101,10 @@ def table_set_up(cls: type[BaseModelClass], data: AnnData | SpatialData) -> AnnD
     InputError
         Neither it nor what it was made of was set up, or it is not what it was then.
     """
-    adata = registered_table(data) if isinstance(data, SpatialData) else data
+    adata = registered_table(data) if is_spatialdata(data) else data
     check_object(adata)
     call = "setup_anndata(adata, slice_key=...) first, with the column of obs that tells its slices apart."
-    call = "setup_spatialdata(sdata) first." if isinstance(data, SpatialData) else call
+    call = "setup_spatialdata(sdata) first." if is_spatialdata(data) else call
     manager = _manager_of(cls, adata)
     if manager is None:
         found = "was set up in another session, or for another class" if _MARK in adata.uns else "was not set up"
@@ -114,7 +116,7 @@ def table_set_up(cls: type[BaseModelClass], data: AnnData | SpatialData) -> AnnD
         return adata
     arguments = dict(manager.registry["setup_args"])
     adata = in_memory(adata) if adata.is_view else adata
-    if isinstance(data, SpatialData):
+    if is_spatialdata(data):
         _register_again(cls, adata, Registered(**arguments))
     else:
         cls.setup_anndata(adata, **arguments)

@@ -23,7 +23,6 @@ from st_gchb._artifacts import (
 )
 from st_gchb._errors import InputError
 from st_gchb.model._confidence import Calibration
-from st_gchb.model._module import STGCHBModule
 from st_gchb.model._query import Preprocessor
 from st_gchb.model._settings import ModelSettings
 from st_gchb.retrieval import ReferenceBank
@@ -210,7 +209,7 @@ def _of_one_part(rules: Preprocessor) -> bool:
     return rules.features is None or len(rules.features) == 1
 
 
-def new_model_id(module: STGCHBModule, genes: pd.Index, bank: ReferenceBank) -> str:
+def new_model_id(module: torch.nn.Module, genes: pd.Index, bank: ReferenceBank) -> str:
     """Compute the identity of a trained model from its weights, gene names and reference spots.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from st_gchb._arguments import (
     Count,
@@ -25,6 +25,10 @@ from st_gchb._arguments import (
 from st_gchb._errors import InputError
 from st_gchb._options import DEFAULT_WEIGHTING, Dependence, Finetune, GraphKind, Preset, Sampler, Weighting
 from st_gchb.nn import LossSettings, NetworkSettings
+
+if TYPE_CHECKING:
+    from st_gchb.model._features import LinearProjection
+    from st_gchb.model._query import Preprocessor
 
 
 @checked
@@ -246,6 +250,16 @@ def _check(settings: ModelSettings) -> None:
             f"{settings.center_slices}: a step would need the maps of all spots around its own, and of whole slices. "
             "Pass context_rings=0 and center_slices=False, or take preset='paper' or 'bleep', where they are so."
         )
+
+
+def network_settings(rules: Preprocessor, image_map: LinearProjection, settings: ModelSettings) -> NetworkSettings:
+    """Compute the sizes of the network; components are as many as the data allow."""
+    return settings.network(
+        n_features=rules.n_features * len(rules.context.steps),
+        n_genes=len(rules.expression.genes),
+        n_image_inputs=None if image_map.matrix.ndim == 1 else image_map.matrix.shape[1],
+        n_expression_inputs=None if rules.expression.matrix.ndim == 1 else rules.expression.matrix.shape[1],
+    )
 
 
 def check_k(settings: ModelSettings, preset: str, n_reference: int) -> None:

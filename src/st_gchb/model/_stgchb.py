@@ -18,23 +18,24 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 from spatialdata import SpatialData
 
-from st_gchb._arguments import Count, Epochs, Limits, Megabytes, Pair, PixelSize, Seed, check_keywords, checked
+from st_gchb._arguments import Epochs, Megabytes, Pair, PixelSize, Seed, check_keywords, checked
 from st_gchb._compat import parse_device_args
 from st_gchb._constants import Keys
-from st_gchb._errors import InputError, ModelFileError, NotTrainedError, QueryError, STGCHBError
+from st_gchb._errors import InputError, NotTrainedError, QueryError
 from st_gchb._logging import logger
-from st_gchb._options import DEFAULT_ENCODERS, Preset, Search, Weighting
+from st_gchb._options import DEFAULT_ENCODERS, Preset, Search
 from st_gchb._settings import settings as package_settings
 from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.io import check_object, sections_of
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._features import LinearProjection, context_of
-from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, network_settings, training_data
-from st_gchb.model._inference import Predictor, check_delivery, deliver, embed, predict, seen_context
-from st_gchb.model._loading import read_model, read_registry
+from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, training_data
+from st_gchb.model._inference import TrainedParts, embed, seen_context
+from st_gchb.model._loading import network_of, read_model, read_registry
 from st_gchb.model._model_card import CardFacts, model_card
 from st_gchb.model._module import STGCHBModule
+from st_gchb.model._predictor import QUERY, ExpressionPredictor
 from st_gchb.model._query import Preprocessor, check_training_data, panel_expression, prepare_query
 from st_gchb.model._registration import check_transfer, register, table_set_up, transfer_arguments
 from st_gchb.model._saving import SavedModel, new_model_id, write_model
@@ -61,18 +62,15 @@ from st_gchb.model._validation import (
 )
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.expression import check_panel
-from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoders_of_set, stage_without_weights
+from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, FeatureRows, encoders_of_set
 from st_gchb.pp.spots import resolve_spots
-from st_gchb.retrieval import ReferenceBank, check_search, index_for
+from st_gchb.retrieval import ReferenceBank, index_for
 from st_gchb.train import CheckpointFolder, NoCheckpoints
 
-QueryData = Annotated[
-    AnnData | SpatialData,
-    Limits("an AnnData or SpatialData (st_gchb.io.read_section reads one from files)", error=QueryError),
-]
+QueryData = Annotated[AnnData | SpatialData, QUERY]
 
 
-class STGCHB(BaseModelClass):
+class STGCHB(ExpressionPredictor, BaseModelClass):
     """Joint embedding of image patches and expression, from which expression is predicted for slides with H&E alone.
 
     Graph contrastive learning in each modality, HSIC bottleneck, cross-modal alignment, retrieval from the reference.
@@ -414,7 +412,7 @@ class STGCHB(BaseModelClass):
         where = self._where
         run = partial(run_training, settings=self.settings, seed=self.seed, checkpoints=checkpoints)
         run(self, training_data(fitted, self.adata), "network", options=options)
-        self.bank_ = embed_reference(self.module, fitted, self.adata, where)
+        self.bank_ = embed_reference(self.module.network, fitted, self.adata, where)
         self.model_id_ = new_model_id(self.module, fitted.rules.expression.genes, self.bank_)
         self.calibration_ = None
         index_for(self.bank_, min(self.settings.k, len(self.bank_)))
@@ -424,103 +422,6 @@ class STGCHB(BaseModelClass):
             quiet = replace(options, trainer_kwargs=options.trainer_kwargs | {"enable_progress_bar": False})
             once_more = partial(run, options=quiet)
             self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
-
-    @checked(apart=("layer",))
-    def predict(
-        self,
-        query: QueryData,
-        *,
-        layer: str | None = None,
-        k: Count | None = None,
-        weighting: Weighting | None = None,
-        search: Search = "auto",
-        slice_key: str | None = None,
-        return_neighbors: bool = False,
-        image: Any = None,
-        image_key: str | None = None,
-        um_per_px: PixelSize | Mapping[str, PixelSize] | None = None,
-        weights: str | Path | None | Sequence[str | Path | None] = None,
-        table: str | None = None,
-        shapes: str | None = None,
-        memory_mb: Megabytes = MEMORY_MB,
-        key_added: str = Keys.TABLE,
-        write: bool = False,
-    ) -> AnnData:
-        """Predict expression for spots that have H&E alone.
-
-        Parameters
-        ----------
-        query
-            AnnData with positions and an image (no genes are needed), or SpatialData with image and spots. It is not
-            changed, but for a SpatialData the result is added as ``sdata.tables[key_added]``.
-        layer
-            Table of the reference to predict: a layer, an ``obsm`` entry, ``"all_genes"``; by default the panel.
-        k
-            Reference spots that are retrieved for a query spot; by default the preset's, at most all.
-        weighting
-            ``"softmax"`` or ``"mean"``; by default the preset's.
-        search
-            ``"exact"``, or ``"index"``: by an index with a stated recall (extra ``faiss``), made once and saved with
-            the model; ``"auto"``: by an index from a million reference spots on, where FAISS is installed.
-        slice_key
-            Column of the query's ``obs`` that tells its slices apart.
-        return_neighbors
-            Keep the retrieved reference spots in ``obsm["st_gchb_neighbors"]`` (rows of the reference),
-            ``obsm["st_gchb_neighbor_weights"]``, and the reference's names, slices and positions in
-            ``uns["st_gchb"]["reference"]``.
-        image, image_key, um_per_px, table, shapes
-            Where the query's image and spots are, as :func:`~st_gchb.pp.embed_patches` takes them.
-        weights
-            Path of the encoder's weights file, where it has moved since training. Of several encoders with weights, a
-            sequence of one for each, None where it has not moved.
-        memory_mb
-            Bound of the decoded pixels that are held, MB; see :func:`~st_gchb.pp.read_patches`.
-        key_added
-            For a SpatialData: name of the table. An earlier result of that name is replaced.
-        write
-            For a SpatialData that is backed by a store: also write the table into it, as
-            :func:`st_gchb.io.write_elements` does, with the shapes that it annotates where the store lacks them.
-
-        Returns
-        -------
-        AnnData
-            One row per query spot and one column per gene of the panel (or of the table): ``layers["st_gchb"]``,
-            ``X`` (measured where the query has it, else predicted), ``obsm["X_st_gchb"]``,
-            ``obs["st_gchb_confidence"]``, ``obs["st_gchb_outlier"]``, ``var["st_gchb_expected_pcc"]`` (and
-            ``var["st_gchb_retrieval_pcc"]``, that of retrieval without the heads) and provenance
-            in ``uns["st_gchb"]``. Spots whose pixels cannot be decoded have no row: their names are in
-            ``uns["st_gchb"]["excluded"]``, and a warning says where they are.
-
-        Raises
-        ------
-        NotTrainedError
-            Before :meth:`train`.
-        QueryError, InputError, MissingKeyError, MissingFileError
-            Or a subclass, where the query cannot be used.
-        StoreError
-            The table could not be written into the store. It is in ``sdata`` then, unless the store was found to be
-            read-only before anything was computed.
-        """
-        predictor = predictor_of(self, search)
-        # Patches take minutes: what is wrong with the question is told before.
-        check_delivery(query, key_added, write=write)
-        predictor.bank.table(layer)
-        check_search(len(predictor.bank), 1 if k is None else k, weighting or self.settings.weighting, search)
-        check_object(query, spatialdata=True, error=QueryError)
-        prepared = prepare_query(
-            resolve_spots(query, table, image, shapes, thumbnails=isinstance(query, SpatialData)),
-            predictor.rules,
-            slice_key=slice_key,
-            image_key=image_key,
-            um_per_px=um_per_px,
-            encoding=FeatureOptions(
-                build=partial(encoders_of_set, weights=weights), memory_mb=memory_mb, on_damage="nan"
-            ),
-        )
-        result = predict(predictor, prepared, layer, k, weighting, return_neighbors)
-        if isinstance(query, SpatialData):
-            deliver(query, result, prepared.link, key_added, write=write)
-        return result
 
     @checked
     def get_latent_representation(
@@ -569,10 +470,10 @@ class STGCHB(BaseModelClass):
         if modality == "image":
             features, where_spots = FeatureRows(query.features), (query.adjacency, query.slices)
             context = context_of(rules.context, features, *where_spots)
-            seen = seen_context(self.module, rules.context, context, features, where_spots)
-            return embed(self.module, seen, query.adjacency, "image")
+            seen = seen_context(self.module.network, rules.context, context, features, where_spots)
+            return embed(self.module.network, seen, query.adjacency, "image")
         values = panel_expression(query.source, rules.expression)
-        return embed(self.module, values, query.adjacency, "expression")
+        return embed(self.module.network, values, query.adjacency, "expression")
 
     @checked(keywords=lambda: AnnData.write_h5ad)
     def save(
@@ -634,15 +535,7 @@ class STGCHB(BaseModelClass):
             check_training_data(adata, saved.rules, saved.bank, setup["slice_key"])
             cls.setup_anndata(adata, **setup)
             model = cls(adata, panel=list(saved.rules.expression.genes), **arguments)
-        try:
-            model._restore(saved)
-        except STGCHBError:
-            raise
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
-            # So torch calls weights that are absent or of another shape.
-            raise ModelFileError(
-                f"{dir_path}: the network's weights do not fit its settings ({error}). Copy the model again."
-            ) from error
+        model._restore(saved, Path(dir_path))
         _, _, chosen = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)
         model.to_device(chosen)
         model.module.eval()
@@ -890,19 +783,11 @@ class STGCHB(BaseModelClass):
         self._fitted = fitted
         return fitted
 
-    def _restore(self, saved: SavedModel) -> None:
+    def _restore(self, saved: SavedModel, folder: Path) -> None:
         """Take over everything that was read from a folder."""
         self.rules_, self.bank_, self.calibration_ = saved.rules, saved.bank, saved.calibration
         self.history_, self.model_id_, self.is_trained_ = saved.history, saved.model_id, True
-        image_map = LinearProjection(
-            *(saved.state[f"network.image.fixed.{name}"].numpy() for name in ("offset", "matrix"))
-        )
-        rule = saved.rules.features
-        with torch.random.fork_rng():
-            stage = None if rule is None or not rule.feature_maps else stage_without_weights(rule.first)
-            sizes = network_settings(saved.rules, image_map, self.settings)
-            self.module = STGCHBModule(sizes, self.settings.loss, stage)
-        self.module.load_state_dict(saved.state)
+        self.module = STGCHBModule(network_of(saved, self.settings, folder), self.settings.loss)
         self._describe()
 
     def _content(self, what: str) -> SavedModel:
@@ -920,6 +805,11 @@ class STGCHB(BaseModelClass):
             history=self.history_ or {},
             model_id=self.model_id_ or "",
         )
+
+    def _trained_parts(self, search: Search) -> TrainedParts:
+        bank, rules = self._trained_bank("predict"), cast("Preprocessor", self.rules_)
+        origin = {"model_id": self.model_id_, "preset": self.preset, "seed": self.seed}
+        return TrainedParts(self.module.network, rules, bank, self.calibration_, self.settings, search, origin)
 
     def _trained_bank(self, what: str) -> ReferenceBank:
         if not self.is_trained_ or self.bank_ is None:
@@ -962,16 +852,3 @@ class STGCHB(BaseModelClass):
         if manager is not None:
             self._register_manager_for_instance(manager)
             self._setup_adata_manager_store.setdefault(manager.adata_uuid, manager)
-
-
-def predictor_of(model: STGCHB, search: Search = "auto") -> Predictor:
-    """Return the trained parts of a model that a prediction needs, for one query or many.
-
-    Raises
-    ------
-    NotTrainedError
-        The model is not trained.
-    """
-    bank, rules = model._trained_bank("predict"), cast("Preprocessor", model.rules_)
-    origin = {"model_id": model.model_id_, "preset": model.preset, "seed": model.seed}
-    return Predictor(model.module, rules, bank, model.calibration_, model.settings, search, origin)

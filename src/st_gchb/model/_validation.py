@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from spatialdata import SpatialData
 
 from st_gchb._constants import Keys
 from st_gchb._counts import Remedy
@@ -23,6 +22,9 @@ from st_gchb.pp.expression import read_expression, tell_expression
 from st_gchb.pp.graph import check_lengths, graph_of, rule_of
 from st_gchb.pp.patches import FeatureRows, check_made, feature_keys, made_key, was_on_image
 from st_gchb.pp.spots import check_positions
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 _LEAST_SPOTS = 4
 """Spots of a reference at least: calibration leaves half of them out, and a slice has two."""

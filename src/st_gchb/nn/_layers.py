@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, SAGEConv, SimpleConv
-from torch_geometric.nn.inits import reset, uniform
 
 from st_gchb._options import GraphKind
 from st_gchb.nn._parts import Part
@@ -63,13 +64,14 @@ class GraphEncoder(nn.Module):
         n_in = n_tail or n_in
         self.conv: nn.Module
         if kind == "sage":
-            self.conv = SAGEConv(n_in, n_hidden, aggr="mean")
+            self.conv = _convolutions().SAGEConv(n_in, n_hidden, aggr="mean")
         elif kind == "gcn":
             # Edge weights are computed in forward, since a subgraph does not hold the degrees of the whole graph.
-            self.conv = GCNConv(n_in, n_hidden, normalize=False)
+            self.conv = _convolutions().GCNConv(n_in, n_hidden, normalize=False)
         else:
             self.conv = nn.Linear(n_in, n_hidden)
-        self.sum = SimpleConv(aggr="sum", combine_root="sum")
+        if kind == "gcn_sum":
+            self.sum = _convolutions().SimpleConv(aggr="sum", combine_root="sum")
         self.activation = nn.PReLU()
 
     @property
@@ -111,6 +113,11 @@ class GraphEncoder(nn.Module):
         if self.kind == "gcn":
             return self.activation(self.conv(x, *gcn_edges(edge_index, len(x), degree, x.dtype)))
         return self.activation(self.conv(x, edge_index))
+
+
+def _convolutions() -> ModuleType:
+    """Import torch-geometric's convolutions, which take two seconds, for the networks that pass messages."""
+    return importlib.import_module("torch_geometric.nn")
 
 
 def gcn_edges(edge_index: Tensor, n: int, degree: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -160,8 +167,11 @@ class Infomax(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.weight = nn.Parameter(torch.empty(n_hidden, n_hidden))
-        reset(self.encoder)
-        uniform(n_hidden, self.weight)
+        for part in self.encoder.children():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+        bound = 1.0 / math.sqrt(n_hidden)
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def discriminate(self, z: Tensor, summary: Tensor) -> Tensor:
         """Score nodes ``(n, n_hidden)`` against a summary ``(n_hidden,)``; logits, ``(n,)``."""

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import squidpy as sq
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Colormap, Normalize
+from matplotlib_scalebar.scalebar import ScaleBar
 from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
@@ -250,27 +250,15 @@ def color_bar(axs: Iterable[Axes], norm: Normalize, cmap: str | Colormap, label:
 
 
 def _background(ax: Axes, tissue: Tissue, *, image_alpha: float, scale_bar: bool, under: bool) -> None:
-    """Draw the H&E with squidpy, with a scale bar inside or below the axes."""
-    kwargs: dict[str, Any] = {}
-    under = under and scale_bar and tissue.um_per_px is not None
-    if scale_bar and tissue.um_per_px is not None:
-        kwargs = {"scalebar_dx": tissue.um_per_px, "scalebar_units": "um"}
-        kwargs["scalebar_kwargs"] = _UNDER | {"bbox_transform": ax.transAxes} if under else _INSIDE
-    sq.pl.spatial_scatter(
-        # squidpy needs a spot to draw the image; one is enough, since the spots are drawn by draw_dots.
-        tissue.spots[:1],
-        library_id=tissue.name,
-        img=tissue.image_key is not None,
-        img_res_key=tissue.image_key,
-        img_alpha=image_alpha,
-        scale_factor=tissue.scale,
-        colorbar=False,
-        title="",
-        # A blank axis label reserves the room for a scale bar below the axes, which the layout does not do.
-        axis_label=[" " if under else "", ""],
-        ax=ax,
-        **kwargs,
-    )
+    """Draw the H&E, with a scale bar inside or below the axes."""
+    with_bar = scale_bar and tissue.um_per_px is not None
+    # A blank axis label reserves the room for a scale bar below the axes, which the layout does not do.
+    ax.set(xticks=[], yticks=[], title="", xlabel=" " if under and with_bar else "", ylabel="")
+    if tissue.image is not None:
+        ax.imshow(tissue.image, alpha=image_alpha)
+    if with_bar:
+        style = _UNDER | {"bbox_transform": ax.transAxes} if under else _INSIDE
+        ax.add_artist(ScaleBar(tissue.um_per_px, units="um", **style))
     left, right, bottom, top = tissue.limits
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     for spine in ax.spines.values():

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from st_gchb._advice import Fix, advise
+from st_gchb._compat import torchvision_models
 from st_gchb._errors import (
     EncoderError,
     HubAccessError,
@@ -32,6 +32,8 @@ from st_gchb._errors import (
 from st_gchb._hub import refusal
 from st_gchb._logging import logger
 from st_gchb.pp.encoders._pathology import PATHOLOGY_ENCODERS
+
+models = torchvision_models()
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -150,7 +152,7 @@ class Backbone:
 
 def torchvision_names() -> list[str]:
     """List the names of torchvision's classification models."""
-    return torchvision.models.list_models(module=torchvision.models)
+    return models.list_models(module=models)
 
 
 def torchvision_backbone(name: str, weights: str | None, registered: Sequence[str] = ()) -> Backbone:
@@ -178,7 +180,7 @@ def torchvision_backbone(name: str, weights: str | None, registered: Sequence[st
     """
     if name not in torchvision_names():
         raise EncoderError(_unknown(name, list(registered)))
-    preset = torchvision.models.get_model_weights(name).DEFAULT
+    preset = models.get_model_weights(name).DEFAULT
     # Only the numbers of the preset's transform are used: the transform itself crops the border of the patch.
     numbers = preset.transforms()
     input_px = int(numbers.crop_size[0])
@@ -194,7 +196,7 @@ def torchvision_backbone(name: str, weights: str | None, registered: Sequence[st
 
 def backbone_without_weights(name: str) -> nn.Module:
     """Build the architecture of a torchvision model without its last layer; its weights are random."""
-    preset = torchvision.models.get_model_weights(name).DEFAULT
+    preset = models.get_model_weights(name).DEFAULT
     return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
 
 
@@ -207,7 +209,7 @@ def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tu
         options.update(aux_logits=False, init_weights=not pretrained, transform_input=pretrained)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        module = torchvision.models.get_model(name, weights=None, **options)
+        module = models.get_model(name, weights=None, **options)
     path = _head_path(module)
     parent, _, leaf = path.rpartition(".")
     setattr(module.get_submodule(parent), leaf, nn.Identity())
@@ -231,7 +233,7 @@ def _fitting(state: Mapping[str, Tensor]) -> str | None:
     """Find the torchvision model whose backbone has exactly these tensors; None if there is none."""
     size = sum(value.numel() for value in state.values())
     for name in torchvision_names():
-        preset = torchvision.models.get_model_weights(name).DEFAULT
+        preset = models.get_model_weights(name).DEFAULT
         # Sizes need only be similar: heads may be absent or of another width, and buffers of batch norm are no
         # parameters. Keys distinguish RegNet, whose candidates are expensive to build.
         other_family = name.startswith("regnet_") and not any(key.startswith("trunk_output.") for key in state)

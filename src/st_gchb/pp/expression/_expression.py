@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from scipy import sparse
-from sklearn.decomposition import PCA
 
 from st_gchb._compat import named_layers, torch_threads_kept
 from st_gchb._constants import TARGET_SUM
@@ -205,6 +203,9 @@ def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes:
         var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
     )
     # With a batch key, even of a single batch, scanpy breaks ties, so that the panel has exactly n_top_genes genes.
+    # Imported here, since prediction, which takes its panel from the model, would wait seconds for it.
+    import scanpy as sc
+
     with torch_threads_kept():
         frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
     chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
@@ -278,6 +279,8 @@ def fit_expression(
     ExpressionError
         There are too few genes to choose from, or none of them varies.
     """
+    from sklearn.decomposition import PCA
+
     if panel is None:
         columns = choose_panel(log_values, slices, n_top_genes)
     else:

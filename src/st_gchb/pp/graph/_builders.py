@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from squidpy.gr.neighbors import DelaunayBuilder, GraphBuilder, GridBuilder, KNNBuilder, RadiusBuilder
 
 from st_gchb._errors import GraphError, InputError
 from st_gchb.pp.graph._graph_spec import GraphSpec
+
+if TYPE_CHECKING:
+    from squidpy.gr.neighbors import GraphBuilder
 
 _USE = "Pass a builder without it, or rule=st_gchb.pp.GraphSpec(...)."
 
@@ -41,6 +43,9 @@ def spec_of_builder(builder: GraphBuilder) -> GraphSpec:
     >>> spec_of_builder(DelaunayBuilder(radius=150.0))
     GraphSpec(mode='delaunay', radius=150.0, unit='px', n_neighbors=6, pitch=None, n_rings=None)
     """
+    # Imported here, since squidpy takes seconds, and a saved model has no builder but its specification.
+    from squidpy.gr.neighbors import DelaunayBuilder, GridBuilder, KNNBuilder, RadiusBuilder
+
     kind = type(builder)
     if kind not in (KNNBuilder, RadiusBuilder, DelaunayBuilder, GridBuilder):
         raise GraphError(

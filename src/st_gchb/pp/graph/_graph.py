@@ -1,17 +1,20 @@
-"""Spot graphs by squidpy, built one slice at a time by a rule that is stored with the model."""
+"""Spot graphs, built one slice at a time by a rule that is stored with the model.
+
+squidpy builds graphs of nearest neighbors, triangulations and grids, and is imported where one of these is asked for: a
+prediction, by default with a graph of all spots within a radius, would wait seconds for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import squidpy as sq
 from anndata import AnnData
 from scipy import sparse
-from scipy.spatial import QhullError
-from squidpy.gr.neighbors import GraphBuilder
+from scipy.spatial import QhullError, cKDTree
 
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import PixelSize, checked
@@ -25,6 +28,9 @@ from st_gchb.pp.graph._graph_spec import GraphSpec
 from st_gchb.pp.graph._sublattice import interleave, nearest_distances, side_by_side, spacing_of
 from st_gchb.pp.patches import pixel_sizes, was_on_image
 from st_gchb.pp.spots import Slice, check_positions
+
+if TYPE_CHECKING:
+    from squidpy.gr.neighbors import GraphBuilder
 
 PITCH_FACTOR = 1.6
 """Radius in units of the distance between spots: 6 neighbors on a hexagonal array, 8 on a square one."""
@@ -278,12 +284,14 @@ def _slice_distances(
 
 def _near(placed: np.ndarray, rule: GraphSpec, px: float) -> sparse.csr_matrix:
     """Join spots that are near one another, ``(n, n)``."""
+    if rule.mode == "radius":
+        i, j = cKDTree(placed).query_pairs(float(rule.radius or 0) * px, output_type="ndarray").T
+        return sparse.csr_matrix((np.ones(len(i), np.float32), (i, j)), shape=(len(placed),) * 2)
+    import squidpy as sq
+
     spots = AnnData(obsm={Keys.SPATIAL: placed})
     with others_quiet():
-        if rule.mode == "radius":
-            sq.gr.spatial_neighbors_radius(spots, radius=float(rule.radius or 0) * px)
-        else:
-            sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(placed) - 1))
+        sq.gr.spatial_neighbors_knn(spots, n_neighs=min(rule.n_neighbors, len(placed) - 1))
     return spots.obsp[Keys.CONNECTIVITIES]
 
 
@@ -321,6 +329,8 @@ def _meshed(coordinates: np.ndarray, parts: np.ndarray, rule: GraphSpec, px: flo
 
 
 def _mesh(spots: AnnData, rule: GraphSpec) -> None:
+    import squidpy as sq
+
     n_rings = rule.n_rings or 1
     n_neighbors = min(rule.n_neighbors, spots.n_obs - 1)
     if rule.mode == "delaunay" and n_rings == 1:

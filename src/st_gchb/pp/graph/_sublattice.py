@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
+from scipy.spatial import cKDTree
 
 Coordinates = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -23,8 +23,9 @@ _TOLERANCE = 0.25
 
 def nearest_distances(coordinates: Coordinates, n_neighbors: int = 1) -> Coordinates:
     """Compute the distances of each position to its nearest neighbors, ``(n, n_neighbors)``, ascending."""
-    search = NearestNeighbors(n_neighbors=min(n_neighbors, len(coordinates) - 1)).fit(coordinates)
-    return np.asarray(search.kneighbors()[0], dtype=np.float64)
+    found, _ = cKDTree(coordinates).query(coordinates, k=1 + min(n_neighbors, len(coordinates) - 1))
+    # The nearest of all is the position itself, or another one at the same place.
+    return np.asarray(found[:, 1:], dtype=np.float64)
 
 
 def spacing_of(coordinates: Coordinates) -> float:

@@ -8,18 +8,20 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ConvNeXt, DenseNet, EfficientNet, MobileNetV2, ResNet
 
+from st_gchb._compat import torchvision_models
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp.encoders import Encoder, backbone_without_weights
 from st_gchb.pp.patches._feature_spec import FeatureSpec, encoder_of_spec
 
+models = torchvision_models()
+
 _FIRST: dict[type[nn.Module], str] = {
-    ResNet: "layer4.0.conv1",
-    ConvNeXt: "features.6.1",
-    DenseNet: "features.transition3.norm",
-    EfficientNet: "features.6.0.block.0.0",
-    MobileNetV2: "features.14.conv.0.0",
+    models.ResNet: "layer4.0.conv1",
+    models.ConvNeXt: "features.6.1",
+    models.DenseNet: "features.transition3.norm",
+    models.EfficientNet: "features.6.0.block.0.0",
+    models.MobileNetV2: "features.14.conv.0.0",
 }
 """Path of the first layer of the last stage, by model family: the layer that halves the maps for the last time (in
 ConvNeXt preceded by a layer norm). Families are excluded if their stages are not sequential, or if the last stage is

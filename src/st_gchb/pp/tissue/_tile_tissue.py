@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from st_gchb._arguments import Micrometers, PixelSize, PositiveShare, checked
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._options import DEFAULT_GRID, DEFAULT_MIN_TISSUE, DEFAULT_TISSUE, GridKind, TissueMethod
-from st_gchb.io import Library, SlideImage, open_image, put_libraries
+from st_gchb.io import Library, SlideImage, is_spatialdata, open_image, put_libraries
 from st_gchb.pp.tissue._detection import Tissue
 from st_gchb.pp.tissue._layout import Tiles, lay_tiles
 
@@ -97,9 +96,7 @@ def tile_tissue(
     >>> sorted(query.obs)
     ['array_col', 'array_row', 'slice', 'tissue_share']
     """
-    spatialdata = sys.modules.get("spatialdata")
-    if spatialdata is not None and isinstance(source, spatialdata.SpatialData):
-        # spatialdata is slow to import; an instance of its class shows that it was imported already.
+    if is_spatialdata(source):
         from st_gchb.pp.tissue._tile_shapes import tile_spatialdata
 
         settings = {"spacing_um": spacing_um, "grid": grid, "tissue": tissue, "min_tissue": min_tissue}
