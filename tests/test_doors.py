@@ -20,6 +20,7 @@ ROOMS = ("datasets", "evaluate", "cohort", "io", "metrics", "model", "pl", "pp",
 RETURNED = {
     "evaluate": {"Evaluation", "Fold", "HestBench", "Reliability"},
     "io": {"Reader", "SlideImage", "SlideLevel"},
+    "model": {"Predictor"},
     "pp": {"Encoder", "ExpressionRule", "Resolved", "Slice", "Tissue"},
     "retrieval": {"RidgeHead", "Neighbors", "ReferenceBank", "SearchIndex"},
 }
@@ -89,7 +90,7 @@ def public_functions() -> dict[str, Any]:
     for name, method in inspect.getmembers(STGCHB):
         if not name.startswith("_") and callable(method) and inspect.unwrap(method).__module__.startswith("st_gchb"):
             found[f"model.STGCHB.{name}"] = method
-    return found
+    return found | {"load_predictor": st_gchb.load_predictor}
 
 
 FUNCTIONS = public_functions()

@@ -15,7 +15,6 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._options import is_default
 from st_gchb.cohort._manifest import Slide
-from st_gchb.io import is_spatialdata
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -209,6 +208,7 @@ class Reading:
         tuple
             The resolved slide, and the size of a full-resolution pixel, µm, if the caller gave it, else ``None``.
         """
+        from st_gchb.io import is_spatialdata
         from st_gchb.pp import resolve
 
         given = {key: getattr(slide, key) for key in ("name", "image", "um_per_px", "spacing_um")}

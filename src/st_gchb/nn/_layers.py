@@ -168,8 +168,9 @@ class Infomax(nn.Module):
         self.encoder = encoder
         self.weight = nn.Parameter(torch.empty(n_hidden, n_hidden))
         for part in self.encoder.children():
-            if hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
         bound = 1.0 / math.sqrt(n_hidden)
         nn.init.uniform_(self.weight, -bound, bound)
 
