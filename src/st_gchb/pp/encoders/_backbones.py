@@ -29,7 +29,6 @@ from st_gchb._errors import (
     WeightsAccessError,
     WeightsUnavailableError,
 )
-from st_gchb._hub import refusal
 from st_gchb._logging import logger
 from st_gchb.pp.encoders._pathology import PATHOLOGY_ENCODERS
 
@@ -327,6 +326,9 @@ def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
     # All errors of the Hugging Face hub (no network, no access, unknown repository) derive from OSError; timm itself
     # raises RuntimeError.
     except (OSError, RuntimeError) as error:
+        # Imported here, since the hub's client takes half a second, and most encoders are no business of the hub.
+        from st_gchb._hub import refusal
+
         refused = refusal(error, name.partition(":")[2].partition("@")[0]) if name.startswith(ON_HUB) else None
         if refused is not None:
             raise unavailable(refused, f"timm:{name}") from error

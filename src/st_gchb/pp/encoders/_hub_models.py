@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from st_gchb._artifacts import DamagedFileError, is_there, read_json
 from st_gchb._errors import EncoderError, HubError, MissingExtraError, WeightsUnavailableError
-from st_gchb._hub import check_repo_id, download, page_of
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_WEIGHTS, is_default
 from st_gchb.pp.encoders._backbones import ON_HUB, Backbone, read_state, unavailable
@@ -116,6 +115,8 @@ def _source(name: str, entry: PathologyEncoder | None, weights: str | None) -> _
         return _Source(name, None, None, "none")
     if not is_default(weights):
         return _local(name, entry, Path(weights))
+    from st_gchb._hub import check_repo_id, download
+
     repo_id, _, revision = ("" if name in PATHOLOGY_ENCODERS else name.partition(":")[2]).partition("@")
     # The cache tells repositories apart by capitals, which the hub does not.
     repo_id = repo_id if entry is None else entry.repo_id
@@ -136,6 +137,8 @@ def _files(names: list[str], name: str, repo_id: str) -> list[str]:
     EncoderError
         There is no configuration or no weights.
     """
+    from st_gchb._hub import page_of
+
     shards = [one for one in names if one.endswith(".safetensors") and "/" not in one]
     whole = [one for one in _WEIGHTS if one in names][:1] or ([*shards, _INDEX] if _INDEX in names else [])
     if _CONFIG not in names or not whole:
