@@ -25,7 +25,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest bench bench-compare lint format docs env constraints clean distclean
+.PHONY: help demo test pytest test-newest bench bench-compare lint style types format docs env constraints clean distclean
 
 help:
 	@echo "make demo               train on synthetic sections, predict a held-out one, draw it in $(OUT)/"
@@ -76,20 +76,31 @@ env: $(VENV)/.test
 demo: $(VENV)/.test
 	$(BIN)/st-gchb demo --out $(OUT) $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--encoder mobilenet_v2 texture --weights $(WEIGHTS))
 
-lint: $(VENV)/.test
+lint: style types
+
+style: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
 	$(BIN)/mypy
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# One thread per worker: two workers that each start a thread per core get in one another's way. Bytecode is kept, also
-# where the environment forbids it: else every process of the tests compiles all libraries anew, for ten seconds or more.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+# One thread per worker: two workers that each start a thread per core get in one another's way. Each takes one half of
+# the tests, and from the other's what is left at the end, so that models of a folder's tests are trained by one of them
+# alone. Bytecode is kept, also where the environment forbids it: else every process of the tests compiles all libraries
+# anew, for ten seconds or more.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg \
+  $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-test: lint
+# Types are checked beside the tests, which fills a core where these use one: while they start, and at their end.
+test: style
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
+
+pytest: $(VENV)/.test
 	$(PYTEST)
 
 # What a user does from set-up to a saved prediction, files of models and of tables, and the command line: where new
