@@ -59,7 +59,7 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
 
 
 MOMENTS = {
-    "imports": {"at": "import scvi.train", "signals": ["SIGTERM"]},
+    "imports": {"at": "import scvi._settings", "signals": ["SIGTERM"]},
     "embedding": {"at": "st_gchb.pp.encoders._runner:EncoderRunner.run_all", "signals": ["SIGTERM"]},
     "an epoch": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
     "Ctrl-C": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},

@@ -13,7 +13,44 @@ from st_gchb.model import STGCHB, strategy_for
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
-# Started by Lightning once for each device, as a user's own script is.
+# ``python train.py``, and the second process, which Lightning starts with the same words. That one is forked before
+# anything else is done, so that it finds the libraries imported, and waits until Lightning asks for it.
+START = """
+    import json, os, runpy, sys, types
+    from lightning.pytorch.strategies.launchers import subprocess_script
+
+    asked, asks = os.pipe()
+    second = os.fork()
+
+    def status(flags=0):
+        ended = os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT | flags)
+        return ended and ended.si_status
+
+    class Forked:
+        returncode, pid = None, second
+
+        def __init__(self, command, env, cwd):
+            assert cwd is None
+            with open(asks, "w") as words:
+                json.dump([command, env], words)
+
+        def poll(self):
+            self.returncode = status(os.WNOHANG)
+            return self.returncode
+
+    if second:
+        del sys.argv[0]
+        subprocess_script.subprocess = types.SimpleNamespace(Popen=Forked)
+    else:
+        os.close(asks)
+        with open(asked) as words:
+            (_, *sys.argv), env = json.load(words)
+        os.environ.clear()
+        os.environ.update(env)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    assert not second or status() == 0
+"""
+# A user's own script.
 SCRIPT = """
     import sys
     import anndata, numpy as np, torch
@@ -65,9 +102,7 @@ def two(request, programs, tmp_path_factory):
     request.getfixturevalue("tissue")[:90].copy().write_h5ad(folder / "ref.h5ad")
     script = folder / "train.py"
     script.write_text(f"SETTINGS = {SETTINGS!r}\n" + textwrap.dedent(SCRIPT))
-    # As ``python train.py`` is: Lightning starts the second process with the same words.
-    start = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    run = programs.run(start, str(script), str(folder / "ref.h5ad"), str(folder), cwd=folder)
+    run = programs.run(textwrap.dedent(START), str(script), str(folder / "ref.h5ad"), str(folder), cwd=folder)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
