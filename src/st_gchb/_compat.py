@@ -22,6 +22,7 @@ import numpy as np
 from st_gchb._errors import DeviceError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 ARRAY_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, NotImplementedError, OverflowError)
@@ -61,11 +62,63 @@ def parse_device_args(*arguments: Any, **options: Any) -> Any:
         ) from error
 
 
+class History:
+    """Record of logged values with the methods of the one in scvi-tools' in-memory logger.
+
+    That one sets each value in a data frame, which in a short training takes as long as a step does. Here data frames
+    are made when they are asked for.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[Any, float]] = {}
+        self._axis: dict[str, str] = {}
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Record nothing, as scvi-tools does."""
+
+    def save(self) -> None:
+        """Write nothing, as scvi-tools does."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Record values of a step or, if they name it, of an epoch."""
+        axis = next((name for name in ("step", "epoch") if name in metrics), "step")
+        time = metrics.get(axis, step)
+        for name, value in metrics.items():
+            if name != axis:
+                self._axis.setdefault(name, axis)
+                self._values.setdefault(name, {})[time] = float(value)
+
+    @property
+    def data(self) -> dict[str, pd.DataFrame]:
+        """Return one data frame per name, with one row per step or epoch."""
+        import pandas as pd
+
+        return {
+            name: pd.DataFrame(
+                {name: list(values.values())}, index=pd.Index(list(values), name=self._axis[name]), dtype=object
+            )
+            for name, values in self._values.items()
+        }
+
+    @property
+    def points(self) -> dict[str, list[list[float]]]:
+        """Return pairs of step or epoch and value, by name."""
+        return {name: [[int(time), value] for time, value in values.items()] for name, values in self._values.items()}
+
+    def restore(self, points: dict[str, list[list[float]]]) -> None:
+        """Record the values of the epochs of an earlier training, as :attr:`points` gives them."""
+        for name, values in points.items():
+            for epoch, value in values:
+                self.log_metrics({"epoch": epoch, name: value})
+
+
 def history_logger() -> Any:
     """Create scvi-tools' in-memory logger; the trainer's default logger pickles the values on several devices."""
     from scvi.train._logger import SimpleLogger
 
-    return SimpleLogger()
+    logger = SimpleLogger()
+    logger._experiment = History()
+    return logger
 
 
 @contextmanager

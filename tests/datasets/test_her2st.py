@@ -28,6 +28,10 @@ def test_rows_are_joined_by_array_position(her2st_folder):
     assert list(adata.obs_names[:4]) == ["C2_10x20", "C2_11x20", "C2_10x21", "C2_12x22"]
     assert sparse.isspmatrix_csr(adata.X)
     assert adata.X.dtype == np.float32
+    # A matrix in another order is sorted by all that read it, each in a copy.
+    assert adata.X.has_sorted_indices
+    indices = np.split(adata.X.indices, adata.X.indptr[1:-1])
+    assert all((np.diff(row) > 0).all() for row in indices)
     frame = adata.to_df()
     assert frame.loc["C2_10x20", ["ERBB2", "ACTB", "GAPDH"]].tolist() == [3, 4, 5]
     assert frame.loc["C3_12x22", ["ACTB", "FASN", "ERBB2"]].tolist() == [109, 110, 111]

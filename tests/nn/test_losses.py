@@ -113,6 +113,43 @@ def test_the_bottleneck_takes_each_representation_by_its_own_bandwidth():
     assert abs(bottleneck_loss(100 * t[0], t[1], t[2], **fixed) - bottleneck_loss(*t, **fixed)) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [None, 10.0])
+@pytest.mark.parametrize("n", [2, 3, 17, 132])
+def test_the_bottleneck_and_its_gradient_are_those_of_the_plain_formula_bit_for_bit(n, sigma, dtype):
+    """The gradient in closed form adds its terms in the order of automatic differentiation, which keeps all bits."""
+    parts = [draw(n, d, d).to(dtype) for d in (64, 256, 128)]
+
+    def plain(inputs, hidden, output):
+        a, b, c = [gaussian_kernel(x, sigma or median_bandwidth(x)) for x in (inputs, hidden, output)]
+        return cka(a, b) - 5.0 * cka(c, b)
+
+    def fused(inputs, hidden, output):
+        return bottleneck_loss(inputs, hidden, output, beta=5.0, dependence=cka, sigma=sigma)
+
+    found = []
+    for loss in (plain, fused):
+        leaves = [parts[0], parts[1].clone().requires_grad_(), parts[2].clone().requires_grad_()]
+        value = loss(*leaves)
+        (0.05 * value).backward()
+        found.append([value, leaves[1].grad, leaves[2].grad])
+    for expected, ours in zip(*found, strict=True):
+        assert torch.equal(expected, ours)
+
+
+def test_the_bottleneck_of_spots_that_all_coincide_has_a_finite_gradient():
+    hidden, output = torch.zeros(4, 2, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
+    bottleneck_loss(torch.zeros(4, 5), hidden, output, beta=5.0, dependence=cka, sigma=None).backward()
+    assert torch.isfinite(hidden.grad).all()
+    assert torch.isfinite(output.grad).all()
+
+
+def test_the_bottleneck_passes_a_gradient_to_its_inputs_where_these_are_trained():
+    inputs = draw(9, 4, 0).requires_grad_()
+    bottleneck_loss(inputs, draw(9, 3, 1), draw(9, 2, 2), beta=5.0, dependence=cka, sigma=None).backward()
+    assert inputs.grad.abs().max() > 0
+
+
 def test_the_kernel_has_a_gradient_where_spots_coincide():
     x = torch.zeros(4, 2, requires_grad=True)
     gaussian_kernel(x, median_bandwidth(x)).sum().backward()

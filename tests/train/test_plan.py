@@ -3,12 +3,15 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from scvi.module.base import LossOutput
+from scvi.train._logger import SimpleExperiment
 
 from network_settings import loss_of, sizes_of
+from st_gchb._compat import History
 from st_gchb.model import STGCHBModule
 from st_gchb.nn import STGCHBNetwork
 from st_gchb.train import GraphDataModule, KeepBest, Pretraining, STGCHBTrainingPlan, StopEarly
@@ -224,3 +227,37 @@ def test_the_image_encoders_last_stage_learns_at_a_rate_of_its_own(data):
     assert [one.shape for one in stage["params"]] == [(2, 1, 1, 1), (2,)]
     trained = {id(one) for one in module.parameters() if one.requires_grad}
     assert {id(one) for one in others["params"] + stage["params"]} == trained
+
+
+def test_the_history_is_kept_as_scvi_tools_keeps_it():
+    """Data frames of the same values, types and names, though they are made only when they are asked for."""
+    ours, theirs = History(), SimpleExperiment()
+    logged = [({"loss": torch.tensor(0.1 * n), "term": 1.0 / (n + 1), "epoch": n}, 7 * n) for n in range(3)]
+    logged += [({"rate": 1e-3, "step": 4}, None), ({"other": 2}, 9), ({"loss": 5.0, "epoch": 2}, 15)]
+    for metrics, step in logged:
+        for record in (ours, theirs):
+            record.log_metrics(dict(metrics), step)
+    assert list(ours.data) == list(theirs.data)
+    for name, frame in theirs.data.items():
+        pd.testing.assert_frame_equal(ours.data[name], frame)
+    again = History()
+    again.restore({name: points for name, points in ours.points.items() if name in ("loss", "term")})
+    for name, frame in again.data.items():
+        pd.testing.assert_frame_equal(frame, theirs.data[name])
+
+
+def test_the_kept_weights_are_those_of_their_epoch_and_fixed_ones_are_copied_once(data):
+    kept, watch, best = [], Watch(), KeepBest()
+
+    class Notes(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            kept.append(dict(best.state_dict()["state"]))
+
+    train(data, n_epochs=3, callbacks=[watch, best, Notes()])
+    improved = [i for i, loss in enumerate(watch.losses) if loss == min(watch.losses[: i + 1])]
+    assert len(improved) > 1
+    for i in improved:
+        assert_same_state(kept[i], watch.states[i])
+    first, last = kept[improved[0]], kept[improved[-1]]
+    assert first["network.image.fixed.offset"] is last["network.image.fixed.offset"]
+    assert first["network.image.head.project.weight"] is not last["network.image.head.project.weight"]

@@ -30,7 +30,10 @@ def join_slices(parts: Sequence[ad.AnnData], libraries: Iterable[Library]) -> ad
     """
     adata = ad.concat(list(parts), join="outer", fill_value=0, merge="same")
     if adata.X is not None:
-        adata.X = sparse.csr_matrix(adata.X, dtype=np.float32)
+        counts = sparse.csr_matrix(adata.X, dtype=np.float32)
+        # Aligning the genes leaves each row's columns in any order, and everything that reads it would sort a copy.
+        counts.sort_indices()
+        adata.X = counts
     for key in (Keys.SLICE, Keys.PATIENT):
         adata.obs[key] = pd.Categorical(adata.obs[key], categories=list(dict.fromkeys(adata.obs[key])))
     put_libraries(adata, libraries)

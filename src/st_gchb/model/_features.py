@@ -96,7 +96,9 @@ def fit_map(
         return LinearProjection(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
     solver = "randomized" if width < min(x.shape) // 2 else "full"
-    matrix, variance = _principal((x - offset.astype(dtype)) * inverse.astype(dtype), width, solver, seed)
+    standard = x - offset.astype(dtype)
+    standard *= inverse.astype(dtype)
+    matrix, variance = _principal(standard, width, solver, seed, copy=False)
     if whitening:
         weight = np.zeros_like(variance)
         real = variance > _REAL * variance.max(initial=0.0)
@@ -127,17 +129,21 @@ def _balanced(inverse: np.ndarray, parts: list[slice] | None) -> np.ndarray:
     return result.ravel()
 
 
-def _principal(x: np.ndarray, width: int, solver: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _principal(
+    x: np.ndarray, width: int, solver: str, seed: int, *, copy: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute principal directions ``(n_features, width)`` and their variances; zeros if nothing varies.
 
+    Without ``copy``, the numbers in ``x`` are overwritten.
     The directions are in row-major order, in which they are loaded: a product is rounded according to the order.
     """
-    if not x.any():
+    # The first row alone shows it but for a table of zeros.
+    if not (x[:1].any() or x.any()):
         return np.zeros((x.shape[1], width)), np.zeros(width)
     # Imported here, since a prediction takes the projections from the model and would wait for it.
     from sklearn.decomposition import PCA
 
-    pca = PCA(width, svd_solver=solver, random_state=seed).fit(x)
+    pca = PCA(width, svd_solver=solver, random_state=seed, copy=copy).fit(x)
     return np.ascontiguousarray(pca.components_.T), pca.explained_variance_
 
 
@@ -276,7 +282,10 @@ def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndar
 
     def part(rows: slice) -> np.ndarray:
         mean = (graph[rows] @ dense) / np.maximum(degree[rows], 1.0)[:, None]
-        return np.where(degree[rows, None] > 0, mean, dense[rows])
+        alone = degree[rows] <= 0
+        if alone.any():
+            mean[alone] = dense[rows][alone]
+        return mean
 
     return _by_rows(part, len(features), features.shape[1])
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from st_gchb.nn._bottleneck import LEAST_NORM, CKABottleneck
 
 Dependence = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +48,7 @@ def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean
 def squared_distances(x: Tensor) -> Tensor:
     """Compute squared Euclidean distances between the rows of ``x``, ``(n, n)``."""
     square = (x * x).sum(1)
-    return (square[:, None] + square[None, :] - 2.0 * (x @ x.T)).clamp_min(0.0)
+    return torch.sub(square[:, None] + square[None, :], x @ x.T, alpha=2).clamp_min(0.0)
 
 
 def median_bandwidth(x: Tensor) -> Tensor:
@@ -54,9 +57,20 @@ def median_bandwidth(x: Tensor) -> Tensor:
     It is the square root of the median squared distance between different rows of ``x``, ``(n, width)``.
     """
     with torch.no_grad():
-        distances = squared_distances(x)
-        upper = torch.triu_indices(len(x), len(x), offset=1, device=x.device)
-        return distances[upper[0], upper[1]].median().clamp_min(1e-12).sqrt()
+        return _bandwidth_of(squared_distances(x))
+
+
+def _bandwidth_of(distances: Tensor) -> Tensor:
+    """Compute the root of the median squared distance between different spots, from all of them, ``(n, n)``."""
+    pairs = _pairs(len(distances), distances.device)
+    return distances.reshape(-1).index_select(0, pairs).median().clamp_min(1e-12).sqrt()
+
+
+@lru_cache(maxsize=4)
+def _pairs(n: int, device: torch.device) -> Tensor:
+    """Find the elements above the diagonal of a matrix ``(n, n)``, as positions in its row-major order."""
+    rows, columns = torch.triu_indices(n, n, offset=1, device=device)
+    return rows * n + columns
 
 
 def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
@@ -72,7 +86,15 @@ def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
     >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]), sigma=1.0)[0, 1].item()
     0.3678794503211975
     """
-    return torch.exp(-squared_distances(x) / sigma**2)
+    return torch.exp(squared_distances(x) / -(sigma**2))
+
+
+def _kernel(x: Tensor, sigma: float | None) -> Tensor:
+    """Compute the Gaussian kernel with a given bandwidth, or with that of the median heuristic, ``(n, n)``."""
+    if sigma is not None:
+        return gaussian_kernel(x, sigma)
+    distances = squared_distances(x)
+    return torch.exp(distances / -(_bandwidth_of(distances.detach()) ** 2))
 
 
 def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
@@ -96,12 +118,17 @@ def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
         There are fewer than 2 spots.
     """
     n = len(kernel_a)
-    if n < 2:
-        raise ValueError(f"HSIC needs at least 2 spots, found {n}: merge the last mini-batch with the one before.")
+    _check_spots(n)
     centered = kernel_a - kernel_a.mean(0, keepdim=True)
     centered = centered - centered.mean(1, keepdim=True)
     # Tr(K_A J K_B J) is the sum of the elements of (J K_A J) * K_B, since both matrices are symmetric.
     return (centered * kernel_b).sum() / (n - 1) ** 2
+
+
+def _check_spots(n: int) -> None:
+    """Refuse to compute HSIC of fewer than 2 spots, where it divides by 0."""
+    if n < 2:
+        raise ValueError(f"HSIC needs at least 2 spots, found {n}: merge the last mini-batch with the one before.")
 
 
 def nhsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
@@ -121,7 +148,7 @@ def cka(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
     .. math:: CKA(A, B) = \frac{HSIC(A, B)}{\sqrt{HSIC(A, A) HSIC(B, B)}}
     """
     own = hsic(kernel_a, kernel_a) * hsic(kernel_b, kernel_b)
-    return hsic(kernel_a, kernel_b) / own.clamp_min(1e-12).sqrt()
+    return hsic(kernel_a, kernel_b) / own.clamp_min(LEAST_NORM).sqrt()
 
 
 def bottleneck_loss(
@@ -151,7 +178,11 @@ def bottleneck_loss(
     Tensor
         The loss, a scalar.
     """
-    kernels = [gaussian_kernel(x, median_bandwidth(x) if sigma is None else sigma) for x in (inputs, hidden, output)]
+    kernels = [_kernel(x, sigma) for x in (inputs, hidden, output)]
+    if dependence is cka and not inputs.requires_grad:
+        _check_spots(len(inputs))
+        loss: Tensor = CKABottleneck.apply(*kernels, beta)
+        return loss
     return dependence(kernels[0], kernels[1]) - beta * dependence(kernels[2], kernels[1])
 
 

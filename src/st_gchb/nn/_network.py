@@ -307,6 +307,8 @@ class STGCHBNetwork(nn.Module):
         image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
         expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
         t_l, g_f = expression.embedding[batch.rows], image.embedding[batch.rows]
+        # Taking all rows is a copy, and its gradient a scattered sum: the bottleneck's value has no order of spots.
+        aligned = slice(None) if len(batch.rows) == len(batch.groups) else batch.rows
         if settings.paper_equations:
             terms = {"alignment": literal_alignment_loss(t_l, g_f, settings.temperature)}
         else:
@@ -319,9 +321,9 @@ class STGCHBNetwork(nn.Module):
                 terms[f"dgi_{name}"] = weight * branch.dgi(out, batch, paper_equations=settings.paper_equations)
             if settings.bottleneck:
                 terms[f"bottleneck_{name}"] = settings.bottleneck * bottleneck_loss(
-                    out.inputs[batch.rows],
-                    out.hidden[batch.rows],
-                    out.embedding[batch.rows],
+                    out.inputs[aligned],
+                    out.hidden[aligned],
+                    out.embedding[aligned],
                     beta=settings.beta,
                     dependence=nhsic if settings.dependence == "nhsic" else cka,
                     sigma=settings.sigma,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -265,7 +266,8 @@ class Landmarks:
 
 def ridge_weights(gram: np.ndarray, product: np.ndarray, ridge: float) -> np.ndarray:
     """Solve ridge regression from sums of outer products, ``(n_features, n_targets)``."""
-    return np.asarray(cho_solve(cho_factor(_plus(gram, ridge), overwrite_a=True), product))
+    # LAPACK works in column-major order: another one would be copied once more.
+    return np.asarray(cho_solve(cho_factor(_plus(gram, ridge, order="F"), overwrite_a=True), product))
 
 
 def _solved(gram: np.ndarray, product: np.ndarray, ridges: np.ndarray) -> np.ndarray:
@@ -313,9 +315,9 @@ def _draw(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rows if len(rows) <= most else rng.permutation(rows)[:most])
 
 
-def _plus(matrix: np.ndarray, number: float) -> np.ndarray:
+def _plus(matrix: np.ndarray, number: float, order: Literal["C", "F"] = "C") -> np.ndarray:
     """Copy a matrix, with a number added to its diagonal."""
-    result = matrix.copy()
+    result = matrix.copy(order)
     result.flat[:: len(matrix) + 1] += number
     return result
 

@@ -21,7 +21,7 @@ from st_gchb._artifacts import (
     read_hashed_tensors,
     write_hashed_tensors,
 )
-from st_gchb._compat import history_logger
+from st_gchb._compat import History
 from st_gchb._errors import CheckpointError
 from st_gchb._logging import logger
 from st_gchb._signals import check_stopped, held_back
@@ -256,8 +256,10 @@ class Progress(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if callback.state_key in self.state["callbacks"]:
                 callback.load_state_dict(self.state["callbacks"][callback.state_key])
-        data = _history(trainer)
-        if data is not None and not data:
+        record, data = _record(trainer), _history(trainer)
+        if isinstance(record, History) and not data:
+            record.restore(self.state["history"])
+        elif data is not None and not data:
             data.update(history_frames(self.state["history"]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -281,15 +283,17 @@ class Progress(Callback):
     def _taken(self, trainer: Trainer, pl_module: LightningModule) -> State:
         module: Any = pl_module.module
         callbacks = {one.state_key: one.state_dict() for one in trainer.callbacks}  # type: ignore[attr-defined]
-        history = _history(trainer) or {}
+        record = _record(trainer)
+        history = record.points if isinstance(record, History) else history_points(_history(trainer) or {})
+        before = self.state or {}
         return {
             "epoch": trainer.current_epoch,
-            "module": _copied(module.state_dict()),
+            "module": _copied(module.state_dict(), before.get("module")),
             "optimizers": [_copied(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "schedulers": [_copied(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
-            "callbacks": {key: _copied(value) for key, value in callbacks.items() if value},
+            "callbacks": _copied({key: value for key, value in callbacks.items() if value}, before.get("callbacks")),
             "random": _random(),
-            "history": history_points(history),
+            "history": history,
         }
 
 
@@ -302,26 +306,33 @@ def history_points(history: dict[str, Any]) -> dict[str, list[list[float]]]:
 
 def history_frames(points: dict[str, list[list[float]]]) -> dict[str, Any]:
     """Restore the history that :func:`history_points` was given."""
-    log = history_logger().experiment
-    for name, values in points.items():
-        for epoch, value in values:
-            log.log_metrics({"epoch": epoch, name: value})
-    frames: dict[str, Any] = log.data
-    return frames
+    record = History()
+    record.restore(points)
+    return record.data
+
+
+def _record(trainer: Trainer) -> Any:
+    """Return what the trainer's logger writes to, if it has that."""
+    return getattr(trainer.logger, "experiment", None)
 
 
 def _history(trainer: Trainer) -> dict[str, Any] | None:
     """Return the values kept by the logger of scvi-tools; None with another logger or on another process."""
-    data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
+    data = getattr(_record(trainer), "data", None)
     return data if isinstance(data, dict) else None
 
 
-def _copied(value: Any) -> Any:
-    """Copy nested containers with all tensors."""
+def _copied(value: Any, before: Any = None) -> Any:
+    """Copy nested containers with all tensors; of an earlier copy, tensors of a dict that are still the same are kept.
+
+    The fixed input projections, which never change, are most of a small network.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        same = isinstance(before, torch.Tensor) and before.device == value.device and before.dtype == value.dtype
+        return before if same and torch.equal(before, value) else value.detach().clone()
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        known = before if isinstance(before, dict) else {}
+        return {key: _copied(item, known.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_copied(item) for item in value)
     return value

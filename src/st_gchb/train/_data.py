@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from st_gchb._logging import logger
 from st_gchb._options import Sampler
-from st_gchb.nn import GraphBatch
+from st_gchb.nn import GraphBatch, members_of
 from st_gchb.train._subgraph import edges_between, share_of, spatial_blocks, with_halo
 
 BLOCK_SIZE = 20_000
@@ -97,14 +97,18 @@ class TrainingData:
         nodes = with_halo(self.adjacency, rows, n_hops)
         positions = torch.arange(len(rows))
         index = torch.from_numpy(nodes.astype(np.int64))
+        groups = torch.from_numpy(self.groups[nodes].astype(np.int64))
+        members = members_of(groups)
         return GraphBatch(
             image=self.image[index],
             expression=self.expression[index],
             edge_index=torch.from_numpy(edges_between(self.adjacency, nodes)),
-            groups=torch.from_numpy(self.groups[nodes].astype(np.int64)),
+            groups=groups,
             rows=positions,
             inner=positions,
             degree=torch.from_numpy(self.degree[nodes]),
+            members=members,
+            inner_members=members if len(nodes) == len(rows) else members_of(groups[: len(rows)]),
         )
 
 

@@ -183,7 +183,12 @@ class KeepBest(Callback):
         value = trainer.callback_metrics.get("validation_loss")
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
-            self._state = {key: tensor.detach().clone() for key, tensor in _module(pl_module).state_dict().items()}
+            state, known = _module(pl_module).state_dict(), self._state
+            # The fixed input projections, which are most of a small network, are copied once.
+            self._state = {
+                key: known[key] if key in known and _same(known[key], value) else value.detach().clone()
+                for key, value in state.items()
+            }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint stores: the lowest loss, its epoch and the weights."""
@@ -197,6 +202,11 @@ class KeepBest(Callback):
         """Restore the best weights."""
         if self._state:
             _module(pl_module).load_state_dict(self._state)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return True if two tensors are on one device, of one type and equal."""
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _module(plan: LightningModule) -> Any:

@@ -214,7 +214,8 @@ def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes:
 
 def _varies(values: sparse.csr_matrix) -> bool:
     """Return True if any column holds more than one value."""
-    return bool((values.max(axis=0) != values.min(axis=0)).nnz)
+    by_column = values.tocsc()
+    return bool((by_column.max(axis=0) != by_column.min(axis=0)).nnz)
 
 
 def check_panel(panel: list[str], genes: pd.Index) -> None:
