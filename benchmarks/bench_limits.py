@@ -50,7 +50,7 @@ def disk(path: Path) -> None:
 
 def decode(path: Path) -> None:
     """Read and decode all pixels of the finest level."""
-    if path.suffix == ".tif":
+    if path.suffix in (".tif", ".svs"):
         with tifffile.TiffFile(path) as file:
             for _ in file.pages[0].segments(maxworkers=1):
                 pass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,23 +132,47 @@ def tiff_slide(path: Path, n_spots: int, um_per_px: float, levels: int = 3) -> A
     with tifffile.TiffWriter(path, bigtiff=True) as writer:
         for level in range(levels):
             factor = 2**level
-            w, h = -(-width // factor), -(-height // factor)
             per_cm = 1e4 / (um_per_px * factor)
-            writer.write(
-                _level(w, h, factor),
-                shape=(h, w, 3),
-                dtype=np.uint8,
-                tile=(TILE, TILE),
-                photometric="ycbcr",
-                subsampling=(2, 2),
-                compression="jpeg",
+            _write_level(
+                writer,
+                (width, height),
+                factor,
                 subifds=levels - 1 if level == 0 and levels > 1 else None,
                 subfiletype=1 if level else 0,
                 resolution=(per_cm, per_cm),
                 resolutionunit="CENTIMETER",
-                metadata=None,
             )
     return adata
+
+
+def svs_slide(path: Path, n_spots: int, um_per_px: float, factors: Sequence[int] = (1, 4)) -> AnnData:
+    """Write a slide as Aperio's scanners do (levels in pages, a thumbnail after the first), and return its spots."""
+    import tifffile
+
+    adata, (width, height) = on_image(n_spots, um_per_px)
+    text = f"Aperio Image Library v12.0.15\r\n{width}x{height} ({TILE}x{TILE}) JPEG/RGB Q=85|MPP = {um_per_px}"
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for factor in factors:
+            _write_level(writer, (width, height), factor, description=text)
+            if factor == 1:
+                small = np.ascontiguousarray(texture()[::16, ::16])
+                writer.write(small, photometric="rgb", compression="jpeg", description=text, metadata=None)
+    return adata
+
+
+def _write_level(writer: Any, size: tuple[int, int], factor: int, **tags: Any) -> None:
+    width, height = (-(-side // factor) for side in size)
+    writer.write(
+        _level(width, height, factor),
+        shape=(height, width, 3),
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric="ycbcr",
+        subsampling=(2, 2),
+        compression="jpeg",
+        metadata=None,
+        **tags,
+    )
 
 
 def jpeg_slide(path: Path, n_spots: int, um_per_px: float) -> AnnData:

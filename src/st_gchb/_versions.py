@@ -75,10 +75,13 @@ def _processor() -> str:
     return model[1].strip() if model else platform.processor() or platform.machine() or "unknown"
 
 
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _threads() -> str:
-    n_cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores
-    told = [f"{usable} of {n_cores} cores usable"]
+    told = [f"{usable_cores()} of {os.cpu_count() or 1} cores usable"]
     told += [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]
     torch = sys.modules.get("torch")
     if torch is not None:

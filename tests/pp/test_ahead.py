@@ -5,8 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from st_gchb.pp.patches import prefetch
-from st_gchb.pp.patches._reader import AHEAD
+from st_gchb.pp.patches import AHEAD, prefetch
 
 
 def threads():

@@ -11,12 +11,13 @@ from PIL import Image
 from spatialdata import SpatialData
 from spatialdata.dataloader import ImageTilesDataset
 from spatialdata.models import Image2DModel, ShapesModel
+from torch.nn import functional
 
 from st_gchb._errors import ImageError, InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import _chunks as io_chunks, chunk_edges
 from st_gchb.pp import Slice, read_patches
-from st_gchb.pp.patches import _reader as module, _window_plan as sweep, choose_level, mirrored, windows
+from st_gchb.pp.patches import _window_plan as sweep, boxes_of, choose_level, mirrored, windows
 
 RGB = np.random.default_rng(0).integers(0, 256, (120, 150, 3), dtype=np.uint8)
 
@@ -200,7 +201,7 @@ def test_the_plan_is_what_is_held(watched_windows):
     image, centers = SlideImage([level], [1.0]), lattice(1000, 40)
     grid = sweep.Grid.of(image, 0)
     starts, side = windows(centers, 90, 1.0)
-    _, _, peak = sweep.plan(module._boxes(starts, side, (2000, 1000)), grid, 10**9)
+    _, _, peak = sweep.plan(boxes_of(starts, side, (2000, 1000)), grid, 10**9)
     patches_of(image, centers, 90, 20)
     (band,) = watched_windows
     assert 0.6 * peak < band.peak_bytes <= peak
@@ -224,8 +225,8 @@ def test_an_array_in_memory_is_not_copied(watched_windows):
 def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched_windows, monkeypatch):
     """Windows that overlap 36-fold are cut out a few at a time, from chunks that are decoded once."""
     cut = []
-    original = module._resample
-    monkeypatch.setattr(module, "_resample", lambda crops, out: cut.append(crops.nbytes) or original(crops, out))
+    original = functional.interpolate
+    monkeypatch.setattr(functional, "interpolate", lambda x, **to: cut.append(x.nbytes) or original(x, **to))
     level = Counted(np.zeros((1200, 1200, 3), dtype=np.uint8), (128, 128))
     patches_of(SlideImage([level], [1.0]), lattice(1200, 15), 90, 20, 64, 8)
     assert (level.times == 1).all()

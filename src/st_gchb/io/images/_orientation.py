@@ -155,6 +155,11 @@ class TurnedLevel:
         """Size of the decoded pixels that the first read keeps in memory, bytes."""
         return int(getattr(self.level, "whole_bytes", 0))
 
+    @property
+    def parallel(self) -> bool:
+        """True if several threads may read windows at the same time."""
+        return bool(getattr(self.level, "parallel", False))
+
     def __getitem__(self, window: tuple[slice, slice]) -> RGB:
         swap, *turns = _STEPS[self.orientation]
         parts = []

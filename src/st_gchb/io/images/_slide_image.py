@@ -33,8 +33,10 @@ class SlideLevel(Protocol):
     - ``read_in_parts()``: called where ``whole_bytes`` is more than is allowed; from then on the level keeps nothing.
     - ``release()``: give decoded pixels and file handles back. A later window opens the file again.
     - ``path``: the file, by which an AnnData can name its image without holding the pixels.
+    - ``parallel``: True where several threads may read windows at the same time, which gain from it if the decoder
+      gives up the interpreter's lock.
 
-    Levels are read by one thread at a time. A window that cannot be decoded is a
+    Other levels are read by one thread at a time, not always the same. A window that cannot be decoded is a
     :class:`~st_gchb.errors.DamageError`, so that the rest of the slide can be used.
 
     Examples
@@ -158,6 +160,10 @@ class SlideImage:
     def pieces(self, level: int) -> tuple[Edges, Edges]:
         """Get the edges of the regions of whole chunks that are best read at once, along rows and along columns."""
         return piece_edges(self.chunks(level))
+
+    def parallel(self, level: int) -> bool:
+        """Tell whether several threads may read a level at the same time."""
+        return bool(getattr(self.levels[level], "parallel", False))
 
     def read_chunks(self, level: int, box: Box) -> tuple[RGB, list[tuple[Box, DamageError]]]:
         """Read a window of whole chunks, and around those that cannot be decoded.

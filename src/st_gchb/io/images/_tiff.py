@@ -112,6 +112,9 @@ class TiffLevel:
         A single page, or one page per channel.
     """
 
+    parallel = True
+    """Several threads may read windows at the same time: they share the file, one after the other, and decode alone."""
+
     def __init__(self, path: Path, place: tuple[int, int], pages: list[Page]) -> None:
         self.path, self._place = path, place
         page = pages[0].keyframe

@@ -1,4 +1,5 @@
 from ._cache import cache_folder as cache_folder, content_key as content_key
+from ._damage import Damage as Damage
 from ._embed_patches import embed_patches as embed_patches
 from ._embed_patches_like import (
     FeatureOptions as FeatureOptions,
@@ -54,12 +55,16 @@ from ._provenance import (
     pixel_sizes as pixel_sizes,
     was_on_image as was_on_image,
 )
-from ._reader import (
-    MEMORY_MB as MEMORY_MB,
-    Damage as Damage,
+from ._reader import MEMORY_MB as MEMORY_MB, read_patches as read_patches
+from ._size_batches import (
+    boxes_of as boxes_of,
     choose_level as choose_level,
     mirrored as mirrored,
-    prefetch as prefetch,
-    read_patches as read_patches,
     windows as windows,
+)
+from ._threads import (
+    AHEAD as AHEAD,
+    Workers as Workers,
+    prefetch as prefetch,
+    reading_threads as reading_threads,
 )

@@ -17,9 +17,12 @@ from st_gchb._options import OnDamage
 from st_gchb.pp._stain_normalization import Stain, normalizing, stain_of, stain_record
 from st_gchb.pp.encoders import EncoderRunner, RunnerBatch
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
+from st_gchb.pp.patches._damage import Damage
 from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
 from st_gchb.pp.patches._last_stage import shape_of_maps
-from st_gchb.pp.patches._reader import Damage, PatchRead, Rows, choose_level, patches_of_sizes, prefetch
+from st_gchb.pp.patches._reader import patches_of_sizes
+from st_gchb.pp.patches._size_batches import PatchRead, Rows, choose_level
+from st_gchb.pp.patches._threads import prefetch
 from st_gchb.pp.spots import Slice
 
 _BLURRED = 4

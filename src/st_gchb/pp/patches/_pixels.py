@@ -14,7 +14,8 @@ from st_gchb._artifacts import write_whole
 from st_gchb._errors import CacheError, DamageError, MissingFileError
 from st_gchb._logging import logger, track
 from st_gchb.pp.patches._cache import content_key
-from st_gchb.pp.patches._reader import MEMORY_MB, choose_level, read_patches
+from st_gchb.pp.patches._reader import MEMORY_MB, read_patches
+from st_gchb.pp.patches._size_batches import choose_level
 from st_gchb.pp.spots import Slice, side_px
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,7 +1,8 @@
-"""Order of the windows on a level by which each chunk is decoded once and dropped after its last window."""
+"""Order of the windows on a level by which each chunk is decoded once, and dropped after its last window."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 
 from st_gchb._errors import DamageError
 from st_gchb.io import SlideImage
-from st_gchb.io.images import Box, Edges, divided, within_box
+from st_gchb.io.images import Box, Edges, divided
+from st_gchb.pp.patches._threads import Task, Workers
 
 Rows = npt.NDArray[np.int64]
 RGB = npt.NDArray[np.uint8]
@@ -17,6 +19,8 @@ RGB = npt.NDArray[np.uint8]
 _CELL_PX = 512
 """Largest side of the cells in which decoded pixels are held, px, so that parts of a large chunk can be dropped."""
 _CHANNELS = 3
+_BLOCK = 1024
+"""Windows whose parts are computed at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +76,17 @@ class _Uses:
         rows = first[0][self.window] + step // wide[self.window]
         columns = first[1][self.window] + step % wide[self.window]
         self.cell = rows * grid.shape[1] + columns
+        self._rows, self._columns = rows, columns
         of_rows, of_columns = (grid.piece_of(axis, grid.cells[axis][:-1]) for axis in (0, 1))
         self.piece = of_rows[rows] * (len(grid.pieces[1]) - 1) + of_columns[columns]
+
+    def overlaps(self, boxes: Rows, grid: Grid) -> Rows:
+        """Return cell, first and end row, and first and end column of the overlap of each pair, ``(n, 5)``."""
+        found = [self.cell]
+        for axis, index in enumerate((self._rows, self._columns)):
+            edges, own = grid.cells[axis], boxes[self.window, 2 * axis : 2 * axis + 2]
+            found += [np.maximum(own[:, 0], edges[index]), np.minimum(own[:, 1], edges[index + 1])]
+        return np.column_stack(found)
 
 
 def plan(boxes: Rows, grid: Grid, n_bytes: int) -> tuple[int, list[Rows], int]:
@@ -155,6 +168,9 @@ def _peak(boxes: Rows, grid: Grid) -> int:
 class Windows:
     """The windows of one band, each to be read once and in order.
 
+    Pieces are decoded by the threads of ``workers``, some of them ahead of the windows that need them as long as they
+    fit into the memory. They are taken over in the order in which windows need them, and so are their errors.
+
     Parameters
     ----------
     image, level
@@ -163,66 +179,134 @@ class Windows:
         Boxes of the windows, ``(n, 4)``, as in :func:`plan` and in its order.
     grid
         Subdivision of the level.
+    workers
+        Threads that decode.
+    n_bytes
+        Bound of the decoded pixels in memory, bytes; at least what :func:`plan` found for one piece after the other.
 
     Attributes
     ----------
     held_bytes, peak_bytes
-        Current and largest size of the decoded pixels in memory, the latter including the piece just read.
+        Current and largest size of the decoded pixels in memory, the latter including pieces being read.
     """
 
-    def __init__(self, image: SlideImage, level: int, boxes: Rows, grid: Grid) -> None:
+    def __init__(self, image: SlideImage, level: int, boxes: Rows, grid: Grid, workers: Workers, n_bytes: int) -> None:
         self._image, self._level, self._boxes, self._grid = image, level, boxes, grid
+        self._workers, self._n_bytes = workers, n_bytes
         uses = _Uses(boxes, grid)
         self._left = np.bincount(uses.cell, minlength=grid.shape[0] * grid.shape[1])
-        # For each piece the bounding box of its windows: only chunks within it are read.
-        self._needed: dict[int, Rows] = {}
-        pieces, of_piece = np.unique(uses.piece, return_inverse=True)
-        around = np.empty((len(pieces), 4), dtype=np.int64)
-        for column, (extreme, start) in enumerate(((np.minimum, 2**62), (np.maximum, 0)) * 2):
-            around[:, column] = start
-            extreme.at(around[:, column], of_piece, boxes[uses.window, column])
-        self._needed = dict(zip(pieces.tolist(), around, strict=True))
+        self._pieces = _boxes_of_pieces(boxes, uses, grid)
+        self._n_ahead = 0 if grid.free or workers.number == 1 else workers.number if image.parallel(level) else 1
+        self._reading: deque[tuple[int, Task[_Piece]]] = deque()
+        self._n_started = self._reserved = 0
         self._cells: dict[int, tuple[RGB, int, int]] = {}
         self._lost: list[tuple[Box, DamageError]] = []
+        self._block = -1
+        self._parts: list[list[list[int]]] = []
         self.held_bytes = self.peak_bytes = 0
 
-    def take(self, i: int) -> tuple[RGB | None, list[tuple[Box, DamageError]]]:
+    def take(self, i: int, pixels: RGB) -> list[tuple[Box, DamageError]]:
         """Read the pixels of a window.
 
         Parameters
         ----------
         i
             Position of the window among ``boxes``.
+        pixels
+            Array for the pixels of the window's box, ``(h, w, 3)``.
 
         Returns
         -------
-        pixels
-            Pixels of the window's box, ``(h, w, 3)`` uint8; None if some of them cannot be decoded.
-        lost
-            Chunks of the window that cannot be decoded, with their errors.
+        list of tuple
+            Chunks of the window that cannot be decoded, with their errors; pixels of them are black.
 
         Raises
         ------
         ImageError
             The image cannot be read at all.
         """
-        y0, y1, x0, x1 = self._boxes[i].tolist()
-        pixels = np.empty((y1 - y0, x1 - x0, _CHANNELS), dtype=np.uint8)
-        for cell in self._cells_of(y0, y1, x0, x1):
+        parts = self._parts_of(i)
+        y, x = parts[0][1], parts[0][3]
+        for cell, top, bottom, left, right in parts:
             if cell not in self._cells:
-                self._load(cell)
-            part, top, left = self._cells[cell]
-            bottom, right = top + part.shape[0], left + part.shape[1]
-            ys, xs = (max(y0, top), min(y1, bottom)), (max(x0, left), min(x1, right))
-            pixels[ys[0] - y0 : ys[1] - y0, xs[0] - x0 : xs[1] - x0] = part[
-                ys[0] - top : ys[1] - top, xs[0] - left : xs[1] - left
+                self._load()
+            held, row, column = self._cells[cell]
+            pixels[top - y : bottom - y, left - x : right - x] = held[
+                top - row : bottom - row, left - column : right - column
             ]
             self._left[cell] -= 1
             if not self._left[cell]:
                 del self._cells[cell]
-                self.held_bytes -= part.nbytes
-        lost = [(box, e) for box, e in self._lost if box[0] < y1 and y0 < box[1] and box[2] < x1 and x0 < box[3]]
-        return (None if lost else pixels), lost
+                self.held_bytes -= held.nbytes
+        self._read_ahead()
+        if not self._lost:
+            return []
+        y0, y1, x0, x1 = self._boxes[i].tolist()
+        return [(box, e) for box, e in self._lost if box[0] < y1 and y0 < box[1] and box[2] < x1 and x0 < box[3]]
+
+    def _parts_of(self, i: int) -> list[list[int]]:
+        """Return the parts of a window: their cells, and rows and columns from the first to the end, px of the level.
+
+        They are computed for many windows at once, which is faster than one by one.
+        """
+        block, place = divmod(i, _BLOCK)
+        if block != self._block:
+            boxes = self._boxes[block * _BLOCK : (block + 1) * _BLOCK]
+            uses = _Uses(boxes, self._grid)
+            ends = np.cumsum(np.bincount(uses.window, minlength=len(boxes)))[:-1].tolist()
+            parts = uses.overlaps(boxes, self._grid).tolist()
+            self._parts = [parts[start:end] for start, end in zip([0, *ends], [*ends, len(parts)], strict=True)]
+            self._block = block
+        return self._parts[place]
+
+    def _read_ahead(self) -> None:
+        """Start to decode pieces that later windows need, in their order, as far as threads and memory allow."""
+        while len(self._reading) < self._n_ahead and self._n_started < len(self._pieces):
+            if self.held_bytes + self._reserved + self._cost(self._n_started) > self._n_bytes:
+                return
+            self._start()
+
+    def _cost(self, number: int) -> int:
+        """Compute the most bytes that reading a piece takes: its pixels, and the cells into which they are copied."""
+        y0, y1, x0, x1 = self._pieces[number].tolist()
+        return (y1 - y0) * (x1 - x0) * _CHANNELS * 2
+
+    def _start(self) -> None:
+        """Start to decode the next piece."""
+        number = self._n_started
+        self._reserved += self._cost(number)
+        self._reading.append((number, self._workers.submit(self._read, number)))
+        self._n_started += 1
+
+    def _load(self) -> None:
+        """Wait for the next piece, and hold those of its cells that windows need."""
+        if not self._reading:
+            self._start()
+        number, reading = self._reading.popleft()
+        piece = reading.result()
+        self._reserved -= self._cost(number)
+        self._lost += piece.lost
+        self._cells |= piece.cells
+        self.held_bytes += sum(part.nbytes for part, _, _ in piece.cells.values())
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes + self._reserved + piece.n_bytes)
+
+    def _read(self, number: int) -> _Piece:
+        """Decode a piece and cut it into cells, in any thread."""
+        grid, width = self._grid, self._grid.shape[1]
+        y0, y1, x0, x1 = self._pieces[number].tolist()
+        pixels, lost = self._image.read_chunks(self._level, (y0, y1, x0, x1))
+        cells = {}
+        for cell in self._cells_of(y0, y1, x0, x1):
+            # No window has taken anything of a piece that is not read yet.
+            if not self._left[cell]:
+                continue
+            top, left = max(y0, int(grid.cells[0][cell // width])), max(x0, int(grid.cells[1][cell % width]))
+            bottom, right = int(grid.cells[0][cell // width + 1]), int(grid.cells[1][cell % width + 1])
+            part = pixels[top - y0 : bottom - y0, left - x0 : right - x0]
+            # Copied, since a view would keep the whole piece in memory, unless its pixels are in memory anyway.
+            part = part if grid.free or part.nbytes == pixels.nbytes else part.copy()
+            cells[cell] = (part, top, left)
+        return _Piece(cells, lost, pixels.nbytes)
 
     def _cells_of(self, y0: int, y1: int, x0: int, x1: int) -> list[int]:
         rows, columns = self._grid.cells
@@ -231,29 +315,39 @@ class Windows:
         width = self._grid.shape[1]
         return [i * width + j for i in range(first_row, last_row) for j in range(first_column, last_column)]
 
-    def _load(self, cell: int) -> None:
-        """Decode the piece of a cell, and hold those of its cells that windows still need."""
-        grid, width = self._grid, self._grid.shape[1]
-        corner = np.array([grid.cells[0][cell // width]]), np.array([grid.cells[1][cell % width]])
-        row, column = (int(grid.piece_of(axis, corner[axis])[0]) for axis in (0, 1))
-        around = self._needed[row * (len(grid.pieces[1]) - 1) + column]
-        box: list[int] = []
-        for axis, index in ((0, row), (1, column)):
-            start = max(int(around[2 * axis]), int(grid.pieces[axis][index]))
-            end = min(int(around[2 * axis + 1]), int(grid.pieces[axis][index + 1]))
-            edges = within_box(grid.chunks[axis], start, end)
-            box += [int(edges[0]), int(edges[-1])]
-        y0, y1, x0, x1 = box
-        pixels, lost = self._image.read_chunks(self._level, (y0, y1, x0, x1))
-        self._lost += lost
-        for other in self._cells_of(y0, y1, x0, x1):
-            if not self._left[other]:
-                continue
-            top, left = max(y0, int(grid.cells[0][other // width])), max(x0, int(grid.cells[1][other % width]))
-            bottom, right = int(grid.cells[0][other // width + 1]), int(grid.cells[1][other % width + 1])
-            part = pixels[top - y0 : bottom - y0, left - x0 : right - x0]
-            # Copied, since a view would keep the whole piece in memory, unless its pixels are in memory anyway.
-            part = part if grid.free or part.nbytes == pixels.nbytes else part.copy()
-            self._cells[other] = (part, top, left)
-            self.held_bytes += part.nbytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes + pixels.nbytes)
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece that was read.
+
+    Parameters
+    ----------
+    cells
+        By number, the pixels of the cells that windows need, with the place of their first pixel (y, x).
+    lost
+        Chunks that cannot be decoded, with their errors.
+    n_bytes
+        Size of the pixels of the whole piece.
+    """
+
+    cells: dict[int, tuple[RGB, int, int]]
+    lost: list[tuple[Box, DamageError]]
+    n_bytes: int
+
+
+def _boxes_of_pieces(boxes: Rows, uses: _Uses, grid: Grid) -> Rows:
+    """Compute what is read of each piece, ``(n, 4)``, in the order in which windows need them.
+
+    It is the whole chunks within the bounding box of the piece's windows.
+    """
+    pieces, first, of_piece = np.unique(uses.piece, return_index=True, return_inverse=True)
+    found = np.empty((len(pieces), 4), dtype=np.int64)
+    for axis, index in enumerate(np.divmod(pieces, len(grid.pieces[1]) - 1)):
+        start, end = np.full(len(pieces), 2**62), np.zeros(len(pieces), dtype=np.int64)
+        np.minimum.at(start, of_piece, boxes[uses.window, 2 * axis])
+        np.maximum.at(end, of_piece, boxes[uses.window, 2 * axis + 1])
+        start, end = np.maximum(start, grid.pieces[axis][index]), np.minimum(end, grid.pieces[axis][index + 1])
+        chunks = grid.chunks[axis]
+        found[:, 2 * axis] = chunks[np.searchsorted(chunks, start, side="right") - 1]
+        found[:, 2 * axis + 1] = chunks[np.searchsorted(chunks, end, side="left")]
+    return found[np.argsort(first)]
