@@ -137,7 +137,7 @@ def embedded(tissue: Tissue, data: Path, weights: str | Path, device: str = "aut
     if not data.is_dir():
         raise MissingFileError(f"--data {data}: there is no such folder.")
     options: dict[str, Any] = {"encoder": ("mobilenet_v2", "texture"), "weights": (weights, "default")}
-    options |= {"patch_um": PATCHES_UM, "device": {"gpu": "cuda"}.get(device, device)}
+    options |= {"patch_um": PATCHES_UM, "n_views": 4, "device": {"gpu": "cuda"}.get(device, device)}
     tables = []
     for section in tissue.read(data):
         # The copy of a SpatialData is its table, with positions in px of the image that was read.

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     ignore_warnings_of_others()
     warnings.filterwarnings("ignore", category=UserWarning)
     ref = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=args.data)
-    st_gchb.pp.embed_patches(ref, encoder=args.encoder, weights=args.weights, patch_um=150)
+    st_gchb.pp.embed_patches(ref, encoder=args.encoder, weights=args.weights, patch_um=150, n_views=4)
     STGCHB.setup_anndata(ref, slice_key="slice")
     model = STGCHB(ref, n_top_genes=1000)
     model.train()

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def predictions(options: argparse.Namespace) -> tuple[AnnData, AnnData]:
     """C5 at its measured spots, and on a grid on its bare image."""
     reference = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=options.data)
-    st_gchb.pp.embed_patches(reference, encoder=options.encoder, weights=options.weights, patch_um=150)
+    st_gchb.pp.embed_patches(reference, encoder=options.encoder, weights=options.weights, patch_um=150, n_views=4)
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference)
     model.train(enable_progress_bar=False)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     log_progress()
     adata = st_gchb.datasets.her2st(list(SECTIONS), path=args.data)
-    made = {"encoder": args.encoder, "weights": args.weights, "patch_um": 150}
+    made = {"encoder": args.encoder, "weights": args.weights, "patch_um": 150, "n_views": 4}
     parts = []
     for fold in leave_one_out(adata):
         if fold.name not in args.sections:

@@ -59,6 +59,9 @@ DEFAULT_ENCODERS: Final = (DEFAULT_ENCODER, "texture")
 DEFAULT_WEIGHTS: Final = "default"
 """Weights of the library or repository that an encoder comes from."""
 DEFAULT_VIEWS: Final[Views] = 4
+"""Views of encoders without texture features beside them."""
+VIEWS_WITH_TEXTURE: Final[Views] = 1
+"""Views of texture features, which depend on no direction, and of encoders beside them."""
 DEFAULT_PRECISION: Final[Precision] = "float32"
 DEFAULT_ON_DAMAGE: Final[OnDamage] = "raise"
 

@@ -387,11 +387,12 @@ def test_as_a_process(model, tmp_path):
 @pytest.mark.usefixtures("sketched_figures")
 def test_several_patch_sizes(slides, tmp_path, capsys):
     """Options that take several values; one that is given twice is an error that names the option."""
-    data = ["--data", slides, "--slices", "S1", "S2", "--views", 1, "--n-top-genes", 15, "--device", "cpu"]
+    data = ["--data", slides, "--slices", "S1", "S2", "--n-top-genes", 15, "--device", "cpu"]
     train = ["train", *data, "--encoder", "texture", "--weights", "default", "--max-epochs", 1, "--patch-um"]
     assert main([str(word) for word in [*train, 80, 150, "--out", tmp_path / "model"]]) == 0
     features = STGCHB.load(tmp_path / "model", accelerator="cpu").rules_.features
     assert features.names == ["texture, 80 µm", "texture, 150 µm"]
+    assert features.first.n_views == 1
     predict = ["predict", "--model", tmp_path / "model", "--data", slides, "--slices", "S3", "--out", tmp_path / "out"]
     assert main([str(word) for word in [*predict, "--weights", "default", "--device", "cpu"]]) == 0
     capsys.readouterr()

@@ -82,7 +82,7 @@ def record_stores() -> None:
         shutil.copytree(folder, STORES / "runs")
     with tempfile.TemporaryDirectory() as folder:
         part = scenes.slices_of(scenes.sections(), "S3")
-        st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, cache_dir=folder)
+        st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, n_views=4, cache_dir=folder)
         shutil.copytree(folder, STORES / "cache")
 
 

@@ -124,7 +124,7 @@ def as_spatialdata(adata: AnnData, *names: str) -> Any:
 
 def with_features(adata: AnnData) -> AnnData:
     """Features in place, with the stored numbers: what is trained on them starts from the same bits everywhere."""
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=4, cache=False)
     stored = INPUTS / "features.npz"
     if stored.is_file():
         with np.load(stored) as features:
@@ -169,10 +169,10 @@ def trained(adata: AnnData, preset: str, **options: Any) -> STGCHB:
     return model
 
 
-def features() -> Values:
+def features(n_views: int | None = 4) -> Values:
     """Features of the texture encoder, made anew, and the graph."""
     adata = sections()
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, cache=False)
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=n_views, cache=False)
     st_gchb.pp.spatial_graph(adata, slice_key="slice")
     graph = adata.obsp["spatial_connectivities"].tocoo()
     order = np.lexsort((graph.col, graph.row))
@@ -201,7 +201,7 @@ def preset_of_spatialdata(name: str) -> Values:
     """The same by way of SpatialData."""
     adata = sections()
     sdata = as_spatialdata(adata, "S1", "S2")
-    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, um_per_px=UM_PER_PX, cache=False)
+    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, n_views=4, um_per_px=UM_PER_PX, cache=False)
     STGCHB.setup_spatialdata(sdata, um_per_px=UM_PER_PX)
     model = STGCHB(sdata, name, seed=0, **(SMALL | PRESETS[name]))
     model.train(**QUIET)
@@ -271,6 +271,7 @@ def her2st(data: Path, weights: Path) -> Values:
 
 SCENES: dict[str, Callable[[], Values]] = {
     "features": features,
+    "features_default": lambda: features(None),
     **{f"anndata_{name}": lambda name=name: preset(name) for name in PRESETS},
     **{f"spatialdata_{name}": lambda name=name: preset_of_spatialdata(name) for name in PRESETS},
     "stored_model": stored_model,

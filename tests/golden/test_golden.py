@@ -23,7 +23,7 @@ from golden.scenes import STORES, Values
 from golden.values import VALUES, is_same_machine, machine, read
 from st_gchb.model import STGCHB
 
-UNTRAINED = {"features", "stored_model", "bare_slide"}
+UNTRAINED = {"features", "features_default", "stored_model", "bare_slide"}
 """Scenes in which nothing is trained."""
 
 
@@ -134,7 +134,7 @@ def test_the_stored_features_are_found(tmp_path):
     features = load_file(file)["features"][::-1].copy()
     save_file({"features": features}, file, metadata={"sha256": hashlib.sha256(features.data).hexdigest()})
     part = scenes.slices_of(scenes.sections(), "S3")
-    st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, cache_dir=folder)
+    st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, n_views=4, cache_dir=folder)
     np.testing.assert_array_equal(part.obsm["X_patch"], features)
     assert list(folder.rglob("*.safetensors")) == [file]
 

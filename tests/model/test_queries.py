@@ -152,6 +152,15 @@ def test_old_results_in_the_query_do_no_harm(model, query, kind):
     np.testing.assert_allclose(values(model.predict(query)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_features_of_other_views_are_refused_until_they_are_dropped(model, query):
+    expected = values(model.predict(query))
+    st_gchb.pp.embed_patches(query, encoder="texture", patch_um=150, n_views=4, cache=False)
+    with pytest.raises(st_gchb._errors.EncoderError, match=r"n_views 4 instead of 1\. Drop"):
+        model.predict(query)
+    del query.obsm["X_patch"]
+    np.testing.assert_allclose(values(model.predict(query)), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_features_from_outside(tissue, held_out):
     reference = tissue[tissue.obs["slice"] != "S3"].copy()
     for adata in (reference, held_out):

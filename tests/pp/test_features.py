@@ -17,7 +17,7 @@ from st_gchb._errors import (
     ScaleError,
     WeightsUnavailableError,
 )
-from st_gchb.pp import FeatureSpec, embed_patches, embed_patches_like, get_encoder
+from st_gchb.pp import FeatureSet, FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.patches import _embed_slices as embed, cache_folder
 
 RGB = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
@@ -74,6 +74,17 @@ def test_views_are_averaged():
     np.testing.assert_allclose(eight, four, rtol=1e-4)
     with pytest.raises(InputError, match="n_views"):
         embedded(n_views=3)
+
+
+def test_one_view_is_the_default_beside_texture_features_and_four_without_them():
+    images = {"image": RGB, "cache": False, "um_per_px": 1.0, "patch_um": 40.0, "device": "cpu"}
+    for encoder, n_views in (("texture", 1), ((Mean(), "texture"), 1), (Mean(), 4), ((Mean(), Mean(2.0)), 4)):
+        adata = spots()
+        embed_patches(adata, encoder=encoder, **images)
+        assert FeatureSet.from_uns(adata.uns["X_patch"]).first.n_views == n_views
+        expected = embedded(encoder=encoder, n_views=n_views).obsm["X_patch"]
+        np.testing.assert_array_equal(adata.obsm["X_patch"], expected)
+    assert FeatureSet.from_uns(embedded(n_views=4).uns["X_patch"]).first.n_views == 4
 
 
 def test_what_is_written_and_that_it_survives_a_file(tmp_path):

@@ -16,6 +16,7 @@ from st_gchb._options import (
     DEFAULT_MIN_TISSUE,
     DEFAULT_TISSUE,
     DEFAULT_VIEWS,
+    VIEWS_WITH_TEXTURE,
     Device,
     GridKind,
     TissueMethod,
@@ -140,9 +141,10 @@ def _is_section(path: Path) -> bool:
 
 
 def add_encoder(
-    parser: argparse.ArgumentParser, patch_um: tuple[float, ...] = DEFAULT_PATCH_UM, n_views: Views = DEFAULT_VIEWS
+    parser: argparse.ArgumentParser, patch_um: tuple[float, ...] = DEFAULT_PATCH_UM, n_views: Views | None = None
 ) -> None:
     """Add the options of the patch features, with these defaults of patch sizes and views."""
+    by_encoder = f"{VIEWS_WITH_TEXTURE} with texture features, otherwise {DEFAULT_VIEWS}"
     parser.add_argument(
         "--encoder",
         nargs="+",
@@ -176,7 +178,7 @@ def add_encoder(
         type=int,
         default=n_views,
         choices=get_args(Views),
-        help="views averaged per patch (default: %(default)s)",
+        help=f"views averaged per patch, 8: mirrored rotations too (default: {n_views or by_encoder})",
     )
 
 

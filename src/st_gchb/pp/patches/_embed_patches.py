@@ -21,7 +21,6 @@ from st_gchb._options import (
     DEFAULT_ENCODERS,
     DEFAULT_ON_DAMAGE,
     DEFAULT_PRECISION,
-    DEFAULT_VIEWS,
     OnDamage,
     Precision,
     StainMethod,
@@ -52,7 +51,7 @@ def embed_patches(
     weights: str | Path | None | Sequence[str | Path | None] = "default",
     patch_um: Micrometers | Sequence[Micrometers] = DEFAULT_PATCH_UM,
     patch_px: PatchSize | Sequence[PatchSize] | None = None,
-    n_views: Views = DEFAULT_VIEWS,
+    n_views: Views | None = None,
     stain_norm: StainMethod | Stain | None = None,
     save_feature_maps: bool = False,
     image: Any = None,
@@ -92,8 +91,9 @@ def embed_patches(
         Side of a patch in px of the full-resolution image, or a sequence, instead of ``patch_um``; the size of a pixel
         is then not needed.
     n_views
-        Views over which features are averaged. 4: the rotations of a patch; 8: the rotations and their mirror images;
-        1: the patch itself, in a quarter of the time.
+        Views over which features are averaged. 1: the patch itself; 4: its rotations, in four times the time; 8: the
+        rotations and their mirror images. None: 1 if texture features, which depend on no direction, are among them,
+        otherwise 4.
     stain_norm
         ``"macenko"``, ``"vahadane"`` or ``"reinhard"``: normalize the stain of each slice to that of the first one,
         which is kept in the specification, so that queries are normalized to it too. A :class:`Stain` from

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from st_gchb._advice import Fix, advise
 from st_gchb._errors import EncoderError, InputError
-from st_gchb._options import Precision, Views
+from st_gchb._options import DEFAULT_VIEWS, VIEWS_WITH_TEXTURE, Precision, Views
 from st_gchb.pp._stain_normalization import Stain
 from st_gchb.pp.encoders import Encoder, get_encoder
 from st_gchb.pp.patches._feature_set import FeatureSet
@@ -91,10 +91,37 @@ def encoders_of(
     return found
 
 
+def views_for(encoders: list[Encoder]) -> Views:
+    """Choose the number of views of a patch where a caller does not.
+
+    Texture features are the same for each rotation of a patch. Beside them, the mean of an image encoder's features
+    over rotations adds hardly anything to a prediction; without them, it is worth its time.
+
+    Parameters
+    ----------
+    encoders
+        Encoders whose features stand side by side.
+
+    Returns
+    -------
+    int
+        1 if texture features are among them, otherwise 4.
+
+    Examples
+    --------
+    >>> from st_gchb.pp import get_encoder
+    >>> from st_gchb.pp.patches._given_parts import views_for
+    >>> image, texture = get_encoder("mobilenet_v2", None), get_encoder("texture")
+    >>> views_for([image, texture]), views_for([texture]), views_for([image])
+    (1, 1, 4)
+    """
+    return VIEWS_WITH_TEXTURE if any(one.name == "texture" for one in encoders) else DEFAULT_VIEWS
+
+
 def features_of(
     encoders: list[Encoder],
     sizes: list[Size],
-    n_views: Views,
+    n_views: Views | None,
     stain: Stain | None,
     precision: Precision,
     *,
@@ -106,7 +133,9 @@ def features_of(
     ----------
     encoders, sizes
         From :func:`encoders_of` and :func:`sizes_of`.
-    n_views, stain, precision, feature_maps
+    n_views
+        Views of a patch; None for as many as these encoders need, see :func:`views_for`.
+    stain, precision, feature_maps
         As in :class:`FeatureSpec`.
 
     Returns
@@ -115,7 +144,7 @@ def features_of(
         All sizes of the first encoder, then all of the second one, and so on.
     """
     shared: dict[str, Any] = {
-        "n_views": n_views,
+        "n_views": views_for(encoders) if n_views is None else n_views,
         "stain_norm": None if stain is None else stain.method,
         "stain_target": None if stain is None else stain.numbers,
         "precision": None if precision == "float32" else precision,
