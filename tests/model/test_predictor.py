@@ -56,6 +56,15 @@ asked = ["--model", folder, "--um-per-px", "1.0", "--spacing", "100um", "--devic
 for command in (["predict", "--slide", slide, "--out", out + "/one"], ["predict-many", slide, "--out", out + "/many"]):
     assert main(command + asked) == 0
     print(packages())
+
+# torch's compiler was left out, and is there for who asks for it.
+assert "torch._dynamo" not in sys.modules
+import torchvision
+deferred = sys.modules["torchvision.ops.roi_align"].is_compile_supported
+found = deferred("cpu")
+import torch._dynamo.utils
+assert found is torch._dynamo.utils.is_compile_supported("cpu")
+assert deferred("cpu") is found
 """
 """One process for all of it, since each takes seconds to import what it needs."""
 
