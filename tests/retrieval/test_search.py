@@ -68,6 +68,29 @@ def test_blocks_change_nothing(n_query, n_keys, queries, keys_at_once, group, sh
     assert all(len(set(row)) == k for row in ids)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    n_keys=st.integers(1, 80),
+    share=st.floats(0, 1),
+    grid=st.sampled_from([0.0, 0.1, 0.5]),
+    holes=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_order_is_torchs_where_similarities_are_equal_or_no_numbers(n_keys, share, grid, holes, seed):
+    """On a CPU, numpy selects; which of equal keys come first is what torch makes of the row, selected and merged."""
+    query, keys = unit(5, 3, seed), unit(n_keys, 3, seed + 1)
+    if grid:
+        query, keys = np.round(query / grid) * np.float32(grid), np.round(keys / grid) * np.float32(grid)
+    keys[:holes] = np.nan
+    k = 1 + int(share * (n_keys - 1))
+    found = nearest(query, keys, k)
+    top = (torch.from_numpy(query) @ torch.from_numpy(keys).T).topk(k, dim=1)
+    merged = torch.cat([torch.full((5, k), -torch.inf), top.values], dim=1).topk(k, dim=1)
+    columns = torch.cat([torch.zeros(5, k, dtype=torch.int64), top.indices], dim=1).gather(1, merged.indices)
+    np.testing.assert_array_equal(found[0], columns)
+    np.testing.assert_array_equal(found[1], merged.values)
+
+
 def test_similarities_held_at_once_are_bounded(monkeypatch):
     sizes = []
     product = torch.Tensor.__matmul__

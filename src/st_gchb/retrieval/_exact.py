@@ -11,6 +11,8 @@ _QUERIES, _KEYS = 1024, 2**15
 """Queries and keys per block of similarities: 128 MiB of float32."""
 _GROUP = 64
 """Columns per group; the columns of a group are inspected only if their maximum is high enough."""
+_AT_ONCE = 2**18
+"""Values among which the largest of some rows are found at a time: 1 MiB, which stays in a core's cache."""
 
 
 def nearest(
@@ -19,7 +21,8 @@ def nearest(
     """Find the keys that are most similar to each query, and their similarities.
 
     Similarities are computed in blocks that are large in both directions, which makes the matrix product fast. Of each
-    block, only the values above the k-th best so far are merged into the result.
+    block, only the values above the k-th best so far are merged into the result. Keys of equal similarity are in the
+    order in which :func:`torch.topk` returns them.
 
     Parameters
     ----------
@@ -54,9 +57,12 @@ def nearest(
         rows = torch.zeros((len(part), k), dtype=torch.int64, device=device)
         for first in range(0, len(bank), _KEYS):
             block = part @ bank[first : first + _KEYS].T
+            if first == 0 and k <= block.shape[1]:
+                best, rows = _largest(block, k, first=True)
+                continue
             values, found = _best(block, k) if first < k else _better(block, best[:, -1])
-            values, order = torch.cat([best, values], dim=1).topk(k, dim=1)
-            best, rows = values, torch.cat([rows, found + first], dim=1).gather(1, order)
+            best, order = _largest(torch.cat([best, values], dim=1), k)
+            rows = torch.cat([rows, found + first], dim=1).gather(1, order)
         ids[start : start + _QUERIES] = rows.cpu().numpy()
         similarity[start : start + _QUERIES] = best.cpu().numpy()
     return ids, similarity
@@ -66,6 +72,62 @@ def _best(block: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Select the ``k`` largest values of each row and their columns."""
     top = block.topk(min(k, block.shape[1]), dim=1)
     return top.values, top.indices
+
+
+def _largest(values: torch.Tensor, k: int, *, first: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select the ``k`` largest values of each row and their columns, in descending order.
+
+    On a CPU, numpy finds the k-th largest value and sorts those above it several times as fast as torch does. Where
+    the values differ there is one result. Rows with equal values are left to torch, whose order of them depends on the
+    whole row: with ``first``, they are selected once more, behind ``k`` empty places, as in a merge.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32:
+        return _ordered_by_torch(values, k, first=first)
+    n_rows, width = values.shape
+    best, columns = np.empty((n_rows, k), np.float32), np.empty((n_rows, k), np.int64)
+    tied = np.zeros(n_rows, dtype=bool)
+    array, step = values.numpy(), max(1, _AT_ONCE // width)
+    for start in range(0, n_rows, step):
+        part = slice(start, start + step)
+        tied[part] = _untied(array[part], k, best[part], columns[part])
+    found = torch.from_numpy(best), torch.from_numpy(columns)
+    if tied.any():
+        rows = torch.from_numpy(np.flatnonzero(tied))
+        for target, source in zip(found, _ordered_by_torch(values[rows], k, first=first), strict=True):
+            target[rows] = source
+    return found
+
+
+def _untied(values: np.ndarray, k: int, best: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Write the ``k`` largest values of each row and their columns; returns the rows where the order is not unique."""
+    n_rows, width = values.shape
+    floor = np.partition(values, width - k, axis=1)[:, width - k, None]
+    above = values >= floor
+    hits: np.ndarray = np.flatnonzero(above)
+    # More than k values where some equal the k-th, and fewer where there are NaN, which equal nothing.
+    tied = np.zeros(n_rows, dtype=bool)
+    if len(hits) != n_rows * k or (hits.reshape(n_rows, k)[:, [0, -1]] // width != np.arange(n_rows)[:, None]).any():
+        tied = above.sum(1) != k
+        hits = np.flatnonzero(above[~tied])
+    some = np.ascontiguousarray(values) if not tied.any() else values[~tied]
+    hits = hits.reshape(len(some), k)
+    near = some.ravel()[hits]
+    order = np.argsort(-near, axis=1)
+    near = np.take_along_axis(near, order, axis=1)
+    place = np.take_along_axis(hits, order, axis=1) - np.arange(len(some))[:, None] * width
+    best[~tied], columns[~tied] = near, place
+    tied[~tied] = (near[:, 1:] == near[:, :-1]).any(1)
+    return tied
+
+
+def _ordered_by_torch(values: torch.Tensor, k: int, *, first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Select the ``k`` largest values of each row and their columns with torch."""
+    top = values.topk(k, dim=1)
+    if not first:
+        return top.values, top.indices
+    again = torch.cat([torch.full_like(top.values, -torch.inf), top.values], dim=1).topk(k, dim=1)
+    columns = torch.cat([torch.zeros_like(top.indices), top.indices], dim=1).gather(1, again.indices)
+    return again.values, columns
 
 
 def _better(block: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
