@@ -18,7 +18,19 @@ REAL = {
     "own_parts": ("her2st_path", "n_obs × n_vars = 551"),
 }
 """Where the real sections of a tutorial lie, and what its output then says."""
-KERNEL = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
+# Models are trained for one epoch: every cell runs, and how good its figures look is a matter of the stored ones.
+KERNEL = f"""
+import sys
+
+import pytest
+from ipykernel.kernelapp import launch_new_instance
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from trainings import shorten_trainings
+
+shorten_trainings(pytest.MonkeyPatch())
+launch_new_instance()
+"""
 
 
 class RunningKernel(AsyncKernelManager):
@@ -66,7 +78,7 @@ def test_a_tutorial_runs(path, synthetic, kernel):
     notebook = nbformat.read(path, as_version=4)
     n_stored = figures_of(notebook)
     assert n_stored >= 3, "a tutorial shows its figures"
-    NotebookClient(notebook, timeout=300, km=kernel).execute()
+    NotebookClient(notebook, timeout=300, startup_timeout=300, km=kernel).execute()
     assert figures_of(notebook) == n_stored
 
 
@@ -76,7 +88,7 @@ def test_a_tutorial_runs_on_real_sections(real, kernel):
     path, said = real
     notebook = nbformat.read(path, as_version=4)
     n_stored = figures_of(notebook)
-    NotebookClient(notebook, timeout=600, km=kernel).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=300, km=kernel).execute()
     assert figures_of(notebook) == n_stored
     shown = [output.get("data", {}).get("text/plain", "") for output in outputs_of(notebook)]
     assert said in "".join(shown)
