@@ -58,7 +58,6 @@ WAYS: dict[str, dict[str, Any]] = {
 FEATURES: dict[str, tuple[list[int], Sequence[str]]] = {
     "MobileNetV2 and texture, 80, 150 and 300 µm": ([0, 1, 2, 3, 4, 5], tuple(WAYS)),
     "MobileNetV2 alone, 150 µm": ([1], (BEFORE, ONE_VIEW)),
-    "MobileNetV2 and texture, 150 µm": ([1, 4], (BEFORE, ONE_VIEW)),
 }
 """Features that are scored: parts of those that were made, and the ways by which."""
 
@@ -180,8 +179,9 @@ def ways_page(data: Path, weights: Path, seeds: range, runs: Path) -> str:
     lines += [
         "",
         f"Sections C2 to C5 of her2st ({len(exact)} spots), each predicted from the other three, the default's "
-        f"1,000 genes, seeds {', '.join(map(str, seeds))}. Times are those of `embed_patches` from the file to all six "
-        "parts, CPU time of one thread, ways in turn, median of four sections "
+        f"1,000 genes, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
+        "Times are those of `embed_patches` from the file to all six parts, CPU time of one thread, "
+        "ways in turn, median of four sections "
         f"(one view: {spread.min():.2f} to {spread.max():.2f}). "
         f"MobileNetV2's features differ from those in float32 by {away[HALF]:.1%} of their norm in bfloat16 and by "
         f"{away[INT8]:.1%} in int8, which torch calibrated on {N_PATCHES} patches of C2. {platform.machine()}, "
