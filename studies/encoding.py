@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata
 import numpy as np
@@ -113,11 +113,11 @@ def of_section(name: str, data: Path, encoders: dict[str, Encoder], kept: Path) 
     if all(file.is_file() for file in files.values()):
         return {way: anndata.read_h5ad(file) for way, file in files.items()}
     section = st_gchb.datasets.her2st([name], path=data)
-    found = {}
+    found: dict[str, AnnData] = {}
     for way, options in WAYS.items():
         options = options | {"encoder": (encoders[way], "texture"), "patch_um": PATCHES_UM, "device": "cpu"}
         start = time.process_time()
-        found[way] = embed_patches(section, cache=False, copy=True, **options)
+        found[way] = cast("AnnData", embed_patches(section, cache=False, copy=True, **options))
         found[way].uns["cpu_seconds"] = time.process_time() - start
         # The image is large, and not asked for any more.
         del found[way].uns["spatial"]
