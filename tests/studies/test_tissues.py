@@ -207,6 +207,7 @@ def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys
         assert options.pop("encoder") == ("mobilenet_v2", "texture")
         assert options.pop("patch_um") == (80.0, 150.0, 300.0)
         assert options.pop("weights") == ("some.safetensors", "default")
+        assert options.pop("n_views") == 4
         made = embed(section, encoder="texture", patch_um=150, n_views=1, **options)
         name = made.obs["slice"].iloc[0]
         made.uns["spatial"] = {name: made.uns["spatial"][name]}
