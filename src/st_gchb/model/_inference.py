@@ -372,8 +372,10 @@ def blended(
         if table.kernel_loadings is None:
             table.kernel_loadings = kernel_head.loadings(table.values)
         weight = np.float32(p.settings.kernel_weight)
-        expected = (table.mean + components @ table.kernel_loadings).astype(np.float32)
-        retrieved = (1.0 - weight) * retrieved + weight * expected
+        expected = (table.mean + components @ table.kernel_loadings).astype(np.float32, copy=False)
+        expected *= weight
+        retrieved = (1.0 - weight) * retrieved
+        retrieved += expected
     if p.settings.sharpening:
         retrieved = sharpened(retrieved, adjacency, p.settings.sharpening)
     bounded: np.ndarray = np.clip(retrieved, *table.bounds)
@@ -404,9 +406,14 @@ def sharpened(values: np.ndarray, adjacency: sparse.csr_matrix, share: float) ->
     [-1.0, 5.0, -1.0]
     """
     graph = (adjacency != 0).astype(values.dtype)
-    degree = np.asarray(graph.sum(axis=1), dtype=values.dtype).ravel()[:, None]
-    around = np.divide(graph @ values, degree, out=values.copy(), where=degree > 0)
-    moved: np.ndarray = values + values.dtype.type(share) * (values - around)
+    degree = np.asarray(graph.sum(axis=1), dtype=values.dtype).ravel()
+    # One table beside the values, in place: of a large slide each copy takes hundreds of MB.
+    moved: np.ndarray = graph @ values
+    np.divide(moved, degree[:, None], out=moved, where=degree[:, None] > 0)
+    moved[degree == 0] = values[degree == 0]
+    np.subtract(values, moved, out=moved)
+    moved *= values.dtype.type(share)
+    moved += values
     return moved
 
 
