@@ -26,6 +26,8 @@ from slides import GLASS, PERIOD, TILE, texture
 
 UM_PER_PX = 0.5
 LEVELS = 6
+STAGES = ("load", "tissue", "patches", "predict", "write")
+"""Stages of a prediction, from the model's folder to the result's file."""
 BLOBS = [(0.30, 0.36, 0.22, 0.30), (0.62, 0.58, 0.26, 0.24), (0.35, 0.76, 0.16, 0.14)]
 """Ellipses of tissue: center (x, y) and semi-axes, as fractions of the side of the slide."""
 
@@ -131,14 +133,11 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the stages of a prediction (tissue, positions, patches, prediction) and collect their figures."""
     from dataclasses import fields
 
-    import spatialdata  # noqa: F401
-    import squidpy  # noqa: F401
     import torch
     import torchvision
 
     import st_gchb
     from st_gchb.io import open_image
-    from st_gchb.model import STGCHB
     from st_gchb.pp import Encoder, embed_patches, get_encoder, read_patches, slices_of, tile_tissue
 
     in_encoder = [0.0]
@@ -156,8 +155,8 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
     levels = [Counted(level, slide.chunks(i)) for i, level in enumerate(slide.levels)]
     slide.levels = levels
     with stage("load", figures):
-        model = STGCHB.load(arguments.folder / "model", accelerator="cpu")
-        rule = model.rules_.features.first
+        predictor = st_gchb.load_predictor(arguments.folder / "model", device="cpu")
+        rule = predictor.parts.rules.features.first
         plain = get_encoder(rule.encoder, None if rule.weights == "none" else rule.weights)
         encoder = Timed(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     with stage("tissue", figures):
@@ -174,9 +173,11 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in read_patches(only, rule.patch_um / only.um_per_px, encoder.input_px, memory_mb=arguments.memory_mb):
             pass
     with stage("predict", figures):
-        result = model.predict(query)
+        result = predictor.predict(query)
+    with stage("write", figures):
+        result.write_h5ad(arguments.folder / "prediction.h5ad")
     slowest = figures["patches"]["seconds"]
-    total = sum(figures[name]["seconds"] for name in ("load", "tissue", "patches", "predict"))
+    total = sum(figures[name]["seconds"] for name in STAGES)
     return figures | {
         "slide_px": list(slide.shape_px),
         "levels": len(levels),
@@ -186,7 +187,8 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         "encoder": rule.encoder,
         "n_views": rule.n_views,
         "memory_mb": arguments.memory_mb,
-        "peak_mb": max(figures[name]["peak_mb"] for name in ("load", "tissue", "patches", "predict")),
+        "peak_mb": max(figures[name]["peak_mb"] for name in STAGES),
+        "whole_peak_mb": max(figures[name]["peak_mb"] for name in STAGES) + figures["imports_mb"],
         "patches_per_s": round(query.n_obs / slowest, 1),
         "outside_encoder_patches": round(1 - in_encoder[0] / slowest, 4),
         "outside_encoder_all": round(1 - in_encoder[0] / total, 4),

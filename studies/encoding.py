@@ -34,6 +34,7 @@ import st_gchb
 from st_gchb.evaluate import METHODS, evaluate
 from st_gchb.pp import Encoder, FeatureSet, embed_patches, get_encoder, read_patches, slices_of
 from st_gchb.pp.encoders import EncoderRunner, EncodingOptions
+from studies._files import write_text
 
 N_PATCHES = 64
 NETWORK_WAYS: dict[str, dict[str, Any]] = {
@@ -235,7 +236,7 @@ def main() -> None:
     if given.only != "ways":
         pages["encoding"] = network_page(given.weights, given.rounds, given.threads)
     for name, text in pages.items():
-        (given.out / f"{name}.md").write_text(text, encoding="utf-8")
+        write_text(text.rstrip(), given.out / f"{name}.md")
         print(text)
 
 
