@@ -10,12 +10,14 @@ from typing import Any
 
 import anndata
 from anndata import AnnData
+from spatialdata import SpatialData
 
 import st_gchb
 from st_gchb.errors import MissingFileError
 
 PATCHES_UM = (80.0, 150.0, 300.0)
 """Sides of the patches, µm."""
+_VISIUM_SPOT_UM = 55.0
 
 
 def _her2st(data: Path, sections: Sequence[str]) -> list[Any]:
@@ -153,3 +155,16 @@ def join(tables: Sequence[AnnData]) -> AnnData:
     joined.uns["spatial"] = {name: library for table in tables for name, library in table.uns["spatial"].items()}
     joined.uns["X_patch"] = tables[0].uns["X_patch"]
     return joined
+
+
+def lay_image(pred: AnnData, sections: Sequence[AnnData | SpatialData], name: str) -> None:
+    """Lay the H&E of a SpatialData under a prediction, with the size of its pixels; others carry theirs."""
+    for section in sections:
+        if isinstance(section, SpatialData):
+            spots = st_gchb.pp.resolve(section, thumbnails=True).adata
+            if name in spots.uns["spatial"]:
+                library = spots.uns["spatial"][name]
+                # Sections that are read as SpatialData here are Visium, whose spots are 55 µm wide.
+                um_per_px = _VISIUM_SPOT_UM / library["scalefactors"]["spot_diameter_fullres"]
+                library["scalefactors"]["microns_per_pixel"] = um_per_px
+                pred.uns["spatial"][name] = library

@@ -16,7 +16,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from anndata import AnnData
 from matplotlib.figure import Figure
-from spatialdata import SpatialData
 
 import st_gchb
 from st_gchb._artifacts import write_whole
@@ -25,16 +24,13 @@ from st_gchb.evaluate import machine_and_versions
 from st_gchb.model import STGCHB
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_record, write_text
-from studies._tissues import PATCHES_UM, TISSUES, embedded
+from studies._tissues import PATCHES_UM, TISSUES, embedded, lay_image
 
 MAX_BYTES = 150_000
 """Largest size of a picture, so that the first page loads at once."""
 _QUALITIES = (90, 80, 70, 60, 50)
 _SIZE_INCH = (8.6, 2.75)
 """Width and height, inch: at the page's width of about 700 px, the smallest text is 9 px high."""
-
-
-_VISIUM_SPOT_UM = 55.0
 
 
 @dataclass(frozen=True)
@@ -155,19 +151,6 @@ def predict_held_out(adata: AnnData, exhibit: Exhibit, arguments: argparse.Names
     if exhibit.held_out in set(pred.uns["st_gchb"]["reference_slices"]):
         raise InputError(f"section {exhibit.held_out!r} is part of the reference; nothing of it may be trained on.")
     return pred
-
-
-def lay_image(pred: AnnData, sections: Sequence[AnnData | SpatialData], name: str) -> None:
-    """Lay the H&E of a SpatialData under a prediction, with the size of its pixels; others carry theirs."""
-    for section in sections:
-        if isinstance(section, SpatialData):
-            spots = st_gchb.pp.resolve(section, thumbnails=True).adata
-            if name in spots.uns["spatial"]:
-                library = spots.uns["spatial"][name]
-                # Sections that are read as SpatialData here are Visium, whose spots are 55 µm wide.
-                um_per_px = _VISIUM_SPOT_UM / library["scalefactors"]["spot_diameter_fullres"]
-                library["scalefactors"]["microns_per_pixel"] = um_per_px
-                pred.uns["spatial"][name] = library
 
 
 def choose(pred: AnnData, exhibit: Exhibit) -> str:

@@ -28,7 +28,7 @@ from st_gchb.evaluate import METHODS, Evaluation, Method, evaluate, evaluate_fol
 from studies import dlpfc
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_csv, write_record, write_text
-from studies._tissues import TISSUES, embedded
+from studies._tissues import TISSUES, embedded, lay_image
 
 NEWER = ("mclstexp", "triplex")
 TABLE_1 = ("hist2rna", "hist2st", "thitogene", "histogene", "st-net", *NEWER, "bleep", "paper", "default")
@@ -296,6 +296,8 @@ def write_experiment(
     ]
     if markers:
         pictured = compared(results, adata, folds[-1])
+        if name in TISSUES:
+            lay_image(pictured, TISSUES[name].read(arguments.data), folds[-1])
         shown = [method for method in TABLE_1 if method in pictured.layers]
         pl.save(pl.compare_methods(pictured, markers, methods=shown), arguments.out / f"{name}.png", dpi=_DPI)
         paths.append(arguments.out / f"{name}.png")
