@@ -143,7 +143,7 @@ class ExpressionPredictor:
 
 
 class Predictor(ExpressionPredictor):
-    """A saved model that predicts and does nothing else; :func:`load_predictor` reads one.
+    """A saved model that predicts and does nothing else; :func:`st_gchb.load_predictor` reads one.
 
     It predicts what :class:`~st_gchb.model.STGCHB` predicts, bit for bit, and starts in less than half the time, since
     neither scvi-tools nor Lightning, scanpy or squidpy are imported. squidpy is imported by a model whose spot graph is
@@ -156,7 +156,7 @@ class Predictor(ExpressionPredictor):
 
     See Also
     --------
-    load_predictor : Read a predictor from a folder, with an example.
+    st_gchb.load_predictor : Read a predictor from a folder, with an example.
     """
 
     def __init__(self, parts: TrainedParts) -> None:
