@@ -294,11 +294,11 @@ def write_experiment(
         ),
         write_record({"settings": results[0].settings} | machine_and_versions(), arguments.out / f"{name}.json"),
     ]
-    if markers:
-        pictured = compared(results, adata, folds[-1])
+    pictured = compared(results, adata, folds[-1])
+    shown = [method for method in TABLE_1 if method in pictured.layers]
+    if markers and shown:
         if name in TISSUES:
             lay_image(pictured, TISSUES[name].read(arguments.data), folds[-1])
-        shown = [method for method in TABLE_1 if method in pictured.layers]
         pl.save(pl.compare_methods(pictured, markers, methods=shown), arguments.out / f"{name}.png", dpi=_DPI)
         paths.append(arguments.out / f"{name}.png")
     return paths
