@@ -357,7 +357,8 @@ def table(
     for method in methods:
         name = f"{'simulated: ' * one.simulated}{method}"
         if method in left_out:
-            took = "" if math.isnan(left_out[method]) else f"about {left_out[method] / 60:.0f}"
+            cost = left_out[method] / 60
+            took = "" if math.isnan(cost) else f"about {cost:.{int(cost < 1)}f}"
             lines.append(f"| {name} | not run |" + " |" * len(measured) + f" {took} |")
             continue
         own = by_seed.loc[method]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -244,10 +244,6 @@ class TrainedParts:
     settings: ModelSettings
     search: Search = "auto"
     origin: Mapping[str, Any] = field(default_factory=dict)
-
-    def searched_by(self, search: Search) -> TrainedParts:
-        """Return the same parts with another method of search."""
-        return replace(self, search=search)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
 QUERY = Limits("an AnnData or SpatialData (st_gchb.io.read_section reads one from files)", error=QueryError)
 
 
-class ExpressionPredictor:
+class ExpressionPredictor(ABC):
     """The call that predicts expression: the same of a model that was trained here, and of one that was loaded."""
 
+    @abstractmethod
     def _trained_parts(self, search: Search) -> TrainedParts:
         """Return what a prediction needs.
 
@@ -42,7 +45,6 @@ class ExpressionPredictor:
         NotTrainedError
             The model is not trained.
         """
-        raise NotImplementedError
 
     @checked(apart=("layer",))
     def predict(
@@ -145,7 +147,7 @@ class ExpressionPredictor:
 class Predictor(ExpressionPredictor):
     """A saved model that predicts and does nothing else; :func:`st_gchb.load_predictor` reads one.
 
-    It predicts what :class:`~st_gchb.model.STGCHB` predicts, bit for bit, and starts in less than half the time, since
+    It predicts what :class:`~st_gchb.model.STGCHB` predicts, bit for bit, and starts in about half of the time, since
     neither scvi-tools nor Lightning, scanpy or squidpy are imported. squidpy is imported by a model whose spot graph is
     one of nearest neighbors, a triangulation or a grid, which squidpy builds.
 
@@ -173,7 +175,7 @@ class Predictor(ExpressionPredictor):
         return self.parts.rules.expression.genes
 
     def _trained_parts(self, search: Search) -> TrainedParts:
-        return self.parts.searched_by(search)
+        return replace(self.parts, search=search)
 
     def __repr__(self) -> str:
         bank = self.parts.bank

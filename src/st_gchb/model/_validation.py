@@ -202,7 +202,7 @@ def check_graph(adata: AnnData, key: str, sections: Sections) -> None:
     """
     graph = graph_of(adata, key)
     if (graph != graph.T).nnz:
-        raise GraphError(f"obsp[{key!r}] is not symmetric. Build it with st_gchb.pp.spatial_graph, or symmetrise it.")
+        raise GraphError(f"obsp[{key!r}] is not symmetric. Build it with st_gchb.pp.spatial_graph, or symmetrize it.")
     if sections.key is not None:
         coo = graph.tocoo()
         across = int((sections.names[coo.row] != sections.names[coo.col]).sum())
