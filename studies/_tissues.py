@@ -17,7 +17,6 @@ from st_gchb.errors import MissingFileError
 
 PATCHES_UM = (80.0, 150.0, 300.0)
 """Sides of the patches, µm."""
-_VISIUM_SPOT_UM = 55.0
 
 
 def _her2st(data: Path, sections: Sequence[str]) -> list[Any]:
@@ -129,7 +128,8 @@ def embedded(tissue: Tissue, data: Path, weights: str | Path, device: str = "aut
     Returns
     -------
     AnnData
-        Counts in ``X``, patch features in ``obsm["X_patch"]``, ``slice`` and ``patient`` in ``obs``.
+        Counts in ``X``, patch features in ``obsm["X_patch"]``, ``slice`` and ``patient`` in ``obs``, the H&E in
+        ``uns["spatial"]``.
 
     Raises
     ------
@@ -143,7 +143,10 @@ def embedded(tissue: Tissue, data: Path, weights: str | Path, device: str = "aut
     tables = []
     for section in tissue.read(data):
         # The copy of a SpatialData is its table, with positions in px of the image that was read.
-        tables.append(st_gchb.pp.embed_patches(section, copy=True, **options))
+        table = st_gchb.pp.embed_patches(section, copy=True, **options)
+        if isinstance(section, SpatialData):
+            _carry_image(table, section)
+        tables.append(table)
     return join(tables)
 
 
@@ -157,14 +160,15 @@ def join(tables: Sequence[AnnData]) -> AnnData:
     return joined
 
 
-def lay_image(pred: AnnData, sections: Sequence[AnnData | SpatialData], name: str) -> None:
-    """Lay the H&E of a SpatialData under a prediction, with the size of its pixels; others carry theirs."""
-    for section in sections:
-        if isinstance(section, SpatialData):
-            spots = st_gchb.pp.resolve(section, thumbnails=True).adata
-            if name in spots.uns["spatial"]:
-                library = spots.uns["spatial"][name]
-                # Sections that are read as SpatialData here are Visium, whose spots are 55 µm wide.
-                um_per_px = _VISIUM_SPOT_UM / library["scalefactors"]["spot_diameter_fullres"]
-                library["scalefactors"]["microns_per_pixel"] = um_per_px
-                pred.uns["spatial"][name] = library
+def _carry_image(table: AnnData, section: SpatialData) -> None:
+    """Store the H&E of a SpatialData and the size of its pixels with its table, for figures and methods on pixels."""
+    spots = st_gchb.pp.resolve(section)
+    features = table.uns["X_patch"]
+    sizes = dict(zip(map(str, features["slices"]), features["um_per_px"], strict=True))
+    for slide in spots.slices():
+        height, width = slide.image.shape_px
+        factors = dict(spots.adata.uns["spatial"][slide.name]["scalefactors"])
+        # The spot diameter of Space Ranger is no measure of a pixel: the spots' distance, by which patches are cut, is.
+        factors |= {"tissue_hires_scalef": 1.0, "microns_per_pixel": float(sizes[slide.name])}
+        image = slide.image.read(0, 0, height, 0, width)
+        table.uns["spatial"][slide.name] = {"images": {"hires": image}, "scalefactors": factors}

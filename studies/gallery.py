@@ -24,7 +24,7 @@ from st_gchb.evaluate import machine_and_versions
 from st_gchb.model import STGCHB
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_record, write_text
-from studies._tissues import PATCHES_UM, TISSUES, embedded, lay_image
+from studies._tissues import PATCHES_UM, TISSUES, embedded
 
 MAX_BYTES = 150_000
 """Largest size of a picture, so that the first page loads at once."""
@@ -115,7 +115,6 @@ def run(arguments: argparse.Namespace) -> list[Path]:
         exhibit = EXHIBITS[name]
         adata = embedded(TISSUES[name], arguments.data, arguments.weights, arguments.device)
         pred = predict_held_out(adata, exhibit, arguments)
-        lay_image(pred, TISSUES[name].read(arguments.data), exhibit.held_out)
         gene = choose(pred, exhibit)
         found = scores(pred, exhibit.named(gene))
         paths.append(write_picture(draw(pred, gene, exhibit), arguments.out / f"{name}.jpg"))

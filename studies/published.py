@@ -9,7 +9,9 @@ that are left out stand in the tables with the time that a run of them would tak
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +25,13 @@ from anndata import AnnData
 
 import st_gchb
 from st_gchb import pl
+from st_gchb._artifacts import read_json
 from st_gchb.errors import InputError
 from st_gchb.evaluate import METHODS, Evaluation, Method, evaluate, evaluate_fold, machine_and_versions
 from studies import dlpfc
 from studies._command import add_tissues, new_parser, run_study
 from studies._files import write_csv, write_record, write_text
-from studies._tissues import TISSUES, embedded, lay_image
+from studies._tissues import TISSUES, embedded
 
 NEWER = ("mclstexp", "triplex")
 TABLE_1 = ("hist2rna", "hist2st", "thitogene", "histogene", "st-net", *NEWER, "bleep", "paper", "default")
@@ -142,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", metavar="NAME", choices=known, help="default: those of each data set")
     add("--seeds", type=int, help="number of seeds (default: that of each data set)")
     add("--hours", type=float, default=math.inf, help="begin no method later, 0 for none at all (default: no limit)")
+    add("--earlier", type=Path, help="tables of an earlier call, whose rows are taken; what they lack is run")
     add("--runs", type=Path, default=Path("evaluation/published"), help="folder of runs (default: %(default)s)")
     return parser
 
@@ -161,30 +165,46 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
     methods = list(dict.fromkeys(arguments.methods or one.methods))
     options: dict[str, Any] = {"n_top_genes": arguments.n_top_genes, "device": arguments.device}
     first = _evaluated(adata, one, ["mean"], **options, seeds=[0])
-    folds = first.settings["folds"]
+    folds, spots = first.settings["folds"], n_training_spots(adata, first.settings["folds"])
     markers = common_markers(one, first.genes, adata)
+    settings = {key: first.settings[key] for key in first.settings if key not in _OF_A_CALL} | {"markers": markers}
     folder, n_seeds = arguments.runs / name, arguments.seeds or one.n_seeds
+    earlier = read_earlier(arguments.earlier, name, settings)
+    for method, seconds in earlier.seconds.items():
+        if method not in times_of(folder).index:
+            note_time(folder, method, seconds, 0, spots)
     results: list[Evaluation] = []
     for number, method in enumerate(methods):
-        left = time.monotonic() < until
-        n_kept = n_seeds if left else min(n_seeds, kept_runs(folder, method) // len(folds))
-        if not n_kept:
+        missing = [seed for seed in range(n_seeds) if seed not in earlier.seeds(method)]
+        if time.monotonic() >= until:
+            missing = missing[: kept_runs(folder, method) // len(folds)]
+        if not missing:
             continue
         print(f"{one.title}: {method}, {number + 1} of {len(methods)}{remaining(folder, methods[number:])}", flush=True)
         start = time.process_time()
         made = {method: variant(method, arguments.weights)} if method in VARIANTS else [method]
-        kept: dict[str, Any] = {"seeds": range(n_kept), "runs_dir": folder, "keep_predictions": True}
+        kept: dict[str, Any] = {"seeds": missing, "runs_dir": folder, "keep_predictions": True}
         results.append(_evaluated(adata, one, made, **options, **kept))
         count = results[-1].runs
         if count["made"]:
             seconds = (time.process_time() - start) / count["made"]
-            note_time(folder, method, seconds, count["made"] + count["taken"], n_training_spots(adata, folds))
+            note_time(folder, method, seconds, count["made"] + count["taken"], spots)
+    taken = earlier.scores[earlier.scores["method"].isin(methods) & (earlier.scores["seed"] < n_seeds)]
+    scores = pd.concat([taken, *(with_markers(result, markers) for result in results)], ignore_index=True)
+    if scores.empty:
+        raise InputError(f"--hours {arguments.hours:g}: no run of {name} is kept in {arguments.runs}. Pass more hours.")
     left_out = {
-        method: extrapolated(arguments.runs, method, n_training_spots(adata, folds))
-        for method in methods
-        if method not in {result.scores["method"].iloc[0] for result in results}
+        method: extrapolated(arguments.runs, method, spots) for method in methods if method not in set(scores["method"])
     }
-    return write_experiment(name, one, adata, results, left_out, markers, arguments)
+    record = {
+        "settings": settings | {"methods": list(dict.fromkeys(scores["method"])), "seeds": sorted(set(scores["seed"]))},
+        "cpu_seconds": times_of(folder)["seconds"].round(1).to_dict(),
+        **machine_and_versions(),
+    }
+    if len(taken):
+        record["rows_taken_from"] = earlier.made_with
+    paths = write_experiment(name, one, scores, left_out, record, arguments)
+    return [*paths, *write_figure(name, adata, results, markers, folds[-1], arguments)]
 
 
 def variant(name: str, weights: Path) -> Method:
@@ -258,33 +278,99 @@ def remaining(folder: Path, methods: Sequence[str]) -> str:
     return f", at most {math.ceil((own['seconds'] * own['runs']).sum() / 60)} CPU min remain"
 
 
+# ---- Rows of an earlier call ----
+
+_OF_A_CALL = ("methods", "seeds")
+"""Settings in which calls differ whose rows stand in one table."""
+_SCORES = ("fold", "seed", "method")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Scores that an earlier call wrote for a data set.
+
+    Parameters
+    ----------
+    scores
+        One row per fold, method and seed; empty if there are none.
+    seconds
+        CPU seconds of a run by method.
+    made_with
+        Machine and versions of that call, and of those from which it took rows itself.
+    """
+
+    scores: pd.DataFrame
+    seconds: Mapping[str, float]
+    made_with: Mapping[str, Any]
+
+    def seeds(self, method: str) -> set[int]:
+        """Return the seeds of a method of which there are scores."""
+        return set(self.scores.loc[self.scores["method"] == method, "seed"])
+
+
+def read_earlier(folder: Path | None, name: str, settings: Mapping[str, Any]) -> Earlier:
+    """Read what an earlier call wrote for a data set; nothing if it did not evaluate that one.
+
+    Parameters
+    ----------
+    folder
+        Folder of its tables; None for no earlier call.
+    name
+        Name of the data set.
+    settings
+        Settings of this call, which must be those of the earlier one.
+
+    Raises
+    ------
+    InputError
+        The settings differ; the message names those that do.
+    """
+    if folder is None or not (folder / f"{name}.csv").is_file():
+        return Earlier(pd.DataFrame({key: [] for key in _SCORES}), {}, {})
+    record = read_json(folder / f"{name}.json")
+    before, now = _comparable(record["settings"]), _comparable(settings)
+    differing = sorted(key for key in {*before, *now} - {*_OF_A_CALL} if before.get(key) != now.get(key))
+    if differing:
+        raise InputError(
+            f"--earlier {folder}: the tables of {name} were made with other settings ({', '.join(differing)}). Leave "
+            "--earlier out to make all runs anew."
+        )
+    made_with = {key: record[key] for key in ("versions", "machine", "rows_taken_from") if key in record}
+    return Earlier(pd.read_csv(folder / f"{name}.csv"), record.get("cpu_seconds", {}), made_with)
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON holds them, without the place of the weights, whose content is compared."""
+    plain = json.loads(json.dumps(settings))
+    features = {key: value for key, value in plain.pop("features", {}).items() if key != "weights"}
+    return plain | {f"features: {key}": value for key, value in features.items()}
+
+
 # ---- Tables and figure ----
 
 
 def write_experiment(
     name: str,
     one: Experiment,
-    adata: AnnData,
-    results: Sequence[Evaluation],
+    scores: pd.DataFrame,
     left_out: Mapping[str, float],
-    markers: list[str],
+    record: Mapping[str, Any],
     arguments: argparse.Namespace,
 ) -> list[Path]:
-    """Write tables 1 and 2, all scores, the settings, and the figure of the markers."""
-    if not results:
-        raise InputError(f"--hours {arguments.hours:g}: no run of {name} is kept in {arguments.runs}. Pass more hours.")
-    scores = pd.concat([with_markers(result, markers) for result in results], ignore_index=True)
+    """Write tables 1 and 2, all scores, and the settings."""
     minutes = times_of(arguments.runs / name)["seconds"] / 60
-    folds = results[0].settings["folds"]
+    settings = record["settings"]
     caption = (
-        f"{one.title}; held out: {', '.join(folds)}; at most {arguments.n_top_genes} genes. MG: "
-        f"{', '.join(markers) or 'none of the candidates is in all panels'}."
+        f"{one.title}; held out: {', '.join(settings['folds'])}; at most {arguments.n_top_genes} genes. MG: "
+        f"{', '.join(settings['markers']) or 'none of the candidates is in all panels'}."
     )
     known = {*scores["method"], *left_out}
     first = [method for method in (*TABLE_1, *CHEAP, *VARIANTS, *STRONG) if method in known]
     second = [method for method in TABLE_2 if method in known]
-    paths = [
-        write_csv(scores, arguments.out / f"{name}.csv"),
+    order = scores["method"].map({method: place for place, method in enumerate(dict.fromkeys([*first, *second]))})
+    rows = scores.assign(order=order).sort_values(["order", "seed", "fold"], kind="stable").drop(columns="order")
+    return [
+        write_csv(rows, arguments.out / f"{name}.csv"),
         *(
             write_text(
                 f"{caption}\n\n{table(scores, methods, columns, minutes, left_out, one)}",
@@ -292,16 +378,36 @@ def write_experiment(
             )
             for number, methods, columns in ((1, first, ("MG", "HVG", "HEG")), (2, second, tuple(COLUMNS)))
         ),
-        write_record({"settings": results[0].settings} | machine_and_versions(), arguments.out / f"{name}.json"),
+        write_record(dict(record), arguments.out / f"{name}.json"),
     ]
-    pictured = compared(results, adata, folds[-1])
+
+
+def write_figure(
+    name: str,
+    adata: AnnData,
+    results: Sequence[Evaluation],
+    markers: list[str],
+    fold: str,
+    arguments: argparse.Namespace,
+) -> list[Path]:
+    """Draw the markers on a held-out section, by each method of table 1 whose predictions are kept.
+
+    Where rows of an earlier call were taken, its figure shows more, and is taken, too.
+    """
+    path = arguments.out / f"{name}.png"
+    before = arguments.earlier / path.name if arguments.earlier else None
+    if before is not None and before.is_file():
+        if before.resolve() != path.resolve():
+            shutil.copyfile(before, path)
+        return [path]
+    if not results or not markers:
+        return []
+    pictured = compared(results, adata, fold)
     shown = [method for method in TABLE_1 if method in pictured.layers]
-    if markers and shown:
-        if name in TISSUES:
-            lay_image(pictured, TISSUES[name].read(arguments.data), folds[-1])
-        pl.save(pl.compare_methods(pictured, markers, methods=shown), arguments.out / f"{name}.png", dpi=_DPI)
-        paths.append(arguments.out / f"{name}.png")
-    return paths
+    if not shown:
+        return []
+    pl.save(pl.compare_methods(pictured, markers, methods=shown), path, dpi=_DPI)
+    return [path]
 
 
 def with_markers(result: Evaluation, markers: Sequence[str]) -> pd.DataFrame:

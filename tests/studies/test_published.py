@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import st_gchb
+from st_gchb._artifacts import read_json, write_json
 from st_gchb.evaluate import METHODS
 from studies import published as study
 
@@ -62,6 +63,43 @@ def test_without_time_only_what_is_kept_is_in_the_tables(tissue, tmp_path, capsy
     # Of ST-Net nothing is known: in the tables of a method that was never run, no time is made up.
     assert call(tmp_path, "--hours", 0, "--methods", "bleep", "st-net") == 0
     assert "\n| st-net | not run | | | |  |" in (tmp_path / "out/two_1.md").read_text(encoding="utf-8")
+
+
+def test_rows_of_an_earlier_call_are_taken(tissue, tmp_path, capsys):
+    assert call(tmp_path, "--methods", "bleep", "--seeds", 1) == 0
+    before = pd.read_csv(tmp_path / "out/two.csv")
+    picture = (tmp_path / "out/two.png").read_bytes()
+    more = ["--earlier", tmp_path / "out", "--runs", tmp_path / "elsewhere", "--out", tmp_path / "then"]
+    assert call(tmp_path, *more) == 0
+    scores = pd.read_csv(tmp_path / "then/two.csv").set_index(["method", "fold", "seed"])
+    assert len(scores) == 2 * 2 * 2
+    pd.testing.assert_frame_equal(scores.loc[["bleep"], :, [0]], before.set_index(["method", "fold", "seed"]))
+    kept = sorted(path.name for path in (tmp_path / "elsewhere/two").glob("*bleep*"))
+    assert kept
+    assert all("seed1" in name for name in kept), "seed 0 is not made anew"
+    record = read_json(tmp_path / "then/two.json")
+    assert record["settings"]["seeds"] == [0, 1]
+    assert record["rows_taken_from"]["versions"] == record["versions"]
+    assert set(record["cpu_seconds"]) == {"bleep", "ridge"}
+    assert (tmp_path / "then/two.png").read_bytes() == picture
+    # With all rows there, nothing is run.
+    capsys.readouterr()
+    assert call(tmp_path, "--earlier", tmp_path / "then", "--runs", tmp_path / "none", "--hours", 0) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out/two.csv"), scores.reset_index()[before.columns])
+    assert "1 of 2" not in capsys.readouterr().out
+
+
+def test_rows_made_with_other_settings_are_refused(tissue, tmp_path, capsys):
+    assert call(tmp_path, "--methods", "bleep", "--seeds", 1) == 0
+    again = ["--earlier", tmp_path / "out", "--n-top-genes", 15]
+    assert call(tmp_path, *again) == 2
+    assert "tables of two were made with other settings (" in (said := capsys.readouterr().err)
+    assert "n_top_genes" in said
+    # Where the weights lie does not matter.
+    record = read_json(tmp_path / "out/two.json")
+    record["settings"]["features"]["weights"] = "/elsewhere"
+    write_json(tmp_path / "out/two.json", record)
+    assert call(tmp_path, "--earlier", tmp_path / "out", "--methods", "bleep", "--seeds", 1) == 0
 
 
 def test_a_time_is_extrapolated_from_the_largest_data_set(tmp_path):

@@ -31,9 +31,10 @@ def no_encoder(monkeypatch):
     """Features without a look at the images."""
 
     def features(section, **options):
-        table = section if isinstance(section, anndata.AnnData) else section.tables["table"]
+        table = st_gchb.pp.resolve(section).adata
         table.obsm["X_patch"] = np.random.default_rng(0).normal(size=(table.n_obs, 3)).astype(np.float32)
-        table.uns["X_patch"] = {"made": "without images"}
+        slices = list(table.obs["slice"].unique())
+        table.uns["X_patch"] = {"slices": slices, "um_per_px": [4.0] * len(slices)}
         return table
 
     monkeypatch.setattr(st_gchb.pp, "embed_patches", features)
@@ -61,6 +62,8 @@ def test_every_data_set_is_read_and_split(her2st_path, no_encoder, name):
     assert set(adata.uns["spatial"]) == set(adata.obs["slice"])
     assert (result.scores["n_genes"] == 100).all()
     assert adata.obs_names.is_unique
+    # Methods on pixels and figures find the images, also of sections that were read as SpatialData.
+    assert [slide.name for slide in st_gchb.pp.slices_of(adata, "slice")] == list(adata.obs["slice"].unique())
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path, capsys):
