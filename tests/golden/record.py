@@ -26,6 +26,9 @@ from golden.scenes import INPUTS, QUIET, SLICES, STORES, UM_PER_PX
 from golden.values import write, write_machine
 from st_gchb._logging import logger
 
+OF_EARLIER = "checkpoint"
+"""Store that versions wrote which compared log-normalized expression; it cannot be recorded anew."""
+
 
 def record_inputs() -> None:
     """Draw the sections, and keep pixels, counts, positions and features."""
@@ -51,12 +54,27 @@ def record_inputs() -> None:
 
 def record_stores() -> None:
     """Write one of each file that the package keeps for its users."""
-    shutil.rmtree(STORES, ignore_errors=True)
+    for path in STORES.iterdir():
+        if path.name != OF_EARLIER:
+            shutil.rmtree(path)
     adata = scenes.with_features(scenes.sections())
     model = scenes.trained(scenes.slices_of(adata, "S1", "S2"), "default")
     model.save(STORES / "model")
     model.predict(scenes.bare(scenes.slices_of(adata, "S3")), search="index")
     model.save(STORES / "indexed")
+    record_checkpoint("checkpoint_measured")
+    record_receipts()
+    with tempfile.TemporaryDirectory() as folder:
+        st_gchb.evaluate.evaluate(adata, methods=["ridge", "mean"], n_top_genes=25, seeds=[0], runs_dir=folder)
+        shutil.copytree(folder, STORES / "runs")
+    with tempfile.TemporaryDirectory() as folder:
+        part = scenes.slices_of(scenes.sections(), "S3")
+        st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, n_views=4, cache_dir=folder)
+        shutil.copytree(folder, STORES / "cache")
+
+
+def record_checkpoint(name: str) -> None:
+    """Write the checkpoint of a training that was stopped after two epochs."""
 
     class Stop(Exception):
         """Ends the training whose checkpoint is kept."""
@@ -71,19 +89,11 @@ def record_stores() -> None:
         scenes.untrained().train(
             **QUIET,
             calibrate=False,
-            checkpoint_dir=STORES / "checkpoint",
+            checkpoint_dir=STORES / name,
             callbacks=[LambdaCallback(on_train_epoch_start=stop)],
         )
     except Stop:
         logger.info("A checkpoint of two epochs is kept.")
-    record_receipts()
-    with tempfile.TemporaryDirectory() as folder:
-        st_gchb.evaluate.evaluate(adata, methods=["ridge", "mean"], n_top_genes=25, seeds=[0], runs_dir=folder)
-        shutil.copytree(folder, STORES / "runs")
-    with tempfile.TemporaryDirectory() as folder:
-        part = scenes.slices_of(scenes.sections(), "S3")
-        st_gchb.pp.embed_patches(part, encoder="texture", patch_um=150, n_views=4, cache_dir=folder)
-        shutil.copytree(folder, STORES / "cache")
 
 
 def record_receipts() -> None:

@@ -25,6 +25,9 @@ from st_gchb.model import STGCHB
 
 UNTRAINED = {"features", "features_default", "stored_model", "bare_slide"}
 """Scenes in which nothing is trained."""
+ELSEWHERE = {"her2st": 2e-4}
+"""Of scenes whose features a convolutional network makes anew, which differ from processor to processor before anything
+is trained: 1e-4 was seen between an Intel Xeon and an AMD EPYC, by the code of torch for each."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +54,12 @@ def today(value: Any) -> Any:
 RECORDED_BY = ".".join(json.loads((VALUES / "machine.json").read_text())["torch"].split(".")[:2])
 
 
-def check(name: str, found: Values) -> None:
-    """Compare with what was recorded, and name all that differs."""
+def check(name: str, found: Values, *, alike: bool = True) -> None:
+    """Compare with what was recorded, exactly if that was on a machine like this one, and name all that differs."""
     if name not in UNTRAINED and not torch.__version__.startswith(f"{RECORDED_BY}."):
         pytest.skip(f"training by torch {torch.__version__} takes other steps than by {RECORDED_BY}, which recorded")
-    expected, exact = today(read(name)), is_same_machine()
-    tolerance = 0.0 if exact else 1e-6 if name in UNTRAINED else 2e-5
+    expected, exact = today(read(name)), alike and is_same_machine()
+    tolerance = 0.0 if exact else 1e-6 if name in UNTRAINED else ELSEWHERE.get(name, 2e-5)
     assert sorted(found) == sorted(expected)
     wrong = [line for key, value in found.items() for line in differences(key, value, expected[key], tolerance)]
     where = "the same machine" if exact else f"another machine ({machine()})"
@@ -92,9 +95,16 @@ def test_a_scene_is_as_it_was(name):
     check(name, scenes.SCENES[name]())
 
 
-def test_a_training_goes_on_from_the_stored_checkpoint(tmp_path):
+def test_a_training_goes_on_from_the_checkpoint_of_an_earlier_version(tmp_path):
+    if not is_same_machine():
+        pytest.skip("earlier versions compared logarithms, whose last bits differ from processor to processor")
     folder = scenes.copy_of("checkpoint", tmp_path)
     check("checkpoint", scenes.checkpoint(folder))
+
+
+def test_a_training_goes_on_from_a_checkpoint_of_another_machine(tmp_path):
+    folder = scenes.copy_of("checkpoint_measured", tmp_path)
+    check("checkpoint", scenes.checkpoint(folder), alike=False)
 
 
 @pytest.mark.tissue

@@ -68,6 +68,8 @@ class Fitted:
         What a query goes through.
     image_map
         Map of context features to the image branch's inputs.
+    measured
+        Expression as it was registered, counts or log-normalized, ``(n_spots, n_all_genes)``.
     log_values
         Log-normalized expression over all genes, ``(n_spots, n_all_genes)``.
     panel
@@ -86,6 +88,7 @@ class Fitted:
 
     rules: Preprocessor
     image_map: LinearProjection
+    measured: Any
     log_values: sparse.csr_matrix
     panel: sparse.csr_matrix
     features: FeatureRows
@@ -115,8 +118,10 @@ def fit(
     EncoderError
         If features do not vary.
     """
+    measured = log_values
     if log_values is None:
-        log_values = log_normalize(_registered(adata, where), log_normalized=where.log_normalized)
+        measured = _registered(adata, where)
+        log_values = log_normalize(measured, log_normalized=where.log_normalized)
     slices = sections_of(adata, where.slice_key).names.astype(str)
     expression = fit_expression(
         log_values,
@@ -173,7 +178,7 @@ def fit(
         scores = expression_scores(panel_values, slices, settings.kernel_rank)
         folds = choice_folds(slices, spot_centers(adata))
         head = fit_kernel_head(kernel(context), len(every), scores, folds, seed, n_kernels=kernel.n_kernels)
-    return Fitted(rules, image_map, log_values, panel_values, features, context, adjacency, slices, head)
+    return Fitted(rules, image_map, measured, log_values, panel_values, features, context, adjacency, slices, head)
 
 
 def _registered(adata: AnnData, where: Registered) -> Any:

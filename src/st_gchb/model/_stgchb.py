@@ -46,6 +46,7 @@ from st_gchb.model._training import (
     TrainingOptions,
     as_before_on_error,
     checkpoint_folder,
+    earlier_identity,
     plan_arguments,
     run_training,
     trainers,
@@ -396,7 +397,9 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
             checkpoints: CheckpointFolder | NoCheckpoints = NoCheckpoints()
             if enable_checkpointing:
                 identity = training_identity(self.adata, fitted, self.settings, self.seed, vars(options))
-                checkpoints = CheckpointFolder(checkpoint_folder(checkpoint_dir, identity), identity, resume=resume)
+                earlier = [earlier_identity(identity, self.adata, fitted)] if resume else []
+                folder = checkpoint_folder(checkpoint_dir, identity, *earlier)
+                checkpoints = CheckpointFolder(folder, identity, resume=resume, earlier=earlier)
             with checkpoints.kept_on_error():
                 self._train(fitted, options, checkpoints, calibrate=calibrate)
 

@@ -29,6 +29,7 @@ from st_gchb._signals import Stopped, held_back
 from st_gchb.model._earlier_formats import EARLIEST_SETTINGS
 from st_gchb.model._fit import Fitted
 from st_gchb.model._settings import ModelSettings
+from st_gchb.pp.expression import as_csr
 from st_gchb.pp.patches import cache_folder
 from st_gchb.train import (
     CheckpointFolder,
@@ -67,7 +68,7 @@ def training_identity(
     arguments
         Those of the call that change the result; its number of epochs does not, up to the last.
     """
-    rows = np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:_ROWS])
+    rows = _compared_rows(adata)
     graph = fitted.adjacency
     # Under the names of the first checkpoints, which are found by them.
     # What is no part of the trained network.
@@ -90,15 +91,50 @@ def training_identity(
         "spots": _short("\n".join(adata.obs_names), "\n".join(fitted.slices)),
         "genes": _short("\n".join(fitted.rules.expression.genes)),
         "features": _short(np.asarray(fitted.features[rows])),
-        "expression": _short(fitted.panel[rows].toarray()),
+        "measured": _short(*_measured(adata, fitted, rows)),
         "graph": _short(graph.indptr.astype(np.int64), graph.indices.astype(np.int64)),
         **parts,
     }
 
 
-def checkpoint_folder(given: str | Path | None, identity: dict[str, str]) -> Path:
-    """Find the folder of a training's checkpoints: as given, else one beside the cached features."""
-    return cache_folder().with_name("checkpoints") / key_of(identity) if given is None else Path(given)
+def _measured(adata: AnnData, fitted: Fitted, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Take the numbers of the caller that decide about the expression of some spots.
+
+    Logarithms of them would differ in the last bit from processor to processor, and a training could be resumed on the
+    same machine alone.
+    """
+    expression = fitted.rules.expression
+    own = as_csr(fitted.measured[rows])
+    yield own[:, adata.var_names.get_indexer(expression.genes)].toarray()
+    if not expression.log_normalized:
+        yield np.asarray(own.sum(axis=1, dtype=np.float64))
+
+
+def earlier_identity(identity: dict[str, str], adata: AnnData, fitted: Fitted) -> dict[str, str]:
+    """Describe a training as versions did that compared log-normalized expression in place of what was measured."""
+    hashed = {"expression": _short(fitted.panel[_compared_rows(adata)].toarray())}
+    return {name: value for name, value in identity.items() if name != "measured"} | hashed
+
+
+def _compared_rows(adata: AnnData) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(adata.n_obs)[:_ROWS])
+
+
+def checkpoint_folder(given: str | Path | None, *identities: dict[str, str]) -> Path:
+    """Find the folder of a training's checkpoints: as given, else one beside the cached features.
+
+    Parameters
+    ----------
+    given
+        Argument of ``train``.
+    *identities
+        What the training depends on, and the same as described by earlier versions, whose folder is taken if it is the
+        only one.
+    """
+    if given is not None:
+        return Path(given)
+    folders = [cache_folder().with_name("checkpoints") / key_of(identity) for identity in identities]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _short(*parts: str | np.ndarray) -> str:

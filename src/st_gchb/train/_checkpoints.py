@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ class CheckpointFolder:
         Settings and hashes of the data that the training depends on, by name.
     resume
         Continue from the checkpoints in the folder; otherwise they are replaced as the new training proceeds.
+    earlier
+        The same as earlier versions described it, whose checkpoints are continued from, too.
 
     Raises
     ------
@@ -101,8 +103,10 @@ class CheckpointFolder:
         ``resume`` is True, and a checkpoint is damaged or of another training.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, str], *, resume: bool) -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(
+        self, folder: Path, identity: dict[str, str], *, resume: bool, earlier: Sequence[dict[str, str]] = ()
+    ) -> None:
+        self.folder, self.identity, self._earlier = folder, identity, list(earlier)
         self._found: dict[str, State] = {}
         self._waiting: dict[str, State] = {}
         self._written = time.monotonic()
@@ -122,9 +126,12 @@ class CheckpointFolder:
     def _read(self, file: Path) -> State:
         state = read_checkpoint(file)
         stored = state["identity"]
-        differ = sorted(name for name in stored | self.identity if stored.get(name) != self.identity.get(name))
+        # Versions differ in what they describe, and so in the names.
+        alike = (own for own in [self.identity, *self._earlier] if own.keys() == stored.keys())
+        identity = next(alike, self.identity)
+        differ = sorted(name for name in stored | identity if stored.get(name) != identity.get(name))
         if differ:
-            pairs = "; ".join(f"{one}: {stored.get(one)} there, {self.identity.get(one)} here" for one in differ)
+            pairs = "; ".join(f"{one}: {stored.get(one)} there, {identity.get(one)} here" for one in differ)
             raise CheckpointError(
                 f"The checkpoint {file} is of another training ({pairs}). Call train with the same model, data and "
                 "arguments as then, or without resume=True to start from the beginning."
@@ -174,7 +181,8 @@ class CheckpointFolder:
             raise
         for file in self._files().values():
             file.unlink(missing_ok=True)
-        if self.folder.name == self.key and self.folder.is_dir() and not any(self.folder.iterdir()):
+        own = {key_of(identity) for identity in (self.identity, *self._earlier)}
+        if self.folder.name in own and self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _keep(self) -> None:
@@ -188,11 +196,6 @@ class CheckpointFolder:
                 "goes on from it.",
                 *(self.folder, ", ".join(f"{stage} {epoch}" for stage, epoch in epochs.items())),
             )
-
-    @property
-    def key(self) -> str:
-        """Return the name of the training, from what it depends on."""
-        return key_of(self.identity)
 
     def _files(self) -> dict[str, Path]:
         return {file.stem: file for file in sorted(self.folder.glob("*.checkpoint"))}
