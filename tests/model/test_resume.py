@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import textwrap
 
 import numpy as np
@@ -79,6 +80,38 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(reference, tmp_pat
     again.train(calibrate=False, checkpoint_dir=tmp_path, resume=True, **QUIET)
     assert_same_training(again, whole)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_another_processor_whose_logarithms_differ_in_the_last_bit(reference, tmp_path, monkeypatch):
+    def stopped():
+        with pytest.raises(KeyboardInterrupt):
+            new(reference, max_epochs=2).train(
+                calibrate=False, checkpoint_dir=tmp_path, callbacks=[Stop(KeyboardInterrupt(), 1)], **QUIET
+            )
+
+    stopped()
+    room = sys.modules[sys.modules[STGCHB.__module__].fit.__module__]
+    log_normalize = room.log_normalize
+
+    def elsewhere(*arguments, **options):
+        values = log_normalize(*arguments, **options)
+        values.data = np.nextafter(values.data, np.float32(np.inf))
+        return values
+
+    monkeypatch.setattr(room, "log_normalize", elsewhere)
+    model = new(reference, max_epochs=2)
+    model.train(calibrate=False, checkpoint_dir=tmp_path, resume=True, **QUIET)
+    assert len(model.history["train_loss"]) == 2
+    monkeypatch.undo()
+    # Another count is another training, also of a gene that is not predicted and counts in the spot's total.
+    stopped()
+    other = reference.copy()
+    panel = model._fitted.rules.expression.genes
+    counts = other.X.toarray()
+    counts[0, next(i for i, gene in enumerate(other.var_names) if gene not in panel)] += 1
+    other.X = counts
+    with pytest.raises(CheckpointError, match="measured: "):
+        new(other, max_epochs=2).train(calibrate=False, checkpoint_dir=tmp_path, resume=True, **QUIET)
 
 
 def test_in_the_first_epoch_and_twice(reference, tmp_path):

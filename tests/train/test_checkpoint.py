@@ -99,6 +99,20 @@ def test_of_another_training_it_says_what_differs(tmp_path, monkeypatch):
     assert CheckpointFolder(tmp_path, {"seed": "0", "genes": "abc"}, resume=True).found("network")["epoch"] == 1
 
 
+def test_a_checkpoint_that_an_earlier_version_described_is_taken_and_described_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("st_gchb.train._checkpoints.SECONDS_BETWEEN_WRITES", 0.0)
+    before, today, other = {"logarithms": "abc"}, {"counts": "def"}, {"logarithms": "xyz"}
+    CheckpointFolder(tmp_path, before, resume=False).put("network", {"epoch": 1})
+    with pytest.raises(CheckpointError, match="of another training .*logarithms: abc there, xyz here"):
+        CheckpointFolder(tmp_path, today, resume=True, earlier=[other])
+    with pytest.raises(CheckpointError, match="of another training"):
+        CheckpointFolder(tmp_path, today, resume=True)
+    folder = CheckpointFolder(tmp_path, today, resume=True, earlier=[other, before])
+    assert folder.found("network")["epoch"] == 1
+    folder.put("network", {"epoch": 2})
+    assert CheckpointFolder(tmp_path, today, resume=True).found("network")["epoch"] == 2
+
+
 def test_without_resume_it_is_replaced_and_that_is_said(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("st_gchb.train._checkpoints.SECONDS_BETWEEN_WRITES", 0.0)
     with caplog.at_level(logging.WARNING, logger="st_gchb"):

@@ -127,8 +127,9 @@ class CheckpointFolder:
         state = read_checkpoint(file)
         stored = state["identity"]
         # Versions differ in what they describe, and so in the names.
-        alike = (own for own in [self.identity, *self._earlier] if own.keys() == stored.keys())
-        identity = next(alike, self.identity)
+        known = [self.identity, *self._earlier]
+        alike = (own for own in known if own.keys() == stored.keys())
+        identity = stored if stored in known else next(alike, self.identity)
         differ = sorted(name for name in stored | identity if stored.get(name) != identity.get(name))
         if differ:
             pairs = "; ".join(f"{one}: {stored.get(one)} there, {identity.get(one)} here" for one in differ)
