@@ -26,7 +26,7 @@ from slides import GLASS, PERIOD, TILE, texture
 
 UM_PER_PX = 0.5
 LEVELS = 6
-STAGES = ("load", "tissue", "patches", "predict", "write")
+STAGES = ("load", "tissue", "patches", "predict")
 """Stages of a prediction, from the model's folder to the result's file."""
 BLOBS = [(0.30, 0.36, 0.22, 0.30), (0.62, 0.58, 0.26, 0.24), (0.35, 0.76, 0.16, 0.14)]
 """Ellipses of tissue: center (x, y) and semi-axes, as fractions of the side of the slide."""
@@ -173,9 +173,9 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in read_patches(only, rule.patch_um / only.um_per_px, encoder.input_px, memory_mb=arguments.memory_mb):
             pass
     with stage("predict", figures):
-        result = predictor.predict(query)
-    with stage("write", figures):
-        result.write_h5ad(arguments.folder / "prediction.h5ad")
+        result = predictor.predict(query, out=arguments.folder / "prediction.h5ad")
+    with stage("in_memory", figures):
+        predictor.predict(query)
     slowest = figures["patches"]["seconds"]
     total = sum(figures[name]["seconds"] for name in STAGES)
     return figures | {

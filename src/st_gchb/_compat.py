@@ -22,6 +22,7 @@ import numpy as np
 from st_gchb._errors import DeviceError
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
     from anndata import AnnData
 
@@ -301,3 +302,13 @@ def read_errors() -> tuple[type[Exception], ...]:
         lzma.LZMAError,
     )
     return (*python, IORegistryError, ArrowException, OpenSlideError, DecompressionBombError, TiffFileError)
+
+
+def lazy_table(table: h5py.Dataset, rows_at_once: int) -> Any:
+    """Return an array of dask that reads a table of an .h5ad file when it is computed; the file need not stay open.
+
+    The reader is one of anndata's experimental ones.
+    """
+    from anndata.experimental import read_elem_lazy
+
+    return read_elem_lazy(table, chunks=(rows_at_once, table.shape[1]))

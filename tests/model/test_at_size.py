@@ -219,9 +219,11 @@ def test_a_model_on_features_on_disk_is_that_in_memory(reference, held_out, tmp_
     monkeypatch.setattr(_embedding, "_BLOCK_SPOTS", 25)
     found = trained(reference, stored(reference.obsm["X_patch"], "memmap", tmp_path), **options)
     assert isinstance(found._fitted.context, BlockedContext)
-    # Sums in another order differ in the last bit, and training carries that further: by 2e-4 on some processors.
+    # Sums in another order differ in the last bit, and training carries that further in single numbers. The keys of a
+    # spot that was given another neighbor would alone be a hundredth of all.
     for name in ("keys", "image_keys", "linear", "appearance"):
-        np.testing.assert_allclose(getattr(found.bank_, name), getattr(expected.bank_, name), atol=5e-4, err_msg=name)
+        one, other = getattr(found.bank_, name), getattr(expected.bank_, name)
+        assert np.linalg.norm(one - other) <= 1e-3 * np.linalg.norm(other), name
     answer = found.predict(held_out)
     np.testing.assert_allclose(answer.layers["st_gchb"], plain.layers["st_gchb"], atol=1e-3)
 

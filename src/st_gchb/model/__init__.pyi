@@ -16,7 +16,7 @@ from ._features import (
     neighbor_mean as neighbor_mean,
 )
 from ._fit import without_loops as without_loops
-from ._inference import TrainedParts as TrainedParts, predict as predict, sharpened as sharpened
+from ._inference import predict as predict
 from ._kernel_inputs import fit_kernel_map as fit_kernel_map
 from ._loading import read_settings as read_settings
 from ._module import STGCHBModule as STGCHBModule
@@ -26,6 +26,7 @@ from ._predictor import (
     network_device as network_device,
 )
 from ._query import prepare_query as prepare_query
+from ._read_out import TrainedParts as TrainedParts, sharpened as sharpened
 from ._settings import (
     PRESETS as PRESETS,
     ModelSettings as ModelSettings,

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
+from scipy import sparse
 
 from st_gchb._constants import Keys
-from st_gchb.model._confidence import Calibration, HeldOut, calibrate, calibration_folds
+from st_gchb.model._confidence import PREDICTORS, Calibration, HeldOut, calibrate, calibration_folds
 from st_gchb.model._fit import Fitted, build_bank, build_module, fit, training_data
-from st_gchb.model._inference import TrainedParts, answer, embed, seen_context
+from st_gchb.model._inference import embed, locate, seen_context
 from st_gchb.model._module import STGCHBModule
+from st_gchb.model._read_out import Located, TrainedParts, read_out
 from st_gchb.model._settings import ModelSettings
 from st_gchb.model._validation import Registered
 from st_gchb.nn import STGCHBNetwork
@@ -87,12 +89,24 @@ def cross_fit(
         train(trainee, training_data(fitted, rest), f"fold_{next(numbers)}")
         bank = embed_reference(trainee.module.network, fitted, rest, where)
         p = TrainedParts(trainee.module.network, fitted.rules, bank, None, settings)
-        found = answer(p, whole.features.subset(rows), whole.adjacency[rows][:, rows], whole.slices[rows])
-        return HeldOut(found.panel, found.retrieved, found.predictors)
+        adjacency = whole.adjacency[rows][:, rows]
+        return _held_out(p, locate(p, whole.features.subset(rows), adjacency, whole.slices[rows]), adjacency)
 
     return calibrate(
         calibration_folds(whole.slices, np.asarray(adata.obsm["spatial"])), held_out, whole.panel, whole.slices
     )
+
+
+def _held_out(p: TrainedParts, located: Located, adjacency: sparse.csr_matrix) -> HeldOut:
+    """Predict the panel of spots whose slices had no part in the training."""
+    table = p.bank.table(None)
+    prediction, retrieved = np.empty((2, adjacency.shape[0], len(table.columns)), dtype=np.float32)
+    predictors = np.empty((len(prediction), len(PREDICTORS)))
+    for block in read_out(p, located, table, adjacency):
+        rows = block.rows
+        prediction[rows], retrieved[rows] = block.values, block.retrieved
+        predictors[rows] = block.error_predictors(located, table)
+    return HeldOut(prediction, retrieved, predictors)
 
 
 def _bare(adata: AnnData) -> AnnData:

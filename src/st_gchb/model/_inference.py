@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from st_gchb import __version__
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError
 from st_gchb._logging import logger
-from st_gchb._options import Search, Weighting
+from st_gchb._options import Weighting
 from st_gchb.io import check_store, hand_on_libraries, is_spatialdata, is_stored, link_of, write_elements
 from st_gchb.model import _features as _context
-from st_gchb.model._confidence import Calibration, calibration_folds, error_predictors
+from st_gchb.model._confidence import PREDICTORS, Calibration
 from st_gchb.model._features import (
     BlockedContext,
     Context,
@@ -32,21 +33,17 @@ from st_gchb.model._features import (
     context_of,
     is_plain,
 )
-from st_gchb.model._query import Preprocessor, Query, measured_panel
-from st_gchb.model._settings import ModelSettings
+from st_gchb.model._query import Query, measured_panel
+from st_gchb.model._read_out import Located, TrainedParts, read_out
+from st_gchb.model._result_tables import ResultTables, result_tables
 from st_gchb.nn import Branch, STGCHBNetwork
 from st_gchb.pp import FeatureSet, write_table
 from st_gchb.pp.encoders import halved
 from st_gchb.pp.patches import FeatureRows
 from st_gchb.pp.spots import check_table_name
 from st_gchb.retrieval import (
-    Neighbors,
-    ReferenceBank,
-    ReferenceTable,
-    RidgeHead,
     find_neighbors,
     index_for,
-    weighted_mean,
 )
 from st_gchb.train import edges_between, with_halo
 
@@ -172,7 +169,7 @@ def _inputs(branch: Branch, values: Any) -> Callable[[np.ndarray], Tensor]:
     return lambda nodes: torch.from_numpy(fixed(np.asarray(values[nodes])))
 
 
-def check_delivery(query: object, key_added: str, *, write: bool) -> None:
+def check_delivery(query: object, key_added: str, out: str | Path | None, *, write: bool) -> None:
     """Check, before anything is computed, that the result can be added to the query and written to its store.
 
     Raises
@@ -185,9 +182,16 @@ def check_delivery(query: object, key_added: str, *, write: bool) -> None:
         if write or key_added != Keys.TABLE:
             raise InputError(
                 f"write= and key_added= are for SpatialData; the query is a {type(query).__name__}. An AnnData is "
-                "returned: pred.write_h5ad(...) stores it."
+                "returned: pred.write_h5ad(...) stores it, and out= writes it as it is made."
             )
+        if out is not None and Path(out).suffix != ".h5ad":
+            raise InputError(f"out={str(out)!r}: expected the name of an .h5ad file.")
         return
+    if out is not None:
+        raise InputError(
+            "out= is for an AnnData; the result of a SpatialData becomes its table, which write=True also writes into "
+            "its store."
+        )
     check_table_name(query, key_added)
     if write:
         check_store(query, {key_added: "tables"})
@@ -223,69 +227,15 @@ _COMPARED = 200_000
 """Largest number of reference patches that are compared; from more, a sample is drawn with a fixed seed."""
 
 
-@dataclass(frozen=True)
-class TrainedParts:
-    """Trained parts that a prediction needs, and the search method for the reference.
-
-    Parameters
-    ----------
-    network, rules, bank, calibration, settings
-        Network, rules of the reference, reference bank, calibration if there is one, and settings.
-    search
-        Method by which the reference is searched.
-    origin
-        Identity of the model: ``model_id``, ``preset`` and ``seed``; empty while it is trained.
-    """
-
-    network: STGCHBNetwork
-    rules: Preprocessor
-    bank: ReferenceBank
-    calibration: Calibration | None
-    settings: ModelSettings
-    search: Search = "auto"
-    origin: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Prediction of a query's panel, with the intermediate results that other tables and confidence need.
-
-    Parameters
-    ----------
-    embedding
-        Joint embedding of the patches, ``(n_query, n_embedding)``.
-    neighbors
-        Retrieved reference spots.
-    linear
-        Inputs of the ridge head, ``(n_query, n_inputs)``; None if it has no share of the prediction.
-    components
-        Components of expression that the kernel head predicts, ``(n_query, n_components)``; None without such a head.
-    retrieved
-        Weighted mean of the retrieved spots' panel, ``(n_query, n_genes)``.
-    panel
-        Predicted log-normalized expression of the panel, ``(n_query, n_genes)``.
-    predictors
-        Predictors of the prediction's error, ``(n_query, 4)``.
-    """
-
-    embedding: np.ndarray
-    neighbors: Neighbors
-    linear: np.ndarray | None
-    components: np.ndarray | None
-    retrieved: np.ndarray
-    panel: np.ndarray
-    predictors: np.ndarray
-
-
-def answer(
+def locate(
     p: TrainedParts,
     features: np.ndarray | FeatureRows,
     adjacency: sparse.csr_matrix,
     slices: np.ndarray,
     k: int | None = None,
     weighting: Weighting | None = None,
-) -> Answer:
-    """Embed patches, retrieve reference spots and predict the panel (Algorithm 1 of the paper).
+) -> Located:
+    """Embed patches and retrieve reference spots (Algorithm 1 of the paper), with what the heads take of each spot.
 
     Parameters
     ----------
@@ -312,14 +262,10 @@ def answer(
         device=device_of(p.network),
     )
     linear = context.through(p.rules.linear) if p.settings.ridge_weight else None
-    table = p.bank.table(None)
-    retrieved = weighted_mean(neighbors, table.values)
     head, kernel = p.bank.kernel_head, p.rules.kernel
     components = None if head is None or kernel is None else head.components(kernel(context))
-    panel = blended(p, retrieved, linear, components, table, adjacency)
     distance = _distance(appearance_of(p.rules.appearance, features), p.bank.appearance)
-    predictors = error_predictors(neighbors, retrieved, panel, table, distance)
-    return Answer(embedding, neighbors, linear, components, retrieved, panel, predictors)
+    return Located(embedding, neighbors, distance, linear, components)
 
 
 def _query_context(p: TrainedParts, features: FeatureRows, adjacency: sparse.csr_matrix, slices: np.ndarray) -> Context:
@@ -331,88 +277,6 @@ def _query_context(p: TrainedParts, features: FeatureRows, adjacency: sparse.csr
     return context_of(rule, features, adjacency, slices)
 
 
-def blended(
-    p: TrainedParts,
-    retrieved: np.ndarray,
-    inputs: np.ndarray | None,
-    components: np.ndarray | None,
-    table: ReferenceTable,
-    adjacency: sparse.csr_matrix,
-) -> np.ndarray:
-    """Blend the weighted mean of the retrieved spots with the ridge head and the kernel head, ``(n_query, n_columns)``.
-
-    The blend is sharpened by the setting of that name. Values are clipped to the reference's range of each column: for
-    patches unlike any of the reference, the linear ridge head would extrapolate to impossible values.
-
-    Parameters
-    ----------
-    p
-        Trained parts.
-    retrieved
-        Weighted mean of the retrieved spots, ``(n_query, n_columns)``.
-    inputs, components
-        Inputs of the ridge head and components of expression predicted by the kernel head; None without the head.
-    table
-        Table of the reference that is predicted.
-    adjacency
-        Spot graph of the query.
-    """
-    if p.settings.ridge_weight and inputs is not None:
-        head = RidgeHead(p.bank.linear, p.settings.ridge_penalty)
-        share = _ridge_share(p, head, table)
-        # Fitted once, since it is the same for every query.
-        table.ridge_head = table.ridge_head or head.fit(table.values)
-        retrieved = (1.0 - share) * retrieved + share * table.ridge_head.predict(inputs)
-    kernel_head = p.bank.kernel_head
-    if kernel_head is not None and components is not None:
-        if table.kernel_loadings is None:
-            table.kernel_loadings = kernel_head.loadings(table.values)
-        weight = np.float32(p.settings.kernel_weight)
-        expected = (table.mean + components @ table.kernel_loadings).astype(np.float32, copy=False)
-        expected *= weight
-        retrieved = (1.0 - weight) * retrieved
-        retrieved += expected
-    if p.settings.sharpening:
-        retrieved = sharpened(retrieved, adjacency, p.settings.sharpening)
-    bounded: np.ndarray = np.clip(retrieved, *table.bounds)
-    return bounded
-
-
-def sharpened(values: np.ndarray, adjacency: sparse.csr_matrix, share: float) -> np.ndarray:
-    r"""Move the values of each spot away from the mean of its neighbors, ``(n_spots, n_columns)``.
-
-    .. math:: v_i + s \, \Bigl( v_i - \frac{1}{|N(i)|} \sum_{j \in N(i)} v_j \Bigr)
-
-    Parameters
-    ----------
-    values
-        Values of the spots, ``(n_spots, n_columns)``.
-    adjacency
-        Spot graph; a spot without neighbors keeps its values.
-    share
-        Share s of the difference.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scipy import sparse
-    >>> from st_gchb.model._inference import sharpened
-    >>> line = sparse.csr_matrix(np.eye(3, k=1) + np.eye(3, k=-1))
-    >>> sharpened(np.array([[0.0], [4.0], [0.0]]), line, 0.25).ravel().tolist()
-    [-1.0, 5.0, -1.0]
-    """
-    graph = (adjacency != 0).astype(values.dtype)
-    degree = np.asarray(graph.sum(axis=1), dtype=values.dtype).ravel()
-    # One table beside the values, in place: of a large slide each copy takes hundreds of MB.
-    moved: np.ndarray = graph @ values
-    np.divide(moved, degree[:, None], out=moved, where=degree[:, None] > 0)
-    moved[degree == 0] = values[degree == 0]
-    np.subtract(values, moved, out=moved)
-    moved *= values.dtype.type(share)
-    moved += values
-    return moved
-
-
 def predict(
     p: TrainedParts,
     query: Query,
@@ -420,55 +284,86 @@ def predict(
     k: int | None,
     weighting: Weighting | None,
     return_neighbors: bool,
+    out: Path | None = None,
 ) -> AnnData:
     """Predict a prepared query; see :meth:`st_gchb.model.STGCHB.predict`."""
-    table = p.bank.table(layer)
-    found = answer(p, query.features, query.adjacency, query.slices, k, weighting)
-    prediction = found.panel
-    if layer is not None:
-        retrieved = weighted_mean(found.neighbors, table.values)
-        prediction = blended(p, retrieved, found.linear, found.components, table, query.adjacency)
-    result = AnnData(prediction.copy(), obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
-    result.layers[Keys.LAYER] = prediction
-    result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
-    result.obsm[Keys.EMBEDDING] = found.embedding
-    hand_on_libraries(query.adata, result)
-    if p.calibration is not None:
-        result.obs[Keys.CONFIDENCE] = p.calibration.confidence(found.predictors, query.slices)
-        result.obs[Keys.OUTLIER] = p.calibration.outlier(found.predictors, query.slices)
-        expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
-        result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
-        if p.calibration.retrieval_pcc is not None:
-            alone = pd.Series(p.calibration.retrieval_pcc, index=p.rules.expression.genes)
-            result.var[Keys.RETRIEVAL_PCC] = alone.reindex(result.var_names).to_numpy()
-    if layer is None:
-        _carry_measured(p, query, result)
-    n_neighbors = found.neighbors.ids.shape[1]
-    result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting) | dict(p.origin)
-    if len(query.excluded):
-        result.uns[Keys.UNS]["excluded"] = query.excluded
-    if p.calibration is not None:
-        result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, found.predictors, query.slices)
-    if return_neighbors:
-        result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
-        result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
-        result.uns[Keys.UNS]["reference"] = p.bank.origin.copy()
+    panel, table = p.bank.table(None), p.bank.table(layer)
+    found = locate(p, query.features, query.adjacency, query.slices, k, weighting)
+    n_query = len(found.embedding)
+    measured = _measured(p, query) if layer is None else None
+    predictors = np.empty((n_query, len(PREDICTORS)))
+    with result_tables(out, (n_query, len(table.columns))) as tables:
+        for block in read_out(p, found, panel, query.adjacency):
+            predictors[block.rows] = block.error_predictors(found, panel)
+            if layer is None:
+                tables.put(Keys.LAYER, block.rows, block.values)
+                _put_measured(tables, block.rows, block.values, measured)
+        for block in read_out(p, found, table, query.adjacency) if layer is not None else ():
+            tables.put(Keys.LAYER, block.rows, block.values)
+            tables.put(None, block.rows, block.values)
+        result = AnnData(obs=query.adata.obs.copy(), var=pd.DataFrame(index=table.columns.astype(str)))
+        _annotate(result, p, query, found, predictors)
+        if measured is not None:
+            result.var["st_gchb_measured"] = measured.present
+        n_neighbors = found.neighbors.ids.shape[1]
+        result.uns[Keys.UNS] = _provenance(p, layer, n_neighbors, weighting or p.settings.weighting) | dict(p.origin)
+        if len(query.excluded):
+            result.uns[Keys.UNS]["excluded"] = query.excluded
+        if p.calibration is not None:
+            result.uns[Keys.UNS][Keys.STAIN] = _stain(p.calibration, predictors, query.slices)
+        if return_neighbors:
+            result.obsm[NEIGHBORS_KEY] = found.neighbors.ids
+            result.obsm[NEIGHBOR_WEIGHTS_KEY] = found.neighbors.weights
+            result.uns[Keys.UNS]["reference"] = p.bank.origin.copy()
+        tables.complete(result)
     return result
 
 
-def _ridge_share(p: TrainedParts, head: RidgeHead, table: ReferenceTable) -> np.ndarray | np.float32:
-    """Compute the share of the ridge head in each column, ``(n_columns,)``, from its correlation on held-out slices.
+def _annotate(result: AnnData, p: TrainedParts, query: Query, found: Located, predictors: np.ndarray) -> None:
+    """Add positions, libraries and embedding of the spots, their confidence and what is expected of each gene."""
+    result.obsm[Keys.SPATIAL] = query.adata.obsm[Keys.SPATIAL]
+    result.obsm[Keys.EMBEDDING] = found.embedding
+    hand_on_libraries(query.adata, result)
+    if p.calibration is None:
+        return
+    result.obs[Keys.CONFIDENCE] = p.calibration.confidence(predictors, query.slices)
+    result.obs[Keys.OUTLIER] = p.calibration.outlier(predictors, query.slices)
+    expected = pd.Series(p.calibration.expected_pcc, index=p.rules.expression.genes)
+    result.var[Keys.EXPECTED_PCC] = expected.reindex(result.var_names).to_numpy()
+    if p.calibration.retrieval_pcc is not None:
+        alone = pd.Series(p.calibration.retrieval_pcc, index=p.rules.expression.genes)
+        result.var[Keys.RETRIEVAL_PCC] = alone.reindex(result.var_names).to_numpy()
 
-    For a gene that ridge regression predicts poorly, it would mostly add noise to the retrieved expression.
+
+@dataclass(frozen=True)
+class _Measured:
+    """Measured expression of the panel, on the scale of the prediction, of the genes that the query measures.
+
+    Parameters
+    ----------
+    values
+        Log-normalized expression, ``(n_query, n_genes)``.
+    present
+        Genes that the query measures, ``(n_genes,)``.
     """
-    whole = np.float32(p.settings.ridge_weight)
-    if not p.settings.ridge_full_at:
-        return whole
-    folds = calibration_folds(p.bank.slices, p.bank.origin[["x", "y"]].to_numpy())
-    if table.held_out is None:
-        table.held_out = head.held_out_correlation(table.values, folds)
-    share: np.ndarray = whole * np.clip(table.held_out / p.settings.ridge_full_at, 0.0, 1.0).astype(np.float32)
-    return share
+
+    values: np.ndarray
+    present: np.ndarray
+
+
+def _measured(p: TrainedParts, query: Query) -> _Measured:
+    return _Measured(*measured_panel(query, p.rules.expression))
+
+
+def _put_measured(tables: ResultTables, rows: np.ndarray, predicted: np.ndarray, measured: _Measured | None) -> None:
+    """Put the prediction into ``X``, with measured expression in its place for the genes that the query measures."""
+    if measured is None or not measured.present.any():
+        tables.put(None, rows, predicted)
+        return
+    values = np.where(measured.present, measured.values[rows], predicted)
+    tables.put(None, rows, values)
+    if measured.present.all():
+        tables.put(Keys.MEASURED, rows, values)
 
 
 def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -481,22 +376,6 @@ def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
     search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
     distances: np.ndarray = search.kneighbors(query)[0]
     return distances.mean(1)
-
-
-def _carry_measured(p: TrainedParts, query: Query, result: AnnData) -> None:
-    """Put measured expression, on the scale of the prediction, into ``X`` for the genes that the query measures."""
-    measured, present = measured_panel(query, p.rules.expression)
-    names = p.rules.expression.genes[present]
-    found = result.var_names.get_indexer(names)
-    here = found >= 0
-    result.var["st_gchb_measured"] = False
-    if here.any():
-        values = np.array(result.X)
-        values[:, found[here]] = measured[:, present][:, here]
-        result.X = values
-        if len(found) == here.sum() == result.n_vars:
-            result.layers[Keys.MEASURED] = values.copy()
-        result.var.loc[names[here], "st_gchb_measured"] = True
 
 
 def _stain(calibration: Calibration, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:

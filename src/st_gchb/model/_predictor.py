@@ -18,9 +18,10 @@ from st_gchb._constants import Keys
 from st_gchb._errors import QueryError
 from st_gchb._options import Search, Weighting
 from st_gchb.io import check_object, is_spatialdata
-from st_gchb.model._inference import TrainedParts, check_delivery, deliver, predict
+from st_gchb.model._inference import check_delivery, deliver, predict
 from st_gchb.model._loading import network_of, read_model
 from st_gchb.model._query import prepare_query
+from st_gchb.model._read_out import TrainedParts
 from st_gchb.model._settings import ModelSettings
 from st_gchb.pp.encoders import choose_device
 from st_gchb.pp.patches import MEMORY_MB, FeatureOptions, encoders_of_set
@@ -66,6 +67,7 @@ class ExpressionPredictor(ABC):
         memory_mb: Megabytes = MEMORY_MB,
         key_added: str = Keys.TABLE,
         write: bool = False,
+        out: str | Path | None = None,
     ) -> AnnData:
         """Predict expression for spots that have H&E alone.
 
@@ -101,6 +103,10 @@ class ExpressionPredictor(ABC):
         write
             For a SpatialData that is backed by a store: also write the table into it, as
             :func:`st_gchb.io.write_elements` does, with the shapes that it annotates where the store lacks them.
+        out
+            For an AnnData: file (``.h5ad``) to which the result is written as it is made, so that memory does not grow
+            with spots times genes. ``X`` and ``layers`` of what is returned are arrays of dask that read from it, and
+            ``to_memory()`` loads them. The file is there as a whole or not at all.
 
         Returns
         -------
@@ -120,11 +126,11 @@ class ExpressionPredictor(ABC):
             Or a subclass, where the query cannot be used.
         StoreError
             The table could not be written into the store. It is in ``sdata`` then, unless the store was found to be
-            read-only before anything was computed.
+            read-only before anything was computed. Or ``out`` cannot be written.
         """
         parts = self._trained_parts(search)
         # Patches take minutes: what is wrong with the question is told before.
-        check_delivery(query, key_added, write=write)
+        check_delivery(query, key_added, out, write=write)
         parts.bank.table(layer)
         check_search(len(parts.bank), 1 if k is None else k, weighting or parts.settings.weighting, search)
         check_object(query, spatialdata=True, error=QueryError)
@@ -138,7 +144,7 @@ class ExpressionPredictor(ABC):
                 build=partial(encoders_of_set, weights=weights), memory_mb=memory_mb, on_damage="nan"
             ),
         )
-        result = predict(parts, prepared, layer, k, weighting, return_neighbors)
+        result = predict(parts, prepared, layer, k, weighting, return_neighbors, None if out is None else Path(out))
         if is_spatialdata(query):
             deliver(query, result, prepared.link, key_added, write=write)
         return result

@@ -83,6 +83,10 @@ class Neighbors:
     similarity: np.ndarray
     weights: np.ndarray
 
+    def subset(self, rows: np.ndarray) -> Neighbors:
+        """Take those of some query spots."""
+        return Neighbors(self.ids[rows], self.similarity[rows], self.weights[rows])
+
 
 @checked
 def check_search(n_reference: int, k: Count, weighting: Weighting, search: Search = "auto") -> None:
