@@ -245,7 +245,7 @@ def _query(d: Drawing, panel: Box, keys: Box) -> None:
     retrieval = box(3, top, "retrieval", ("the 400 most", "similar spots"), "retrieval/_search.py")
     bank = box(4, top, "reference bank", ("embedding $T_l$,", "expression $R$"), "retrieval/_bank.py", "bank")
     kernel = box(3, bottom, "kernel head", ("solved on", "the reference"), "retrieval/_kernel.py")
-    blend = box(3, middle, "blend", ("0.4 and 0.6,", "then sharpened"), "model/_inference.py")
+    blend = box(3, middle, "blend", ("0.4 and 0.6,", "then sharpened"), "model/_read_out.py")
     result = box(4, middle, "expression", ("and confidence",), "model/_confidence.py", "expression")
     for left, right in ((patches, seen), (branch, retrieval), (blend, result)):
         d.arrow(left.side("right"), right.side("left"))

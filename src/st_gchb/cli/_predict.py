@@ -177,6 +177,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, write the results and draw the chosen genes."""
+    from anndata import AnnData
+
     from st_gchb._artifacts import write_whole
     from st_gchb.cohort import most_predictable
     from st_gchb.model import load_predictor
@@ -188,16 +190,22 @@ def run(arguments: argparse.Namespace) -> None:
     options = {"layer": arguments.layer, "k": arguments.k, "weights": arguments.weights, "slice_key": key}
     if arguments.memory_mb is not None:
         options["memory_mb"] = arguments.memory_mb
-    prediction = model.predict(query, **options, **where)
+    path = arguments.out / "prediction.h5ad"
+    if isinstance(query, AnnData):
+        prediction = model.predict(query, out=path, **options, **where)
+    else:
+        prediction = model.predict(query, **options, **where)
+        with write_whole(path) as part:
+            prediction.write_h5ad(part)
     genes = arguments.genes or most_predictable(prediction)
-    with write_whole(arguments.out / "prediction.h5ad") as part:
-        prediction.write_h5ad(part)
+    # Of a large slide, the other genes are in the file alone.
+    shown = prediction[:, list(dict.fromkeys(genes))].copy().to_memory()
     with write_whole(arguments.out / "spots.csv") as part:
-        _spots(prediction, genes).to_csv(part)
+        _spots(shown, genes).to_csv(part)
     if arguments.geojson:
-        _write_geojson(prediction, genes, arguments)
-    _draw(prediction, genes, arguments)
-    print(f"{prediction.n_obs} spots x {prediction.n_vars} genes written to {arguments.out / 'prediction.h5ad'}")
+        _write_geojson(shown, genes, arguments)
+    _draw(shown, genes, arguments)
+    print(f"{prediction.n_obs} spots x {prediction.n_vars} genes written to {path}")
 
 
 def _check_genes(arguments: argparse.Namespace, columns: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from st_gchb._artifacts import write_whole
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._options import is_default
@@ -154,8 +155,8 @@ class Step(Protocol):
         """Files and folders that every worker must see."""
         ...
 
-    def make(self, slide: Slide, seconds: Seconds) -> AnnData:
-        """Compute the result of one slide, and record the seconds spent in each part."""
+    def make(self, slide: Slide, path: Path, seconds: Seconds) -> AnnData:
+        """Compute the result of one slide and write it to a file as a whole, with the seconds spent in each part."""
         ...
 
 
@@ -262,7 +263,7 @@ class Embed:
     def needs(self) -> list[str]:
         return self.reading.needs
 
-    def make(self, slide: Slide, seconds: Seconds) -> AnnData:
+    def make(self, slide: Slide, path: Path, seconds: Seconds) -> AnnData:
         from st_gchb.pp.patches import features_like
 
         with seconds.of("read"):
@@ -270,6 +271,8 @@ class Embed:
         with seconds.of("encode"):
             slices = resolved.slices(um_per_px=size)
             features_like(slices, self.rule, self.reading.encoding()).write_to(resolved.adata, Keys.FEATURES)
+        with seconds.of("write"), write_whole(path) as part:
+            resolved.adata.write_h5ad(part)
         return resolved.adata
 
 
@@ -314,7 +317,7 @@ class Predict:
             )
         return model
 
-    def make(self, slide: Slide, seconds: Seconds) -> AnnData:
+    def make(self, slide: Slide, path: Path, seconds: Seconds) -> AnnData:
         from st_gchb.model import predict, prepare_query
 
         with seconds.of("load"):
@@ -328,4 +331,4 @@ class Predict:
                 encoding = self.reading.encoding(maps)
                 query = prepare_query(resolved, parts.rules, um_per_px=size, encoding=encoding)
             with seconds.of("predict"):
-                return predict(parts, query, self.layer, self.k, self.weighting, return_neighbors=False)
+                return predict(parts, query, self.layer, self.k, self.weighting, return_neighbors=False, out=path)

@@ -45,6 +45,8 @@ def write_viewer_files(prediction: AnnData, out: Path, name: str, genes: Sequenc
     from st_gchb.io import sections_of, write_geojson
 
     chosen = list(genes) or most_predictable(prediction)
+    # Of a result that is read from its file, the chosen genes are read once.
+    prediction = prediction[:, chosen].copy().to_memory()
     sections = sections_of(prediction)
     if len(sections.rows) == 1:
         write_geojson(prediction, out / f"{name}.geojson", chosen)

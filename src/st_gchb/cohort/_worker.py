@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb import __version__
 from st_gchb._advice import standing_at
-from st_gchb._artifacts import write_whole
 from st_gchb._errors import ClusterError
 from st_gchb._logging import logger
 from st_gchb.cohort._manifest import Slide
@@ -183,9 +182,7 @@ def _make(slide: Slide, job: Job, made_of: dict[str, Any], attempts: int, said: 
     # An earlier result has other settings or another version of the slide, and must not be taken for the new one.
     discard(out, slide.name)
     with standing_at("st_gchb.cohort", **_DOOR):
-        result = job.step.make(slide, seconds)
-    with seconds.of("write"), write_whole(output_path(out, slide.name)) as part:
-        result.write_h5ad(part)
+        result = job.step.make(slide, output_path(out, slide.name), seconds)
     receipt = Receipt(
         name=slide.name,
         path=slide.path,
