@@ -195,7 +195,8 @@ def running_hub() -> Iterator[Hub]:
     handler = type("HubHandler", (Handler,), {"hub": hub})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        # A hub that is shut down looks for that this often; by default it lets its test wait for half a second.
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         hub.url = f"http://127.0.0.1:{server.server_port}"
         yield hub
