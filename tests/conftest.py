@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
-from trainings import shorten_trainings, shrink_patches
+from trainings import narrow_resnet, shorten_trainings, shrink_patches
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -116,6 +116,12 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretrained encoders are given small patches."""
     shrink_patches(monkeypatch)
+
+
+@pytest.fixture
+def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest ResNet has few weights."""
+    narrow_resnet(monkeypatch)
 
 
 @pytest.fixture

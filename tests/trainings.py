@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,3 +25,21 @@ def shrink_patches(patch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(get_encoder.__module__)
     build = module.torchvision_backbone
     patch.setattr(module, "torchvision_backbone", lambda *options: replace(build(*options), input_px=64))
+
+
+def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
+    """Let torchvision's smallest ResNet have an eighth of its channels in the same layers: a hundredth of its weights."""
+    from torchvision import models
+
+    class Narrow(models.ResNet):
+        def _make_layer(self, block: Any, planes: int, *options: Any, **more: Any) -> Any:
+            return super()._make_layer(block, planes // 8, *options, **more)
+
+    build = models.get_model
+
+    def narrow(name: str, **options: Any) -> Any:
+        if name != "resnet18":
+            return build(name, **options)
+        return Narrow(models.resnet.BasicBlock, [2, 2, 2, 2])
+
+    patch.setattr(models, "get_model", narrow)

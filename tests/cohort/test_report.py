@@ -76,7 +76,7 @@ def test_stores_with_spots_and_without(model, tissue, tmp_path, same):
     same(tmp_path / "out" / "spots.h5ad", tmp_path / "again" / "spots.h5ad")
 
 
-@pytest.mark.usefixtures("small_patches")
+@pytest.mark.usefixtures("small_patches", "narrow_encoder")
 def test_a_model_that_trained_the_last_stage(images, tmp_path):
     """Its maps, hundreds of times larger than features, are gone with the slide."""
     reference = st_gchb.datasets.synthetic_tissue(2, n_rows=4, n_cols=4, n_genes=40, seed=3)

@@ -15,7 +15,7 @@ from st_gchb._errors import DeviceError, InputError, MissingFileError, MissingKe
 from st_gchb.evaluate import fit_predict
 from st_gchb.model import STGCHB, _fit as fitting
 from st_gchb.pp.patches import _feature_maps as maps_module, _last_stage as stages, with_maps
-from trainings import shrink_patches
+from trainings import narrow_resnet, shrink_patches
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -47,6 +47,7 @@ SMALL = {
 def _small():
     with pytest.MonkeyPatch.context() as patch:
         shrink_patches(patch)
+        narrow_resnet(patch)
         yield
 
 
