@@ -28,7 +28,7 @@ def shrink_patches(patch: pytest.MonkeyPatch) -> None:
 
 
 def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
-    """Let torchvision's smallest ResNet have an eighth of its channels in the same layers: a hundredth of its weights."""
+    """Let torchvision's smallest ResNet have an eighth of its channels, in the same layers: few weights."""
     from torchvision import models
 
     class Narrow(models.ResNet):

@@ -48,6 +48,7 @@ def test_all_tasks(bench, tmp_path, capsys):
     assert json.loads((out / "metrics.json").read_text())["runs"] == {"made": 1, "taken": 3}
 
 
+@pytest.mark.usefixtures("short_trainings")
 def test_the_default_methods(bench, tmp_path, capsys):
     assert run(bench, tmp_path / "out", "--tasks", "IDC", "--seeds", "2", "--seed", "3") == 0
     scores = pd.read_csv(tmp_path / "out/scores.csv")

@@ -99,6 +99,7 @@ def test_slices_are_written_for_qupath(model, image, slides, tmp_path):
             np.testing.assert_allclose(spots.centroid.get_coordinates(), part.obsm["spatial"], atol=0.01)
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_a_store_keeps_its_spots_unless_a_grid_is_asked_for(model, store, tmp_path):
     sdata = st_gchb.pp.tile_tissue(SpatialData.read(store), um_per_px=1.0, spacing_um=120, name="spots")
     sdata.write(tmp_path / "spots.zarr")

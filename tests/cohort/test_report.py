@@ -31,7 +31,7 @@ def few(images, tmp_path):
 
 
 def embed(slides, out, **changes):
-    """A dozen spots a slide."""
+    """A few spots a slide."""
     return embed_slides(slides, out, **TEXTURE | READ | {"spacing_um": 250.0} | changes)
 
 

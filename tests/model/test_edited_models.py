@@ -36,7 +36,12 @@ FIRST_READ = {"kind", "format", "record_sha256"}
 
 
 @pytest.fixture(scope="module")
-def folder(model: STGCHB, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tissue: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of few weights with all that a model has: it is written, hashed and read a thousand times."""
+    adata = tissue[tissue.obs["slice"] != "S3"].copy()
+    STGCHB.setup_anndata(adata, slice_key="slice")
+    model = STGCHB(adata, n_top_genes=10, k=30, n_hidden=16, n_embedding=8)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     path = tmp_path_factory.mktemp("edited") / "model"
     model.save(path)
     return path

@@ -21,9 +21,9 @@ HEAD = ["kernel.points", "kernel.scales", "kernel.coefficients", "kernel.scores"
 
 
 @pytest.fixture(scope="module")
-def slices() -> AnnData:
+def slices(tissue: AnnData) -> AnnData:
     """Three slices with texture features at two sizes."""
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=3)
+    adata = tissue.copy()
     st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=SIZES, n_views=1, cache=False)
     adata.obsm["share"] = np.random.default_rng(0).random((adata.n_obs, 2))
     return adata
@@ -43,6 +43,18 @@ def model(slices: AnnData) -> STGCHB:
     return trained(slices, kernel_weight=0.6)
 
 
+@pytest.fixture(scope="module")
+def none(slices: AnnData) -> STGCHB:
+    """A model without a share of the kernel head."""
+    return trained(slices)
+
+
+@pytest.fixture(scope="module")
+def alone(slices: AnnData) -> STGCHB:
+    """A model of the kernel head alone."""
+    return trained(slices, kernel_weight=1.0)
+
+
 @pytest.fixture
 def held_out(slices: AnnData) -> AnnData:
     return slices[slices.obs["slice"] == "S3"].copy()
@@ -53,8 +65,7 @@ def values(model: STGCHB, query: AnnData, layer: str | None = None) -> np.ndarra
 
 
 @pytest.mark.parametrize("layer", [None, "all_genes", "share"])
-def test_its_share_is_the_weight(slices, model, held_out, layer):
-    alone, none = trained(slices, kernel_weight=1.0), trained(slices)
+def test_its_share_is_the_weight(model, alone, none, held_out, layer):
     # What is beyond the reference's range is clipped, in each of the three.
     found, kernel, retrieved = (values(one, held_out, layer) for one in (model, alone, none))
     inside = (kernel > kernel.min(0)) & (kernel < kernel.max(0)) & (kernel > 0)
@@ -82,8 +93,8 @@ def test_without_a_context_there_is_no_second_kernel(slices):
     assert model.bank_.kernel_head.scales.shape == (2,)
 
 
-def test_without_a_share_there_is_none(slices):
-    assert trained(slices).bank_.kernel_head is None
+def test_without_a_share_there_is_none(none):
+    assert none.bank_.kernel_head is None
 
 
 def test_a_prediction_says_its_share(model, held_out):

@@ -54,24 +54,24 @@ def _registered_encoder() -> Any:
 
 
 @pytest.fixture(scope="module")
-def slices(_registered_encoder: None) -> AnnData:
+def slices(tissue: AnnData, _registered_encoder: None) -> AnnData:
     """Three slices with features of two encoders at two sizes."""
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=3)
+    adata = tissue.copy()
     st_gchb.pp.embed_patches(adata, encoder=("texture", "colors"), patch_um=SIZES, n_views=1, cache=False)
     return adata
 
 
-def trained_on(adata: AnnData, *arguments: str, **options: Any) -> STGCHB:
+def trained_on(adata: AnnData, *arguments: str, calibrate: bool = False, **options: Any) -> STGCHB:
     reference = adata[adata.obs["slice"] != "S3"].copy()
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, *arguments, **{"n_top_genes": 25, "k": 30, **options})
-    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
     return model
 
 
 @pytest.fixture(scope="module")
 def model(slices: AnnData) -> STGCHB:
-    return trained_on(slices)
+    return trained_on(slices, calibrate=True)
 
 
 def bare(slices: AnnData) -> AnnData:
@@ -287,6 +287,7 @@ def test_many_slides_share_the_encoders(model: STGCHB, slices: AnnData, tmp_path
         np.testing.assert_array_equal(values(found), values(expected))
 
 
+@pytest.mark.usefixtures("small_patches")
 def test_weights_of_one_encoder_that_have_moved(slices: AnnData, tmp_path: Path) -> None:
     """The only encoder with weights is meant; the slides of a cohort are read with its path too."""
     torch.save(st_gchb.pp.get_encoder("squeezenet1_1", None).module.state_dict(), tmp_path / "w.pth")

@@ -14,9 +14,8 @@ from st_gchb.model import STGCHB, sharpened
 
 
 @pytest.fixture(scope="module")
-def slices() -> AnnData:
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=3)
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
+def slices(tissue: AnnData) -> AnnData:
+    adata = tissue.copy()
     adata.obsm["share"] = np.random.default_rng(0).random((adata.n_obs, 2))
     return adata
 
@@ -27,6 +26,18 @@ def trained(slices: AnnData, calibrate: bool = False, **settings) -> STGCHB:
     model = STGCHB(adata, n_top_genes=30, k=30, seed=1, **settings)
     model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
     return model
+
+
+@pytest.fixture(scope="module")
+def sharp(slices: AnnData) -> STGCHB:
+    """A model that sharpens; with its calibration."""
+    return trained(slices, calibrate=True, sharpening=0.5)
+
+
+@pytest.fixture(scope="module")
+def plain(slices: AnnData) -> STGCHB:
+    """The same model, but that it does not sharpen."""
+    return trained(slices, calibrate=True, sharpening=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +63,12 @@ def test_the_difference_to_the_neighbors_grows_by_the_share():
 
 
 @pytest.mark.parametrize("layer", [None, "all_genes", "share"])
-def test_a_prediction_is_sharpened_and_stays_in_range(slices, held_out, layer):
-    model, plain = trained(slices, sharpening=0.5), trained(slices, sharpening=0.0)
-    found, smooth = (one.predict(held_out, slice_key="slice", layer=layer) for one in (model, plain))
+def test_a_prediction_is_sharpened_and_stays_in_range(sharp, plain, held_out, layer):
+    found, smooth = (one.predict(held_out, slice_key="slice", layer=layer) for one in (sharp, plain))
     query = held_out.copy()
     st_gchb.pp.spatial_graph(query, slice_key="slice")
     graph = query.obsp["spatial_connectivities"]
-    table = model.bank_.table(layer)
+    table = sharp.bank_.table(layer)
     expected = np.clip(sharpened(smooth.layers["st_gchb"], graph, 0.5), *table.bounds)
     # Where the smooth values themselves were clipped, the sharpened ones start from beyond.
     inside = (smooth.layers["st_gchb"] > table.bounds[0]) & (smooth.layers["st_gchb"] < table.bounds[1])
@@ -74,21 +84,19 @@ def test_a_prediction_is_sharpened_and_stays_in_range(slices, held_out, layer):
     assert "sharpening" not in plain.predict(held_out, slice_key="slice").uns["st_gchb"]
 
 
-def test_a_saved_model_sharpens_alike(slices, held_out, tmp_path):
-    model = trained(slices, sharpening=0.5, calibrate=True)
-    model.save(tmp_path / "model")
+def test_a_saved_model_sharpens_alike(sharp, held_out, tmp_path):
+    sharp.save(tmp_path / "model")
     again = STGCHB.load(tmp_path / "model")
-    before, after = (one.predict(held_out, slice_key="slice") for one in (model, again))
+    before, after = (one.predict(held_out, slice_key="slice") for one in (sharp, again))
     np.testing.assert_array_equal(before.layers["st_gchb"], after.layers["st_gchb"])
     for name in ("st_gchb_expected_pcc", "st_gchb_retrieval_pcc"):
         np.testing.assert_array_equal(before.var[name], after.var[name])
 
 
-def test_a_prediction_tells_what_the_heads_add(slices, held_out):
-    both, alone = (
-        trained(slices, calibrate=True, kernel_weight=weight, sharpening=0.0).predict(held_out, slice_key="slice").var
-        for weight in (0.65, 0.0)
-    )
+def test_a_prediction_tells_what_the_heads_add(slices, plain, held_out):
+    assert plain.settings.kernel_weight > 0
+    without = trained(slices, calibrate=True, kernel_weight=0.0, sharpening=0.0)
+    both, alone = (one.predict(held_out, slice_key="slice").var for one in (plain, without))
     np.testing.assert_allclose(both["st_gchb_retrieval_pcc"], alone["st_gchb_expected_pcc"], atol=1e-6)
     np.testing.assert_allclose(alone["st_gchb_retrieval_pcc"], alone["st_gchb_expected_pcc"], atol=1e-6)
     assert (both["st_gchb_retrieval_pcc"] - both["st_gchb_expected_pcc"]).abs().max() > 0.01

@@ -20,7 +20,7 @@ def slides(tmp_path_factory):
     return path
 
 
-@pytest.mark.usefixtures("short_trainings")
+@pytest.mark.usefixtures("short_trainings", "sketched_figures")
 def test_a_question_and_confidence(slides, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ST_GCHB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(STUDY, "ridge-head", [STUDY["ridge-head"][0], Variant("nearest", {"k": 5}, preset="knn")])

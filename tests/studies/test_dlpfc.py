@@ -13,10 +13,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import sparse
 
 import st_gchb
+from pictures import sketch
 from st_gchb.datasets.synthetic import _geometry
 from st_gchb.evaluate import METHODS, PUBLISHED
 from studies import dlpfc
@@ -106,6 +108,7 @@ def whole(script, geometry, tmp_path_factory):
         shorten_trainings(patch)
         patch.setattr(_geometry, "SIDE_PX", 450)
         patch.setattr(st_gchb.pl, "save", watch)
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: sketch(figure, path))
         patch.setenv("ST_GCHB_CACHE", str(cache))
         assert script.main(["--simulated", str(geometry), "--out", str(out), "--seeds", "1", *SMALL]) == 0
     return SimpleNamespace(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-import st_gchb
 from st_gchb.model import PRESETS, settings_for
 from studies import parts as study
 from studies._tissues import TISSUES, Tissue
@@ -17,9 +16,8 @@ def test_a_variant_differs_from_the_default_in_what_it_names(part):
     assert (settings == PRESETS["default"]) == (part == "default")
 
 
-def test_each_variant_is_asked_for_retrieval_alone_and_for_the_whole(monkeypatch, short_trainings):
-    adata = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=30, seed=2)
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150.0, n_views=1, cache=False)
+def test_each_variant_is_asked_for_retrieval_alone_and_for_the_whole(tissue, short_trainings):
+    adata = tissue[tissue.obs["slice"] != "S3"].copy()
     names = ["default", "GraphSAGE, both branches"]
     plain = Tissue("drawn", "slice", lambda data: [])
     found = study.scores(adata, plain, names, n_top_genes=15, seeds=[0, 1], device="cpu")

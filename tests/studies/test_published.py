@@ -8,16 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import st_gchb
 from st_gchb._artifacts import read_json, write_json
 from st_gchb.evaluate import METHODS
 from studies import published as study
 
 
 @pytest.fixture
-def tissue(monkeypatch):
-    adata = st_gchb.datasets.synthetic_tissue(2, n_rows=7, n_cols=7, n_genes=40, seed=1)
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
+def tissue(tissue, monkeypatch, sketched_figures):
+    adata = tissue[tissue.obs["slice"] != "S3"].copy()
     genes = tuple(adata.var_names[:8])
     two = study.Experiment("two drawn sections", lambda given: adata, ("ridge", "bleep"), 2, ("none", *genes))
     monkeypatch.setitem(study.EXPERIMENTS, "two", two)

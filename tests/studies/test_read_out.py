@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytest
 
-import st_gchb
 from st_gchb.evaluate import Task, fit_predict
 from st_gchb.model import PRESETS
 from studies import read_out as study
 from studies._tissues import TISSUES, Tissue
-
-
-@pytest.fixture(scope="module")
-def tissue():
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=30, seed=2)
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150.0, n_views=1, cache=False)
-    return adata
 
 
 def test_one_training_answers_as_a_training_for_each_read_out_does(tissue, short_trainings):

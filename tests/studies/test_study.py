@@ -52,6 +52,7 @@ def test_the_default_with_a_ridge_head_is_among_the_candidates():
     assert WITH_RIDGE_HEAD in [settings_of(variant) for variant in candidates()]
 
 
+@pytest.mark.usefixtures("sketched_figures")
 def test_a_study_makes_one_table_per_question(tissue, tmp_path, monkeypatch):
     quick = [Variant("few", {"k": 5}, preset="knn"), Variant("ridge", preset="ridge")]
     coarse = Variant("coarse", {"k": 5}, preset="knn", features={"patch_um": 300.0})

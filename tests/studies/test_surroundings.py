@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-import st_gchb
 from st_gchb.evaluate import METHODS
 from st_gchb.model import PRESETS
 from studies import surroundings as study
@@ -32,9 +31,8 @@ def test_the_default_is_among_the_steps():
     assert PRESETS["default"].context_surroundings in study.STEPS
 
 
-def test_the_command_writes_a_table(tmp_path, monkeypatch, short_trainings):
-    adata = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=30, seed=2)
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150.0, n_views=1, cache=False)
+def test_the_command_writes_a_table(tissue, tmp_path, monkeypatch, short_trainings):
+    adata = tissue[tissue.obs["slice"] != "S3"].copy()
     monkeypatch.setattr(study, "STEPS", (0, 4))
     monkeypatch.setattr(study, "embedded", lambda *given: adata)
     for name in ("one", "two"):

@@ -199,7 +199,8 @@ def test_the_example_of_the_help_is_taken():
     assert not taken.paper
 
 
-def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys, short_trainings):
+@pytest.mark.usefixtures("short_trainings", "sketched_figures")
+def test_the_command_writes_all_tables_and_goes_on(tmp_path, monkeypatch, capsys):
     drawn = st_gchb.datasets.synthetic_tissue(2, n_rows=10, n_cols=10, n_genes=40, seed=1)
     drawn.obs["patient"] = ""
 
