@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,9 @@ from hub_server import Hub, running_hub
 from trainings import narrow_resnet, shorten_trainings, shrink_patches
 
 os.environ.setdefault("MPLBACKEND", "agg")
-
+# Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
+# training. It takes this function from here when it is imported.
+vars(importlib.metadata)["entry_points"] = functools.cache(importlib.metadata.entry_points)
 
 FORKING = {"programs", "forked_workers"}
 """Fixtures that need a process that imports the libraries, which each process that runs tests has for itself."""
@@ -126,13 +130,17 @@ def narrow_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are written with few pixels: for tests of which files there are, and what is in them at a glance."""
+    """Figures are written with few pixels: for tests of which files there are, and what is in them at a glance.
+
+    Nor are their parts moved apart, for which all text is laid out twice more.
+    """
     from matplotlib.figure import Figure
 
     write = Figure.savefig
 
     def coarse(figure: Figure, *arguments: Any, **options: Any) -> None:
-        write(figure, *arguments, **options | {"dpi": min(72, options.get("dpi", 72))})
+        figure.set_layout_engine("none")
+        write(figure, *arguments, **options | {"dpi": min(72, options.get("dpi", 72)), "bbox_inches": None})
 
     monkeypatch.setattr(Figure, "savefig", coarse)
 

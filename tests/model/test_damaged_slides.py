@@ -12,7 +12,7 @@ from spatialdata.models import Image2DModel, get_table_keys
 import st_gchb
 from st_gchb._errors import DamageError
 
-TILE = 64
+TILE = 128
 
 
 @pytest.fixture(scope="module")
