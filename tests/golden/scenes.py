@@ -6,6 +6,8 @@ exactly). The inputs are files beside this one, so that another machine computes
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import shutil
@@ -122,9 +124,18 @@ def as_spatialdata(adata: AnnData, *names: str) -> Any:
     return SpatialData(images=images, shapes=shapes, tables={"table": table})
 
 
+@functools.cache
+def embedded() -> AnnData:
+    """The sections with features that were made by this process, once for all scenes; not to be changed."""
+    adata = sections()
+    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=4, cache=False)
+    return adata
+
+
 def with_features(adata: AnnData) -> AnnData:
     """Features in place, with the stored numbers: what is trained on them starts from the same bits everywhere."""
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=4, cache=False)
+    made = embedded()
+    adata.obsm["X_patch"], adata.uns["X_patch"] = made.obsm["X_patch"].copy(), copy.deepcopy(made.uns["X_patch"])
     stored = INPUTS / "features.npz"
     if stored.is_file():
         with np.load(stored) as features:
@@ -201,7 +212,8 @@ def preset_of_spatialdata(name: str) -> Values:
     """The same by way of SpatialData."""
     adata = sections()
     sdata = as_spatialdata(adata, "S1", "S2")
-    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, n_views=4, um_per_px=UM_PER_PX, cache=False)
+    # From the cache, but for the first of these scenes.
+    st_gchb.pp.embed_patches(sdata, encoder="texture", patch_um=150, n_views=4, um_per_px=UM_PER_PX)
     STGCHB.setup_spatialdata(sdata, um_per_px=UM_PER_PX)
     model = STGCHB(sdata, name, seed=0, **(SMALL | PRESETS[name]))
     model.train(**QUIET)

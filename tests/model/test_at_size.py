@@ -37,18 +37,19 @@ def small_limits(monkeypatch):
 
 
 def stored(values, kind, folder):
-    """The same numbers in another kind of array."""
+    """The same numbers in another kind of array; on disk in chunks of some rows and some columns."""
+    chunks = (30, max(4, values.shape[1] // 3))
     if kind == "memmap":
         made = np.memmap(folder / "x.bin", dtype=values.dtype, mode="w+", shape=values.shape)
         made[:] = values
         return made
     if kind == "zarr":
-        made = zarr.create_array(folder / "x.zarr", shape=values.shape, chunks=(30, 4), dtype=values.dtype)
+        made = zarr.create_array(folder / "x.zarr", shape=values.shape, chunks=chunks, dtype=values.dtype)
         made[:] = values
         return made
     if kind == "h5":
-        return h5py.File(folder / "x.h5", "w").create_dataset("x", data=values, chunks=(30, 4))
-    return dask.array.from_array(values, chunks=(30, 4)) if kind == "dask" else values
+        return h5py.File(folder / "x.h5", "w").create_dataset("x", data=values, chunks=chunks)
+    return dask.array.from_array(values, chunks=chunks) if kind == "dask" else values
 
 
 # ---- Rows ----

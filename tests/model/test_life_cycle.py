@@ -174,7 +174,7 @@ def test_prediction_learns_from_the_reference(reference, held_out):
     def correlation(adata):
         STGCHB.setup_anndata(adata)
         model = STGCHB(adata, n_top_genes=20)
-        model.train(enable_progress_bar=False, calibrate=False, accelerator="cpu")
+        model.train(max_epochs=5, enable_progress_bar=False, calibrate=False, accelerator="cpu")
         prediction = model.predict(held_out)
         return st_gchb.metrics.pearson(np.asarray(prediction.X), prediction.layers["st_gchb"]).mean()
 
