@@ -13,7 +13,7 @@ from st_gchb._errors import EncoderError, QueryError, SliceError
 from st_gchb.model import STGCHB, fit_appearance, fit_map
 
 SECTIONS = {10: (4, 5), 25: (5, 8), 35: (6, 8), 48: (7, 9), 77: (9, 11), 250: (16, 19)}
-"""Sides of the array from which so many spots a section are taken."""
+"""Sides of the array from which so many spots a section are taken; large ones are drawn with larger pixels."""
 
 
 def features_of(adata: AnnData, values: np.ndarray) -> AnnData:
@@ -26,7 +26,8 @@ def features_of(adata: AnnData, values: np.ndarray) -> AnnData:
 def small(request) -> tuple[STGCHB, AnnData, AnnData]:
     """A model of two sections, those sections, and a third one."""
     rows, columns = SECTIONS[request.param]
-    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=rows, n_cols=columns, n_genes=40, seed=1)
+    size = {"n_rows": rows, "n_cols": columns, "um_per_px": 2.0 if rows > 10 else 1.0}
+    adata = st_gchb.datasets.synthetic_tissue(3, n_genes=40, seed=1, **size)
     st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
     names = adata.obs["slice"].to_numpy()
     kept = np.concatenate([np.flatnonzero(names == name)[: request.param] for name in ("S1", "S2", "S3")])

@@ -44,8 +44,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small():
+def _small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        # The fixture for single tests comes too late for the maps of all of them.
+        patch.setenv("ST_GCHB_CACHE", str(tmp_path_factory.mktemp("cache")))
         shrink_patches(patch)
         narrow_resnet(patch)
         yield
