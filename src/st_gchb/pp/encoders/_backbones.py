@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import http.client
+import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -231,8 +232,10 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], head: tuple[str, ...],
 def _fitting(state: Mapping[str, Tensor]) -> str | None:
     """Find the torchvision model whose backbone has exactly these tensors; None if there is none."""
     size = sum(value.numel() for value in state.values())
-    for name in torchvision_names():
-        preset = models.get_model_weights(name).DEFAULT
+    presets = {name: models.get_model_weights(name).DEFAULT for name in torchvision_names()}
+    # The nearest in size first: with its head, the one that fits is the first or one of the first to be built.
+    for name in sorted(presets, key=lambda one: abs(math.log(max(size, 1) / presets[one].meta["num_params"]))):
+        preset = presets[name]
         # Sizes need only be similar: heads may be absent or of another width, and buffers of batch norm are no
         # parameters. Keys distinguish RegNet, whose candidates are expensive to build.
         other_family = name.startswith("regnet_") and not any(key.startswith("trunk_output.") for key in state)
