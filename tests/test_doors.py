@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 import st_gchb
@@ -191,8 +192,15 @@ def cheap(reference: AnnData, tmp_path: Any) -> dict[str, Any]:
 FIRST = {"data", "adata", "kwargs", "options", "n_slices"}
 
 
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be compiled is traced alone: tests of the encoder at work compile for real."""
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic, **_: whole(module, dynamic=dynamic, backend="eager"))
+
+
 @pytest.mark.parametrize("what", ODD)
-def test_odd_values_through_the_doors(reference, tmp_path, what):
+def test_odd_values_through_the_doors(reference, tmp_path, traced, what):
     before = {key: value.copy() for key, value in reference.obsm.items()}
     for name, call in cheap(reference, tmp_path).items():
         for argument in inspect.signature(FUNCTIONS[name]).parameters:
