@@ -43,3 +43,12 @@ def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
         return Narrow(models.resnet.BasicBlock, [2, 2, 2, 2])
 
     patch.setattr(models, "get_model", narrow)
+
+
+def shrink_sections(patch: pytest.MonkeyPatch) -> None:
+    """Let synthetic sections have 8 x 8 spots, whatever is asked for."""
+    import st_gchb
+
+    make = st_gchb.datasets.synthetic_tissue
+    side = {"n_rows": 8, "n_cols": 8}
+    patch.setattr(st_gchb.datasets, "synthetic_tissue", lambda *slices, **options: make(*slices, **options | side))
