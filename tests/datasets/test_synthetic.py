@@ -217,7 +217,8 @@ def _geometry(n_rows: int = 14, n_cols: int = 12) -> ad.AnnData:
 
 
 def test_given_geometry_keeps_spots_and_layers():
-    geometry = _geometry()
+    # Narrow: the longer side has 3,000 px.
+    geometry = _geometry(14, 5)
     before = geometry.copy()
     adata = synthetic_tissue(geometry=geometry, n_genes=40)
     assert adata.n_obs == geometry.n_obs

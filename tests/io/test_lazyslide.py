@@ -356,7 +356,9 @@ _FIELDS = st.sampled_from(sorted(spec_of(SIDE, UM)))
 @given(spec=st.dictionaries(_FIELDS, _VALUES) | _VALUES, whole=st.booleans())
 def test_any_specification_is_read_or_refused(made, spec, whole):
     stored = {**spec_of(SIDE, UM), **spec} if whole and isinstance(spec, dict) else spec
-    sdata = _OPENED.setdefault(made, read_store(made))
+    if made not in _OPENED:
+        _OPENED[made] = read_store(made)
+    sdata = _OPENED[made]
     sdata.attrs["tile_spec"] = {"tiles": stored}
     told = ""
     try:
