@@ -313,10 +313,11 @@ def test_clock_moves_by_what_it_is_told(bench):
     assert clock() == 2.5
 
 
-def test_peak_of_memory_is_seen_and_files_are_kept_apart(tmp_path):
+def test_peak_of_memory_is_seen_and_files_are_kept_apart(programs, tmp_path):
     """In a process of its own: in this one, others' memory may be given back in the middle."""
     code = """
         import sys
+        sys.path.insert(0, sys.argv[2])
         import numpy as np
         from measuring import Watch, resident_kib
         np.full(2**23, 1.0).tofile(sys.argv[1])
@@ -328,9 +329,8 @@ def test_peak_of_memory_is_seen_and_files_are_kept_apart(tmp_path):
             watch._stop.wait(0.2)
         print(watch.own - before[0], watch.with_files - before[1], filled.nbytes)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "64_mib")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = programs.run(textwrap.dedent(code), str(tmp_path / "64_mib"), str(ROOT / "benchmarks"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     own, with_files, filled = map(int, done.stdout.split())
     assert filled == 2**26
     assert 50_000 < own < 100_000

@@ -67,7 +67,7 @@ def test_gradients_reach_every_parameter(make_spots, settings):
     assert zero == []
 
 
-def test_gradients_reach_the_trunk_and_not_its_frozen_copy(spots):
+def test_gradients_reach_the_trunk_and_not_its_frozen_copy(spots, narrow_encoder):
     method = Triplex(**PIXELS)
     network = awake(method, spots).train()
     method.loss(network, spots, np.arange(6), np.random.default_rng(0)).backward()
@@ -83,7 +83,7 @@ def test_learns_twenty_spots_by_heart(few_spots, correlation):
     assert correlation(few_spots.targets, method.predict(few_spots)) > 0.9
 
 
-def test_trains_on_pixels(spots):
+def test_trains_on_pixels(spots, narrow_encoder):
     method = Triplex(**{**PIXELS, "epochs": 1, "batch_size": 20})
     before = method.build(spots)
     after = method.fit(spots).network
@@ -163,7 +163,7 @@ def test_views_see_the_spot_two_rings_and_the_slice(make_spots):
     }
 
 
-def test_target_patches_alone_are_turned_and_mirrored(spots):
+def test_target_patches_alone_are_turned_and_mirrored(spots, narrow_encoder):
     """With pixels, an unchanged step of the same weights differs by the target's augmentation alone."""
     method = Triplex(**PIXELS)
     network = awake(method, spots).eval()
@@ -177,11 +177,11 @@ def test_target_patches_alone_are_turned_and_mirrored(spots):
     torch.testing.assert_close(plain[3], turned[3])
 
 
-def test_tiles_around_a_spot_are_its_block_in_order(spots):
+def test_tiles_around_a_spot_are_its_block_in_order(spots, narrow_encoder):
     method = Triplex(**{**PIXELS, "tile_um": 50.0})
     network = awake(method, spots).eval()
     tiles = method._of_tiles(network, spots, 5)
-    assert tiles.shape == (40, 25, 512)
+    assert tiles.shape == (40, 25, network.trunk.width)
     # The pitch is two tiles: the tile in the middle of the right edge is the own tile of the spot to the right.
     apart = np.linalg.norm(tiles[0, 14] - tiles[1, 12]), np.linalg.norm(tiles[0, 10] - tiles[1, 12])
     assert apart[0] < 0.3 * apart[1]

@@ -189,7 +189,7 @@ def test_goes_on_where_it_stopped(made, tmp_path):
     assert hest_bench(made, methods=["mean"], runs_dir=tmp_path / "runs", overwrite=True, **QUICK).runs["made"] == 4
 
 
-def test_the_model_learns_what_the_benchmark_asks_for(tissue, genes, tmp_path):
+def test_the_model_learns_what_the_benchmark_asks_for(tissue, genes, tmp_path, short_trainings):
     """Log1p of counts as they are: where depth differs between spots, other numbers than those per 10,000."""
     seen = {}
 
@@ -283,7 +283,7 @@ def test_patches_smaller_than_the_benchmark_s(made, result):
     pd.testing.assert_frame_equal(both.scores, own.reset_index(drop=True))
 
 
-def test_files_that_do_not_say_the_size_of_a_pixel(bench, made):
+def test_files_that_do_not_say_the_size_of_a_pixel(bench, made, short_trainings):
     for path in (bench / "IDC/patches").iterdir():
         with h5py.File(path, "a") as file:
             file["img"].attrs.clear()

@@ -180,7 +180,7 @@ def test_the_rim_is_the_same_from_embedding_to_prediction(caplog):
 
 def test_positions_that_were_seen_on_their_image_are_not_judged_without_it(tmp_path):
     """Spots in the corner of a large image: beside their own extent alone, one would lie too far beyond the rim."""
-    reference = st_gchb.datasets.synthetic_tissue(1, n_rows=18, n_cols=20, n_genes=40)
+    reference = st_gchb.datasets.synthetic_tissue(1, n_rows=9, n_cols=10, n_genes=40)
     corner = np.array([[-40.0, 60], [60, 60], [160, 60], [10, 146], [110, 146], [60, 233]])
     query = reference[:6].copy()
     query.obsm["spatial"] = corner
