@@ -60,7 +60,7 @@ def test_the_ceiling_is_one_for_all_methods_of_a_fold(tissue, monkeypatch):
     assert (result.scores.groupby("fold")[SHARES[:3]].nunique() == 1).all(axis=None)
 
 
-def test_runs_of_earlier_versions_are_taken(tissue, tmp_path, caplog):
+def test_runs_of_earlier_versions_are_taken(tissue, tmp_path, caplog, sketched_figures):
     """They hold no Moran's I of the prediction: what it is needed for is missing and told, all else is there."""
     before = evaluate(tissue, methods={"noise": noise}, runs_dir=tmp_path, **QUICK)
     for path in tmp_path.glob("*.json"):

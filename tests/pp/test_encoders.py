@@ -94,13 +94,19 @@ def test_forms_of_a_state_dict(tmp_path, resnet18, form):
     assert encoder.weights_sha256 == get_encoder("resnet18", str(path)).weights_sha256
 
 
-def test_weights_of_another_architecture_are_named(resnet18):
+def test_weights_of_another_architecture_are_named(resnet18, tmp_path):
     _, path = resnet18
     with pytest.raises(EncoderError, match=r"not those of encoder 'resnet34'.*encoder='resnet18'") as caught:
         get_encoder("resnet34", str(path))
     assert path.name in str(caught.value)
     with pytest.raises(EncoderError, match="encoder='resnet18'"):
         get_encoder("mobilenet_v2", str(path))
+    # Without its head, it has the size of other architectures.
+    state = torchvision.models.mobilenet_v3_small(weights=None).state_dict()
+    headless = {key: value for key, value in state.items() if not key.startswith("classifier.3.")}
+    save_file(headless, tmp_path / "headless.safetensors")
+    with pytest.raises(EncoderError, match="encoder='mobilenet_v3_small'"):
+        get_encoder("squeezenet1_1", str(tmp_path / "headless.safetensors"))
 
 
 def test_foreign_and_damaged_weights(tmp_path, resnet18):
