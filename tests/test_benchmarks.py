@@ -18,7 +18,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("figures", "tables", "schedules", "measuring", "raw_forward", "slides", "compare")
+NAMES = ("figures", "tables", "schedules", "measuring", "raw_forward", "slides", "compare", "small_training")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,18 @@ def test_both_commits_run_in_turn_and_the_first_is_not_always_first(bench, monke
     assert "0.5 (0.5 to 0.5)" in text
     assert "less" in text
     assert (tmp_path / "table.md").read_text() == text + "\n"
+
+
+def test_stages_of_small_trainings_are_compared_within_a_round(bench):
+    def side(seconds):
+        return {stage: seconds * (1 + number) for number, stage in enumerate(bench.small_training.STAGES)}
+
+    rounds = [[side(2.0), side(1.0)], [side(8.0), side(2.0)], [side(3.0), side(1.5)]]
+    lines = bench.small_training.lines_of(rounds)
+    assert [line[0] for line in lines] == list(bench.small_training.STAGES)
+    # The median of the ratios of each round, whatever load there was in one of them.
+    assert [line[-1].split()[0] for line in lines] == ["0.5"] * len(lines)
+    assert [len(line) for line in bench.small_training.lines_of([one[:1] for one in rounds])] == [2] * len(lines)
 
 
 def test_a_commit_that_is_not_there_is_told(bench):
