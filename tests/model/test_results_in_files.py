@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
+from spatialdata import SpatialData
 
 from st_gchb.errors import InputError, StoreError
 from st_gchb.model import STGCHB
@@ -115,3 +116,6 @@ def test_a_place_that_cannot_be_written_to_is_told(model: STGCHB, query: AnnData
         model.predict(query, out=tmp_path / "taken" / "found.h5ad")
     with pytest.raises(InputError, match="out"):
         model.predict(query, out=7)
+    with pytest.raises(InputError, match=r"out= is for an AnnData; .* write=True also writes"):
+        model.predict(SpatialData(), out=tmp_path / "found.h5ad")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
