@@ -31,6 +31,7 @@ def hook():
         name = "hook"
 
         def setup(self, worker):
+            import importlib
             import os
             import signal
             import time
@@ -38,11 +39,13 @@ def hook():
 
             from st_gchb.cohort import _worker as _work
 
+            tables = importlib.import_module("st_gchb.model._result_tables")
+
             def log(job, *words):
                 with (Path(job.out) / "log.txt").open("a") as file:
                     file.write(" ".join(map(str, words)) + "\n")
 
-            make, write = _work._make, _work.write_whole
+            make, write = _work._make, tables.write_whole
 
             def logged(slide, job, *arguments):
                 log(job, "begin", slide.name, os.getpid())
@@ -53,7 +56,7 @@ def hook():
                 return receipt
 
             def slow(path):
-                # All is computed, and the file is about to be written.
+                # The patches are encoded, and the file is about to be written.
                 marker = Path(path).parent / "middle.txt"
                 if Path(path).name == "victim.h5ad" and not marker.exists():
                     with write(path) as part:
@@ -64,7 +67,7 @@ def hook():
 
             # A worker takes seconds to start.
             _work.DEATHS = 2
-            _work._make, _work.write_whole = logged, slow
+            _work._make, tables.write_whole = logged, slow
 
     return Hook()
 
