@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import importlib.metadata
@@ -204,6 +205,30 @@ def _loose_png() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "save", loose)
+        yield
+
+
+class _SameThread:
+    """The parts of asyncio, of which functions that block are called at once instead of by another thread."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def to_thread(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _zarr_in_one_thread() -> Iterator[None]:
+    """Zarr reads and writes each of the many small files of a table by its event loop itself.
+
+    The files are the same; to wake another thread for each of them takes half of the time.
+    """
+    from zarr.storage import _local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_local, "asyncio", _SameThread())
         yield
 
 
