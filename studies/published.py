@@ -272,7 +272,8 @@ def extrapolated(runs: Path, method: str, spots: float) -> float:
 def remaining(folder: Path, methods: Sequence[str]) -> str:
     """Say how long the methods took before, if it is known of all of them."""
     known = times_of(folder)
-    if not set(methods) <= set(known.index):
+    # Of a method whose rows were all taken from an earlier call, the number of runs is not known.
+    if not set(methods) <= set(known.index[known["runs"] > 0]):
         return ""
     own = known.loc[list(methods)]
     return f", at most {math.ceil((own['seconds'] * own['runs']).sum() / 60)} CPU min remain"

@@ -105,6 +105,9 @@ def test_a_time_is_extrapolated_from_the_largest_data_set(tmp_path):
     study.note_time(tmp_path / "visium_lung", "paper", 300.0, 2, 3000)
     assert study.extrapolated(tmp_path, "paper", 18_000) == pytest.approx(1800)
     assert np.isnan(study.extrapolated(tmp_path, "bleep", 18_000))
+    assert study.remaining(tmp_path / "her2st", ["paper"]) == ", at most 4 CPU min remain"
+    study.note_time(tmp_path / "her2st", "bleep", 6.0, 0, 500)
+    assert study.remaining(tmp_path / "her2st", ["paper", "bleep"]) == ""
     study.note_time(tmp_path / "her2st", "paper", 90.0, 1, 500)
     assert study.kept_runs(tmp_path / "her2st", "paper") == 4
 
