@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import importlib.metadata
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from anndata import AnnData
 
 from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
-from trainings import narrow_resnet, shorten_trainings, shrink_patches
+from trainings import draw_sections_once, narrow_resnet, set_texture_patches, shorten_trainings, shrink_patches
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
@@ -34,10 +35,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FORKING.isdisjoint(getattr(item, "fixturenames", ())))
 
 
+# Nothing of what is imported is garbage.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Spare the libraries from garbage collection: passing over them takes a tenth of the time of all tests."""
+    gc.enable()
     gc.collect()
     gc.freeze()
+    # pytest watches each logger that does not hand on its records by itself, anew for each test: torch has sixty.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 def pytest_unconfigure() -> None:
@@ -205,6 +215,29 @@ def _loose_png() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "save", loose)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_texture_patches() -> Iterator[None]:
+    """The texture encoder is given smaller patches: most tests take it, for a tenth of the time of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_texture_patches(patch, 56)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sections_drawn_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        draw_sections_once(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_texture_patches(_small_texture_patches: None) -> Iterator[None]:
+    """The texture encoder is given the patches that users give it: for numbers that other runs give, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_texture_patches(patch, 112)
         yield
 
 

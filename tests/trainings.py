@@ -1,8 +1,10 @@
-"""Trainings and encoders that take little, for tests of what is made of them and not of how good these are."""
+"""Trainings, encoders and sections that take little, for tests of what is made of them."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,13 @@ def shrink_patches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "torchvision_backbone", lambda *options: replace(build(*options), input_px=64))
 
 
+def set_texture_patches(patch: pytest.MonkeyPatch, side: int) -> None:
+    """Let the texture encoder take patches of so many pixels a side: the same layers on more or fewer of them."""
+    from st_gchb.pp import get_encoder
+
+    patch.setattr(importlib.import_module(get_encoder.__module__), "TEXTURE_INPUT_PX", side)
+
+
 def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
     """Let torchvision's smallest ResNet have an eighth of its channels, in the same layers: few weights."""
     from torchvision import models
@@ -43,6 +52,21 @@ def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
         return Narrow(models.resnet.BasicBlock, [2, 2, 2, 2])
 
     patch.setattr(models, "get_model", narrow)
+
+
+def draw_sections_once(patch: pytest.MonkeyPatch) -> None:
+    """Let the image of a synthetic section be drawn once, however often that section is asked for."""
+    module = importlib.import_module("st_gchb.datasets.synthetic._synthetic_tissue")
+    draw, drawn = module.render, {}
+
+    def render(anatomy: Any, cells: Any, vessels: Any, um_per_px: float, rng: Any, *more: Any) -> Any:
+        asked = (anatomy, cells, vessels, um_per_px, rng.bit_generator.state, more)
+        key = hashlib.sha256(pickle.dumps(asked)).digest()
+        if key not in drawn:
+            drawn[key] = draw(anatomy, cells, vessels, um_per_px, rng, *more)
+        return drawn[key].copy()
+
+    patch.setattr(module, "render", render)
 
 
 def shrink_sections(patch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from st_gchb.cohort import Embed, _dask as _send, _worker as _work, embed_slides
 
 from .conftest import READ, TEXTURE
 
-pytestmark = pytest.mark.slow
+# Workers of dask are processes of their own, in which nothing is made smaller.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("whole_texture_patches")]
 
 
 def hook():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _sections_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, how sections are drawn is what is tested."""
+    render = importlib.import_module("st_gchb.datasets.synthetic._render").render
+    monkeypatch.setattr("st_gchb.datasets.synthetic._synthetic_tissue.render", render)
 
 
 @dataclass

@@ -30,6 +30,9 @@ ELSEWHERE = {"her2st": 2e-4}
 is trained: 1e-4 was seen between an Intel Xeon and an AMD EPYC, by the code of torch for each."""
 
 
+pytestmark = pytest.mark.usefixtures("whole_texture_patches")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     with scenes.one_thread():

@@ -443,19 +443,29 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
     SliceError
         The element holds no spots.
     """
-    from spatialdata import get_centroids
-
-    element = sdata[region]
     _check_spots(sdata, region)
-    centroids = get_centroids(element, coordinate_system=system).compute()
-    order = _positions(pd.Index(centroids.index), instances, region)
-    points = np.column_stack([centroids[["x", "y"]].to_numpy(dtype=np.float64)[order], np.ones(len(order))])
+    index, points = _centroids(sdata, region, system)
+    points = points[_positions(index, instances, region)]
     centers = np.linalg.solve(_affine(sdata, image, system), points.T).T[:, :2]
     if not np.isfinite(centers).all():
         raise CoordinateError(f"the spots {region!r} have NaN or infinite positions. Drop them from shapes and table.")
     scale = float(np.sqrt(abs(np.linalg.det(spots_to_px(sdata, region, image, system)[:2, :2]))))
-    size = _spot_size(element, region)
+    size = _spot_size(sdata[region], region)
     return Placed(centers, scale, None if size is None else size * scale)
+
+
+def _centroids(sdata: SpatialData, region: str, system: str) -> tuple[pd.Index, Matrix]:
+    """Compute the centroids of spots in a coordinate system, as x, y and 1, ``(n, 3)``, and list their ids."""
+    if region not in sdata.shapes:
+        from spatialdata import get_centroids
+
+        found = get_centroids(sdata[region], coordinate_system=system).compute()
+        xy = found[["x", "y"]].to_numpy(dtype=np.float64)
+        return pd.Index(found.index), np.column_stack([xy, np.ones(len(xy))])
+    # spatialdata makes a dask table of points, for most of the time that a section takes to be found.
+    geometry = sdata.shapes[region].geometry
+    points = np.column_stack([geometry.centroid.x, geometry.centroid.y, np.ones(len(geometry))])
+    return geometry.index, points @ _affine(sdata, region, system).T
 
 
 def _check_spots(sdata: SpatialData, region: str) -> None:
