@@ -18,7 +18,14 @@ from anndata import AnnData
 
 from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
-from trainings import draw_sections_once, narrow_resnet, set_texture_patches, shorten_trainings, shrink_patches
+from trainings import (
+    SMALL_TEXTURE_PX,
+    draw_sections_once,
+    narrow_resnet,
+    set_texture_patches,
+    shorten_trainings,
+    shrink_patches,
+)
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
@@ -222,7 +229,7 @@ def _loose_png() -> Iterator[None]:
 def _small_texture_patches() -> Iterator[None]:
     """The texture encoder is given smaller patches: most tests take it, for a tenth of the time of all."""
     with pytest.MonkeyPatch.context() as patch:
-        set_texture_patches(patch, 56)
+        set_texture_patches(patch, SMALL_TEXTURE_PX)
         yield
 
 
@@ -237,7 +244,7 @@ def _sections_drawn_once() -> Iterator[None]:
 def whole_texture_patches(_small_texture_patches: None) -> Iterator[None]:
     """The texture encoder is given the patches that users give it: for numbers that other runs give, too."""
     with pytest.MonkeyPatch.context() as patch:
-        set_texture_patches(patch, 112)
+        set_texture_patches(patch)
         yield
 
 

@@ -29,11 +29,20 @@ def shrink_patches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "torchvision_backbone", lambda *options: replace(build(*options), input_px=64))
 
 
-def set_texture_patches(patch: pytest.MonkeyPatch, side: int) -> None:
-    """Let the texture encoder take patches of so many pixels a side: the same layers on more or fewer of them."""
+SMALL_TEXTURE_PX = 56
+"""Side of the patches that the texture encoder takes in the tests, px: a quarter of its own 112 x 112."""
+
+
+def set_texture_patches(patch: pytest.MonkeyPatch, side: int | None = None) -> None:
+    """Let the texture encoder take patches of so many pixels a side, by the same layers; by default of its own size."""
     from st_gchb.pp import get_encoder
 
-    patch.setattr(importlib.import_module(get_encoder.__module__), "TEXTURE_INPUT_PX", side)
+    module = importlib.import_module(get_encoder.__module__)
+    own = importlib.import_module(f"{module.__package__}._texture")
+    # Features of patches of another size are others, in the cache too.
+    version = own.TEXTURE_VERSION if side is None else f"{own.TEXTURE_VERSION}, {side} px"
+    patch.setattr(module, "TEXTURE_INPUT_PX", side or own.TEXTURE_INPUT_PX)
+    patch.setattr(module, "TEXTURE_VERSION", version)
 
 
 def narrow_resnet(patch: pytest.MonkeyPatch) -> None:

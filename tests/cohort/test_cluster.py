@@ -18,8 +18,7 @@ from st_gchb.cohort import Embed, _dask as _send, _worker as _work, embed_slides
 
 from .conftest import READ, TEXTURE
 
-# Workers of dask are processes of their own, in which nothing is made smaller.
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("whole_texture_patches")]
+pytestmark = pytest.mark.slow
 
 
 def hook():
@@ -38,8 +37,13 @@ def hook():
             import time
             from pathlib import Path
 
-            from st_gchb.cohort import _worker as _work
+            import pytest
 
+            from st_gchb.cohort import _worker as _work
+            from trainings import SMALL_TEXTURE_PX, set_texture_patches
+
+            # As in the process of the tests.
+            set_texture_patches(pytest.MonkeyPatch(), SMALL_TEXTURE_PX)
             tables = importlib.import_module("st_gchb.model._result_tables")
 
             def log(job, *words):

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from st_gchb._errors import EncoderError, InputError, MissingExtraError, WeightsUnavailableError
 from st_gchb.pp import get_encoder
@@ -68,6 +69,35 @@ def zero_weights(monkeypatch):
 )
 def test_all_other_families(zero_weights, name):
     assert get_encoder(name, None).n_features != 1000
+
+
+class Draws(TorchFunctionMode):
+    """Counts the random numbers that are drawn for weights."""
+
+    n = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.n += func.__name__ in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "timm:vit_tiny_patch16_224"])
+def test_nothing_is_drawn_for_what_a_file_replaces(name, tmp_path):
+    """And nothing is left empty: all that the network holds is of the file."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    with Draws() as drawn:
+        random = get_encoder(name, None)
+    assert drawn.n > 0
+    state = {key: value.contiguous() for key, value in random.module.state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    with Draws() as drawn:
+        loaded = get_encoder(name, str(tmp_path / "weights.safetensors"))
+    assert drawn.n == 0
+    assert all(torch.equal(state.pop(key), value) for key, value in loaded.module.state_dict().items())
+    assert not state
+    patches = PATCHES[:, :, : loaded.input_px, : loaded.input_px]
+    assert torch.equal(loaded(patches), random(patches))
 
 
 def test_random_weights_are_the_same_each_time_and_leave_the_callers_seed():

@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from st_gchb._errors import EncoderError, InputError
 from st_gchb.pp import get_encoder
-from st_gchb.pp.encoders import Encoder, backbone_without_weights
+from st_gchb.pp.encoders import Encoder
 from st_gchb.pp.patches import check_feature_maps, first_of, last_stage, recorded_maps, shape_of_maps
 
 PX = 64
@@ -17,7 +17,8 @@ PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=tor
 
 
 def encoder_of(name):
-    return Encoder(name, "none", "", PX, 0, backbone_without_weights(name).requires_grad_(False))
+    made = get_encoder(name, weights=None)
+    return Encoder(name, "none", "", PX, 0, made.module)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_the_stage_does_what_the_image_encoder_does_from_the_last_halving_on(nam
 
 
 def test_the_image_encoder_is_left_whole():
-    image_encoder = backbone_without_weights("resnet18")
+    image_encoder = get_encoder("resnet18", weights=None).module
     before = list(image_encoder.state_dict())
     stage = last_stage(image_encoder)
     assert list(image_encoder.state_dict()) == before

@@ -446,7 +446,7 @@ def place_spots(sdata: SpatialData, region: str, image: str, system: str, instan
     _check_spots(sdata, region)
     index, points = _centroids(sdata, region, system)
     points = points[_positions(index, instances, region)]
-    centers = np.linalg.solve(_affine(sdata, image, system), points.T).T[:, :2]
+    centers = np.asarray(np.linalg.solve(_affine(sdata, image, system), points.T).T[:, :2], dtype=np.float64)
     if not np.isfinite(centers).all():
         raise CoordinateError(f"the spots {region!r} have NaN or infinite positions. Drop them from shapes and table.")
     scale = float(np.sqrt(abs(np.linalg.det(spots_to_px(sdata, region, image, system)[:2, :2]))))

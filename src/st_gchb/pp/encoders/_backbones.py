@@ -11,6 +11,7 @@ import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from st_gchb._advice import Fix, advise
 from st_gchb._compat import torchvision_models
@@ -195,19 +197,49 @@ def torchvision_backbone(name: str, weights: str | None, registered: Sequence[st
 
 
 def backbone_without_weights(name: str) -> nn.Module:
-    """Build the architecture of a torchvision model without its last layer; its weights are random."""
+    """Build the architecture of a torchvision model without its last layer; its weights hold nothing yet."""
     preset = models.get_model_weights(name).DEFAULT
     return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
 
 
+class Undrawn(TorchFunctionMode):
+    """Let networks be built without drawing the random weights that a file is about to replace.
+
+    To draw them takes longer than to read the file: seconds for a large vision transformer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from st_gchb.pp.encoders._backbones import Undrawn
+    >>> state = torch.get_rng_state()
+    >>> with Undrawn():
+    ...     layer = torch.nn.Linear(2, 1)
+    >>> torch.equal(torch.get_rng_state(), state)
+    True
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWS = {"uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+
+
 def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a torchvision model from a fixed seed with an identity as head, and list the paths of removed modules."""
+    """Build a torchvision model with an identity as head, and list the paths of removed modules.
+
+    The weights are random, from a fixed seed; with ``pretrained``, they hold nothing yet.
+    """
     options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options["image_size"] = input_px
     if name in ("inception_v3", "googlenet"):
         options.update(aux_logits=False, init_weights=not pretrained, transform_input=pretrained)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), Undrawn() if pretrained else nullcontext():
         torch.manual_seed(_SEED)
         module = models.get_model(name, weights=None, **options)
     path = _head_path(module)
@@ -309,7 +341,7 @@ def timm_backbone(name: str, weights: str | None) -> Backbone:
     if not name.startswith((*ON_HUB, "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise EncoderError(f"timm has no model {name!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
-    module = _create_timm(timm, name, weights == "default")
+    module = _create_timm(timm, name, weights)
     if weights is None:
         logger.warning("encoder 'timm:%s' has random weights (weights=None).", name)
     elif weights != "default":
@@ -321,11 +353,11 @@ def timm_backbone(name: str, weights: str | None) -> Backbone:
     return Backbone(module, input_px, tuple(numbers["mean"]), tuple(numbers["std"]), _label(weights))
 
 
-def _create_timm(timm: Any, name: str, pretrained: bool) -> nn.Module:
+def _create_timm(timm: Any, name: str, weights: str | None) -> nn.Module:
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), nullcontext() if weights is None else Undrawn():
             torch.manual_seed(_SEED)
-            return timm.create_model(name, pretrained=pretrained, num_classes=0)
+            return timm.create_model(name, pretrained=weights == "default", num_classes=0)
     # All errors of the Hugging Face hub (no network, no access, unknown repository) derive from OSError; timm itself
     # raises RuntimeError.
     except (OSError, RuntimeError) as error:

@@ -21,7 +21,7 @@ from st_gchb._artifacts import DamagedFileError, is_there, read_json
 from st_gchb._errors import EncoderError, HubError, MissingExtraError, WeightsUnavailableError
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_WEIGHTS, is_default
-from st_gchb.pp.encoders._backbones import ON_HUB, Backbone, read_state, unavailable
+from st_gchb.pp.encoders._backbones import ON_HUB, Backbone, Undrawn, read_state, unavailable
 from st_gchb.pp.encoders._pathology import PATHOLOGY_ENCODERS, PathologyEncoder, pathology_encoder
 
 _CONFIG, _PREPROCESSOR, _INDEX = "config.json", "preprocessor_config.json", "model.safetensors.index.json"
@@ -241,7 +241,7 @@ def _by_timm(source: _Source, entry: PathologyEncoder | None, weights: str | Non
     if source.folder is None and entry is not None:
         network = str(entry.architecture)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), contextlib.nullcontext() if weights is None else Undrawn():
             torch.manual_seed(_SEED)
             module = timm.create_model(
                 network, pretrained=weights is not None, num_classes=0, pretrained_cfg_overlay=overlay, **arguments

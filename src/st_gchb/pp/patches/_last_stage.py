@@ -134,7 +134,7 @@ def stage_of_spec(rule: FeatureSpec) -> nn.Module:
 
 
 def stage_without_weights(rule: FeatureSpec) -> nn.Module:
-    """Build the architecture of the last stage with random weights, into which trained ones are then loaded."""
+    """Build the architecture of the last stage, into which trained weights are then loaded."""
     return last_stage(backbone_without_weights(rule.encoder))
 
 
