@@ -105,8 +105,10 @@ pytest: $(VENV)/.test
 
 # What a user does from set-up to a saved prediction, files of models and of tables, and the command line: where new
 # versions of the libraries have broken something so far.
-NEWEST_PART ?= $(addprefix tests/model/test_,life_cycle.py saving.py results.py spatialdata.py last_stage.py) \
-  $(addprefix tests/pp/test_,tables.py raster.py graph.py) tests/cohort/test_door.py tests/cli/test_commands.py
+NEWEST_PART ?= \
+  $(addprefix tests/model/test_,life_cycle.py saving.py results.py results_in_files.py spatialdata.py last_stage.py) \
+  $(addprefix tests/pp/test_,tables.py raster.py graph.py label_regions.py) tests/cohort/test_door.py \
+  tests/cli/test_commands.py tests/io/test_geojson.py
 
 test-newest: $(VENV)/.test
 	$(PYTEST) $(NEWEST_PART)

@@ -21,6 +21,7 @@ import st_gchb
 from st_gchb._artifacts import sha256_of, with_digest
 from st_gchb.errors import InputError, MissingFileError, ModelFileError, QueryError
 from st_gchb.model import STGCHB, Predictor
+from trainings import set_texture_patches
 
 HEAVY = {"scvi", "lightning", "pytorch_lightning", "pyro", "scanpy", "squidpy", "torch_geometric", "spatialdata"}
 """Packages of training, of drawing, and of data that these queries are not."""
@@ -73,7 +74,9 @@ assert asked == ["cpu", "cuda"]
 """One process for all of it, since each takes seconds to import what it needs."""
 
 
-def test_a_fresh_process_predicts_the_same_without_the_packages_of_training(model, folder, slide, tmp_path):
+def test_a_fresh_process_predicts_the_same_without_the_packages_of_training(
+    model, folder, slide, tmp_path, monkeypatch
+):
     command = [sys.executable, "-c", PROCESS, folder, slide, tmp_path, model.rules_.expression.genes[0]]
     ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -84,6 +87,8 @@ def test_a_fresh_process_predicts_the_same_without_the_packages_of_training(mode
         assert not packages & HEAVY, what
     assert (tmp_path / "one" / "prediction.h5ad").is_file()
     assert list((tmp_path / "many").glob("*.h5ad"))
+    # The size that it has there.
+    set_texture_patches(monkeypatch)
     query = st_gchb.pp.tile_tissue(slide, um_per_px=1.0, spacing_um=100)
     expected = STGCHB.load(folder, accelerator="cpu").predict(query)
     content = expected.layers["st_gchb"].tobytes() + expected.obsm["X_st_gchb"].tobytes()

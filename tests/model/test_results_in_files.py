@@ -70,8 +70,9 @@ def test_the_file_is_that_of_the_result_in_memory(
     assert ("measured" in found.layers) == (measured and layer is None)
     for result in (anndata.read_h5ad(tmp_path / "new" / "found.h5ad"), found.to_memory()):
         np.testing.assert_array_equal(result.X, expected.X)
-        assert sorted(result.layers) == sorted(expected.layers)
-        for name in expected.layers:
+        # From anndata 0.13 on, X is among them.
+        assert set(result.layers) - {None} == set(expected.layers) - {None}
+        for name in set(expected.layers) - {None}:
             np.testing.assert_array_equal(result.layers[name], expected.layers[name])
         np.testing.assert_array_equal(result.obsm["X_st_gchb"], expected.obsm["X_st_gchb"])
         assert result.obs.equals(expected.obs)

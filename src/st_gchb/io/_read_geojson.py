@@ -13,6 +13,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 from shapely.errors import ShapelyError
 from shapely.geometry.base import BaseGeometry
@@ -398,6 +399,7 @@ def _frame(regions: list[Region]) -> geopandas.GeoDataFrame:
     for name in ("measurements", "metadata"):
         if not any(columns[name]):
             del columns[name]
-    table = {name: np.array([*values, None], dtype=object)[:-1] for name, values in columns.items()}
+    # Columns of text would be of pandas' own type from version 3 on, in which what is absent is NaN.
+    table = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
     geometry = geopandas.GeoSeries([one.geometry for one in regions])
     return geopandas.GeoDataFrame(table, geometry=geometry)

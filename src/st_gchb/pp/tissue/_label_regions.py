@@ -85,7 +85,7 @@ def label_regions(
         column = column_of(adata, key_added, "key_added=")
         if pd.api.types.is_numeric_dtype(column):
             raise InputError(f"obs[{key_added!r}] is of type {column.dtype}, no labels. Pass another key_added=.")
-        labels = column.astype(object).where(column.notna(), None).to_numpy(dtype=object)
+        labels = column.astype(object).where(column.notna(), None).to_numpy(dtype=object, copy=True)
     labels[rows] = found
     result = adata.copy() if copy else adata
     colors = _colors_of(result, key_added)
