@@ -22,6 +22,10 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trainings import SMALL_TEXTURE_PX, set_texture_patches
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -130,6 +134,8 @@ def become(job: dict[str, Any]) -> None:
         os.dup2(file, target)
         os.close(file)
     sys.argv, sys.path[0] = ["-c", *job["argv"]], ""
+    # As in the process of the tests.
+    set_texture_patches(pytest.MonkeyPatch(), SMALL_TEXTURE_PX)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     exec(compile(job["code"], "<string>", "exec"), vars(module))
