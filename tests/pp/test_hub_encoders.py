@@ -286,6 +286,12 @@ def test_weights_of_another_network(small, hub, tmp_path):
     )
     with pytest.raises(EncoderError, match=r"do not fit the network"):
         get_encoder("uni")
+    # Of a file alone, timm loads what there is.
+    own = load(files_of_timm("uni", tmp_path / "lacking")["model.safetensors"])
+    del own["blocks.0.attn.qkv.weight"]
+    save_file(own, tmp_path / "lacking.safetensors")
+    with pytest.raises(EncoderError, match="blocks.0.attn.qkv.weight|do not fit"):
+        get_encoder("uni", tmp_path / "lacking.safetensors")
     dino = files_of_transformers(tmp_path / "dino")
     save_file({"layernorm.weight": torch.ones(24)}, tmp_path / "part.safetensors")
     # The format that transformers asks for.

@@ -463,9 +463,9 @@ def _centroids(sdata: SpatialData, region: str, system: str) -> tuple[pd.Index, 
         xy = found[["x", "y"]].to_numpy(dtype=np.float64)
         return pd.Index(found.index), np.column_stack([xy, np.ones(len(xy))])
     # spatialdata makes a dask table of points, for most of the time that a section takes to be found.
-    geometry = sdata.shapes[region].geometry
-    points = np.column_stack([geometry.centroid.x, geometry.centroid.y, np.ones(len(geometry))])
-    return geometry.index, points @ _affine(sdata, region, system).T
+    centers = sdata.shapes[region].geometry.centroid
+    points = np.column_stack([centers.x, centers.y, np.ones(len(centers))])
+    return centers.index, points @ _affine(sdata, region, system).T
 
 
 def _check_spots(sdata: SpatialData, region: str) -> None:

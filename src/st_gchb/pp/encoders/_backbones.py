@@ -10,8 +10,8 @@ import http.client
 import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -197,50 +197,58 @@ def torchvision_backbone(name: str, weights: str | None, registered: Sequence[st
 
 
 def backbone_without_weights(name: str) -> nn.Module:
-    """Build the architecture of a torchvision model without its last layer; its weights hold nothing yet."""
+    """Build the architecture of a torchvision model without its last layer; its weights are yet to be loaded."""
     preset = models.get_model_weights(name).DEFAULT
     return _build(name, int(preset.transforms().crop_size[0]), pretrained=True)[0].eval()
 
 
-class Undrawn(TorchFunctionMode):
-    """Let networks be built without drawing the random weights that a file is about to replace.
+@contextmanager
+def weight_init(*, pretrained: bool) -> Iterator[None]:
+    """Initialize the weights of a network that is built from a fixed seed, and leave the caller's random state.
 
-    To draw them takes longer than to read the file: seconds for a large vision transformer.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from st_gchb.pp.encoders._backbones import Undrawn
-    >>> state = torch.get_rng_state()
-    >>> with Undrawn():
-    ...     layer = torch.nn.Linear(2, 1)
-    >>> torch.equal(torch.get_rng_state(), state)
-    True
+    Weights of a pretrained network are NaN until they are loaded: to draw random ones takes longer than to read the
+    file, seconds for a large vision transformer, and what a file lacks must not pass for a weight.
     """
+    with torch.random.fork_rng(devices=[]), _FillWithNaN() if pretrained else nullcontext():
+        torch.manual_seed(_SEED)
+        yield
+
+
+def missing_weights(module: nn.Module) -> list[str]:
+    """List the tensors of a pretrained network, built in :func:`weight_init`, that were not loaded."""
+    values = module.state_dict().items()
+    return [
+        name for name, value in values if value.is_floating_point() and value.numel() and value.flatten()[0].isnan()
+    ]
+
+
+class _FillWithNaN(TorchFunctionMode):
+    """Fill tensors with NaN in place of random numbers."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _DRAWS:
-            return args[0] if args else (kwargs or {})["tensor"]
+        if getattr(func, "__name__", "") in _RANDOM:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            tensor.detach().fill_(math.nan)
+            return tensor
         return func(*args, **(kwargs or {}))
 
 
-_DRAWS = {"uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
+_RANDOM = {"uniform_", "normal_", "trunc_normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 
 
 def _build(name: str, input_px: int, *, pretrained: bool) -> tuple[nn.Module, tuple[str, ...]]:
     """Build a torchvision model with an identity as head, and list the paths of removed modules.
 
-    The weights are random, from a fixed seed; with ``pretrained``, they hold nothing yet.
+    The weights are those of :func:`weight_init`.
     """
     options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options["image_size"] = input_px
     if name in ("inception_v3", "googlenet"):
         options.update(aux_logits=False, init_weights=not pretrained, transform_input=pretrained)
-    with torch.random.fork_rng(devices=[]), Undrawn() if pretrained else nullcontext():
-        torch.manual_seed(_SEED)
+    with weight_init(pretrained=pretrained):
         module = models.get_model(name, weights=None, **options)
     path = _head_path(module)
     parent, _, leaf = path.rpartition(".")
@@ -355,8 +363,7 @@ def timm_backbone(name: str, weights: str | None) -> Backbone:
 
 def _create_timm(timm: Any, name: str, weights: str | None) -> nn.Module:
     try:
-        with torch.random.fork_rng(devices=[]), nullcontext() if weights is None else Undrawn():
-            torch.manual_seed(_SEED)
+        with weight_init(pretrained=weights is not None):
             return timm.create_model(name, pretrained=weights == "default", num_classes=0)
     # All errors of the Hugging Face hub (no network, no access, unknown repository) derive from OSError; timm itself
     # raises RuntimeError.

@@ -21,7 +21,7 @@ from st_gchb._artifacts import DamagedFileError, is_there, read_json
 from st_gchb._errors import EncoderError, HubError, MissingExtraError, WeightsUnavailableError
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_WEIGHTS, is_default
-from st_gchb.pp.encoders._backbones import ON_HUB, Backbone, Undrawn, read_state, unavailable
+from st_gchb.pp.encoders._backbones import ON_HUB, Backbone, missing_weights, read_state, unavailable, weight_init
 from st_gchb.pp.encoders._pathology import PATHOLOGY_ENCODERS, PathologyEncoder, pathology_encoder
 
 _CONFIG, _PREPROCESSOR, _INDEX = "config.json", "preprocessor_config.json", "model.safetensors.index.json"
@@ -241,8 +241,7 @@ def _by_timm(source: _Source, entry: PathologyEncoder | None, weights: str | Non
     if source.folder is None and entry is not None:
         network = str(entry.architecture)
     try:
-        with torch.random.fork_rng(devices=[]), contextlib.nullcontext() if weights is None else Undrawn():
-            torch.manual_seed(_SEED)
+        with weight_init(pretrained=weights is not None):
             module = timm.create_model(
                 network, pretrained=weights is not None, num_classes=0, pretrained_cfg_overlay=overlay, **arguments
             )
@@ -250,6 +249,10 @@ def _by_timm(source: _Source, entry: PathologyEncoder | None, weights: str | Non
     # AssertionError for arguments and configurations that a network does not take.
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
         raise _misfit(source, str(error)) from error
+    # timm loads what there is wherever it leaves the classifier out.
+    missing = missing_weights(module)
+    if missing:
+        raise _misfit(source, f"{len(missing)} tensors are missing (first: {missing[:1]})")
     for config in ("pretrained_cfg", "default_cfg"):
         # The weights are held once.
         cast("dict[str, Any]", getattr(module, config)).pop("state_dict", None)
