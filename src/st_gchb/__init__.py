@@ -42,6 +42,7 @@ def __getattr__(name: str) -> Any:
     if name == "print_versions":
         return importlib.import_module("st_gchb._versions").print_versions
     if name == "load_predictor":
+        importlib.import_module("st_gchb._compat").import_dask_without_numba()
         return importlib.import_module("st_gchb.model").load_predictor
     raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
 

@@ -24,6 +24,7 @@ from st_gchb.model import STGCHB, Predictor
 from trainings import set_texture_patches
 
 HEAVY = {"scvi", "lightning", "pytorch_lightning", "pyro", "scanpy", "squidpy", "torch_geometric", "spatialdata"}
+HEAVY |= {"numba", "sparse"}
 """Packages of training, of drawing, and of data that these queries are not."""
 
 
@@ -47,8 +48,9 @@ import sys, hashlib, st_gchb
 folder, slide, out, gene = sys.argv[1:]
 packages = lambda: "imported " + " ".join(sorted({name.split(".")[0] for name in sys.modules}))
 
+predictor = st_gchb.load_predictor(folder, device="cpu")
 query = st_gchb.pp.tile_tissue(slide, um_per_px=1.0, spacing_um=100)
-found = st_gchb.load_predictor(folder, device="cpu").predict(query)
+found = predictor.predict(query)
 content = found.layers["st_gchb"].tobytes() + found.obsm["X_st_gchb"].tobytes()
 print("predicted", hashlib.sha256(content).hexdigest())
 print(packages())
@@ -60,9 +62,19 @@ for command in (one, ["predict-many", slide, "--out", out + "/many"]):
     assert main(command + asked) == 0
     print(packages())
 
+# dask knows pydata's sparse arrays all the same, as soon as they are there.
+import types
+from dask.array.chunk_types import is_valid_array_chunk, is_valid_chunk_type
+class SparseArray: pass
+class Array(SparseArray): pass
+assert not is_valid_chunk_type(Array)
+sys.modules["sparse"] = types.SimpleNamespace(SparseArray=SparseArray)
+assert is_valid_chunk_type(Array) and is_valid_array_chunk(Array())
+assert not is_valid_chunk_type(types.SimpleNamespace) and not is_valid_array_chunk(types.SimpleNamespace())
+del sys.modules["sparse"]
+
 # torch's compiler was left out, and is there for who asks for it: here a stand-in, since it takes seconds to import.
 assert "torch._dynamo" not in sys.modules
-import types
 import torchvision
 deferred = sys.modules["torchvision.ops.roi_align"].is_compile_supported
 asked = []

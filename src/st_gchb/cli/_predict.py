@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from st_gchb._compat import import_dask_without_numba
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb.cli._arguments import (
     OneOrSeveral,
@@ -177,6 +178,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, write the results and draw the chosen genes."""
+    import_dask_without_numba()
     from anndata import AnnData
 
     from st_gchb._artifacts import write_whole

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_gchb import __version__
 from st_gchb._advice import standing_at
+from st_gchb._compat import import_dask_without_numba
 from st_gchb._errors import ClusterError
 from st_gchb._logging import logger
 from st_gchb.cohort._manifest import Slide
@@ -115,6 +116,7 @@ def do_slide(slide: Slide, job: Job, threads: int | None = None) -> Receipt:
     """
     out = Path(job.out)
     with _one_at_a_time:
+        import_dask_without_numba()
         # Workers may join in the middle of a call, after the check of the first ones.
         check_fit(here(), look_around(job.needs), job)
         if is_stopped(out, job.call):
