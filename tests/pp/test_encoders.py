@@ -100,6 +100,41 @@ def test_nothing_is_drawn_for_what_a_file_replaces(name, tmp_path):
     assert torch.equal(loaded(patches), random(patches))
 
 
+ENCODER = "st_gchb.pp.encoders._encoder"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_16"])
+def test_the_width_of_a_large_network_is_found_without_a_patch(zero_weights, monkeypatch, name):
+    expected = get_encoder(name, None)
+    assert expected(PATCHES[:1, :, : expected.input_px, : expected.input_px]).shape == (1, expected.n_features)
+    monkeypatch.setattr(f"{ENCODER}._LARGE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{ENCODER}._probe", lambda encoder: pytest.fail("a patch was encoded"))
+        assert get_encoder(name, None).n_features == expected.n_features
+
+
+def test_a_large_network_that_looks_at_numbers_is_given_a_patch(zero_weights, monkeypatch):
+    monkeypatch.setattr(f"{ENCODER}._LARGE", 0)
+    shapes = []
+
+    def looks(self, x, forward=torchvision.models.SqueezeNet.forward):
+        shapes.append(x.device.type)
+        return forward(self, x) if x.mean() else x
+
+    monkeypatch.setattr(torchvision.models.SqueezeNet, "forward", looks)
+    assert get_encoder("squeezenet1_1", None).n_features == 512
+    assert shapes == ["meta", "cpu"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named(resnet18, tmp_path, value):
+    state = {key: tensor.clone() for key, tensor in resnet18[0].state_dict().items()}
+    state["layer3.0.conv1.weight"][-1, -1, 0, 0] = value
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(EncoderError, match=r"NaN or infinite weights \('layer3.0.conv1.weight'\)"):
+        get_encoder("resnet18", str(tmp_path / "weights.safetensors"))
+
+
 def test_random_weights_are_the_same_each_time_and_leave_the_callers_seed():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

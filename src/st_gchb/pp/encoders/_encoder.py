@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from st_gchb._advice import Fix, advise
 from st_gchb._arguments import checked
@@ -24,6 +25,9 @@ from st_gchb.pp.encoders._registry import call_factory, registered_names
 from st_gchb.pp.encoders._texture import TEXTURE_INPUT_PX, TEXTURE_VERSION, Texture
 
 _MODULE_INPUT_PX = 224
+
+_LARGE = 50_000_000
+"""Number of weights from which a pass of shapes takes less time than a patch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +170,8 @@ def _freeze(name: str, backbone: Backbone, identity: str) -> Encoder:
     module = backbone.module.eval().requires_grad_(False)
     sha256 = state_sha256(module)
     encoder = Encoder(name, backbone.weights, sha256, backbone.input_px, 0, module, backbone.mean, backbone.std)
-    answer = _probe(encoder)
-    object.__setattr__(encoder, "n_features", answer.shape[1])
+    _check_finite(encoder)
+    object.__setattr__(encoder, "n_features", _width(encoder))
     object.__setattr__(encoder, "identity", f"{identity}-{sha256}")
     module.to(memory_format=torch.channels_last)
     return encoder
@@ -213,6 +217,44 @@ def _from_module(module: nn.Module, transform: Callable[[Tensor], Tensor] | None
     object.__setattr__(encoder, "n_features", answer.shape[1])
     object.__setattr__(encoder, "identity", f"{name}-{input_px}-{sha256}-{rounded}")
     return encoder
+
+
+def _check_finite(encoder: Encoder) -> None:
+    """Refuse weights that are no numbers, which would show in the features of some patches alone."""
+    values = encoder.module.state_dict().items()
+    bad = [
+        key
+        for key, value in values
+        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax()))
+    ]
+    if bad:
+        raise EncoderError(
+            f"encoder {encoder.name!r} (weights {encoder.weights!r}) has NaN or infinite weights ({bad[0]!r}"
+            f"{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}): it gives no finite features. Fetch or save the "
+            "weights again."
+        )
+
+
+def _width(encoder: Encoder) -> int:
+    """Find the number of features: of a large network by a pass of shapes alone, since a patch takes it seconds.
+
+    Networks that look at numbers on their way are given a patch, and so are small ones, which are faster with it.
+    """
+    if sum(value.numel() for value in encoder.module.parameters()) < _LARGE:
+        return _probe(encoder).shape[1]
+    shapes = {key: value.to("meta") for key, value in _tensors(encoder.module)}
+    patch = torch.empty((1, 3, encoder.input_px, encoder.input_px), device="meta")
+    try:
+        with torch.inference_mode():
+            answer = _pool(functional_call(encoder.module, shapes, (patch,)), encoder.module)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        answer = _probe(encoder)
+    return answer.shape[1]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _probe(encoder: Encoder) -> Tensor:
