@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from trainings import (
 )
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# A shell that runs the tests in the background has Ctrl-C ignored, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
 # training. It takes this function from here when it is imported.
 vars(importlib.metadata)["entry_points"] = functools.cache(importlib.metadata.entry_points)
