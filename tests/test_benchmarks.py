@@ -18,7 +18,17 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("figures", "tables", "schedules", "measuring", "raw_forward", "slides", "compare", "small_training")
+NAMES = (
+    "figures",
+    "tables",
+    "schedules",
+    "measuring",
+    "raw_forward",
+    "slides",
+    "compare",
+    "small_training",
+    "large_encoders",
+)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +210,17 @@ def test_stages_of_small_trainings_are_compared_within_a_round(bench):
     # The median of the ratios of each round, whatever load there was in one of them.
     assert [line[-1].split()[0] for line in lines] == ["0.5"] * len(lines)
     assert [len(line) for line in bench.small_training.lines_of([one[:1] for one in rounds])] == [2] * len(lines)
+
+
+def test_starts_of_encoders_are_compared_within_a_round_and_their_weights_in_all(bench):
+    def side(made, weights="a"):
+        return {"read": 0.5, "made": made, "weights": weights}
+
+    rounds = [[side(4.0), side(2.0)], [side(8.0), side(4.0)], [side(4.0), side(1.0)]]
+    line = bench.large_encoders.line_of("vit_l_16", 2**21, rounds)
+    assert line == ["vit_l_16", "2", "0.5", "4 (4 to 8)", "2 (1 to 4)", "0.5 (0.25 to 0.5)", "yes"]
+    rounds[1][1]["weights"] = "b"
+    assert bench.large_encoders.line_of("vit_l_16", 2**21, rounds)[-1] == "NO"
 
 
 def test_a_commit_that_is_not_there_is_told(bench):

@@ -350,6 +350,68 @@ def test_ctrl_c_in_training_is_ctrl_c(tissue, tmp_path, monkeypatch):
     assert {path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.json")} == {"S1-mean-seed0", "S1-mean-seed1"}
 
 
+@pytest.fixture
+def epochs(monkeypatch):
+    """Epochs that are begun, by number; before that of ``epochs[-1]``, a training is interrupted."""
+    begun: list[int] = []
+    stop: list[int] = []
+    start = STGCHBTrainingPlan.on_train_epoch_start
+
+    def counted(plan):
+        if plan.current_epoch in stop:
+            raise RuntimeError("power")
+        begun.append(plan.current_epoch)
+        return start(plan)
+
+    monkeypatch.setattr(STGCHBTrainingPlan, "on_train_epoch_start", counted)
+    return begun, stop
+
+
+PRESET = {"bleep": partial(METHODS["bleep"], max_epochs=4, k=10)}
+
+
+def test_a_training_goes_on_from_its_last_epoch(two, tmp_path, epochs, caplog):
+    begun, stop = epochs
+    call = {"methods": PRESET, "n_top_genes": 20, "seeds": [0], "device": "cpu"}
+    whole = evaluate_fold(two, "S1", **call)
+    assert begun == [0, 1, 2, 3]
+    begun.clear()
+    stop.append(2)
+    with pytest.raises(RuntimeError, match="power"):
+        evaluate_fold(two, "S1", runs_dir=tmp_path, **call)
+    assert begun == [0, 1]
+    assert "The same call goes on from it." in caplog.text
+    assert "resume=" not in caplog.text
+    (folder,) = tmp_path.glob("S1-bleep-seed0-*.checkpoints")
+    assert [file.name for file in folder.iterdir()] == ["network.checkpoint"]
+    begun.clear()
+    stop.clear()
+    resumed = evaluate_fold(two, "S1", runs_dir=tmp_path, **call)
+    assert begun == [2, 3]
+    assert_same(resumed, whole)
+    assert not folder.exists()
+    assert evaluate_fold(two, "S1", runs_dir=tmp_path, **call).runs == {"made": 0, "taken": 1}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_damaged_checkpoint_and_one_that_is_overwritten(two, tmp_path, epochs, caplog, overwrite):
+    begun, stop = epochs
+    call = {"methods": PRESET, "n_top_genes": 20, "seeds": [0], "device": "cpu", "runs_dir": tmp_path}
+    stop.append(1)
+    with pytest.raises(RuntimeError, match="power"):
+        evaluate_fold(two, "S1", **call)
+    (file,) = tmp_path.rglob("network.checkpoint")
+    if not overwrite:
+        file.write_bytes(file.read_bytes()[:-9])
+    (file.parent / "notes.txt").touch()
+    begun.clear()
+    stop.clear()
+    evaluate_fold(two, "S1", overwrite=overwrite, **call)
+    assert begun == [0, 1, 2, 3]
+    assert ("is damaged, or of another training" in caplog.text) != overwrite
+    assert not file.parent.exists()
+
+
 def test_another_end_in_a_method_stays_that_end(two):
     def leave(task):
         sys.exit(3)

@@ -193,9 +193,9 @@ def evaluate(
     runs_dir
         Folder in which every finished run (one fold, method and seed) is stored. A later call reuses the runs whose
         data, protocol, method with all of its settings, seed, device and package version are the same, and computes
-        the others, so that an interrupted evaluation can be continued. A custom method is identified by its name,
-        source and keywords, not by the functions that it calls; closures, lambdas and objects other than instances
-        of dataclasses are not stored.
+        the others, so that an interrupted evaluation can be continued; a model in training goes on from its last
+        epoch. A custom method is identified by its name, source and keywords, not by the functions that it calls;
+        closures, lambdas and objects other than instances of dataclasses are not stored.
     overwrite
         Delete the runs in ``runs_dir`` first.
     keep_predictions
@@ -300,8 +300,9 @@ def _evaluated(plan: Plan, runs_dir: str | Path | None, overwrite: bool, keep_pr
     # Runs are ordered by fold, so only one fold is in memory at a time.
     ready = lru_cache(maxsize=1)(lambda name: prepare(plan, folds[name], noise[name].graph))
     for run_id in track(missing, "Evaluating"):
-        runs[run_id] = _run(plan, ready(run_id[0]), run_id, keep_prediction=run_id in kept)
         key = keys.get(run_id)
+        checkpoints = None if folder is None or key is None else folder.checkpoint_dir(key)
+        runs[run_id] = _run(plan, ready(run_id[0]), run_id, checkpoints, keep_prediction=run_id in kept)
         if folder is not None and key is not None:
             folder.write(key, runs[run_id])
     prediction = runs[pictured].prediction
@@ -335,9 +336,9 @@ def _taken(folder: RunFolder, keys: Mapping[RunId, RunKey | None], kept: Collect
     return runs
 
 
-def _run(plan: Plan, ready: Prepared, run_id: RunId, *, keep_prediction: bool) -> Run:
+def _run(plan: Plan, ready: Prepared, run_id: RunId, checkpoints: Path | None, *, keep_prediction: bool) -> Run:
     fold, name, seed = run_id
-    prediction = ready.checked(plan.methods[name](ready.task(plan.protocol, seed)), name)
+    prediction = ready.checked(plan.methods[name](ready.task(plan.protocol, seed, checkpoints)), name)
     row, frame = ready.score(prediction, plan.protocol)
     logger.info("%s, %s, seed %d: AG %.4f, HVG %.4f, HEG %.4f", fold, name, seed, row["AG"], row["HVG"], row["HEG"])
     return Run(row, frame.rename_axis("gene"), prediction if keep_prediction else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,11 @@ class Prepared:
     train_var: np.ndarray
     graph: sparse.csr_matrix
 
-    def task(self, protocol: Protocol, seed: int) -> Task:
+    def task(self, protocol: Protocol, seed: int, checkpoint_dir: Path | None = None) -> Task:
         """Build the task that a method receives."""
         keys = protocol.features_key, protocol.slice_key
-        return Task(self.train, self.test, self.panel, *keys, seed, protocol.device, protocol.normalize_total)
+        data = self.train, self.test, self.panel
+        return Task(*data, *keys, seed, protocol.device, protocol.normalize_total, checkpoint_dir)
 
     def checked(self, prediction: Any, method: str) -> np.ndarray:
         """Validate a method's prediction, and return it as an array ``(n_test, n_genes)``.

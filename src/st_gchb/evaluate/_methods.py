@@ -6,9 +6,11 @@ spots, ``(n_test, n_genes)``.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from st_gchb._constants import Keys
-from st_gchb._logging import steps_quiet
+from st_gchb._errors import CheckpointError
+from st_gchb._logging import logger, steps_quiet
 from st_gchb.evaluate._kernel import kernel_ridge, reduced_rank_ridge
 from st_gchb.evaluate._published import PUBLISHED
 from st_gchb.evaluate._task import Method, Task
@@ -47,15 +50,24 @@ def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData
     """
     settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
     where = {"slice_key": task.slice_key, "features_key": task.features_key}
-    with trained(task.train, where, settings, accelerator=task.device, calibrate=False) as model:
+    options: dict[str, Any] = {"accelerator": task.device, "calibrate": False, "checkpoint_dir": task.checkpoint_dir}
+    with trained(task.train, where, settings, **options) as model:
         return model.predict(task.test, slice_key=task.slice_key)
 
 
 @contextmanager
-def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **options: Any) -> Iterator[STGCHB]:
+def trained(
+    train: AnnData,
+    where: dict[str, str],
+    settings: dict[str, Any],
+    *,
+    checkpoint_dir: Path | None = None,
+    **options: Any,
+) -> Iterator[STGCHB]:
     """Train a model on a copy of ``train``, and free the copy afterwards.
 
     scvi-tools keeps every table that was set up for as long as the process lives: over hundreds of runs, gigabytes.
+    With ``checkpoint_dir``, a training that was interrupted goes on from the checkpoint there.
     """
     table = AnnData(train.X, obs=train.obs.copy(), var=train.var[[]].copy())
     for key in (Keys.SPATIAL, *feature_keys(train, where["features_key"])):
@@ -65,11 +77,26 @@ def trained(train: AnnData, where: dict[str, str], settings: dict[str, Any], **o
     STGCHB.setup_anndata(table, **where)  # type: ignore[arg-type]
     model = STGCHB(table, **settings)
     try:
-        with steps_quiet():
-            model.train(enable_progress_bar=False, enable_checkpointing=False, **options)
+        _train(model, checkpoint_dir, **options)
         yield model
     finally:
         model.deregister_manager(table)
+
+
+def _train(model: STGCHB, checkpoint_dir: Path | None, **options: Any) -> None:
+    """Train a model, from its checkpoint if there is one that is whole and of this training."""
+    options |= {"enable_progress_bar": False, "enable_checkpointing": checkpoint_dir is not None}
+    if checkpoint_dir is not None and any(checkpoint_dir.glob("*.checkpoint")):
+        logger.info("The training goes on from its checkpoint in %s.", checkpoint_dir)
+        try:
+            with steps_quiet():
+                model.train(checkpoint_dir=checkpoint_dir, resume=True, **options)
+            return
+        except CheckpointError:
+            logger.warning("The checkpoint in %s is damaged, or of another training; it begins anew.", checkpoint_dir)
+            shutil.rmtree(checkpoint_dir)
+    with steps_quiet():
+        model.train(checkpoint_dir=checkpoint_dir, **options)
 
 
 def _model(task: Task, preset: str, **settings: Any) -> np.ndarray:
@@ -82,7 +109,8 @@ def _model_of_log_counts(task: Task, preset: str, **settings: Any) -> np.ndarray
     logs.X = log_values_of(logs.X, normalize_total=False)
     settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
     where: dict[str, Any] = {"slice_key": task.slice_key, "features_key": task.features_key, "log_normalized": True}
-    with trained(logs, where, settings, accelerator=task.device, calibrate=False) as model:
+    options: dict[str, Any] = {"accelerator": task.device, "calibrate": False, "checkpoint_dir": task.checkpoint_dir}
+    with trained(logs, where, settings, **options) as model:
         return np.asarray(model.predict(task.test, slice_key=task.slice_key).layers[Keys.LAYER])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,9 @@ _FORMAT = 1
 _OURS = re.compile(r"\.?.+-[0-9a-f]{12}(\.[^.]+)?\.(json|npy)(\.damaged\d*)?")
 """Names of the files of runs, including the temporary files that a killed process left."""
 
+_CHECKPOINTS = re.compile(r".+-[0-9a-f]{12}\.checkpoints")
+"""Names of the folders with the state of trainings that were interrupted."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -221,7 +225,14 @@ class RunFolder:
         ours = [path for path in self.path.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
         for path in ours:
             path.unlink()
+        for path in self.path.iterdir():
+            if _CHECKPOINTS.fullmatch(path.name) and path.is_dir():
+                shutil.rmtree(path)
         logger.info("%d files of old runs deleted from %s.", len(ours), self.path)
+
+    def checkpoint_dir(self, key: RunKey) -> Path:
+        """Return the folder in which a method may keep the state of a run's training; it need not exist."""
+        return self.path / f"{key.stem}.checkpoints"
 
     def read(self, key: RunKey, *, with_prediction: bool = False) -> Run | None:
         """Read a run.
@@ -285,6 +296,8 @@ class RunFolder:
             write_json(path, with_digest(record), allow_nan=False)
         except OSError as error:
             logger.warning("Run %s could not be kept (%s): a later call makes it again.", path, error)
+            return
+        shutil.rmtree(self.checkpoint_dir(key), ignore_errors=True)
 
     def _read_prediction(self, key: RunKey, expected: str | None) -> np.ndarray | None:
         path = self.path / f"{key.stem}.npy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Task:
         Lightning's accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
     normalize_total
         Whether expression is log1p of counts per 10,000; otherwise log1p of the counts as they are.
+    checkpoint_dir
+        Folder in which a method may keep the state of a long training, from which the same run goes on after an
+        interruption. It is there if something was kept, and deleted when the run has ended. None where runs are not
+        kept.
 
     Raises
     ------
@@ -72,6 +77,7 @@ class Task:
     seed: Seed
     device: str = "auto"
     normalize_total: bool = True
+    checkpoint_dir: Path | None = None
 
     def targets(self) -> np.ndarray:
         """Log-normalize the training spots and select the panel; without ``normalize_total``, take log1p of the counts.

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from st_gchb._advice import Fix, advise
 from st_gchb._artifacts import (
     DamagedFileError,
     decode,
@@ -192,10 +193,11 @@ class CheckpointFolder:
         begun = any(state["epoch"] for state in self._waiting.values()) or self._files()
         if begun and self.write():
             epochs = {stage: int(read_checkpoint(file)["epoch"]) for stage, file in self._files().items()}
+            done = ", ".join(f"{stage} {epoch}" for stage, epoch in epochs.items())
+            go_on = Fix("resume", "True", "to the same call, which goes on from it")
+            advice = advise(go_on, otherwise="The same call goes on from it.")
             logger.warning(
-                "Training ended early. The checkpoint is in %s (epochs done: %s); the same call with resume=True "
-                "goes on from it.",
-                *(self.folder, ", ".join(f"{stage} {epoch}" for stage, epoch in epochs.items())),
+                "Training ended early. The checkpoint is in %s (epochs done: %s). %s", self.folder, done, advice
             )
 
     def _files(self) -> dict[str, Path]:
