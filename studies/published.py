@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,8 @@ PRETRAINED = "st-net, MobileNetV2"
 FROM_FEATURES = {f"{name}, features": name for name in ("hist2st", "thitogene", "histogene")}
 """Methods on pixels that take the frozen patch features of all other rows in place of their own patch embedding."""
 VARIANTS = (PRETRAINED, *FROM_FEATURES)
+SLICE_FOR_EVERY_STEP = TABLE_2[1:6]
+"""Methods that encode a slice for each mini-batch of its spots: their time grows with the spots of a slice, too."""
 COLUMNS = {"MG": "MG", "HVG": "HVG", "HEG": "HEG", "Cor>0.3": "n>0.3", "AG": "AG"}
 """The paper's names of the measures, and the package's."""
 
@@ -165,14 +167,14 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
     methods = list(dict.fromkeys(arguments.methods or one.methods))
     options: dict[str, Any] = {"n_top_genes": arguments.n_top_genes, "device": arguments.device}
     first = _evaluated(adata, one, ["mean"], **options, seeds=[0])
-    folds, spots = first.settings["folds"], n_training_spots(adata, first.settings["folds"])
+    folds, size = first.settings["folds"], training_size(adata, first.settings["folds"])
     markers = common_markers(one, first.genes, adata)
     settings = {key: first.settings[key] for key in first.settings if key not in _OF_A_CALL} | {"markers": markers}
     folder, n_seeds = arguments.runs / name, arguments.seeds or one.n_seeds
     earlier = read_earlier(arguments.earlier, name, settings)
     for method, seconds in earlier.seconds.items():
         if method not in times_of(folder).index:
-            note_time(folder, method, seconds, 0, spots)
+            note_time(folder, method, seconds, 0, size)
     results: list[Evaluation] = []
     for number, method in enumerate(methods):
         missing = [seed for seed in range(n_seeds) if seed not in earlier.seeds(method)]
@@ -188,13 +190,13 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
         count = results[-1].runs
         if count["made"]:
             seconds = (time.process_time() - start) / count["made"]
-            note_time(folder, method, seconds, count["made"] + count["taken"], spots)
+            note_time(folder, method, seconds, count["made"] + count["taken"], size)
     taken = earlier.scores[earlier.scores["method"].isin(methods) & (earlier.scores["seed"] < n_seeds)]
     scores = pd.concat([taken, *(with_markers(result, markers) for result in results)], ignore_index=True)
     if scores.empty:
         raise InputError(f"--hours {arguments.hours:g}: no run of {name} is kept in {arguments.runs}. Pass more hours.")
     left_out = {
-        method: extrapolated(arguments.runs, method, spots) for method in methods if method not in set(scores["method"])
+        method: extrapolated(arguments.runs, method, size) for method in methods if method not in set(scores["method"])
     }
     record = {
         "settings": settings | {"methods": list(dict.fromkeys(scores["method"])), "seeds": sorted(set(scores["seed"]))},
@@ -215,9 +217,18 @@ def variant(name: str, weights: Path) -> Method:
     return partial(METHODS["st-net"], **trunk)
 
 
-def n_training_spots(adata: AnnData, folds: Sequence[str]) -> float:
-    """Return the mean number of training spots of the folds, each of which leaves a slice out."""
-    return float(np.mean([(adata.obs["slice"] != fold).sum() for fold in folds]))
+class Size(NamedTuple):
+    """Number of training spots, and of the spots of one of their slices, as means."""
+
+    spots: float
+    slice_spots: float
+
+
+def training_size(adata: AnnData, folds: Sequence[str]) -> Size:
+    """Return the size of the folds, each of which leaves a slice out."""
+    slices = adata.obs["slice"].value_counts()
+    spots = float(np.mean([slices.drop(fold).sum() for fold in folds]))
+    return Size(spots, spots / (len(slices) - 1))
 
 
 def _evaluated(adata: AnnData, one: Experiment, methods: list[str] | dict[str, Method], **options: Any) -> Evaluation:
@@ -240,10 +251,13 @@ def common_markers(one: Experiment, panels: pd.DataFrame, adata: AnnData) -> lis
 
 
 def times_of(folder: Path) -> pd.DataFrame:
-    """Read the CPU seconds of a run, the number of runs and the training spots, of each method made below a folder."""
+    """Read the CPU seconds of a run, the number of runs and the size, of each method made below a folder."""
     path = folder / "times.csv"
-    empty = pd.DataFrame({"method": [], "seconds": [], "runs": [], "spots": []})
-    return (pd.read_csv(path) if path.is_file() else empty).set_index("method")
+    empty = pd.DataFrame({"method": [], "seconds": [], "runs": [], **{name: [] for name in Size._fields}})
+    known = (pd.read_csv(path) if path.is_file() else empty).set_index("method")
+    # Earlier files lack it; most data sets have one slice to train on.
+    known["slice_spots"] = known.get("slice_spots", known["spots"])
+    return known[list(empty)[1:]]
 
 
 def kept_runs(folder: Path, method: str) -> int:
@@ -252,21 +266,25 @@ def kept_runs(folder: Path, method: str) -> int:
     return int(known["runs"][method]) if method in known.index else 0
 
 
-def note_time(folder: Path, method: str, seconds: float, runs: int, spots: float) -> None:
-    """Note the CPU seconds that a run of a method took, how many are there, and the training spots of one."""
+def note_time(folder: Path, method: str, seconds: float, runs: int, size: Size) -> None:
+    """Note the CPU seconds that a run of a method took, how many are there, and the size of one."""
     known = times_of(folder)
-    known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), spots]
+    known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), *size]
     write_csv(known.astype({"runs": int}).reset_index(), folder / "times.csv")
 
 
-def extrapolated(runs: Path, method: str, spots: float) -> float:
-    """Estimate the CPU seconds of a run from the largest data set with one, in proportion to the training spots."""
+def extrapolated(runs: Path, method: str, size: Size) -> float:
+    """Estimate the CPU seconds of a run from the largest data set with one, in proportion to the training spots.
+
+    Those of :data:`SLICE_FOR_EVERY_STEP` are also in proportion to the spots of a slice.
+    """
     found = [times_of(runs / name) for name in EXPERIMENTS]
     rows = [known.loc[method] for known in found if method in known.index]
     if not rows:
         return math.nan
     largest = max(rows, key=lambda row: row["spots"])
-    return float(largest["seconds"] * spots / largest["spots"])
+    seconds = largest["seconds"] * size.spots / largest["spots"]
+    return float(seconds * size.slice_spots / largest["slice_spots"] if method in SLICE_FOR_EVERY_STEP else seconds)
 
 
 def remaining(folder: Path, methods: Sequence[str]) -> str:

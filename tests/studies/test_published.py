@@ -101,14 +101,26 @@ def test_rows_made_with_other_settings_are_refused(tissue, tmp_path, capsys):
 
 
 def test_a_time_is_extrapolated_from_the_largest_data_set(tmp_path):
-    study.note_time(tmp_path / "her2st", "paper", 60.0, 4, 500)
-    study.note_time(tmp_path / "visium_lung", "paper", 300.0, 2, 3000)
-    assert study.extrapolated(tmp_path, "paper", 18_000) == pytest.approx(1800)
-    assert np.isnan(study.extrapolated(tmp_path, "bleep", 18_000))
+    study.note_time(tmp_path / "her2st", "bleep", 60.0, 4, study.Size(500, 167))
+    study.note_time(tmp_path / "visium_lung", "bleep", 300.0, 2, study.Size(3000, 1500))
+    assert study.extrapolated(tmp_path, "bleep", study.Size(18_000, 6000)) == pytest.approx(1800)
+    # For every mini-batch of its spots, a slice is encoded, which has four times the spots here.
+    study.note_time(tmp_path / "visium_lung", "paper-A", 300.0, 2, study.Size(3000, 1500))
+    assert study.extrapolated(tmp_path, "paper-A", study.Size(18_000, 6000)) == pytest.approx(7200)
+    assert np.isnan(study.extrapolated(tmp_path, "paper", study.Size(18_000, 6000)))
+    # Files of earlier calls, which had no column for it.
+    times = pd.read_csv(tmp_path / "visium_lung/times.csv").drop(columns="slice_spots")
+    times.to_csv(tmp_path / "visium_lung/times.csv", index=False)
+    assert study.extrapolated(tmp_path, "paper-A", study.Size(18_000, 6000)) == pytest.approx(3600)
+
+
+def test_the_time_that_remains_is_told_where_it_is_known(tmp_path):
+    size = study.Size(500, 167)
+    study.note_time(tmp_path / "her2st", "paper", 60.0, 4, size)
     assert study.remaining(tmp_path / "her2st", ["paper"]) == ", at most 4 CPU min remain"
-    study.note_time(tmp_path / "her2st", "bleep", 6.0, 0, 500)
+    study.note_time(tmp_path / "her2st", "bleep", 6.0, 0, size)
     assert study.remaining(tmp_path / "her2st", ["paper", "bleep"]) == ""
-    study.note_time(tmp_path / "her2st", "paper", 90.0, 1, 500)
+    study.note_time(tmp_path / "her2st", "paper", 90.0, 1, size)
     assert study.kept_runs(tmp_path / "her2st", "paper") == 4
 
 
