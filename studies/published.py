@@ -193,6 +193,7 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
             note_time(folder, method, seconds, count["made"] + count["taken"], size)
     taken = earlier.scores[earlier.scores["method"].isin(methods) & (earlier.scores["seed"] < n_seeds)]
     scores = pd.concat([taken, *(with_markers(result, markers) for result in results)], ignore_index=True)
+    scores = scores.astype({"seed": int})
     if scores.empty:
         raise InputError(f"--hours {arguments.hours:g}: no run of {name} is kept in {arguments.runs}. Pass more hours.")
     left_out = {
@@ -214,7 +215,8 @@ def variant(name: str, weights: Path) -> Method:
     if name in FROM_FEATURES:
         return partial(METHODS[FROM_FEATURES[name]], **dict[str, Any](from_features=True))
     trunk: dict[str, Any] = {"trunk": "mobilenet_v2", "weights": str(weights), "train_norm": False}
-    return partial(METHODS["st-net"], **trunk)
+    # Steps of the size with which a network is trained from scratch destroy a pretrained one without batch norm.
+    return partial(METHODS["st-net"], **trunk, lr=1e-4)
 
 
 class Size(NamedTuple):
@@ -355,7 +357,9 @@ def read_earlier(folder: Path | None, name: str, settings: Mapping[str, Any]) ->
             "--earlier out to make all runs anew."
         )
     made_with = {key: record[key] for key in ("versions", "machine", "rows_taken_from") if key in record}
-    return Earlier(pd.read_csv(folder / f"{name}.csv"), record.get("cpu_seconds", {}), made_with)
+    # By default, the last digits are lost.
+    scores = pd.read_csv(folder / f"{name}.csv", float_precision="round_trip").astype({"seed": int})
+    return Earlier(scores, record.get("cpu_seconds", {}), made_with)
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:

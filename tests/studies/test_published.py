@@ -83,7 +83,7 @@ def test_rows_of_an_earlier_call_are_taken(tissue, tmp_path, capsys):
     # With all rows there, nothing is run.
     capsys.readouterr()
     assert call(tmp_path, "--earlier", tmp_path / "then", "--runs", tmp_path / "none", "--hours", 0) == 0
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out/two.csv"), scores.reset_index()[before.columns])
+    assert (tmp_path / "out/two.csv").read_text() == (tmp_path / "then/two.csv").read_text()
     assert "1 of 2" not in capsys.readouterr().out
 
 
