@@ -491,7 +491,7 @@ def table(
             lines.append(f"| {name} | not run |" + " |" * len(measured) + f" {took} |")
             continue
         own = by_seed.loc[method]
-        cells = [dlpfc.cell(own[key].mean(), own[key].std(), 0 if ">" in key else 4) for key in measured.values()]
+        cells = [dlpfc.cell(own[key].mean(), own[key].std(), 0 if ">" in key else 3) for key in measured.values()]
         took = f"{minutes[method]:.1f}" if method in minutes else ""
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(own)} | {took} |")
     return "\n".join(lines)

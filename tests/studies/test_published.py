@@ -39,7 +39,7 @@ def test_the_command_writes_tables_and_goes_on(tissue, tmp_path, capsys):
     scores = pd.read_csv(out / "two.csv")
     assert len(scores) == 2 * 2 * 2
     mean = scores[scores["method"] == "bleep"].groupby("seed")["HVG"].mean()
-    assert f"{mean.mean():.4f} ± {mean.std():.4f}" in (out / "two_1.md").read_text(encoding="utf-8")
+    assert f"{mean.mean():.3f} ± {mean.std():.3f}" in (out / "two_1.md").read_text(encoding="utf-8")
     times = pd.read_csv(tmp_path / "runs/two/times.csv")
     assert list(times["method"]) == ["ridge", "bleep"]
     assert (times["runs"] == 4).all()
@@ -149,8 +149,8 @@ def test_simulated_tissue_says_so_in_every_row():
     lines = study.table(scores, methods, ("MG", "HVG", "HEG"), {"ridge": 1.5}, {"paper": 2400.0}, drawn).splitlines()
     assert lines[0] == "| simulated | MG | HVG | HEG | seeds | CPU min a run |"
     assert lines[2:] == [
-        "| simulated: ridge |  | 0.2500 | 0.5000 | 1 | 1.5 |",
-        "| simulated: bleep |  | 0.2500 | 0.5000 | 1 |  |",
+        "| simulated: ridge |  | 0.250 | 0.500 | 1 | 1.5 |",
+        "| simulated: bleep |  | 0.250 | 0.500 | 1 |  |",
         "| simulated: paper | not run | | | | about 40 |",
     ]
 
