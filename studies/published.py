@@ -214,9 +214,10 @@ def variant(name: str, weights: Path) -> Method:
     """Return one of :data:`VARIANTS`; ``weights`` are those of the stored MobileNetV2."""
     if name in FROM_FEATURES:
         return partial(METHODS[FROM_FEATURES[name]], **dict[str, Any](from_features=True))
-    trunk: dict[str, Any] = {"trunk": "mobilenet_v2", "weights": str(weights), "train_norm": False}
     # Steps of the size with which a network is trained from scratch destroy a pretrained one without batch norm.
-    return partial(METHODS["st-net"], **trunk, lr=1e-4)
+    settings: dict[str, Any] = {"lr": 1e-4, "train_norm": False}
+    settings |= {"trunk": "mobilenet_v2", "weights": str(weights)}
+    return partial(METHODS["st-net"], **settings)
 
 
 class Size(NamedTuple):

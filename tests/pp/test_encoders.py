@@ -126,6 +126,22 @@ def test_a_large_network_that_looks_at_numbers_is_given_a_patch(zero_weights, mo
     assert shapes == ["meta", "cpu"]
 
 
+def test_what_a_large_network_keeps_of_a_pass_of_shapes_is_not_kept(zero_weights, monkeypatch):
+    monkeypatch.setattr(f"{ENCODER}._LARGE", 0)
+    devices = []
+
+    def keeps(self, x, forward=torchvision.models.SqueezeNet.forward):
+        if not hasattr(self, "ones"):
+            self.ones = torch.ones_like(x)
+        devices.append(self.ones.device.type)
+        return forward(self, x * self.ones)
+
+    monkeypatch.setattr(torchvision.models.SqueezeNet, "forward", keeps)
+    encoder = get_encoder("squeezenet1_1", None)
+    assert encoder(PATCHES[:1]).shape == (1, 512)
+    assert devices == ["meta", "cpu"]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_no_numbers_are_named(resnet18, tmp_path, value):
     state = {key: tensor.clone() for key, tensor in resnet18[0].state_dict().items()}

@@ -50,8 +50,7 @@ def fit_predict(task: Task, preset: str = "default", **settings: Any) -> AnnData
     """
     settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
     where = {"slice_key": task.slice_key, "features_key": task.features_key}
-    options: dict[str, Any] = {"accelerator": task.device, "calibrate": False, "checkpoint_dir": task.checkpoint_dir}
-    with trained(task.train, where, settings, **options) as model:
+    with trained(task.train, where, settings, **_options(task)) as model:
         return model.predict(task.test, slice_key=task.slice_key)
 
 
@@ -99,6 +98,10 @@ def _train(model: STGCHB, checkpoint_dir: Path | None, **options: Any) -> None:
         model.train(checkpoint_dir=checkpoint_dir, **options)
 
 
+def _options(task: Task) -> dict[str, Any]:
+    return {"accelerator": task.device, "calibrate": False, "checkpoint_dir": task.checkpoint_dir}
+
+
 def _model(task: Task, preset: str, **settings: Any) -> np.ndarray:
     return np.asarray(fit_predict(task, preset, **settings).layers[Keys.LAYER])
 
@@ -109,8 +112,7 @@ def _model_of_log_counts(task: Task, preset: str, **settings: Any) -> np.ndarray
     logs.X = log_values_of(logs.X, normalize_total=False)
     settings = {"preset": preset, "panel": task.panel, "seed": task.seed} | settings
     where: dict[str, Any] = {"slice_key": task.slice_key, "features_key": task.features_key, "log_normalized": True}
-    options: dict[str, Any] = {"accelerator": task.device, "calibrate": False, "checkpoint_dir": task.checkpoint_dir}
-    with trained(logs, where, settings, **options) as model:
+    with trained(logs, where, settings, **_options(task)) as model:
         return np.asarray(model.predict(task.test, slice_key=task.slice_key).layers[Keys.LAYER])
 
 

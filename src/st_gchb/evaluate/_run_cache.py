@@ -225,7 +225,7 @@ class RunFolder:
         ours = [path for path in self.path.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
         for path in ours:
             path.unlink()
-        for path in self.path.iterdir():
+        for path in sorted(self.path.glob("*.checkpoints")):
             if _CHECKPOINTS.fullmatch(path.name) and path.is_dir():
                 shutil.rmtree(path)
         logger.info("%d files of old runs deleted from %s.", len(ours), self.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -242,19 +242,16 @@ def _width(encoder: Encoder) -> int:
     """
     if sum(value.numel() for value in encoder.module.parameters()) < _LARGE:
         return _probe(encoder).shape[1]
-    shapes = {key: value.to("meta") for key, value in _tensors(encoder.module)}
+    tensors = [*encoder.module.named_parameters(), *encoder.module.named_buffers()]
     patch = torch.empty((1, 3, encoder.input_px, encoder.input_px), device="meta")
     try:
+        # A copy with the same tensors: some networks keep what they compute on their way, here without numbers.
+        module = copy.deepcopy(encoder.module, {id(value): value for _, value in tensors})
         with torch.inference_mode():
-            answer = _pool(functional_call(encoder.module, shapes, (patch,)), encoder.module)
+            answer = _pool(functional_call(module, {key: value.to("meta") for key, value in tensors}, (patch,)), module)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
         answer = _probe(encoder)
     return answer.shape[1]
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
 
 
 def _probe(encoder: Encoder) -> Tensor:
