@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -173,6 +174,17 @@ def test_a_choice_that_only_the_checker_of_types_imports():
     # Of this file, which is not the package's own, the name alone is known.
     with pytest.raises(ArgumentError, match="expected a Views"):
         encode(n_views=4)
+
+
+def test_keywords_that_the_function_sets_are_none_of_its_arguments():
+    @checked(keywords=lambda: call, decided=("share", "n_views"))
+    def follow(rule: float, **options: Any) -> dict[str, Any]:
+        return call(share=rule, n_views=4, **options)
+
+    assert follow(0.5, flag=True)["share"] == 0.5
+    assert not {"share", "n_views"} & set(inspect.signature(follow).parameters)
+    with pytest.raises(ArgumentError, match=r"^follow has no argument 'share'; "):
+        follow(0.5, share=0.1)
 
 
 def test_keywords_that_are_passed_on():

@@ -87,8 +87,16 @@ PixelSize = Annotated[
 @overload
 def checked(function: F) -> F: ...
 @overload
-def checked(*, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Callable[[F], F]: ...
-def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, apart: tuple[str, ...] = ()) -> Any:
+def checked(
+    *, keywords: Callable[[], Any] | None = None, decided: tuple[str, ...] = (), apart: tuple[str, ...] = ()
+) -> Callable[[F], F]: ...
+def checked(
+    function: Any = None,
+    *,
+    keywords: Callable[[], Any] | None = None,
+    decided: tuple[str, ...] = (),
+    apart: tuple[str, ...] = (),
+) -> Any:
     """Validate the arguments of a function, or of a class's constructor, against their annotations on each call.
 
     Values are not converted, except for numpy scalars, which become Python numbers, and 1-D arrays passed for lists.
@@ -105,6 +113,8 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
         that unknown names and invalid values are reported here. Accepted are the keyword-only arguments of a function,
         and those of a class that have a default. ``inspect.signature``, and with it ``help`` and completion, shows
         them in place of ``**keywords``.
+    decided
+        Arguments of these receivers whose values the function itself sets, so that they are not among its own.
     apart
         Arguments whose meaning differs from that of the same name elsewhere in the package; advice does not name them.
 
@@ -129,11 +139,11 @@ def checked(function: Any = None, *, keywords: Callable[[], Any] | None = None, 
     st_gchb.errors.ArgumentError: smooth has no argument 'ring'; did you mean 'rings'?
     """
     if function is None:
-        return functools.partial(checked, keywords=keywords, apart=apart)
+        return functools.partial(checked, keywords=keywords, decided=decided, apart=apart)
     if isinstance(function, type):
         function.__init__ = checked(function.__init__, keywords=keywords)  # type: ignore[misc, call-overload]
         return function
-    signature = _Signature(function, keywords, apart)
+    signature = _Signature(function, keywords, decided, apart)
 
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
@@ -163,10 +173,15 @@ class _Signature:
     """Arguments of a function with a check for each, built when the function is first called."""
 
     def __init__(
-        self, function: Callable[..., Any], keywords: Callable[[], Any] | None, apart: tuple[str, ...]
+        self,
+        function: Callable[..., Any],
+        keywords: Callable[[], Any] | None,
+        decided: tuple[str, ...],
+        apart: tuple[str, ...],
     ) -> None:
         self.function, self.keywords, self.apart = function, keywords, apart
         self.signature = inspect.signature(function)
+        self.not_passed_on = {*self.signature.parameters, *decided}
         first = next(iter(self.signature.parameters), "")
         self.is_method = first in ("self", "cls")
 
@@ -193,7 +208,7 @@ class _Signature:
                 is_option = isinstance(target, type) and parameter.default is not parameter.empty
                 if parameter.kind is parameter.KEYWORD_ONLY or is_option:
                     found[name] = parameter.replace(kind=parameter.KEYWORD_ONLY)
-        return {name: parameter for name, parameter in found.items() if name not in self.signature.parameters}
+        return {name: parameter for name, parameter in found.items() if name not in self.not_passed_on}
 
     def shown(self) -> inspect.Signature:
         """Return the signature with the arguments that ``**keywords`` stands for in its place."""

@@ -150,6 +150,18 @@ def fold_batch_norm(module: Any) -> Any:
     return fuse(module)
 
 
+def cpu_has_units(precision: str) -> bool:
+    """Tell whether the CPU has units for a half precision, ``"bfloat16"`` or ``"float16"``.
+
+    Without them, torch converts each number on its own. Where torch does not say, the answer is yes.
+    """
+    import torch
+
+    name = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}[precision]
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return supported is None or bool(supported())
+
+
 class _Deferred(ModuleType):
     """Stand-in for ``torch._dynamo.utils`` while torchvision is imported, see :func:`torchvision_models`."""
 

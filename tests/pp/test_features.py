@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from st_gchb._errors import (
+    ArgumentError,
     CoordinateError,
     EncoderError,
     ImageError,
@@ -226,6 +227,18 @@ def test_the_same_rule_gives_the_same_features():
     coarse.obsm["spatial"] /= 2
     embed_patches_like(coarse, rule, image=RGB[::2, ::2], um_per_px=2.0, cache=False)
     assert coarse.obsm["X_patch"].shape == reference.obsm["X_patch"].shape
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"patch_um": 30.0}, {"patch_px": 30}, {"n_views": 1}, {"stain_norm": "macenko"}, {"save_feature_maps": True}]
+    + [{"precision": "float32"}],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_what_the_rule_says_cannot_be_asked_for(asked):
+    rule = FeatureSpec.from_uns(embedded(spots(2)).uns["X_patch"])
+    with pytest.raises(ArgumentError, match="^embed_patches_like has no argument"):
+        embed_patches_like(spots(2), rule, image=RGB, um_per_px=1.0, cache=False, **asked)
 
 
 def test_a_rule_holds_to_its_weights(tmp_path):

@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-@checked(keywords=lambda: embed_patches)
+_DECIDED = ("patch_um", "patch_px", "n_views", "stain_norm", "save_feature_maps", "precision")
+"""Arguments of :func:`embed_patches` that follow from the specification."""
+
+
+@checked(keywords=lambda: embed_patches, decided=_DECIDED)
 def embed_patches_like(
     data: AnnData | SpatialData,
     rule: FeatureSpec | FeatureSet,

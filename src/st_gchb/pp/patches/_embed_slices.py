@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from st_gchb._advice import Fix, advise
+from st_gchb._compat import cpu_has_units
 from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb._options import OnDamage
 from st_gchb.pp._stain_normalization import Stain, normalizing, stain_of, stain_record
-from st_gchb.pp.encoders import EncoderRunner, RunnerBatch
+from st_gchb.pp.encoders import EncoderRunner, EncodingOptions, RunnerBatch
 from st_gchb.pp.patches._cache import Features, content_key, load_features, store_features
 from st_gchb.pp.patches._damage import Damage
 from st_gchb.pp.patches._feature_maps import Maps, MapsWriter, check_room, is_stored, maps_path, writing
@@ -234,6 +235,7 @@ def _job_of(
 def _encode(work: list[_SliceJobs], folder: Path | None, on_damage: OnDamage, stain: Stain | None) -> None:
     """Compute the features of all jobs, and cache those of each slice without damage."""
     jobs = [job for one in work for job in one.jobs]
+    _warn_of_precision(jobs[0].runner.options)
     n_batches = sum(-(-len(job.slide.rows) // job.runner.options.batch_size) for job in jobs)
     what = f"Patches of {work[0].slide.name}" if len(work) == 1 else f"Patches of {len(work)} slices"
 
@@ -279,6 +281,21 @@ def _batches(
             one.slide.image.release()
         if on_damage == "raise":
             one.damage.check()
+
+
+def _warn_of_precision(options: EncodingOptions) -> None:
+    """Say that half precision costs time where it is meant to spare some."""
+    precision = options.precision
+    if precision == "float32" or options.device.type != "cpu" or cpu_has_units(precision):
+        return
+    logger.warning(
+        "This CPU has no units for %s, so encoding can take more than ten times as long as in float32. %s",
+        precision,
+        advise(
+            Fix("precision", "'float32'"),
+            otherwise="Encode on another machine, or make the reference's features anew in float32.",
+        ),
+    )
 
 
 def _not_finite(job: _Job) -> EncoderError:
