@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import st_gchb
 from st_gchb.errors import STGCHBError
@@ -34,11 +35,23 @@ def add_encoder(parser: argparse.ArgumentParser, default: str = "mobilenet_v2", 
     parser.add_argument("--weights", default="default", help="'default' (downloaded once), or a .safetensors/.pt file")
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--weights`` of :func:`default_encoders`."""
+    parser.add_argument(
+        "--weights", default="default", help="MobileNetV2: 'default' (downloaded once), or a .safetensors/.pt file"
+    )
+
+
+def default_encoders(weights: str | Path) -> dict[str, Any]:
+    """Return the package's default encoders as arguments of ``embed_patches``, MobileNetV2 in the place of ResNet50."""
+    return {"encoder": ("mobilenet_v2", "texture"), "weights": (weights, "default")}
+
+
 def add_tissues(parser: argparse.ArgumentParser) -> None:
     """Declare what studies on the data sets of several tissues have in common."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the data sets")
-    add("--weights", default="default", help="MobileNetV2: 'default' (downloaded once), or a .safetensors/.pt file")
+    add_weights(parser)
     add("--n-top-genes", type=int, default=1000, help="size of the panel (default: %(default)s)")
     add("--device", default="auto", choices=("auto", "cpu", "gpu", "mps"), help="default: %(default)s")
     add("--out", type=Path, default=Path("docs/results/tissues"), help="folder of tables (default: %(default)s)")

@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 
 import st_gchb
 from st_gchb.errors import MissingFileError
+from studies._command import default_encoders
 
 PATCHES_UM = (80.0, 150.0, 300.0)
 """Sides of the patches, µm."""
@@ -138,7 +139,7 @@ def embedded(tissue: Tissue, data: Path, weights: str | Path, device: str = "aut
     """
     if not data.is_dir():
         raise MissingFileError(f"--data {data}: there is no such folder.")
-    options: dict[str, Any] = {"encoder": ("mobilenet_v2", "texture"), "weights": (weights, "default")}
+    options = default_encoders(weights)
     options |= {"patch_um": PATCHES_UM, "n_views": 4, "device": {"gpu": "cuda"}.get(device, device)}
     tables = []
     for section in tissue.read(data):

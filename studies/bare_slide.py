@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 import st_gchb
 from st_gchb.model import STGCHB
-from studies._command import ON_HER2ST, add_encoder, ignore_warnings_of_others, new_parser
+from studies._command import ON_HER2ST, add_weights, default_encoders, ignore_warnings_of_others, new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with the sections of her2st")
     add("--out", type=Path, required=True, metavar="FILE", help="figure to write")
-    add_encoder(parser)
+    add_weights(parser)
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
     return parser
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     ignore_warnings_of_others()
     warnings.filterwarnings("ignore", category=UserWarning)
     ref = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=args.data)
-    st_gchb.pp.embed_patches(ref, encoder=args.encoder, weights=args.weights, patch_um=150, n_views=4)
+    st_gchb.pp.embed_patches(ref, **default_encoders(args.weights))
     STGCHB.setup_anndata(ref, slice_key="slice")
     model = STGCHB(ref, n_top_genes=1000)
     model.train()

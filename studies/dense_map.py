@@ -22,15 +22,15 @@ from spatialdata import SpatialData
 
 import st_gchb
 from st_gchb.model import STGCHB
-from studies._command import add_encoder, new_parser
+from studies._command import ON_HER2ST, add_weights, default_encoders, new_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = new_parser("dense_map", __doc__, "--out docs/_static/dense_map.png")
+    parser = new_parser("dense_map", __doc__, f"{ON_HER2ST} --out docs/_static/dense_map.png")
     add = parser.add_argument
     add("--out", type=Path, default=Path("dense_map.png"), help="figure to write (default: %(default)s)")
     add("--data", type=Path, metavar="FOLDER", help="her2st as published (default: download it)")
-    add_encoder(parser, "resnet50")
+    add_weights(parser)
     add("--spacing", type=float, default=50.0, metavar="UM", help="distance of positions, µm (default: %(default)s)")
     add("--gene", default="CD74", help="gene to draw (default: %(default)s)")
     return parser
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 def predictions(options: argparse.Namespace) -> tuple[AnnData, AnnData]:
     """C5 at its measured spots, and on a grid on its bare image."""
     reference = st_gchb.datasets.her2st(["C2", "C3", "C4"], path=options.data)
-    st_gchb.pp.embed_patches(reference, encoder=options.encoder, weights=options.weights, patch_um=150, n_views=4)
+    st_gchb.pp.embed_patches(reference, **default_encoders(options.weights))
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference)
     model.train(enable_progress_bar=False)

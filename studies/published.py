@@ -29,7 +29,7 @@ from st_gchb._artifacts import read_json
 from st_gchb.errors import InputError
 from st_gchb.evaluate import METHODS, Evaluation, Method, evaluate, evaluate_fold, machine_and_versions
 from studies import dlpfc
-from studies._command import add_tissues, new_parser, run_study
+from studies._command import add_tissues, default_encoders, new_parser, run_study
 from studies._files import write_csv, write_record, write_text
 from studies._tissues import TISSUES, embedded
 
@@ -91,7 +91,7 @@ def _dlpfc(arguments: argparse.Namespace) -> AnnData:
     """Simulate counts and images on the spots of the paper's six slices, and embed their patches."""
     call = ["--simulated", str(arguments.data / "dlpfc"), "--n-top-genes", str(arguments.n_top_genes)]
     adata, _, _ = dlpfc.simulated_slices(dlpfc.build_parser().parse_args(call))
-    made: dict[str, Any] = {"encoder": ("mobilenet_v2", "texture"), "weights": (arguments.weights, "default")}
+    made = default_encoders(arguments.weights)
     device = {"gpu": "cuda"}.get(arguments.device, arguments.device)
     st_gchb.pp.embed_patches(adata, slice_key="slice", device=device, n_views=1, patch_um=(80.0, 150.0, 300.0), **made)
     return adata
