@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torchvision.models.convnext import CNBlockConfig
 
 from st_gchb._errors import EncoderError, InputError, MissingExtraError, WeightsUnavailableError
 from st_gchb.pp import get_encoder
@@ -57,6 +58,19 @@ def test_families_are_cut_at_their_head(name):
 
 
 @pytest.fixture
+def few_layers(monkeypatch):
+    """The largest networks have a few of their layers, which are as wide as all are."""
+    build, stages = torchvision.models.get_model, [(96, 192), (192, 384), (384, 768), (768, None)]
+    small = {
+        "vit_b_16": lambda: torchvision.models.VisionTransformer(224, 16, 2, 12, 768, 3072),
+        "convnext_tiny": lambda: torchvision.models.ConvNeXt([CNBlockConfig(*sides, 1) for sides in stages]),
+    }
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, **options: small.get(name, lambda: build(name, **options))()
+    )
+
+
+@pytest.fixture
 def zero_weights(monkeypatch):
     """Networks are built without the random numbers that most of the time of building them goes to."""
     for name in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"):
@@ -67,7 +81,7 @@ def zero_weights(monkeypatch):
     "name",
     ["alexnet", "densenet121", "googlenet", "inception_v3", "convnext_tiny", "swin_t", "vit_b_16", "maxvit_t", "vgg11"],
 )
-def test_all_other_families(zero_weights, name):
+def test_all_other_families(zero_weights, few_layers, name):
     assert get_encoder(name, None).n_features != 1000
 
 
@@ -104,7 +118,7 @@ ENCODER = "st_gchb.pp.encoders._encoder"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_16"])
-def test_the_width_of_a_large_network_is_found_without_a_patch(zero_weights, monkeypatch, name):
+def test_the_width_of_a_large_network_is_found_without_a_patch(zero_weights, few_layers, monkeypatch, name):
     expected = get_encoder(name, None)
     assert expected(PATCHES[:1, :, : expected.input_px, : expected.input_px]).shape == (1, expected.n_features)
     monkeypatch.setattr(f"{ENCODER}._LARGE", 0)
@@ -161,18 +175,18 @@ def test_random_weights_are_the_same_each_time_and_leave_the_callers_seed():
 
 
 @pytest.mark.parametrize("form", ["plain", "wrapped", "parallel", "no head", "other classes"])
-def test_forms_of_a_state_dict(tmp_path, resnet18, form):
-    model, path = resnet18
-    state = dict(model.state_dict())
+def test_forms_of_a_state_dict(tmp_path, narrow_encoder, form):
+    state = torchvision.models.get_model("resnet18", weights=None).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
     if form == "parallel":
         state = {f"module.{key}": value for key, value in state.items()}
     if form == "no head":
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     if form == "other classes":
-        state["fc.weight"], state["fc.bias"] = torch.zeros(7, 512), torch.zeros(7)
+        state["fc.weight"], state["fc.bias"] = torch.zeros(7, 64), torch.zeros(7)
     torch.save({"state_dict": state, "epoch": 3} if form == "wrapped" else state, tmp_path / "w.pth")
     encoder = get_encoder("resnet18", str(tmp_path / "w.pth"))
-    assert encoder.weights_sha256 == get_encoder("resnet18", str(path)).weights_sha256
+    assert encoder.weights_sha256 == get_encoder("resnet18", str(tmp_path / "w.safetensors")).weights_sha256
 
 
 def test_weights_of_another_architecture_are_named(resnet18, tmp_path):

@@ -25,14 +25,22 @@ from st_gchb.pp.patches import (
     last_stage,
     writing,
 )
+from trainings import narrow_resnet
 
 RGB = np.random.default_rng(0).integers(0, 256, (200, 240, 3), dtype=np.uint8)
 CENTERS = np.random.default_rng(1).uniform(20, 180, (9, 2))
 OPTIONS = {"patch_um": 40.0, "um_per_px": 1.0, "device": "cpu", "n_views": 1, "save_feature_maps": True}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _narrow_encoder():
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_resnet(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def encoder():
+def encoder(_narrow_encoder):
     """An image encoder on small patches; without training, MobileNetV2's numbers would be too small for float16."""
     made = get_encoder("resnet18", None)
     return replace(made, input_px=64, identity=f"{made.identity}-64")
@@ -79,7 +87,7 @@ def test_features_are_the_same_to_the_bit_and_the_stage_makes_them_of_the_maps(e
     adata = embedded(n_views=n_views, batch_size=4)
     np.testing.assert_array_equal(adata.obsm["X_patch"], plain.obsm["X_patch"])
     maps = everything(found(adata))
-    assert maps.shape == (9, n_views, 256, 4, 4)
+    assert maps.shape == (9, n_views, 32, 4, 4)
     assert maps.dtype == np.float16
     with torch.inference_mode():
         stage = last_stage(encoder.module)

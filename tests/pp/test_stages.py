@@ -13,6 +13,8 @@ from st_gchb.pp.encoders import Encoder
 from st_gchb.pp.patches import check_feature_maps, first_of, last_stage, recorded_maps, shape_of_maps
 
 PX = 64
+
+pytestmark = pytest.mark.usefixtures("small_patches")
 PATCHES = torch.randint(0, 256, (2, 3, PX, PX), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
