@@ -62,12 +62,17 @@ def running() -> list[threading.Thread]:
 
 
 def batches(
-    levels: list[Any], sizes: list[tuple[float, int]], n: int, batch_size: int = 8, memory_mb: float = 500.0
+    levels: list[Any],
+    sizes: list[tuple[float, int]],
+    n: int,
+    batch_size: int = 8,
+    memory_mb: float = 500.0,
+    n_spots: int = 60,
 ) -> list[tuple[int, list[int], bytes]]:
     """Return the batches that a number of threads gives: the size, the spots, and the bytes of their patches."""
     downsamples = [levels[0].shape[0] / level.shape[0] for level in levels]
-    slide = Slice("a", np.arange(60), CENTERS, SlideImage(levels, downsamples))
-    reads = [PatchRead(side, out, Damage("a", "he", 60)) for side, out in sizes]
+    slide = Slice("a", np.arange(n_spots), CENTERS[:n_spots], SlideImage(levels, downsamples))
+    reads = [PatchRead(side, out, Damage("a", "he", n_spots)) for side, out in sizes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "reading_threads", lambda: n)
         found = patches_of_sizes(slide, reads, batch_size, memory_mb)
@@ -85,7 +90,7 @@ def by_size(found: list[tuple[int, list[int], bytes]]) -> dict[int, list[Any]]:
     chunks=st.sampled_from([(32, 48), (7, 400), (64, 64), None]),
     n=st.integers(2, 6),
     parallel=st.booleans(),
-    batch_size=st.integers(1, 70),
+    batch_size=st.integers(1, 30),
     memory_mb=st.sampled_from([4.0, 6.0, 20.0, 500.0]),
 )
 def test_the_batches_are_those_of_one_thread(
@@ -104,7 +109,7 @@ def test_the_batches_are_those_of_one_thread(
         def told(n: int) -> tuple[Any, list[Level]]:
             levels = [Level(RGB[::factor, ::factor], chunks, parallel=parallel) for factor in factors]
             try:
-                return by_size(batches(levels, sizes, n, batch_size, memory_mb)), levels
+                return by_size(batches(levels, sizes, n, batch_size, memory_mb, n_spots=25)), levels
             except Exception as error:  # noqa: BLE001 - too little memory is the same error for all
                 return str(error), levels
 
