@@ -173,7 +173,7 @@ def test_the_rim_is_the_same_from_embedding_to_prediction(caplog):
     spots = np.array(reference.obsm["spatial"], float)
     spots[0, 0] = -3.0
     reference.obsm["spatial"] = spots
-    st_gchb.pp.embed_patches(reference, encoder="texture", patch_um=150, cache=False)
+    st_gchb.pp.embed_patches(reference, encoder="texture", patch_um=150, n_views=1, cache=False)
     st_gchb.model.STGCHB.setup_anndata(reference)
     assert "outside the image" in caplog.text
 

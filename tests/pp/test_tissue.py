@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -22,19 +24,29 @@ def disc(y, x, radius_um, shape=SHAPE):
     return (rows[:, None] - y) ** 2 + (cols[None] - x) ** 2 < radius_um**2
 
 
-def density(tissue, strength=1.0, seed=0):
-    """Optical density of H&E where there is tissue: a ground of eosin, and nuclei."""
+@functools.cache
+def stained(shape, seed):
+    """Optical density of H&E without a border: a ground of eosin, and nuclei."""
     rng = np.random.default_rng(seed)
-    ground = ndimage.gaussian_filter(rng.standard_normal(tissue.shape), 2)
+    ground = ndimage.gaussian_filter(rng.standard_normal(shape), 2)
     ground = 0.25 * np.clip(1 + 0.3 * ground / ground.std(), 0.2, None)
-    nuclei = ndimage.gaussian_filter((rng.random(tissue.shape) < 0.15).astype(float), 0.8)
-    return (nuclei[..., None] * HEMATOXYLIN + ground[..., None] * EOSIN) * (strength * tissue)[..., None]
+    nuclei = ndimage.gaussian_filter((rng.random(shape) < 0.15).astype(float), 0.8)
+    return nuclei[..., None] * HEMATOXYLIN + ground[..., None] * EOSIN
+
+
+def density(tissue, strength=1.0, seed=0):
+    """Optical density of H&E where there is tissue."""
+    return stained(tissue.shape, seed) * (strength * tissue)[..., None]
+
+
+@functools.cache
+def noise(shape, seed):
+    return np.random.default_rng(seed).normal(0, 2, shape)
 
 
 def he_image(absorbed, seed=1, glass=GLASS):
     """8-bit RGB of what the glass and an optical density let through."""
-    noise = np.random.default_rng(seed).normal(0, 2, absorbed.shape)
-    return np.clip(glass * np.exp(-absorbed) + noise, 0, 255).round().astype(np.uint8)
+    return np.clip(glass * np.exp(-absorbed) + noise(absorbed.shape, seed), 0, 255).round().astype(np.uint8)
 
 
 def stroke(color, where):
@@ -54,11 +66,17 @@ def found(pixels, **options):
     return tissue.at(np.stack([cols, rows], axis=-1) + 0.5)
 
 
+@functools.cache
+def off_the_border(content, shape):
+    """Pixels within and outside of a mask that is given as bytes."""
+    truth, steps = np.frombuffer(content, dtype=bool).reshape(shape), round(BORDER_UM / UM)
+    inner = ndimage.binary_erosion(truth, iterations=steps, border_value=1)
+    return inner, ~ndimage.binary_dilation(truth, iterations=steps)
+
+
 def errors(mask, truth):
     """Shares of tissue that was missed and of glass that was taken for tissue, off the border."""
-    steps = round(BORDER_UM / UM)
-    inner = ndimage.binary_erosion(truth, iterations=steps, border_value=1)
-    outer = ~ndimage.binary_dilation(truth, iterations=steps)
+    inner, outer = off_the_border(truth.tobytes(), truth.shape)
     return float((~mask[inner]).mean()), float(mask[outer].mean())
 
 
