@@ -1,6 +1,7 @@
 """Run the command line in this process, which sends itself signals at a moment that is named.
 
-The moment is the call of a function, ``module:name``, or the import of a module, ``import module``.
+The moment is the call of a function, ``module:name``, or the import of a module, ``import module``. The process may
+have imported what it was forked with: packages to forget are imported anew by the command.
 """
 
 from __future__ import annotations
@@ -70,10 +71,17 @@ def hook(job: dict[str, Any]) -> Any:
     return lambda: setattr(owner, attribute, original)
 
 
+def forget(packages: list[str]) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in packages]:
+        del sys.modules[name]
+
+
 def main() -> None:
+    jobs = json.loads(sys.argv[1])
+    forget(jobs[0].get("forget", []))
     from st_gchb.cli import main as command
 
-    for job in json.loads(sys.argv[1]):
+    for job in jobs:
         if "cache" in job:
             os.environ["ST_GCHB_CACHE"] = job["cache"]
         undo = [hook(one) for one in (job, job.get("first")) if one and "at" in one]

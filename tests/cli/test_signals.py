@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,9 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"ST_GCHB_CACHE": str(folder / "cache")}
 
 
-def run_child(programs: ForkServer | None, folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run the command line in a process of its own, once for each job; what each ended with.
-
-    Without ``programs`` nothing is imported in that process before.
-    """
-    options: dict[str, Any] = {"env": environment(folder), "cwd": folder}
-    if programs is None:
-        command = [sys.executable, str(CHILD), json.dumps(jobs)]
-        result: Any = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    else:
-        result = programs.run(CHILD.read_text(), json.dumps(jobs), **options)
+def run_child(programs: ForkServer, folder: Path, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run the command line in a process of its own, once for each job; what each ended with."""
+    result = programs.run(CHILD.read_text(), json.dumps(jobs), env=environment(folder), cwd=folder)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
@@ -46,6 +36,9 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
         "train",
         "--data",
         str(slides),
+        "--slices",
+        "S1",
+        "S2",
         "--encoder",
         "texture",
         "--patch-um",
@@ -59,7 +52,7 @@ def train(slides: Path, out: Path, *more: str) -> list[str]:
 
 
 MOMENTS = {
-    "imports": {"at": "import scvi._settings", "signals": ["SIGTERM"]},
+    "imports": {"at": "import scvi._settings", "signals": ["SIGTERM"], "forget": ["scvi", "st_gchb"]},
     "embedding": {"at": "st_gchb.pp.encoders._runner:EncoderRunner.run_all", "signals": ["SIGTERM"]},
     "an epoch": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGTERM"]},
     "Ctrl-C": {"at": "st_gchb.train._checkpoints:Progress.on_train_epoch_start", "nth": 3, "signals": ["SIGINT"]},
@@ -104,7 +97,7 @@ def ended(slides: Path, programs: ForkServer, tmp_path_factory: pytest.TempPathF
             shutil.copytree(features, folder / "cache")
         jobs.append(moment | {"argv": train(slides, folder / "model"), "cache": str(folder / "cache")})
     # What was half imported is of no use to the jobs after it: that one has a process of its own.
-    found = [*run_child(None, base, jobs[0]), *run_child(programs, base, *jobs[1:])]
+    found = [*run_child(programs, base, jobs[0]), *run_child(programs, base, *jobs[1:])]
     return {name: one | {"folder": base / name.replace(" ", "_")} for name, one in zip(MOMENTS, found, strict=True)}
 
 
