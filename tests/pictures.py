@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
@@ -26,6 +29,20 @@ def n_colors(pixels: np.ndarray) -> int:
     """Count the colors of an image; numpy takes a second to sort a million rows of three, and no time for numbers."""
     red, green, blue = pixels.reshape(-1, 3).astype(np.int64).T
     return len(np.unique((red << 16) + (green << 8) + blue))
+
+
+def draw_coarsely(patch: pytest.MonkeyPatch, dpi: int = 72) -> None:
+    """Let figures be drawn with few pixels, and once.
+
+    To move their parts apart, and to cut the margins, all text is laid out twice more.
+    """
+    draw = FigureCanvasBase.print_figure
+
+    def coarse(canvas: FigureCanvasBase, *arguments: Any, **options: Any) -> Any:
+        canvas.figure.set_layout_engine("none")
+        return draw(canvas, *arguments, **options | {"dpi": dpi, "bbox_inches": None})
+
+    patch.setattr(FigureCanvasBase, "print_figure", coarse)
 
 
 def sketch(figure: Figure, path: Path) -> None:

@@ -18,8 +18,8 @@ REAL = {
     "own_parts": ("her2st_path", "n_obs × n_vars = 551"),
 }
 """Where the real sections of a tutorial lie, and what its output then says."""
-# Models are trained for one epoch, on synthetic sections of 8 x 8 spots: every cell runs, and how good its figures look
-# is a matter of the stored ones.
+# Models are trained for one epoch, on synthetic sections of 8 x 8 spots, and figures have few pixels: every cell runs,
+# and how good its figures look is a matter of the stored ones.
 KERNEL = f"""
 import sys
 
@@ -27,10 +27,12 @@ import pytest
 from ipykernel.kernelapp import launch_new_instance
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pictures import draw_coarsely
 from trainings import shorten_trainings, shrink_sections
 
 shorten_trainings(pytest.MonkeyPatch())
 shrink_sections(pytest.MonkeyPatch())
+draw_coarsely(pytest.MonkeyPatch(), dpi=36)
 launch_new_instance()
 """
 
