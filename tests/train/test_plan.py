@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from scvi.module.base import LossOutput
 from scvi.train._logger import SimpleExperiment
+from torchmetrics import Metric
 
 from network_settings import loss_of, sizes_of
 from st_gchb._compat import History
@@ -81,6 +82,13 @@ def assert_same_state(found, expected):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=0)
+
+
+def test_there_are_no_metrics_of_an_autoencoder(data):
+    """scvi-tools makes them with a plan, and anew when it knows the number of spots: a quarter of a short training."""
+    plan = STGCHBTrainingPlan(module_for(data))
+    plan.n_obs_training, plan.n_obs_validation = 90, 10
+    assert [part for part in plan.modules() if isinstance(part, Metric)] == []
 
 
 def test_the_best_epochs_weights_are_put_back(data):

@@ -73,18 +73,16 @@ class Calibration:
         distance = predictors[:, PREDICTORS.index("distance")]
         beyond = distance > self.outlier_distance
         share = share * np.divide(self.outlier_distance, distance, out=np.ones_like(share), where=beyond)
-        for name, row in self.slides(predictors, slices).iterrows():
-            if not row["in_range"]:
-                share[slices == name] *= row["limit"] / row["distance"]
+        names, medians, _, in_range = self._by_slide(predictors, slices)
+        for name, median in zip(names[~in_range], medians[~in_range], strict=True):
+            share[slices == name] *= self.outlier_slide / median
         return share
 
     def outlier(self, predictors: np.ndarray, slices: np.ndarray) -> np.ndarray:
         """Flag spots whose patch, or whose slide as a whole, is out of the reference's range, ``(n_query,)``."""
         flagged = predictors[:, PREDICTORS.index("distance")] > self.outlier_distance
-        for name, row in self.slides(predictors, slices).iterrows():
-            if not row["in_range"]:
-                flagged |= slices == name
-        return flagged
+        names, _, _, in_range = self._by_slide(predictors, slices)
+        return flagged | np.isin(slices, names[~in_range])
 
     def slides(self, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:
         """Compare each slide as a whole with the reference.
@@ -95,21 +93,29 @@ class Calibration:
             One row per slide: ``distance`` (median of its spots), ``limit`` beyond which it is out of range,
             ``n_spots``, ``in_range`` and ``verdict``, a description. A slide of few spots counts as in range.
         """
+        names, medians, n_spots, in_range = self._by_slide(predictors, slices)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = medians / self.outlier_slide
+        verdicts = []
+        for share, few, alike in zip(shares, n_spots < _SLIDE_SPOTS, in_range, strict=True):
+            if few:
+                verdicts.append(f"fewer than {_SLIDE_SPOTS} positions: too few to judge the slide as a whole")
+            elif alike:
+                verdicts.append(f"stain and tissue look like the reference's: at {share:.0%} of the limit")
+            else:
+                unlike = "stain, scanner or tissue is unlike any reference slide"
+                verdicts.append(f"{unlike}: at {share:.0%} of the limit; do not rely on it")
+        columns = {"distance": medians, "limit": self.outlier_slide, "n_spots": n_spots, "in_range": in_range}
+        return pd.DataFrame(columns | {"verdict": verdicts}, index=names.astype(str))
+
+    def _by_slide(
+        self, predictors: np.ndarray, slices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the names of the slides, their median distances and numbers of spots, and which are in range."""
         distance = predictors[:, PREDICTORS.index("distance")]
-        names = np.unique(slices)
-        own = [distance[slices == name] for name in names]
-        frame = pd.DataFrame({"distance": [float(np.median(one)) for one in own]}, index=names.astype(str))
-        frame["limit"] = self.outlier_slide
-        frame["n_spots"] = [len(one) for one in own]
-        few = frame["n_spots"] < _SLIDE_SPOTS
-        frame["in_range"] = (frame["distance"] <= frame["limit"]) | few
-        share = (frame["distance"] / frame["limit"]).map("{:.0%}".format)
-        frame["verdict"] = "stain and tissue look like the reference's: at " + share + " of the limit"
-        frame.loc[~frame["in_range"], "verdict"] = (
-            "stain, scanner or tissue is unlike any reference slide: at " + share + " of the limit; do not rely on it"
-        )
-        frame.loc[few, "verdict"] = f"fewer than {_SLIDE_SPOTS} positions: too few to judge the slide as a whole"
-        return frame
+        names, n_spots = np.unique(slices, return_counts=True)
+        medians = np.array([np.median(distance[slices == name]) for name in names])
+        return names, medians, n_spots, (medians <= self.outlier_slide) | (n_spots < _SLIDE_SPOTS)
 
 
 def error_predictors(

@@ -176,7 +176,9 @@ def check_numbers(
         An array is absent or does not fit; the message names it.
     """
     lengths = {"1": 1, "4": 4, "5": 5, "g": len(record["genes"]), "f": record["n_features"], "n": len(origin)}
-    wide = ModelSettings(**record["settings"]).context_surroundings > 0
+    # Of a record that was read, which has every setting.
+    settings = record["settings"]
+    wide = settings["context_surroundings"] > 0
     lengths["c"] = record["n_features"] * (record["context_rings"] + 1 + wide)
     parts = [(NETWORK, network), (REFERENCE, reference)]
     if any(name in network for name in CALIBRATION):
@@ -184,7 +186,7 @@ def check_numbers(
         parts += [(RETRIEVAL_PCC, network)] if RETRIEVAL_PCC.keys() <= network.keys() else []
     if "context.center" in network:
         parts.append(({"context.center": "f"}, network))
-    if ModelSettings(**record["settings"]).kernel_weight:
+    if settings["kernel_weight"]:
         parts += [(KERNEL_MAP, network), (KERNEL_HEAD, reference)]
         parts += [(PATCH_MAP, network)] if PATCH_MAP.keys() <= network.keys() else []
     for shapes, arrays in parts:
