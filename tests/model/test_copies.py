@@ -132,16 +132,24 @@ COPIES: dict[str, Callable[[STGCHB], STGCHB]] = {
 }
 
 
+@pytest.fixture(scope="module", params=["trained", "loaded", "loaded with data"])
+def given(
+    request: pytest.FixtureRequest, model: STGCHB, tissue: AnnData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[STGCHB, AnnData]:
+    """A model in one of the states in which models are copied, and what it predicts before it is; not to be changed."""
+    found = model
+    if request.param != "trained":
+        folder = tmp_path_factory.mktemp("given") / "m"
+        model.save(folder)
+        data = tissue[tissue.obs["slice"] != "S3"].copy() if request.param == "loaded with data" else None
+        found = STGCHB.load(folder, data, accelerator="cpu")
+    return found, found.predict(tissue[tissue.obs["slice"] == "S3"].copy())
+
+
 @pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("state", ["trained", "loaded", "loaded with data"])
-def test_a_copied_model_predicts_the_same(
-    way: str, state: str, model: STGCHB, reference: AnnData, held_out: AnnData, tmp_path: Path
-):
-    given = model
-    if state != "trained":
-        model.save(tmp_path / "m")
-        given = STGCHB.load(tmp_path / "m", reference if state == "loaded with data" else None, accelerator="cpu")
-    expected, found = given.predict(held_out), COPIES[way](given).predict(held_out)
+def test_a_copied_model_predicts_the_same(way: str, given: tuple[STGCHB, AnnData], held_out: AnnData):
+    original, expected = given
+    found = COPIES[way](original).predict(held_out)
     assert np.array_equal(found.layers["st_gchb"], expected.layers["st_gchb"])
     assert found.obs.equals(expected.obs)
     assert found.uns["st_gchb"]["model_id"] == expected.uns["st_gchb"]["model_id"]

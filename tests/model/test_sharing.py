@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 import st_gchb
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, running_hub
 from st_gchb.errors import (
     ArgumentError,
     HubAccessError,
@@ -31,10 +32,20 @@ FILES = {"README.md", "model.json", "network.safetensors", "reference.safetensor
 NAME = "my-lab/breast"
 
 
+@pytest.fixture(scope="module")
+def pushed(model) -> Hub:
+    """What a hub holds after the upload, and was asked for it; not to be changed."""
+    with running_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        model.push_to_hub(NAME, **FACTS, token=TOKEN)
+    return hub
+
+
 @pytest.fixture
-def shared(model, hub) -> Hub:
-    """A hub that has the model."""
-    model.push_to_hub(NAME, **FACTS, token=TOKEN)
+def shared(pushed, hub) -> Hub:
+    """A hub of the test's own that has the model, as if it had been uploaded there."""
+    for name in ("repositories", "private", "asked"):
+        setattr(hub, name, copy.deepcopy(getattr(pushed, name)))
     return hub
 
 
