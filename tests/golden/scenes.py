@@ -181,9 +181,10 @@ def trained(adata: AnnData, preset: str, **options: Any) -> STGCHB:
 
 
 def features(n_views: int | None = 4) -> Values:
-    """Features of the texture encoder, made anew, and the graph."""
-    adata = sections()
-    st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=n_views, cache=False)
+    """Features of the texture encoder, made by this process, and the graph."""
+    adata = embedded().copy() if n_views == 4 else sections()
+    if n_views != 4:
+        st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=n_views, cache=False)
     st_gchb.pp.spatial_graph(adata, slice_key="slice")
     graph = adata.obsp["spatial_connectivities"].tocoo()
     order = np.lexsort((graph.col, graph.row))

@@ -40,7 +40,7 @@ def normalized(tissue):
     adata = made(tissue, stain_norm="macenko")
     STGCHB.setup_anndata(adata, slice_key="slice")
     model = STGCHB(adata, n_top_genes=20, k=30)
-    model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu")
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     return model
 
 
