@@ -76,7 +76,7 @@ def test_an_evaluation_gives_the_table():
     plt.close("all")
     with pytest.raises(MissingKeyError, match=r"fold 'S9', seed 0: no predictions; found folds \['S1', 'S2'\]"):
         result.compared(adata, "S9")
-    bare = evaluate(adata, methods=methods, n_top_genes=10, seeds=[0], device="cpu")
+    bare = evaluate(adata, methods={"mean": METHODS["mean"]}, n_top_genes=10, seeds=[0], device="cpu")
     with pytest.raises(MissingKeyError, match="keep_predictions=True"):
         bare.compared(adata, "S2")
 

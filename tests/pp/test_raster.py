@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import dask
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import spatialdata
 import tifffile
 import xarray
@@ -71,19 +74,28 @@ def value_at(sdata, image, points, system):
 
 
 def centers(sdata, system):
-    found = spatialdata.get_centroids(sdata["tiles"], coordinate_system=system).compute()
-    return found.loc[sdata["st_gchb"].obs["id"]].to_numpy()
+    """Centers of the tiles in a coordinate system, in the order of the table, (n, 2)."""
+    own = shapely.get_coordinates(sdata["tiles"].loc[sdata["st_gchb"].obs["id"]].geometry)
+    matrix = get_transformation(sdata["tiles"], system).to_affine_matrix(XY, XY)
+    return own @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 SYSTEMS = {"global": OBLIQUE, "turned": TURNED, "mirrored": MIRRORED, "own": Identity()}
+
+
+@functools.cache
+def drawn(grid, px_per_tile):
+    """A map that tests only look at."""
+    sdata = tiled(grid, transformations=SYSTEMS)
+    return sdata, rasterize(sdata, ["B", "confidence", "outlier"], px_per_tile=px_per_tile)
 
 
 # A pixel as wide as the distance of neighbors could show one of two in a hexagonal grid.
 @pytest.mark.parametrize(("grid", "px_per_tile"), [("square", 1), ("square", 4), ("hex", 4)])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_tile_shows_its_value_at_its_place(grid, px_per_tile, system):
-    sdata = tiled(grid, transformations=SYSTEMS)
-    assert rasterize(sdata, ["B", "confidence", "outlier"], px_per_tile=px_per_tile) == ["tiles_raster"]
+    sdata, names = drawn(grid, px_per_tile)
+    assert names == ["tiles_raster"]
     raster, table = sdata["tiles_raster"], sdata["st_gchb"]
     assert raster.dtype == np.float32
     assert raster.coords["c"].values.tolist() == ["B", "confidence", "outlier"]
@@ -95,16 +107,22 @@ def test_a_tile_shows_its_value_at_its_place(grid, px_per_tile, system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_tiles_lie_where_spatialdata_places_them(system):
+    sdata, _ = drawn("square", 4)
+    found = spatialdata.get_centroids(sdata["tiles"], coordinate_system=system).compute()
+    np.testing.assert_allclose(centers(sdata, system), found.loc[sdata["st_gchb"].obs["id"]].to_numpy())
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_a_tile_covers_its_square(system):
     """Half a tile to each side, to the pixel: also what spatialdata says of the image's extent."""
-    sdata = tiled(transformations=SYSTEMS)
-    (name,) = rasterize(sdata, "A")
+    sdata, (name,) = drawn("square", 4)
     own = np.array([[point.x, point.y] for point in sdata["tiles"].loc[sdata["st_gchb"].obs["id"]].geometry])
     to_system = SYSTEMS[system].to_affine_matrix(XY, XY)
     for dx, dy in [(-3.4, -3.4), (3.4, 3.4), (3.4, -3.4), (-3.4, 3.4)]:
         points = np.column_stack([own + [dx, dy], np.ones(len(own))]) @ to_system.T
         found = value_at(sdata, name, points[:, :2], system)[0]
-        np.testing.assert_array_equal(found, sdata["st_gchb"][:, "A"].layers["st_gchb"][:, 0])
+        np.testing.assert_array_equal(found, sdata["st_gchb"][:, "B"].layers["st_gchb"][:, 0])
     extent = spatialdata.get_extent(sdata[name], coordinate_system="own")
     low, high = own.min(axis=0) - 3.5, own.max(axis=0) + 3.5
     np.testing.assert_allclose([extent["x"], extent["y"]], np.column_stack([low, high]))
