@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -177,7 +176,7 @@ def test_a_failure_at_any_write_leaves_the_store_as_it_was(store, monkeypatch, n
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_failure_to_rename_is_undone(store, monkeypatch, at_once):
     sdata = spatialdata.read_zarr(store)
-    sdata.tables["st_gchb"], sdata.tables["new"] = table_of(2), table_of(3)
+    sdata.tables["st_gchb"], sdata.shapes["new"] = table_of(2), circles()
     before = content(store)
     if not at_once:
         monkeypatch.setattr(_beside, "_exchanged_at_once", lambda first, second: False)
@@ -277,12 +276,17 @@ def too_large(store: Path) -> SpatialData:
 
 
 ON_A_TINY_DISK = """
-    import subprocess, sys
+    import ctypes, os, shutil, subprocess, sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
     from test_store import too_large, value_of, write_elements
     from st_gchb._errors import StoreError
-    store = Path({store!r})
+    new_user, new_mounts, user, group = 0x10000000, 0x00020000, os.getuid(), os.getgid()
+    assert ctypes.CDLL(None).unshare(new_user | new_mounts) == 0
+    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {{user}} 1"), ("gid_map", f"0 {{group}} 1")):
+        Path("/proc/self", name).write_text(content)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", {disk!r}], check=True)
+    store = Path(shutil.copytree({store!r}, {disk!r} + "/s.zarr"))
     sdata = too_large(store)
     for _ in range(2):
         try:
@@ -294,17 +298,28 @@ ON_A_TINY_DISK = """
 """
 
 
-def test_a_disk_that_is_full_and_then_read_only(store, tmp_path):
+def test_a_disk_that_is_full_and_then_read_only(store, programs, tmp_path):
     """On a disk of 2 MB that only the script sees."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=2m tmpfs "{disk}" && cp -r "{store}" "{disk}" && exec "$@"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
+    command = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "size=2m",
+        "tmpfs",
+        disk,
+    ]
+    if shutil.which("unshare") is None or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("this system lets no one mount a tiny disk")
-    command += [sys.executable, "-W", "ignore", "-c", script(ON_A_TINY_DISK, store=str(disk / store.name))]
-    writing = subprocess.run(command, capture_output=True, text=True)
+    writing = programs.run(script(ON_A_TINY_DISK, store=str(store), disk=str(disk)), cwd=tmp_path)
     assert writing.returncode == 0, writing.stderr
+    assert not any(disk.iterdir())
     full, read_only = writing.stdout.splitlines()
     assert "No space left on device. The store is as it was, with its earlier st_gchb. Free space" in full
     assert "Read-only file system. The store is as it was" in read_only
