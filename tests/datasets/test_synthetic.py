@@ -61,7 +61,8 @@ def test_layout(tissue, tmp_path):
 
 
 def test_same_seed_same_tissue():
-    one, again, other = (synthetic_tissue(2, n_rows=8, n_cols=8, n_genes=120, seed=seed) for seed in (3, 3, 4))
+    small = {"n_rows": 5, "n_cols": 5, "n_genes": 120, "um_per_px": 2.0}
+    one, again, other = (synthetic_tissue(2, seed=seed, **small) for seed in (3, 3, 4))
     np.testing.assert_array_equal(again.X.toarray(), one.X.toarray())
     for name in ("S1", "S2"):
         first, second, third = (a.uns["spatial"][name]["images"]["hires"] for a in (one, again, other))
@@ -188,7 +189,7 @@ def test_patients_and_stain():
 
 
 def test_scale_of_the_image():
-    coarse, fine = (synthetic_tissue(1, um_per_px=s, n_rows=8, n_cols=8, n_genes=30) for s in (2.0, 1.0))
+    coarse, fine = (synthetic_tissue(1, um_per_px=s, n_rows=5, n_cols=5, n_genes=30) for s in (2.0, 1.0))
     a, b = (adata.uns["spatial"]["S1"]["images"]["hires"].shape for adata in (coarse, fine))
     np.testing.assert_allclose(np.array(a[:2]) * 2, b[:2], atol=2)
     np.testing.assert_allclose(coarse.obsm["spatial"] * 2, fine.obsm["spatial"])
@@ -306,7 +307,12 @@ def test_every_programme_has_genes(n_genes, seed):
 
 @pytest.mark.tissue
 def test_true_geometry_at_full_size(dlpfc_path):
-    adata = synthetic_tissue(geometry=dlpfc_geometry("151676", dlpfc_path), n_genes=40)
+    """In coarse pixels; the size in px that is the default has a test of its own."""
+    geometry = dlpfc_geometry("151676", dlpfc_path)
+    adata = synthetic_tissue(geometry=geometry, n_genes=40, um_per_px=6.0)
     assert adata.n_obs > 3400
+    (library,) = geometry.uns["spatial"].values()
+    extent_um = np.ptp(geometry.obsm["spatial"], axis=0) * library["scalefactors"]["microns_per_pixel"]
     image = adata.uns["spatial"]["S1"]["images"]["hires"]
-    assert max(image.shape) == pytest.approx(3000, abs=10)
+    assert (np.array(image.shape[1::-1]) * 6.0 > extent_um).all()
+    assert (np.array(image.shape[1::-1]) * 6.0 < extent_um + 1500).all()
