@@ -219,7 +219,7 @@ def load_predictor(folder: str | Path, *, device: str | int | torch.device = "au
     >>> import tempfile, st_gchb
     >>> from st_gchb.model import STGCHB
     >>> ref = st_gchb.datasets.synthetic_tissue(2, n_rows=9, n_cols=9, n_genes=40)
-    >>> st_gchb.pp.embed_patches(ref, encoder="texture", patch_um=150, cache=False)
+    >>> st_gchb.pp.embed_patches(ref, encoder="texture", patch_um=150, n_views=1, cache=False)
     >>> STGCHB.setup_anndata(ref, slice_key="slice")
     >>> model = STGCHB(ref, n_top_genes=30)
     >>> model.train(max_epochs=2, enable_progress_bar=False)
