@@ -21,6 +21,7 @@ from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
 from trainings import (
     SMALL_TEXTURE_PX,
+    choose_panels_once,
     draw_sections_once,
     narrow_resnet,
     set_texture_patches,
@@ -241,6 +242,13 @@ def _small_texture_patches() -> Iterator[None]:
 def _sections_drawn_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         draw_sections_once(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _panels_chosen_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        choose_panels_once(patch)
         yield
 
 

@@ -196,11 +196,15 @@ def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes:
         if n_top_genes < log_values.shape[1]:
             logger.info("n_top_genes=%d, but %d genes are expressed: all of them are taken.", n_top_genes, len(seen))
         return seen
-    names = pd.RangeIndex(len(slices)).astype(str)
+    return seen[_most_variable(log_values[:, seen], slices.astype(str), n_top_genes)]
+
+
+def _most_variable(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes: int) -> np.ndarray:
+    """Find the columns of the most variable genes by scanpy's dispersion, with one batch per slice, ascending."""
     table = ad.AnnData(
-        log_values[:, seen],
-        obs=pd.DataFrame({"slice": pd.Categorical(slices.astype(str))}, index=names),
-        var=pd.DataFrame(index=pd.RangeIndex(len(seen)).astype(str)),
+        log_values,
+        obs=pd.DataFrame({"slice": pd.Categorical(slices)}, index=pd.RangeIndex(len(slices)).astype(str)),
+        var=pd.DataFrame(index=pd.RangeIndex(log_values.shape[1]).astype(str)),
     )
     # With a batch key, even of a single batch, scanpy breaks ties, so that the panel has exactly n_top_genes genes.
     # Imported here, since prediction, which takes its panel from the model, would wait seconds for it.
@@ -208,8 +212,7 @@ def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes:
 
     with torch_threads_kept():
         frame = sc.pp.highly_variable_genes(table, n_top_genes=n_top_genes, batch_key="slice", inplace=False)
-    chosen = np.asarray(frame["highly_variable"].reindex(table.var_names))
-    return seen[np.flatnonzero(chosen)]
+    return np.flatnonzero(np.asarray(frame["highly_variable"].reindex(table.var_names)))
 
 
 def _varies(values: sparse.csr_matrix) -> bool:
