@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
+    # Garbage is looked for a seventh as often: most of what is found alive is libraries that tests import later.
+    gc.set_threshold(5_000)
+    # Torch looks for a driver each time that it is asked for GPUs, as every training does.
+    if "torch" in sys.modules:
+        cuda = sys.modules["torch"].cuda
+        cuda.device_count = functools.cache(cuda.device_count)
     # pytest watches each logger that does not hand on its records by itself, anew for each test: torch has sixty.
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
