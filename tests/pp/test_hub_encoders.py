@@ -109,8 +109,10 @@ def test_the_published_networks_have_the_size_that_the_table_says(name):
     entry = PATHOLOGY_ENCODERS[name]
     with torch.device("meta"):
         model = built(name, weight_init="skip").eval()
-    answer = model(torch.zeros(1, 3, entry.input_px, entry.input_px, device="meta"))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    # All blocks give what they take, and a pass of shapes takes a second through forty.
+    del model.blocks[1:]
+    answer = model(torch.zeros(1, 3, entry.input_px, entry.input_px, device="meta"))
     assert round(n_parameters / 1e6) == entry.millions
     assert answer.shape[-1] * (1 if entry.pooling == "class token" else 2) == entry.n_features
     assert answer.ndim == (2 if entry.pooling == "class token" else 3)
