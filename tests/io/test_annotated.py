@@ -257,6 +257,8 @@ def test_real_files(her2st_path, folder):
     (only,) = st_gchb.pp.slices_of(read)
     n_spots, um = FOLDERS[folder]
     assert read.n_obs == n_spots
+    assert read.n_vars > 0
+    assert np.isfinite(read.obsm["spatial"]).all()
     assert only.um_per_px is None if um is None else only.um_per_px == pytest.approx(um, rel=0.01)
 
 

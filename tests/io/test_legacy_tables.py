@@ -318,6 +318,8 @@ def test_real_arrays(her2st_path, caplog):
         adata = read_section(shared / folder, name=name)
         (library,) = adata.uns["spatial"].values()
         assert adata.n_obs == n_spots
+        assert adata.n_vars > 0
+        assert np.isfinite(adata.obsm["spatial"]).all()
         assert library["scalefactors"]["microns_per_pixel"] == pytest.approx(um, rel=0.01)
     assert "2 of 182 spots under tissue" in caplog.text
     assert "11 of 1934 spots" in caplog.text
