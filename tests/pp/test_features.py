@@ -333,24 +333,35 @@ def test_modules_that_turn_bad_on_real_patches_are_seen():
         embedded(encoder=Brittle())
 
 
+@pytest.fixture(scope="module")
+def tumor(her2st_path, tmp_path_factory):
+    """Positions of twelve spots, and the part of the slide that they lie on, which is decoded once."""
+    table = pd.read_csv(her2st_path / "C2_selection.tsv", sep="\t").query("selected == 1").iloc[:12]
+    centers = table[["pixel_x", "pixel_y"]].to_numpy(float)
+    corner = np.maximum(centers.min(axis=0).astype(int) - 200, 0)
+    path = tmp_path_factory.mktemp("tumor") / "C2.tif"
+    with Image.open(her2st_path / "C2.jpg") as full:
+        full.crop((*corner, *(centers.max(axis=0).astype(int) + 200))).save(path)
+    return centers - corner, path
+
+
 @pytest.mark.tissue
 @pytest.mark.parametrize("route", ["path", "uns"])
-def test_real_tissue(her2st_path, weights_path, route, tmp_path):
-    table = pd.read_csv(her2st_path / "C2_selection.tsv", sep="\t").query("selected == 1").iloc[:12]
+def test_real_tissue(tumor, weights_path, route, tmp_path):
+    centers, image = tumor
     adata = AnnData(
-        obs=pd.DataFrame({"slice": ["C2"] * 12}, index=[f"C2_{i}" for i in range(12)]),
-        obsm={"spatial": table[["pixel_x", "pixel_y"]].to_numpy(float)},
+        obs=pd.DataFrame({"slice": ["C2"] * 12}, index=[f"C2_{i}" for i in range(12)]), obsm={"spatial": centers}
     )
     options = {"weights": weights_path, "encoder": "mobilenet_v2", "patch_um": 150, "cache_dir": tmp_path, "n_views": 1}
     if route == "uns":
-        metadata = {"source_image_path": str(her2st_path / "C2.jpg")}
+        metadata = {"source_image_path": str(image)}
         adata.uns["spatial"] = {"C2": {"images": {}, "scalefactors": {"microns_per_pixel": 0.7}, "metadata": metadata}}
     else:
-        options |= {"image": her2st_path / "C2.jpg", "um_per_px": 0.7}
+        options |= {"image": image, "um_per_px": 0.7}
     embed_patches(adata, **options)
     features = adata.obsm["X_patch"]
     assert features.shape == (12, 1280)
-    with Image.open(her2st_path / "C2.jpg") as full:
+    with Image.open(image) as full:
         side = round(150 / 0.7)
         x, y = (int(np.floor(v - side / 2 + 0.5)) for v in adata.obsm["spatial"][5])
         crop = full.crop((x, y, x + side, y + side)).resize((224, 224), Image.Resampling.BILINEAR)
