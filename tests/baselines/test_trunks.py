@@ -29,19 +29,19 @@ def test_maps_of_densenet_are_those_before_its_last_relu():
     torch.testing.assert_close(maps.relu().mean((2, 3)), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_all_layers_are_trainable():
+def test_all_layers_are_trainable(narrow_encoder):
     trunk = Trunk("resnet18", None)
     trunk(PATCHES).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in trunk.parameters())
 
 
-def test_channels_are_scaled_alone_without_standardization():
+def test_channels_are_scaled_alone_without_standardization(narrow_encoder):
     trunk = Trunk("resnet18", None, standardize=False)
     assert not trunk.mean.any()
     assert (trunk.std == 1).all()
 
 
-def test_batch_norm_can_keep_its_statistics():
+def test_batch_norm_can_keep_its_statistics(narrow_encoder):
     kept, trained = Trunk("resnet18", None, train_norm=False).train(), Trunk("resnet18", None).train()
     for trunk in (kept, trained):
         trunk(PATCHES)
@@ -57,7 +57,7 @@ def test_stored_weights_are_loaded(weights_path):
 
 
 def test_bad_trunks_are_refused(tmp_path):
-    with pytest.raises(EncoderError, match=r"'vit_b_16' is a VisionTransformer.*'densenet121'"):
-        Trunk("vit_b_16", None)
+    with pytest.raises(EncoderError, match=r"'squeezenet1_1' is a SqueezeNet.*'densenet121'"):
+        Trunk("squeezenet1_1", None)
     with pytest.raises(WeightsUnavailableError, match="no such weights file"):
         Trunk("resnet18", str(tmp_path / "none.safetensors"))

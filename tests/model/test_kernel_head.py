@@ -34,7 +34,7 @@ def trained(slices: AnnData, calibrate: bool = False, **settings) -> STGCHB:
     STGCHB.setup_anndata(adata, slice_key="slice")
     retrieval_alone = {"ridge_weight": 0.0, "kernel_weight": 0.0, "sharpening": 0.0}
     model = STGCHB(adata, n_top_genes=30, k=30, seed=1, **(retrieval_alone | settings))
-    model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
     return model
 
 

@@ -14,7 +14,7 @@ import st_gchb
 from st_gchb.io import open_image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SIZE = 6000
+SIZE = 4000
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_the_slide_is_a_pyramid_of_known_scale(path):
     assert np.corrcoef(blocks.ravel(), coarse.ravel())[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("memory_mb", [512, 24])
+@pytest.mark.parametrize("memory_mb", [512, 12])
 def test_a_slide_is_predicted_within_the_memory(model, bench, path, watched_windows, memory_mb):
-    """108 MB of pixels; at the smaller bound a third of them would not fit."""
+    """48 MB of pixels; at the smaller bound a third of them would not fit."""
     slide = open_image(path)
     slide.levels = [bench.Counted(level, slide.chunks(i)) for i, level in enumerate(slide.levels)]
     query = st_gchb.pp.tile_tissue(slide, spacing_um=150, name="slide")

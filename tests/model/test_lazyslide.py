@@ -55,7 +55,7 @@ def of_features(stores):
     reference = anndata.concat(parts, uns_merge="unique", index_unique="-")
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=25, k=20)
-    model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu")
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     return model
 
 

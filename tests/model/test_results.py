@@ -66,7 +66,7 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize("form", ["h5ad", "zarr"])
-@pytest.mark.parametrize("options", [{}, {"return_neighbors": True}, {"layer": "all_genes"}])
+@pytest.mark.parametrize("options", [{"return_neighbors": True}, {"layer": "all_genes"}])
 def test_an_anndata_comes_back_from_a_file(model, query, tmp_path, form, options):
     prediction = model.predict(query, **options)
     path = tmp_path / f"pred.{form}"

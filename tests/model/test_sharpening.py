@@ -24,7 +24,7 @@ def trained(slices: AnnData, calibrate: bool = False, **settings) -> STGCHB:
     adata = slices[slices.obs["slice"] != "S3"].copy()
     STGCHB.setup_anndata(adata, slice_key="slice")
     model = STGCHB(adata, n_top_genes=30, k=30, seed=1, **settings)
-    model.train(max_epochs=2, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
+    model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", calibrate=calibrate)
     return model
 
 

@@ -19,7 +19,7 @@ from st_gchb._errors import GraphError, InputError, MissingKeyError
 from st_gchb.model import STGCHB, _validation
 
 XY = ("x", "y")
-QUIET = {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu"}
+QUIET = {"max_epochs": 1, "enable_progress_bar": False, "accelerator": "cpu"}
 # Image px and spot units both differ from the common system, which is turned besides.
 OF_IMAGE = Sequence([Scale([0.4, 0.4], XY), Affine([[0, -1, 900], [1, 0, 15], [0, 0, 1]], XY, XY)])
 OF_SPOTS = Sequence([Scale([2.0, 2.0], XY), Translation([-300.0, 77.0], XY)])
@@ -296,7 +296,7 @@ def test_real_section(her2st_path):
     predictions = []
     for data in (adata, sdata):
         model = STGCHB(data, n_top_genes=50)
-        model.train(**(QUIET | {"max_epochs": 1}))
+        model.train(**QUIET)
         predictions.append(model.predict(data if data is adata else query, um_per_px=scale))
     assert predictions[0].n_obs == adata.n_obs > 40
     assert_same(*predictions)
