@@ -35,7 +35,7 @@ def small(request) -> tuple[STGCHB, AnnData, AnnData]:
     reference, query = (adata[(adata.obs["slice"] == "S3") == third].copy() for third in (False, True))
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=30)
-    model.train(max_epochs=2, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+    model.train(max_epochs=1, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
     return model, reference, query
 
 
