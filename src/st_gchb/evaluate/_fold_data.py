@@ -107,7 +107,6 @@ def prepare(plan: Plan, fold: Fold, graph: sparse.csr_matrix) -> Prepared:
 
 
 def graph_of(hidden: AnnData, protocol: Protocol) -> sparse.csr_matrix:
-    """Build the spot graph of held-out spots, which are not changed."""
-    table = hidden.copy()
-    spatial_graph(table, slice_key=protocol.slice_key, features_key=protocol.features_key)
-    return table.obsp[Keys.CONNECTIVITIES]
+    """Build the spot graph of held-out spots, and write it to them."""
+    spatial_graph(hidden, slice_key=protocol.slice_key, features_key=protocol.features_key)
+    return hidden.obsp[Keys.CONNECTIVITIES]

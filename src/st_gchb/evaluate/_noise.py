@@ -12,7 +12,6 @@ import pandas as pd
 from scipy import sparse
 
 from st_gchb._logging import logger
-from st_gchb._matrices import in_memory
 from st_gchb.evaluate._fold_data import graph_of
 from st_gchb.evaluate._folds import Fold, hide_expression
 from st_gchb.evaluate._protocol import Plan
@@ -73,10 +72,11 @@ class Noise:
 
 def noise_of(plan: Plan, fold: Fold) -> Noise:
     """Estimate the counting noise of the fold's held-out spots, for the genes of its panel."""
-    graph = graph_of(hide_expression(plan.adata[fold.test], plan.protocol.features_key), plan.protocol)
+    spots = plan.adata[fold.test]
+    graph = graph_of(hide_expression(spots, plan.protocol.features_key), plan.protocol)
     if not plan.protocol.normalize_total:
         return Noise(graph)
-    counts = as_csr(in_memory(plan.adata[fold.test]).X)
+    counts = as_csr(spots.X)
     totals, panel = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel(), plan.panel(fold)
     counts = counts[:, plan.columns[fold.name]]
     moran = noise_free_morans_i(counts, graph, panel, totals=totals)
