@@ -23,10 +23,15 @@ CALLS: list[tuple[str, int]] = []
 STOP_AT: list[int] = []
 
 
+@pytest.fixture(scope="module")
+def _two(_tissue):
+    return _tissue[_tissue.obs["slice"] != "S3"].copy()
+
+
 @pytest.fixture
-def two(tissue):
+def two(_two):
     """Two slices, each of which is trained on once."""
-    return tissue[tissue.obs["slice"] != "S3"].copy()
+    return _two.copy()
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +48,37 @@ def noise(task, scale=1.0):
 
 
 OWN = {"noise": noise, "louder": partial(noise, scale=2.0)}
+
+
+ONE = {"methods": {"noise": noise}, **QUICK, "seeds": [0]}
+
+
+@pytest.fixture(scope="module")
+def own_kept(_two, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    return evaluate(_two.copy(), methods=OWN, runs_dir=folder, **QUICK), folder
+
+
+@pytest.fixture
+def own(own_kept, tmp_path):
+    """Evaluation of two methods of one's own whose eight runs lie in the test's folder."""
+    result, folder = own_kept
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return result
+
+
+@pytest.fixture(scope="module")
+def one_kept(_two, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return evaluate(_two.copy(), runs_dir=folder, **ONE), folder
+
+
+@pytest.fixture
+def one(one_kept, tmp_path):
+    """The same of one method and seed, with two runs."""
+    result, folder = one_kept
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return result
 
 
 def assert_same(one, other):
@@ -108,8 +144,7 @@ def test_one_fold_gives_its_runs_to_all(two, tmp_path):
     assert evaluate(two, methods=OWN, runs_dir=tmp_path, **QUICK).runs == {"made": 4, "taken": 4}
 
 
-def test_a_figure_that_was_not_kept_is_made(two, tmp_path):
-    evaluate(two, methods=OWN, runs_dir=tmp_path, **QUICK)
+def test_a_figure_that_was_not_kept_is_made(two, own, tmp_path):
     turned = {"louder": OWN["louder"], "noise": OWN["noise"]}
     result = evaluate(two, methods=turned, runs_dir=tmp_path, **QUICK)
     assert result.runs == {"made": 1, "taken": 7}
@@ -154,12 +189,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_runs_are_no_answer(two, tmp_path, change):
+def test_other_runs_are_no_answer(two, one, tmp_path, change):
     spoil, options = CHANGES[change]
-    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK, "seeds": [0]}
-    first = evaluate(two, **base)
+    base = {"runs_dir": tmp_path, **ONE}
     if options.get("markers"):
-        options = {"markers": [first.genes["gene"].iloc[0]]}
+        options = {"markers": [one.genes["gene"].iloc[0]]}
     if spoil is not None:
         spoil(two)
     assert evaluate(two, **(base | options)).runs == {"made": 2, "taken": 0}
@@ -167,17 +201,15 @@ def test_other_runs_are_no_answer(two, tmp_path, change):
     assert list(tmp_path.glob("*.damaged*")) == []
 
 
-def test_what_no_run_depends_on_does_not_matter(two, tmp_path):
-    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(two, **base)
+def test_what_no_run_depends_on_does_not_matter(two, one, tmp_path):
+    base = {"runs_dir": tmp_path, **ONE}
     two.X = two.X.toarray()
     two.obs["weather"] = "fine"
     assert evaluate(two, **base).runs["made"] == 0
 
 
-def test_another_version(two, tmp_path, monkeypatch):
-    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(two, **base)
+def test_another_version(two, one, tmp_path, monkeypatch):
+    base = {"runs_dir": tmp_path, **ONE}
     monkeypatch.setattr("st_gchb.evaluate._run_cache.__version__", "99.0")
     assert evaluate(two, **base).runs["taken"] == 0
 
@@ -239,9 +271,8 @@ DAMAGE = {"empty": lambda _: b"", "cut": cut, "garbage": lambda _: b"\x93NUMPY\x
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_run_is_told_and_made_again(two, tmp_path, caplog, damage):
+def test_a_damaged_run_is_told_and_made_again(two, own, tmp_path, caplog, damage):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    whole = evaluate(two, **base)
     path = sorted(tmp_path.glob("*.json"))[2]
     content = path.read_bytes()
     for number in range(2):
@@ -251,7 +282,7 @@ def test_a_damaged_run_is_told_and_made_again(two, tmp_path, caplog, damage):
         caplog.clear()
         resumed = evaluate(two, **base)
         assert resumed.runs == {"made": 1, "taken": 7}
-        assert_same(whole, resumed)
+        assert_same(own, resumed)
         aside = path.with_name(path.name + [".damaged", ".damaged1"][number])
         assert aside.read_bytes() == broken
         (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -260,9 +291,8 @@ def test_a_damaged_run_is_told_and_made_again(two, tmp_path, caplog, damage):
         assert path.read_bytes() == content
 
 
-def test_a_run_of_another_name(two, tmp_path, caplog):
+def test_a_run_of_another_name(two, own, tmp_path, caplog):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    evaluate(two, **base)
     one, other, *_ = sorted(tmp_path.glob("*.json"))
     shutil.copy(one, other)
     assert evaluate(two, **base).runs == {"made": 1, "taken": 7}
@@ -270,9 +300,8 @@ def test_a_run_of_another_name(two, tmp_path, caplog):
     assert other.with_name(other.name + ".damaged").exists()
 
 
-def test_a_folder_in_the_place_of_a_run(two, tmp_path):
+def test_a_folder_in_the_place_of_a_run(two, own, tmp_path):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    evaluate(two, **base)
     path = min(tmp_path.glob("*.json"))
     path.unlink()
     path.mkdir()
@@ -282,9 +311,8 @@ def test_a_folder_in_the_place_of_a_run(two, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_prediction(two, tmp_path, caplog, damage):
+def test_a_damaged_prediction(two, own, tmp_path, caplog, damage):
     base = {"methods": OWN, "runs_dir": tmp_path, **QUICK}
-    whole = evaluate(two, **base)
     (path,) = tmp_path.glob("*.npy")
     if damage == "cut":
         path.write_bytes(cut(path.read_bytes()))
@@ -293,7 +321,7 @@ def test_a_damaged_prediction(two, tmp_path, caplog, damage):
     resumed = evaluate(two, **base)
     assert resumed.runs == {"made": 1, "taken": 7}
     assert path.name in caplog.text
-    assert_same(whole, resumed)
+    assert_same(own, resumed)
 
 
 def test_fresh(two, tmp_path):
@@ -317,8 +345,8 @@ def test_a_file_where_the_folder_should_be(two, tmp_path):
     assert CALLS == []
 
 
-def test_a_disk_that_is_full_loses_nothing(two, tmp_path, monkeypatch, caplog):
-    whole = evaluate(two, methods=OWN, **QUICK)
+def test_a_disk_that_is_full_loses_nothing(two, own_kept, tmp_path, monkeypatch, caplog):
+    whole, _ = own_kept
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -421,9 +449,8 @@ def test_another_end_in_a_method_stays_that_end(two):
     assert caught.value.code == 3
 
 
-def test_a_graph_that_is_there_already_counts(two, tmp_path):
-    base = {"methods": {"noise": noise}, "runs_dir": tmp_path, **QUICK}
-    evaluate(two, **base)
+def test_a_graph_that_is_there_already_counts(two, one, tmp_path):
+    base = {"runs_dir": tmp_path, **ONE}
     STGCHB.setup_anndata(two, slice_key="slice")
     assert evaluate(two, **base).runs["taken"] == 0
     assert evaluate(two, **base).runs["made"] == 0
