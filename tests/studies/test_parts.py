@@ -20,8 +20,8 @@ def test_each_variant_is_asked_for_retrieval_alone_and_for_the_whole(tissue, sho
     adata = tissue[tissue.obs["slice"] != "S3"].copy()
     names = ["default", "GraphSAGE, both branches"]
     plain = Tissue("drawn", "slice", lambda data: [])
-    found = study.scores(adata, plain, names, n_top_genes=15, seeds=[0, 1], device="cpu")
-    assert len(found) == 2 * 2 * 2 * 2
+    found = study.scores(adata, plain, names, n_top_genes=15, seeds=[0], device="cpu")
+    assert len(found) == 2 * 2 * 2
     assert set(found["part"]) == set(names)
     measured = found.set_index(["fold", "seed", "part", "read_out"])["AG"]
     assert not measured.unstack("read_out").nunique(axis=1).eq(1).any(), "both read-outs give the same"
