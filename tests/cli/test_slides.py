@@ -103,7 +103,7 @@ def test_slices_are_written_for_qupath(model, image, slides, tmp_path):
 def test_a_store_keeps_its_spots_unless_a_grid_is_asked_for(model, store, tmp_path):
     sdata = st_gchb.pp.tile_tissue(SpatialData.read(store), um_per_px=1.0, spacing_um=120, name="spots")
     sdata.write(tmp_path / "spots.zarr")
-    for options, spacing in (([], 120), (["--spacing", "60um"], 60)):
+    for options, spacing in (([], 120), (["--spacing", "90um"], 90)):
         out = tmp_path / f"out{spacing}"
         where = ["--slide", tmp_path / "spots.zarr", "--um-per-px", "1", *options, "--out", out]
         assert main(["predict", "--model", str(model), *map(str, where)]) == 0
