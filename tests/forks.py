@@ -8,7 +8,6 @@ libraries are imported, need ``subprocess``.
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -29,23 +28,14 @@ from trainings import SMALL_TEXTURE_PX, set_texture_patches
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-LIBRARIES = ["scvi.train", "spatialdata", "squidpy", "torch_geometric.nn", "torchvision"]
-"""Libraries that take seconds to import."""
-
-
 def fork_context() -> ForkServerContext:
     """Return the context of multiprocessing whose processes find the libraries and most of the package imported."""
-    from st_gchb.cli import main
-    from st_gchb.cohort import predict_slides
-    from st_gchb.evaluate import evaluate
-    from st_gchb.model import STGCHB
-    from st_gchb.pp import embed_patches, spatial_graph
-
-    used: list[Any] = [main, predict_slides, evaluate, STGCHB, embed_patches, spatial_graph]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES + [one.__module__ for one in used])
+    context.set_forkserver_preload(["preloaded"])
     # dask names other modules to import, which counts only before the server runs.
-    forkserver.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     return context
 
 
@@ -120,9 +110,7 @@ class ForkServer:
 def become(job: dict[str, Any]) -> None:
     """Run the program of a job in this process."""
     # multiprocessing passes over what cannot be imported and says nothing.
-    assert sys.modules.keys() >= set(LIBRARIES)
-    # Programs need not pass over the libraries in search of garbage.
-    gc.freeze()
+    assert "preloaded" in sys.modules
     warnings.simplefilter("ignore")
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
