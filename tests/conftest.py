@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pandas as pd
 import pytest
 from anndata import AnnData
@@ -37,6 +38,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
 # training. It takes this function from here when it is imported.
 vars(importlib.metadata)["entry_points"] = functools.cache(importlib.metadata.entry_points)
+
+# How long an example takes is a matter of what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 FORKING = {"programs", "forked_workers"}
 """Fixtures that need a process that imports the libraries, which each process that runs tests has for itself."""
