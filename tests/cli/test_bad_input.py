@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import anndata
 import numpy as np
 import pytest
@@ -18,6 +22,39 @@ def test_data_that_are_not_there(refused, model, tmp_path, command):
     options = ["--model", model] if command == "predict" else TEXTURE
     said = refused(command, "--data", tmp_path / "no.h5ad", *options, "--out", tmp_path / "out")
     assert "no.h5ad" in said
+    assert not (tmp_path / "out").exists()
+
+
+MISSING = {
+    "model": ["predict", "--model", "no", "--slide", "a.png", "--out", "out"],
+    "slide": ["predict", "--model", ".", "--slide", "no", "--out", "out"],
+    "roi": ["predict", "--model", ".", "--slide", "a.png", "--roi", "no", "--out", "out"],
+    "samples": ["predict-many", "--model", ".", "--samples", "no", "--out", "out"],
+    "prediction": ["report", "--prediction", "no", "--out", "out"],
+    "data": ["train", "--data", "a.png", "no/", "nowhere/no", "--out", "out"],
+}
+PROGRAM = """
+import json, sys
+from st_gchb.cli import main
+for command in json.loads(sys.argv[1]):
+    assert main(command) == 2
+imported = {"torch", "anndata", "scvi", "dask"} & set(sys.modules)
+assert not imported, imported
+"""
+
+
+def test_what_is_not_there_is_told_at_once(tmp_path):
+    """Before the libraries are imported that would read it."""
+    (tmp_path / "a.png").write_bytes(b"")
+    commands = json.dumps(list(MISSING.values()))
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, commands], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    paths = {"data": "nowhere/no"}
+    for (name, _), line in zip(MISSING.items(), ran.stderr.splitlines(), strict=True):
+        told = f"st-gchb: error: --{name} {paths.get(name, 'no')}: there is no such file or folder."
+        assert line.removesuffix(" Pass the folder that st-gchb train or model.save wrote.") == told
     assert not (tmp_path / "out").exists()
 
 

@@ -374,6 +374,7 @@ def test_quiet_says_nothing_but_the_answer(model, slides, tmp_path, capsys):
 def test_as_a_process(model, tmp_path):
     """One line on stderr and status 2, with all that importing the libraries would say."""
     command = [sys.executable, "-c", "import sys; from st_gchb.cli import main; sys.exit(main())"]
+    (tmp_path / "no.h5ad").write_text("no table")
     command += ["predict", "--model", model, "--data", tmp_path / "no.h5ad", "--out", tmp_path / "out"]
     ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert ran.returncode == 2

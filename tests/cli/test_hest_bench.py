@@ -64,7 +64,7 @@ def test_the_default_methods(bench, tmp_path, capsys):
         (["--tasks", "SKCM"], r"tasks ['SKCM'] are not there; found ['IDC', 'PAAD']"),
         (["--methods", "magic"], "Unknown methods ['magic']"),
         (["--patch-um", "300"], "expected no more than the 112 µm"),
-        (["--data", "nowhere"], "nowhere: there is no such folder"),
+        (["--data", "nowhere"], "nowhere: there is no such file or folder"),
         (["--seeds", "0"], "0 seeds"),
     ],
 )

@@ -199,11 +199,9 @@ def read_slides(path: Path, slices: list[str] | None, slice_key: str) -> AnnData
 
     Raises
     ------
-    MissingFileError, InputError
-        The path does not exist or holds no such data, or a requested slice is not in it.
+    InputError
+        The path holds no such data, or a requested slice is not in it.
     """
-    if not path.exists():
-        raise MissingFileError(f"--data {path}: there is no such file or folder.")
     if path.is_dir() and path.suffix != ".zarr":
         from st_gchb.datasets import her2st
 
@@ -268,6 +266,29 @@ def options_of(arguments: argparse.Namespace) -> dict[str, str]:
 def torch_device(arguments: argparse.Namespace) -> Device:
     """Return torch's name of the device."""
     return DEVICES[arguments.device]
+
+
+_INPUTS = {"model": " Pass the folder that st-gchb train or model.save wrote."} | dict.fromkeys(
+    ("data", "samples", "slide", "roi", "prediction"), ""
+)
+"""Options that name what is read, each with advice."""
+
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    """Validate that what is to be read is there, before libraries are imported for seconds to read it.
+
+    Raises
+    ------
+    MissingFileError
+        The message names the option and the path.
+    """
+    for name, advice in _INPUTS.items():
+        given = getattr(arguments, name, None)
+        for path in given if isinstance(given, list) else [] if given is None else [given]:
+            # A section of a cohort is named by its folder and its name.
+            is_section = name == "data" and "samples" in arguments and _is_section(path)
+            if not path.exists() and not is_section:
+                raise MissingFileError(f"--{name} {path}: there is no such file or folder.{advice}")
 
 
 def check_machine(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from st_gchb._errors import STGCHBError
 from st_gchb._settings import settings
 from st_gchb._signals import Stopped, check_stopped, stoppable
 from st_gchb.cli import _demo, _evaluate, _hest_bench, _predict, _predict_many, _report, _train
-from st_gchb.cli._arguments import check_machine, options_of
+from st_gchb.cli._arguments import check_inputs, check_machine, options_of
 
 _FOR_DEVELOPERS = (DeprecationWarning, FutureWarning, SyntaxWarning)
 """Warnings of other libraries for developers, which would bury the command's own output."""
@@ -61,6 +61,7 @@ def _show_to_user(show: Callable[..., None], message: Warning | str, category: t
 def _run(arguments: argparse.Namespace) -> int:
     """Run a sub-command and turn its outcome into an exit status."""
     try:
+        check_inputs(arguments)
         check_machine(arguments)
         with entered(EntryPoint("st-gchb", options_of(arguments))):
             status = arguments.run(arguments)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_gchb._compat import import_dask_without_numba
-from st_gchb._errors import InputError, MissingFileError
+from st_gchb._errors import InputError
 from st_gchb.cli._arguments import (
     OneOrSeveral,
     add_tiles,
@@ -84,8 +84,8 @@ def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, di
 
     Raises
     ------
-    InputError, MissingFileError
-        The query does not exist or cannot be read, or an option does not apply to it.
+    InputError
+        The query cannot be read, or an option does not apply to it.
     """
     if arguments.slide is None:
         _refuse_grid(arguments, "--data")
@@ -123,8 +123,8 @@ def read_areas(path: Path) -> list[Any]:
 
     Raises
     ------
-    MissingFileError, InputError
-        The file does not exist, is not GeoJSON, or holds no polygon.
+    InputError
+        The file is not GeoJSON, or holds no polygon.
     """
     from st_gchb.io import read_geojson
 
@@ -138,8 +138,6 @@ def read_areas(path: Path) -> list[Any]:
 
 def _read_data(arguments: argparse.Namespace) -> Any:
     path = arguments.data
-    if not path.exists():
-        raise MissingFileError(f"--data {path}: there is no such file or folder.")
     if path.suffix == ".zarr":
         from st_gchb import io
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_gchb._errors import InputError, MissingFileError
+from st_gchb._errors import InputError
 from st_gchb.cli._arguments import new_command
 
 if TYPE_CHECKING:
@@ -75,11 +75,9 @@ def read_prediction(path: Path) -> AnnData | SpatialData:
 
     Raises
     ------
-    MissingFileError, InputError
-        There is no such file, or it cannot be read.
+    InputError
+        The file cannot be read.
     """
-    if not path.exists():
-        raise MissingFileError(f"--prediction {path}: there is no such file.")
     from st_gchb.io import load_anndata, read_section
 
     if path.suffix == ".zarr" and (path / "tables").is_dir():
