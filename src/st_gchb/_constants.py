@@ -59,6 +59,9 @@ VISIUM_PITCH_UM: Final = 100.0
 DEFAULT_PATCH_UM: Final = (80.0, 150.0, 300.0)
 """Sides of the patches of a spot, µm."""
 
+DEFAULT_SPACING_UM: Final = 100.0
+"""Distance between grid positions on a slide without spots, µm."""
+
 HEST_PATCH_UM: Final = 112.0
 """Side of the patches of HEST-1k and HEST-Bench, µm: 224 px of 0.5 µm."""
 

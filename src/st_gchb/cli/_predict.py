@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_gchb._compat import import_dask_without_numba
+from st_gchb._constants import DEFAULT_SPACING_UM
 from st_gchb._errors import InputError
 from st_gchb.cli._arguments import (
     OneOrSeveral,
@@ -18,8 +18,6 @@ from st_gchb.cli._arguments import (
     take_slices,
     torch_device,
 )
-from st_gchb.cohort import SPACING_UM, read_query as read_slide
-from st_gchb.io import um_per_unit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +49,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         type=spacing_um,
         metavar="LENGTH",
         help="lay positions this far apart, such as 100um or 0.05mm, on the tissue (default: the slide's own spots; "
-        f"{SPACING_UM:g}um where it has none)",
+        f"{DEFAULT_SPACING_UM:g}um where it has none)",
     )
     grid.add_argument(
         "--roi", type=Path, metavar="GEOJSON", help="polygons in full-resolution px, as QuPath exports them"
@@ -72,6 +70,8 @@ def spacing_um(text: str) -> float:
     >>> spacing_um("100um"), spacing_um("0.05 mm"), spacing_um("25")
     (100.0, 50.0, 25.0)
     """
+    from st_gchb.io import um_per_unit
+
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([^\W\d]*)\s*", text)
     um = um_per_unit(match.group(2) or "um") if match else None
     if match is None or um is None or float(match.group(1)) <= 0:
@@ -94,7 +94,9 @@ def read_query(arguments: argparse.Namespace) -> tuple[AnnData | SpatialData, di
         raise InputError("--image: --slide names the image already. Leave one of them out.")
     from anndata import AnnData
 
-    query, where = read_slide(
+    from st_gchb import cohort
+
+    query, where = cohort.read_query(
         arguments.slide,
         image=arguments.image,
         um_per_px=arguments.um_per_px,
@@ -176,6 +178,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predict, write the results and draw the chosen genes."""
+    from st_gchb._compat import import_dask_without_numba
+
     import_dask_without_numba()
     from anndata import AnnData
 

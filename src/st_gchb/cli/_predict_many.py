@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_gchb._compat import import_dask_without_numba
 from st_gchb._errors import ClusterError, InputError, MissingFileError
 from st_gchb.cli._arguments import OneOrSeveral, add_tiles, new_command, torch_device
 from st_gchb.cli._predict import spacing_um
@@ -70,6 +69,8 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict all slides; return 1 if some of them failed, else 0."""
+    from st_gchb._compat import import_dask_without_numba
+
     import_dask_without_numba()
     from st_gchb.cohort import predict_slides
 

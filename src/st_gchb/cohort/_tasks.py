@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from st_gchb._artifacts import write_whole
-from st_gchb._constants import Keys
+from st_gchb._constants import DEFAULT_SPACING_UM, Keys
 from st_gchb._errors import InputError, MissingFileError, ModelFileError
 from st_gchb._options import is_default
 from st_gchb.cohort._manifest import Slide
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from st_gchb.model import Predictor
     from st_gchb.pp import Encoder, FeatureSet, Resolved
     from st_gchb.pp.patches import FeatureOptions
-
-SPACING_UM = 100.0
-"""Default distance between grid positions on a slide without spots, µm."""
 
 _GRID = "grid"
 """Name of the grid positions that are added to a SpatialData."""
@@ -74,7 +71,7 @@ def read_query(
 
     if not os.path.exists(path):
         raise MissingFileError(f"{path}: there is no such file or folder.")
-    laid = {"spacing_um": spacing_um or SPACING_UM, "roi": roi, **grid}
+    laid = {"spacing_um": spacing_um or DEFAULT_SPACING_UM, "roi": roi, **grid}
     if path.is_file() and path.suffix != ".h5ad":
         if image is not None:
             raise InputError(f"image={image!r}: {path.name} is an image already. Leave one of them out.")
