@@ -114,7 +114,7 @@ def checked(
         and those of a class that have a default. ``inspect.signature``, and with it ``help`` and completion, shows
         them in place of ``**keywords``.
     decided
-        Arguments of these receivers whose values the function itself sets, so that they are not among its own.
+        Of these keywords, those that the function sets itself, and so does not accept.
     apart
         Arguments whose meaning differs from that of the same name elsewhere in the package; advice does not name them.
 

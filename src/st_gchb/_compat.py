@@ -150,10 +150,10 @@ def fold_batch_norm(module: Any) -> Any:
     return fuse(module)
 
 
-def cpu_has_units(precision: str) -> bool:
-    """Tell whether the CPU has units for a half precision, ``"bfloat16"`` or ``"float16"``.
+def cpu_supports(precision: str) -> bool:
+    """Return whether the CPU computes in a half precision, ``"bfloat16"`` or ``"float16"``, in hardware.
 
-    Without them, torch converts each number on its own. Where torch does not say, the answer is yes.
+    Otherwise torch emulates it, which is slow. Where torch does not tell, the answer is True.
     """
     import torch
 

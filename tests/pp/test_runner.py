@@ -8,7 +8,7 @@ import torch
 from anndata import AnnData
 from torch import nn
 
-from st_gchb._compat import cpu_has_units
+from st_gchb._compat import cpu_supports
 from st_gchb._errors import EncoderError
 from st_gchb.pp import FeatureSet, FeatureSpec, embed_patches, embed_patches_like, get_encoder
 from st_gchb.pp.encoders import EncoderRunner, EncodingOptions
@@ -154,31 +154,32 @@ def test_half_precision_is_part_of_the_rule_and_kept_apart_in_the_cache(tmp_path
     np.testing.assert_array_equal(spots["query"].obsm["X_patch"], half)
 
 
-@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("supported", [True, False])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_half_precision_without_units_for_it_is_told_once(precision, units, monkeypatch, caplog):
-    monkeypatch.setattr("st_gchb.pp.patches._embed_slices.cpu_has_units", lambda _: units)
+def test_half_precision_that_the_cpu_emulates_is_told_once(precision, supported, monkeypatch, caplog):
+    monkeypatch.setattr("st_gchb.pp.patches._embed_slices.cpu_supports", lambda _: supported)
     pixels = RNG.integers(0, 256, (300, 300, 3), dtype=np.uint8)
     options = {"image": pixels, "um_per_px": 1.0, "cache": False, "device": "cpu"}
     spots = [AnnData(obsm={"spatial": np.array([[100.0, 100.0]])}) for _ in range(2)]
     embed_patches(spots[0], encoder="texture", precision=precision, patch_um=(50.0, 80.0), n_views=1, **options)
-    asked = [record.getMessage() for record in caplog.records if "units" in record.getMessage()]
+    asked = [record.getMessage() for record in caplog.records if "in hardware" in record.getMessage()]
     embed_patches_like(spots[1], FeatureSet.from_uns(spots[0].uns["X_patch"]), **options)
-    followed = [record.getMessage() for record in caplog.records if "units" in record.getMessage()][len(asked) :]
-    if units or precision == "float32":
+    followed = [record.getMessage() for record in caplog.records if "in hardware" in record.getMessage()][len(asked) :]
+    if supported or precision == "float32":
         assert not asked + followed
         return
     (asked,), (followed,) = asked, followed
-    told = f"This CPU has no units for {precision}, so encoding can take more than ten times as long as in float32. "
+    told = f"This CPU does not support {precision} in hardware: "
+    told += "encoding can take more than ten times as long as in float32. "
     assert asked == told + "Pass precision='float32'."
     assert followed == told + "Encode on another machine, or make the reference's features anew in float32."
 
 
-def test_the_processor_is_asked_for_its_units(monkeypatch):
+def test_the_processor_is_asked(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
-    assert cpu_has_units("bfloat16")
-    assert not cpu_has_units("float16")
+    assert cpu_supports("bfloat16")
+    assert not cpu_supports("float16")
 
 
 def test_what_is_compiled_sees_one_shape(monkeypatch):

@@ -116,8 +116,8 @@ def embed_patches(
         ``"auto"``, or the name of a torch device, such as ``"cpu"`` or ``"cuda:0"``.
     precision
         ``"bfloat16"`` or ``"float16"``: compute convolutions and matrix products in half precision. It is part of the
-        specification, so that queries are encoded alike. On CPUs with bfloat16 units it takes a third of the time;
-        float16 is for GPUs.
+        specification, so that queries are encoded alike. On CPUs that support bfloat16 in hardware it takes a third of
+        the time; float16 is for GPUs.
     compiled
         Compile the encoder with :func:`torch.compile`, which takes seconds to a minute and pays off for several
         thousand patches or more. On a CPU it needs a C++ compiler.

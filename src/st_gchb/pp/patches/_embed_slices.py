@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from st_gchb._advice import Fix, advise
-from st_gchb._compat import cpu_has_units
+from st_gchb._compat import cpu_supports
 from st_gchb._errors import DamageError, EncoderError
 from st_gchb._logging import logger, track
 from st_gchb._options import OnDamage
@@ -284,12 +284,12 @@ def _batches(
 
 
 def _warn_of_precision(options: EncodingOptions) -> None:
-    """Say that half precision costs time where it is meant to spare some."""
+    """Warn if the CPU only emulates the half precision, which is then slower than float32."""
     precision = options.precision
-    if precision == "float32" or options.device.type != "cpu" or cpu_has_units(precision):
+    if precision == "float32" or options.device.type != "cpu" or cpu_supports(precision):
         return
     logger.warning(
-        "This CPU has no units for %s, so encoding can take more than ten times as long as in float32. %s",
+        "This CPU does not support %s in hardware: encoding can take more than ten times as long as in float32. %s",
         precision,
         advise(
             Fix("precision", "'float32'"),
