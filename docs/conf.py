@@ -20,7 +20,7 @@ from sphinx_autodoc_typehints import format_annotation
 
 HERE = Path(__file__).parent
 LONGEST_WHOLE_CELL = len("0.1234 ± 0.1234")
-MANY_COLUMNS = 7
+MANY_COLUMNS = 6
 
 # Of Python code that is not ours, and said once a function.
 warnings.filterwarnings("ignore", category=DeprecationWarning)
