@@ -30,8 +30,8 @@ def shrink_patches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "torchvision_backbone", lambda *options: replace(build(*options), input_px=64))
 
 
-SMALL_TEXTURE_PX = 56
-"""Side of the patches that the texture encoder takes in the tests, px: a quarter of its own 112 x 112."""
+SMALL_TEXTURE_PX = 40
+"""Side of the patches that the texture encoder takes in the tests, px: an eighth of the area of its own 112 x 112."""
 
 
 def set_texture_patches(patch: pytest.MonkeyPatch, side: int | None = None) -> None:

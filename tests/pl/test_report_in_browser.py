@@ -53,9 +53,9 @@ def folder(pred: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page:
-    """A page that is open; whatever it says on the console, asks of others or throws is kept."""
+    """A tab of the browser, for one page after the other: what a page says, asks of others or throws is kept."""
 
-    def __init__(self, browser: Any, folder: Path, *, scale: float = 1.0) -> None:
+    def __init__(self, browser: Any, *, scale: float = 1.0) -> None:
         size = {"width": 1200, "height": 800}
         self.tab = browser.new_page(viewport=size, device_scale_factor=scale)
         self.tab.set_default_timeout(WAIT_MS)
@@ -65,8 +65,16 @@ class Page:
         self.tab.on("pageerror", lambda error: self.said.append(f"thrown: {error}"))
         self.tab.on("dialog", lambda dialog: (self.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.tab.on("request", lambda request: self.asked.append(request.url))
+
+    def open(self, folder: Path) -> Page:
+        """Load a page; of the one before, nothing is left but the process that shows it, which takes long to start."""
+        self.tab.mouse.move(0, 0)
+        self.tab.goto("about:blank")
+        self.said.clear()
+        self.asked.clear()
         self.tab.goto(f"file://{folder}/index.html")
         self.settled()
+        return self
 
     def run(self, script: str, argument: Any = None) -> Any:
         return self.tab.evaluate(script, argument)
@@ -120,11 +128,15 @@ class Page:
         return self.tab.locator(selector).inner_text()
 
 
+@pytest.fixture(scope="module")
+def tab(chromium: Any) -> Page:
+    return Page(chromium)
+
+
 @pytest.fixture
-def page(chromium: Any, folder: Path) -> Iterator[Page]:
-    opened = Page(chromium, folder)
+def page(tab: Page, folder: Path) -> Iterator[Page]:
+    opened = tab.open(folder)
     yield opened
-    opened.tab.close()
     assert opened.said == []
     assert {url.split(":")[0] for url in opened.asked} <= {"file", "data", "blob"}
 
@@ -221,7 +233,7 @@ def test_color_maps_and_their_legend(page, pred):
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_the_slide_lies_under_its_spots_at_any_zoom(chromium, folder, pred, scale):
     """Colors of the drawn slide rise with its coordinates, so that a picture tells which place is where."""
-    page = Page(chromium, folder, scale=scale)
+    page = Page(chromium, scale=scale).open(folder)
     page.set_slider("opacity", 0)
     page.tab.get_by_label("Outline spots unlike the reference").uncheck()
     for _ in range(2):
@@ -326,24 +338,23 @@ def test_a_click_chooses_a_spot_and_a_hidden_one_is_given_up(page, pred):
     assert page.text("#spot").startswith("Point at a spot")
 
 
-def test_a_slide_unlike_the_reference_is_told_first(chromium, tmp_path):
+def test_a_slide_unlike_the_reference_is_told_first(tab, tmp_path):
     pred = prediction()
     pred.uns["st_gchb"]["stain"]["in_range"] = False
     pred.uns["st_gchb"]["stain"]["verdict"] = "unlike any reference slide"
     pred.obs["st_gchb_outlier"] = True
-    page = Page(chromium, report(pred, tmp_path / "page", "ERBB2").parent)
+    page = tab.open(report(pred, tmp_path / "page", "ERBB2").parent)
     assert page.text("#verdict") == "This slide: unlike any reference slide."
     assert not page.tab.locator("#outlier").is_checked()
-    page.tab.close()
 
 
-def test_a_prediction_with_less_shows_less(chromium, tmp_path):
+def test_a_prediction_with_less_shows_less(tab, tmp_path):
     pred = prediction(um_per_px=None)
     del pred.uns["st_gchb"], pred.obs["st_gchb_confidence"], pred.obs["st_gchb_outlier"]
     del pred.var["st_gchb_expected_pcc"], pred.uns["spatial"]["S1"]["scalefactors"]["spot_diameter_fullres"]
     pred.layers["st_gchb"][:, 0] = np.nan
     pred.layers["st_gchb"][:, 2] = 1.5
-    page = Page(chromium, report(pred, tmp_path / "page").parent)
+    page = tab.open(report(pred, tmp_path / "page").parent)
     hidden = ("#confidence-setting", "#outlier-setting", "#scale-bar", "#verdict")
     assert [page.tab.locator(one).is_visible() for one in hidden] == [False] * 4
     page.choose("ERBB2")
@@ -353,14 +364,13 @@ def test_a_prediction_with_less_shows_less(chromium, tmp_path):
     assert page.colors_at_spots()[:, 3].min() > 0
     assert page.point_at(3).split("\n") == [pred.obs_names[3], "CD74 1.500"]
     assert "none is stored" in page.tab.locator("#provenance").text_content()
-    page.tab.close()
     assert page.said == []
 
 
-def test_a_page_whose_folder_is_incomplete_says_so(chromium, tmp_path):
+def test_a_page_whose_folder_is_incomplete_says_so(tab, tmp_path):
     folder = report(prediction(), tmp_path / "page").parent
     (folder / "data" / "genes" / "2.js").unlink()
-    page = Page(chromium, folder)
+    page = tab.open(folder)
     page.tab.get_by_role("combobox", name="Search a gene").fill("CD74")
     page.tab.keyboard.press("Enter")
     page.tab.wait_for_selector("#problem:visible")
@@ -368,4 +378,3 @@ def test_a_page_whose_folder_is_incomplete_says_so(chromium, tmp_path):
     page.tab.get_by_role("combobox", name="Search a gene").fill("ERBB2")
     page.tab.keyboard.press("Enter")
     page.tab.wait_for_selector("#problem", state="hidden")
-    page.tab.close()
