@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,7 +174,7 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
     earlier = read_earlier(arguments.earlier, name, settings)
     for method, seconds in earlier.seconds.items():
         if method not in times_of(folder).index:
-            note_time(folder, method, seconds, 0, size)
+            note_time(folder, method, seconds, 0, size, in_part=method in earlier.in_part)
     results: list[Evaluation] = []
     for number, method in enumerate(methods):
         missing = [seed for seed in range(n_seeds) if seed not in earlier.seeds(method)]
@@ -183,14 +183,15 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
         if not missing:
             continue
         print(f"{one.title}: {method}, {number + 1} of {len(methods)}{remaining(folder, methods[number:])}", flush=True)
-        start = time.process_time()
+        start, begun = time.process_time(), {path.parent for path in folder.glob("*.checkpoints/*.checkpoint")}
         made = {method: variant(method, arguments.weights)} if method in VARIANTS else [method]
         kept: dict[str, Any] = {"seeds": missing, "runs_dir": folder, "keep_predictions": True}
         results.append(_evaluated(adata, one, made, **options, **kept))
         count = results[-1].runs
         if count["made"]:
             seconds = (time.process_time() - start) / count["made"]
-            note_time(folder, method, seconds, count["made"] + count["taken"], size)
+            resumed = any(path.with_suffix(".json").is_file() for path in begun)
+            note_time(folder, method, seconds, count["made"] + count["taken"], size, in_part=resumed)
     taken = earlier.scores[earlier.scores["method"].isin(methods) & (earlier.scores["seed"] < n_seeds)]
     scores = pd.concat([taken, *(with_markers(result, markers) for result in results)], ignore_index=True)
     scores = scores.astype({"seed": int})
@@ -199,9 +200,11 @@ def run_experiment(name: str, one: Experiment, arguments: argparse.Namespace, un
     left_out = {
         method: extrapolated(arguments.runs, method, size) for method in methods if method not in set(scores["method"])
     }
+    times = times_of(folder)
     record = {
         "settings": settings | {"methods": list(dict.fromkeys(scores["method"])), "seeds": sorted(set(scores["seed"]))},
-        "cpu_seconds": times_of(folder)["seconds"].round(1).to_dict(),
+        "cpu_seconds": times["seconds"].round(1).to_dict(),
+        "in_part": list(times.index[times["in_part"]]),
         **machine_and_versions(),
     }
     if len(taken):
@@ -254,12 +257,17 @@ def common_markers(one: Experiment, panels: pd.DataFrame, adata: AnnData) -> lis
 
 
 def times_of(folder: Path) -> pd.DataFrame:
-    """Read the CPU seconds of a run, the number of runs and the size, of each method made below a folder."""
+    """Read the CPU seconds of a run, the number of runs and the size, of each method made below a folder.
+
+    Seconds are ``in_part`` where a run went on from its checkpoint: what came before it is not known.
+    """
     path = folder / "times.csv"
     empty = pd.DataFrame({"method": [], "seconds": [], "runs": [], **{name: [] for name in Size._fields}})
+    empty["in_part"] = np.zeros(0, dtype=bool)
     known = (pd.read_csv(path) if path.is_file() else empty).set_index("method")
     # Earlier files lack it; most data sets have one slice to train on.
     known["slice_spots"] = known.get("slice_spots", known["spots"])
+    known["in_part"] = known.get("in_part", False)
     return known[list(empty)[1:]]
 
 
@@ -269,10 +277,10 @@ def kept_runs(folder: Path, method: str) -> int:
     return int(known["runs"][method]) if method in known.index else 0
 
 
-def note_time(folder: Path, method: str, seconds: float, runs: int, size: Size) -> None:
-    """Note the CPU seconds that a run of a method took, how many are there, and the size of one."""
+def note_time(folder: Path, method: str, seconds: float, runs: int, size: Size, *, in_part: bool = False) -> None:
+    """Note the CPU seconds that a run of a method took, or a part of it, how many are there, and the size of one."""
     known = times_of(folder)
-    known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), *size]
+    known.loc[method] = [seconds, max(runs, kept_runs(folder, method)), *size, in_part]
     write_csv(known.astype({"runs": int}).reset_index(), folder / "times.csv")
 
 
@@ -317,12 +325,15 @@ class Earlier:
         One row per fold, method and seed; empty if there are none.
     seconds
         CPU seconds of a run by method.
+    in_part
+        Methods of which these are the seconds of a part.
     made_with
         Machine and versions of that call, and of those from which it took rows itself.
     """
 
     scores: pd.DataFrame
     seconds: Mapping[str, float]
+    in_part: Collection[str]
     made_with: Mapping[str, Any]
 
     def seeds(self, method: str) -> set[int]:
@@ -348,7 +359,7 @@ def read_earlier(folder: Path | None, name: str, settings: Mapping[str, Any]) ->
         The settings differ; the message names those that do.
     """
     if folder is None or not (folder / f"{name}.csv").is_file():
-        return Earlier(pd.DataFrame({key: [] for key in _SCORES}), {}, {})
+        return Earlier(pd.DataFrame({key: [] for key in _SCORES}), {}, (), {})
     record = read_json(folder / f"{name}.json")
     before, now = _comparable(record["settings"]), _comparable(settings)
     differing = sorted(key for key in {*before, *now} - {*_OF_A_CALL} if before.get(key) != now.get(key))
@@ -360,7 +371,7 @@ def read_earlier(folder: Path | None, name: str, settings: Mapping[str, Any]) ->
     made_with = {key: record[key] for key in ("versions", "machine", "rows_taken_from") if key in record}
     # By default, the last digits are lost.
     scores = pd.read_csv(folder / f"{name}.csv", float_precision="round_trip").astype({"seed": int})
-    return Earlier(scores, record.get("cpu_seconds", {}), made_with)
+    return Earlier(scores, record.get("cpu_seconds", {}), record.get("in_part", ()), made_with)
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -382,7 +393,8 @@ def write_experiment(
     arguments: argparse.Namespace,
 ) -> list[Path]:
     """Write tables 1 and 2, all scores, and the settings."""
-    minutes = times_of(arguments.runs / name)["seconds"] / 60
+    times = times_of(arguments.runs / name)
+    took = {method: f"{'over ' * row.in_part}{row.seconds / 60:.1f}" for method, row in times.iterrows()}
     settings = record["settings"]
     caption = (
         f"{one.title}; held out: {', '.join(settings['folds'])}; at most {arguments.n_top_genes} genes. MG: "
@@ -397,7 +409,7 @@ def write_experiment(
         write_csv(rows, arguments.out / f"{name}.csv"),
         *(
             write_text(
-                f"{caption}\n\n{table(scores, methods, columns, minutes, left_out, one)}",
+                f"{caption}\n\n{table(scores, methods, columns, took, left_out, one)}",
                 arguments.out / f"{name}_{number}.md",
             )
             for number, methods, columns in ((1, first, ("MG", "HVG", "HEG")), (2, second, tuple(COLUMNS)))
@@ -456,7 +468,7 @@ def table(
     scores: pd.DataFrame,
     methods: Sequence[str],
     columns: Sequence[str],
-    minutes: Mapping[str, float],
+    took: Mapping[str, str],
     left_out: Mapping[str, float],
     one: Experiment,
 ) -> str:
@@ -470,8 +482,8 @@ def table(
         Methods in the order of the rows.
     columns
         Measures by the paper's names.
-    minutes
-        CPU minutes of a run, of the methods of which they are known.
+    took
+        CPU minutes of a run in words, of the methods of which they are known.
     left_out
         CPU seconds that a run of each method that was not run would take; NaN where nothing is known.
     one
@@ -488,13 +500,12 @@ def table(
         name = f"{'simulated: ' * one.simulated}{method}"
         if method in left_out:
             cost = left_out[method] / 60
-            took = "" if math.isnan(cost) else f"about {cost:.{int(cost < 1)}f}"
-            lines.append(f"| {name} | not run |" + " |" * len(measured) + f" {took} |")
+            told = "" if math.isnan(cost) else f"about {cost:.{int(cost < 1)}f}"
+            lines.append(f"| {name} | not run |" + " |" * len(measured) + f" {told} |")
             continue
         own = by_seed.loc[method]
         cells = [dlpfc.cell(own[key].mean(), own[key].std(), 0 if ">" in key else 3) for key in measured.values()]
-        took = f"{minutes[method]:.1f}" if method in minutes else ""
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(own)} | {took} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(own)} | {took.get(method, '')} |")
     return "\n".join(lines)
 
 

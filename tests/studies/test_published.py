@@ -63,6 +63,27 @@ def test_without_time_only_what_is_kept_is_in_the_tables(tissue, tmp_path, capsy
     assert "\n| st-net | not run | | | |  |" in (tmp_path / "out/two_1.md").read_text(encoding="utf-8")
 
 
+def test_the_time_of_a_run_that_went_on_from_a_checkpoint_is_told_as_a_part(tissue, tmp_path):
+    def told(folder):
+        lines = (tmp_path / folder / "two_1.md").read_text(encoding="utf-8").splitlines()
+        return lines[-1].split(" | ")[-1], read_json(tmp_path / folder / "two.json")["in_part"]
+
+    assert call(tmp_path) == 0
+    # A folder without a checkpoint is left by a run that was stopped before its first one.
+    for method, file in (("bleep", "network.checkpoint"), ("ridge", "none.txt")):
+        run = next((tmp_path / "runs/two").glob(f"*-{method}-*.json"))
+        run.unlink()
+        run.with_suffix(".checkpoints").mkdir()
+        (run.with_suffix(".checkpoints") / file).touch()
+    assert call(tmp_path) == 0
+    time, in_part = told("out")
+    assert time.startswith("over 0.")
+    assert in_part == ["bleep"]
+    where = {"runs": "others", "earlier": "out", "out": "taken"}
+    assert call(tmp_path, *(word for name, path in where.items() for word in (f"--{name}", tmp_path / path))) == 0
+    assert told("taken") == (time, in_part)
+
+
 def test_rows_of_an_earlier_call_are_taken(tissue, tmp_path, capsys):
     assert call(tmp_path, "--methods", "bleep", "--seeds", 1) == 0
     before = pd.read_csv(tmp_path / "out/two.csv")
@@ -146,7 +167,7 @@ def test_simulated_tissue_says_so_in_every_row():
     scores = pd.DataFrame({"method": ["ridge", "bleep"], "seed": 0, "MG": np.nan, "HVG": 0.25, "HEG": 0.5})
     drawn = study.Experiment("drawn", lambda given: None, (), 1, (), simulated=True)
     methods = ["ridge", "bleep", "paper"]
-    lines = study.table(scores, methods, ("MG", "HVG", "HEG"), {"ridge": 1.5}, {"paper": 2400.0}, drawn).splitlines()
+    lines = study.table(scores, methods, ("MG", "HVG", "HEG"), {"ridge": "1.5"}, {"paper": 2400.0}, drawn).splitlines()
     assert lines[0] == "| simulated | MG | HVG | HEG | seeds | CPU min a run |"
     assert lines[2:] == [
         "| simulated: ridge |  | 0.250 | 0.500 | 1 | 1.5 |",
