@@ -67,7 +67,7 @@ class Page:
         self.tab.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, folder: Path) -> Page:
-        """Load a page; of the one before, nothing is left but the process that shows it, which takes long to start."""
+        """Load a page in place of the one before. The process of the tab, which takes long to start, is kept."""
         self.tab.mouse.move(0, 0)
         self.tab.goto("about:blank")
         self.said.clear()
