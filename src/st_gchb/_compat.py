@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib
 import lzma
+import os
 import struct
 import sys
 import zlib
@@ -120,6 +121,47 @@ def history_logger() -> Any:
     logger = SimpleLogger()
     logger._experiment = History()
     return logger
+
+
+def log_again(plan: Any, name: str, value: Any, batch_size: int) -> bool:
+    """Log a value that the same hook of a Lightning module logged in an earlier epoch, with the same options.
+
+    ``LightningModule.log`` copies the description of a value each time, which takes longer than all else that is done
+    for it. It must have logged another value in the same call of the hook, which begins the epoch's record.
+
+    Returns
+    -------
+    bool
+        False if the value is new and still to be logged.
+    """
+    results: Any = getattr(plan.trainer, "_results", None)
+    key = f"{plan._current_fx_name}.{name}"
+    if not results or results.dataloader_idx is not None or key not in results:
+        return False
+    if results[key].value.device != value.device:
+        return False
+    results.update_metrics(key, value, batch_size)
+    return True
+
+
+@contextmanager
+def driver_sought_once() -> Iterator[None]:
+    """Keep torch from looking for the driver of a GPU at every step of an optimizer, on a machine that has none.
+
+    Lightning has it ask the driver's library, which it cannot load, instead of CUDA, which remembers the answer.
+    """
+    import torch
+
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.get(name)
+    if before is None or torch.cuda.is_available():
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 @contextmanager

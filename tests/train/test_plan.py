@@ -215,6 +215,20 @@ def test_logged_values_are_means_over_the_spots_of_an_epoch(data, options):
     assert logged["validation_loss"] == pytest.approx(mean, rel=1e-6)
 
 
+def test_values_of_a_later_epoch_are_its_own(data):
+    """After the first epoch, the terms are logged in a shorter way than the loss."""
+    watch, module = Watch(), Counted()
+    train(data, n_epochs=3, module=module, share=0.3, callbacks=[watch])
+    n_batches = len(module.seen["train"]) // 3
+    for epoch, logged in enumerate(watch.logged):
+        own = slice(epoch * n_batches, (epoch + 1) * n_batches)
+        counts = np.arange(1, 3 * n_batches + 1)
+        assert logged["train_loss"] == pytest.approx(np.average(counts[own], weights=module.seen["train"][own]))
+        for mode in ("train", "validation"):
+            assert logged[f"term_{mode}"] == pytest.approx(2 * logged[f"{mode}_loss"])
+    assert len({logged["validation_loss"] for logged in watch.logged}) == 3
+
+
 def test_training_lowers_the_loss_and_the_seed_fixes_the_weights(data):
     watch = Watch()
     first = train(data, n_epochs=5, lr=1e-2, share=0.0, callbacks=[watch])
@@ -235,6 +249,21 @@ def test_the_image_encoders_last_stage_learns_at_a_rate_of_its_own(data):
     assert [one.shape for one in stage["params"]] == [(2, 1, 1, 1), (2,)]
     trained = {id(one) for one in module.parameters() if one.requires_grad}
     assert {id(one) for one in others["params"] + stage["params"]} == trained
+
+
+def test_the_optimizer_steps_as_torchs_own_does(data):
+    """It treats all parameters in one call where torch would loop over them."""
+    ours, theirs = module_for(data), module_for(data)
+    plan = STGCHBTrainingPlan(ours, optimizer="AdamW", lr=1e-2, weight_decay=0.5, eps=1e-8)
+    optimizer = plan.configure_optimizers()["optimizer"]
+    plain = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.5, eps=1e-8, foreach=False)
+    for _ in range(3):
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        plain.step()
+    assert_same_state(ours.state_dict(), theirs.state_dict())
 
 
 def test_the_history_is_kept_as_scvi_tools_keeps_it():

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from scvi.train import Trainer as ScviTrainer, TrainingPlan, TrainRunner
 
 from st_gchb._arguments import Limits, Rate, Weight
-from st_gchb._compat import history_logger, parse_device_args, runner_quiet
+from st_gchb._compat import driver_sought_once, history_logger, parse_device_args, runner_quiet
 from st_gchb._errors import ArgumentError, CheckpointError, DeviceError, DivergenceError
 from st_gchb._logging import logger, others_quiet
 from st_gchb._settings import settings as package_settings
@@ -279,7 +279,14 @@ def _fit(
     epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
-    with others_quiet(), torch.random.fork_rng(), _signals_kept(progress), runner_quiet(), warnings.catch_warnings():
+    with (
+        others_quiet(),
+        torch.random.fork_rng(),
+        driver_sought_once(),
+        _signals_kept(progress),
+        runner_quiet(),
+        warnings.catch_warnings(),
+    ):
         # The image encoder's last stage is in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode", category=UserWarning)
         torch.manual_seed(seed)

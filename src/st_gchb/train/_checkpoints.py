@@ -26,6 +26,7 @@ from st_gchb._compat import History
 from st_gchb._errors import CheckpointError
 from st_gchb._logging import logger
 from st_gchb._signals import check_stopped, held_back
+from st_gchb.train._plan import KeepBest, copied_state
 
 FORMAT = 1
 
@@ -288,16 +289,19 @@ class Progress(Callback):
 
     def _taken(self, trainer: Trainer, pl_module: LightningModule) -> State:
         module: Any = pl_module.module
-        callbacks = {one.state_key: one.state_dict() for one in trainer.callbacks}  # type: ignore[attr-defined]
+        callbacks = {}
+        for one in trainer.callbacks:  # type: ignore[attr-defined]
+            state = one.state_dict()
+            # What keeps the best weights changes no tensor that it holds.
+            callbacks[one.state_key] = state if isinstance(one, KeepBest) else _copied(state)
         record = _record(trainer)
         history = record.points if isinstance(record, History) else history_points(_history(trainer) or {})
-        before = self.state or {}
         return {
             "epoch": trainer.current_epoch,
-            "module": _copied(module.state_dict(), before.get("module")),
+            "module": copied_state(module, (self.state or {}).get("module", {})),
             "optimizers": [_copied(optimizer.state_dict()) for optimizer in trainer.optimizers],
             "schedulers": [_copied(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
-            "callbacks": _copied({key: value for key, value in callbacks.items() if value}, before.get("callbacks")),
+            "callbacks": {key: state for key, state in callbacks.items() if state},
             "random": _random(),
             "history": history,
         }
@@ -328,17 +332,12 @@ def _history(trainer: Trainer) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _copied(value: Any, before: Any = None) -> Any:
-    """Copy nested containers with all tensors; of an earlier copy, tensors of a dict that are still the same are kept.
-
-    The fixed input projections, which never change, are most of a small network.
-    """
+def _copied(value: Any) -> Any:
+    """Copy nested containers with all tensors."""
     if isinstance(value, torch.Tensor):
-        same = isinstance(before, torch.Tensor) and before.device == value.device and before.dtype == value.dtype
-        return before if same and torch.equal(before, value) else value.detach().clone()
+        return value.detach().clone()
     if isinstance(value, dict):
-        known = before if isinstance(before, dict) else {}
-        return {key: _copied(item, known.get(key)) for key, item in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_copied(item) for item in value)
     return value

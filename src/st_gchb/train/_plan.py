@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scvi.module.base import LossOutput
 from scvi.train import TrainingPlan
 
+from st_gchb._compat import log_again
 from st_gchb._errors import DivergenceError
 from st_gchb.nn import GraphBatch
 
@@ -45,7 +46,16 @@ class STGCHBTrainingPlan(TrainingPlan):
 
     def get_optimizer_creator(self) -> Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]:
         """Create the optimizer as scvi-tools does, with the parameters of a trained stage in a group of their own."""
-        create = super().get_optimizer_creator()
+        given = super().get_optimizer_creator()
+
+        def create(parameters: Any) -> torch.optim.Optimizer:
+            optimizer = given(parameters)
+            # On a CPU, torch would by default loop over the parameters in Python, to the same result.
+            for group in optimizer.param_groups if self.optimizer_name in ("Adam", "AdamW") else ():
+                if group["foreach"] is None and not group["fused"]:
+                    group["foreach"] = True
+            return optimizer
+
         stage = getattr(self.module.network, "stage", None)
         if stage is None:
             return create
@@ -87,11 +97,12 @@ class STGCHBTrainingPlan(TrainingPlan):
         Logging in each batch, as Lightning means it, would take a fifth of the time of a short training.
         """
         # Without an explicit batch size, Lightning would guess it from the nodes, halo included, and warn.
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": self._sums[mode].n_spots}
-        options["sync_dist"] = self.trainer.world_size > 1
+        n_spots = self._sums[mode].n_spots
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
         for name, value in self._sums[mode].means().items():
             key = f"{mode}_loss" if name == "loss" else f"{name}_{mode}"
-            self.log(key, value, prog_bar=key == "train_loss", **options)
+            if name == "loss" or not log_again(self, key, value, n_spots):
+                self.log(key, value, prog_bar=key == "train_loss", batch_size=n_spots, **options)
 
 
 class MeanTerms:
@@ -189,15 +200,10 @@ class KeepBest(Callback):
         value = trainer.callback_metrics.get("validation_loss")
         if value is not None and float(value) < self.best:
             self.best, self.epoch = float(value), trainer.current_epoch
-            state, known = _module(pl_module).state_dict(), self._state
-            # The fixed input projections, which are most of a small network, are copied once.
-            self._state = {
-                key: known[key] if key in known and _same(known[key], value) else value.detach().clone()
-                for key, value in state.items()
-            }
+            self._state = copied_state(_module(pl_module), self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores: the lowest loss, its epoch and the weights."""
+        """Return the state that a checkpoint stores: the lowest loss, its epoch and the weights, in fixed tensors."""
         return {"best": self.best, "epoch": self.epoch, "state": dict(self._state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,9 +216,22 @@ class KeepBest(Callback):
             _module(pl_module).load_state_dict(self._state)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return True if two tensors are on one device, of one type and equal."""
-    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+def copied_state(module: torch.nn.Module, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy the state of a module in training; of an earlier copy, tensors that are still the same are kept.
+
+    No training changes the buffers: the fixed input projections, which are most of a small network, and what is known
+    of the images on which an image encoder was pretrained. So they are copied once, and not compared either.
+    """
+    fixed = {name for name, _ in module.named_buffers()}
+
+    def kept(key: str, value: torch.Tensor) -> bool:
+        own = before.get(key)
+        alike = own is not None and own.device == value.device and own.dtype == value.dtype
+        return alike and (key in fixed or torch.equal(before[key], value))
+
+    return {
+        key: before[key] if kept(key, value) else value.detach().clone() for key, value in module.state_dict().items()
+    }
 
 
 def _module(plan: LightningModule) -> Any:
