@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from scipy import sparse
+from scipy.spatial.distance import cdist
 
 from st_gchb._errors import InputError
-from st_gchb.retrieval import find_neighbors, nearest, weighted_mean
+from st_gchb.retrieval import find_neighbors, nearest, nearest_distances, weighted_mean
 
 
 def unit(n, d, seed):
@@ -89,6 +90,29 @@ def test_order_is_torchs_where_similarities_are_equal_or_no_numbers(n_keys, shar
     columns = torch.cat([torch.zeros(5, k, dtype=torch.int64), top.indices], dim=1).gather(1, merged.indices)
     np.testing.assert_array_equal(found[0], columns)
     np.testing.assert_array_equal(found[1], merged.values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n_query=st.integers(1, 9),
+    n_keys=st.integers(1, 60),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 70)),
+    share=st.floats(0, 1),
+    far=st.sampled_from([0.0, 1e3]),
+    twins=st.booleans(),
+)
+def test_distances_are_those_of_all_pairs(n_query, n_keys, sizes, share, far, twins):
+    query, keys = unit(n_query, 6, 0) + np.float32(far), unit(n_keys, 6, 1) + np.float32(far)
+    if twins:
+        # No distance, of which the difference of squares may fall below 0, and equal ones.
+        keys[:] = query[0]
+    k = 1 + int(share * (n_keys - 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("st_gchb.retrieval._exact._IN_CACHE", sizes)
+        found = nearest_distances(query, keys, k)
+    assert found.shape == (n_query, k)
+    expected = np.sort(cdist(query.astype(float), keys.astype(float)), axis=1)[:, :k]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4 if far else 1e-7)
 
 
 def test_similarities_held_at_once_are_bounded(monkeypatch):

@@ -181,6 +181,7 @@ def run(arguments: argparse.Namespace) -> None:
     from st_gchb._compat import import_dask_without_numba
 
     import_dask_without_numba()
+    import dask.threaded
     from anndata import AnnData
 
     from st_gchb._artifacts import write_whole
@@ -202,8 +203,9 @@ def run(arguments: argparse.Namespace) -> None:
         with write_whole(path) as part:
             prediction.write_h5ad(part)
     genes = arguments.genes or most_predictable(prediction)
-    # Of a large slide, the other genes are in the file alone.
-    shown = prediction[:, list(dict.fromkeys(genes))].copy().to_memory()
+    # Of a large slide, the other genes are in the file alone. Without a function that reads, dask imports distributed.
+    with dask.config.set(scheduler=dask.threaded.get):
+        shown = prediction[:, list(dict.fromkeys(genes))].copy().to_memory()
     with write_whole(arguments.out / "spots.csv") as part:
         _spots(shown, genes).to_csv(part)
     if arguments.geojson:

@@ -41,10 +41,7 @@ from st_gchb.pp import FeatureSet, write_table
 from st_gchb.pp.encoders import halved
 from st_gchb.pp.patches import FeatureRows
 from st_gchb.pp.spots import check_table_name
-from st_gchb.retrieval import (
-    find_neighbors,
-    index_for,
-)
+from st_gchb.retrieval import find_neighbors, index_for, nearest_distances
 from st_gchb.train import edges_between, with_halo
 
 if TYPE_CHECKING:
@@ -370,12 +367,8 @@ def _distance(query: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Compute the mean distance to the nearest reference patches, ``(n_query,)``."""
     if len(reference) > _COMPARED:
         reference = reference[np.sort(np.random.default_rng(0).permutation(len(reference))[:_COMPARED])]
-    # Imported here, since it takes a second, which a slide's first patches need not wait for.
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=min(_NEAREST, len(reference)), algorithm="brute").fit(reference)
-    distances: np.ndarray = search.kneighbors(query)[0]
-    return distances.mean(1)
+    mean: np.ndarray = nearest_distances(query, reference, min(_NEAREST, len(reference))).mean(1, dtype=np.float64)
+    return mean
 
 
 def _stain(calibration: Calibration, predictors: np.ndarray, slices: np.ndarray) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from st_gchb.retrieval._bank import ReferenceBank, ReferenceTable as ReferenceTable
 from st_gchb.retrieval._choice import index_for
-from st_gchb.retrieval._exact import nearest as nearest
+from st_gchb.retrieval._exact import nearest as nearest, nearest_distances as nearest_distances
 from st_gchb.retrieval._faiss import SearchIndex, overlap as overlap
 from st_gchb.retrieval._kernel import (
     RIDGES as RIDGES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -9,6 +11,8 @@ from st_gchb._errors import InputError
 
 _QUERIES, _KEYS = 1024, 2**15
 """Queries and keys per block of similarities: 128 MiB of float32."""
+_IN_CACHE = 512, 2048
+"""Queries and keys per block of distances, which are passed over several times: 8 MiB of float64."""
 _GROUP = 64
 """Columns per group; the columns of a group are inspected only if their maximum is high enough."""
 _AT_ONCE = 2**18
@@ -50,21 +54,60 @@ def nearest(
             f"keys ({type(keys).__name__}) on device={device!r} cannot be used: {error}. Pass a matrix of numbers, "
             "(n_reference, d), and a device of torch, such as 'cpu'."
         ) from error
+    return _most_similar(query, bank, k, lambda part, keys: part @ keys.T, sizes=(_QUERIES, _KEYS))
+
+
+def nearest_distances(query: np.ndarray, keys: np.ndarray, k: int) -> np.ndarray:
+    """Compute the Euclidean distances of each query to the nearest keys.
+
+    Parameters
+    ----------
+    query, keys
+        Rows of numbers, float32, ``(n_query, d)`` and ``(n_reference, d)``.
+    k
+        Number of keys per query, at most ``n_reference``.
+
+    Returns
+    -------
+    numpy.ndarray
+        Distances, nearest first, float32, ``(n_query, k)``.
+    """
+
+    def closeness(part: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
+        # In double precision: squares of numbers far from 0 would leave few digits of a small difference.
+        part, some = part.double(), some.double()
+        block = torch.addmm(-some.square().sum(1), 2 * part, some.T)
+        return torch.sub(block, part.square().sum(1)[:, None], out=torch.empty(block.shape))
+
+    _, found = _most_similar(query, torch.as_tensor(keys, dtype=torch.float32), k, closeness, sizes=_IN_CACHE)
+    distances: np.ndarray = np.sqrt(np.maximum(-found, 0))
+    return distances
+
+
+Similarity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Function of some queries and some keys that returns the similarity of each pair, ``(n_query, n_keys)``, float32."""
+
+
+def _most_similar(
+    query: np.ndarray, bank: torch.Tensor, k: int, similarity_of: Similarity, sizes: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the keys that are most similar to each query, block by block, as :func:`nearest` describes."""
+    n_queries, n_keys = sizes
     ids, similarity = np.empty((len(query), k), np.int64), np.empty((len(query), k), np.float32)
-    for start in range(0, len(query), _QUERIES):
-        part = torch.as_tensor(query[start : start + _QUERIES], dtype=torch.float32, device=device)
-        best = torch.full((len(part), k), -torch.inf, device=device)
-        rows = torch.zeros((len(part), k), dtype=torch.int64, device=device)
-        for first in range(0, len(bank), _KEYS):
-            block = part @ bank[first : first + _KEYS].T
+    for start in range(0, len(query), n_queries):
+        part = torch.as_tensor(query[start : start + n_queries], dtype=torch.float32, device=bank.device)
+        best = torch.full((len(part), k), -torch.inf, device=bank.device)
+        rows = torch.zeros((len(part), k), dtype=torch.int64, device=bank.device)
+        for first in range(0, len(bank), n_keys):
+            block = similarity_of(part, bank[first : first + n_keys])
             if first == 0 and k <= block.shape[1]:
                 best, rows = _largest(block, k, first=True)
                 continue
             values, found = _best(block, k) if first < k else _better(block, best[:, -1])
             best, order = _largest(torch.cat([best, values], dim=1), k)
             rows = torch.cat([rows, found + first], dim=1).gather(1, order)
-        ids[start : start + _QUERIES] = rows.cpu().numpy()
-        similarity[start : start + _QUERIES] = best.cpu().numpy()
+        ids[start : start + n_queries] = rows.cpu().numpy()
+        similarity[start : start + n_queries] = best.cpu().numpy()
     return ids, similarity
 
 
