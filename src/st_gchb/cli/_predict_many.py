@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,22 +133,13 @@ def _cluster(arguments: argparse.Namespace) -> Iterator[Client | None]:
     if arguments.scheduler is None and arguments.workers is None:
         yield None
         return
-    with _connected(arguments.scheduler) if arguments.scheduler is not None else _local(arguments.workers) as client:
-        yield client
+    if arguments.scheduler is not None:
+        workers: AbstractContextManager[Client] = _connected(arguments.scheduler)
+    else:
+        from st_gchb.cohort import local_workers
 
-
-@contextmanager
-def _local(n_workers: int) -> Iterator[Client]:
-    """Start local workers with one thread each; ``--threads`` sets the number that a slide may use."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    # On a busy machine, a worker that died may not restart within dask's limit of 15 s, after which it is given up.
-    with (
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as local,
-        Client(local) as client,
-    ):
+        workers = local_workers(arguments.workers)
+    with workers as client:
         yield client
 
 
