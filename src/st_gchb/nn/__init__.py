@@ -1,6 +1,7 @@
 """Losses, layers and network of the method in plain PyTorch; nothing here depends on AnnData."""
 
 from st_gchb.nn._batch import GraphBatch
+from st_gchb.nn._kernels import gaussian_kernel, median_bandwidth
 from st_gchb.nn._last_stage import TrainedStage
 from st_gchb.nn._layers import (
     AffineInput,
@@ -14,10 +15,8 @@ from st_gchb.nn._losses import (
     bottleneck_loss,
     cka,
     dgi_loss,
-    gaussian_kernel,
     hsic,
     literal_alignment_loss,
-    median_bandwidth,
     nhsic,
 )
 from st_gchb.nn._network import Branch, BranchOutput, LossSettings, NetworkSettings, STGCHBNetwork

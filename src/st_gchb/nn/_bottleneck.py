@@ -31,38 +31,34 @@ class CKABottleneck(torch.autograd.Function):
         share = (len(inputs) - 1) ** 2
         room = torch.empty_like(inputs)
 
-        def hsic(centered: Tensor, kernel: Tensor) -> Tensor:
-            return torch.mul(centered, kernel, out=room).sum() / share
-
-        of_hidden = hsic(own[1], hidden)
-        inner = [hsic(own[0], inputs), of_hidden, hsic(own[2], output)]
-        cross = [hsic(own[0], hidden), hsic(own[2], hidden)]
-        products = [inner[0] * of_hidden, inner[2] * of_hidden]
-        roots = [product.clamp_min(LEAST_NORM).sqrt() for product in products]
+        pairs = zip((*own, own[0], own[2]), (inputs, hidden, output, hidden, hidden), strict=True)
+        sums = [torch.mul(centered, kernel, out=room).sum() for centered, kernel in pairs]
+        # HSIC of each with itself, then of the inputs and of the output with the hidden representation.
+        inner, cross = (torch.stack(sums) / share).split([3, 2])
+        products = inner[::2] * inner[1]
+        roots = products.clamp_min(LEAST_NORM).sqrt()
         ctx.beta, ctx.share = beta, share
-        ctx.save_for_backward(hidden, output, *own, *inner, *cross, *products, *roots)
-        return cross[0] / roots[0] - beta * (cross[1] / roots[1])
+        ctx.save_for_backward(hidden, output, *own, inner, cross, products, roots)
+        of_inputs, of_output = (cross / roots).unbind()
+        return of_inputs - beta * of_output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
         """Compute the gradients of the kernels of the hidden representation and of the output."""
-        hidden, output, *saved = ctx.saved_tensors
-        (own_inputs, own_hidden, own_output), inner = saved[:3], saved[3:6]
-        ratios = list(zip(saved[6:8], saved[8:10], saved[10:12], strict=True))
-        to_hidden, to_norm = _through_ratio(-gradient * ctx.beta, *ratios[1])
-        to_output, to_both = (to_norm * inner[1]) / ctx.share, (to_norm * inner[2]) / ctx.share
-        to_hidden = to_hidden / ctx.share
+        hidden, output, own_inputs, own_hidden, own_output, inner, *ratios = ctx.saved_tensors
+        to_cross, to_product = _through_ratio(torch.stack([gradient, -gradient * ctx.beta]), *ratios)
+        to_cross, to_own = (to_cross / ctx.share).unbind(), ((to_product * inner[::2]) / ctx.share).unbind()
+        to_output = (to_product[1] * inner[1]) / ctx.share
         room = torch.empty_like(hidden)
         # The second term first: automatic differentiation goes backward.
-        of_hidden = own_output * to_hidden
-        of_output, shift = _through_centering(to_hidden, hidden)
+        of_hidden = own_output * to_cross[1]
+        of_output, shift = _through_centering(to_cross[1], hidden)
         of_output.add_(shift)
-        _add_own(of_hidden, to_both, own_hidden, hidden, room)
+        _add_own(of_hidden, to_own[1], own_hidden, hidden, room)
         _add_own(of_output, to_output, own_output, output, room)
-        to_hidden, to_norm = _through_ratio(gradient, *ratios[0])
-        of_hidden.add_(torch.mul(own_inputs, to_hidden / ctx.share, out=room))
-        _add_own(of_hidden, (to_norm * inner[0]) / ctx.share, own_hidden, hidden, room)
+        of_hidden.add_(torch.mul(own_inputs, to_cross[0], out=room))
+        _add_own(of_hidden, to_own[0], own_hidden, hidden, room)
         return None, of_hidden, of_output, None
 
 
@@ -73,7 +69,7 @@ def _centered(kernel: Tensor) -> Tensor:
 
 
 def _through_ratio(gradient: Tensor, cross: Tensor, product: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the gradient of a CKA into those of the HSIC above and of the product of two HSIC under the root."""
+    """Turn the gradients of both CKA into those of the HSIC above and of the product of two HSIC under the root."""
     under = -gradient * ((cross / root) / root) / (2 * root)
     return gradient / root, torch.where(product >= LEAST_NORM, under, 0.0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from st_gchb.nn._bottleneck import LEAST_NORM, CKABottleneck
+from st_gchb.nn._kernels import kernel_of
 
 Dependence = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,58 +43,6 @@ def dgi_loss(positive: Tensor, negative: Tensor, reduction: Literal["sum", "mean
     # softplus(-x) = -log sigmoid(x), which stays finite where the sum readout saturates the sigmoid.
     terms = F.softplus(-positive) + F.softplus(negative)
     return terms.sum() if reduction == "sum" else terms.mean()
-
-
-def squared_distances(x: Tensor) -> Tensor:
-    """Compute squared Euclidean distances between the rows of ``x``, ``(n, n)``."""
-    square = (x * x).sum(1)
-    return torch.sub(square[:, None] + square[None, :], x @ x.T, alpha=2).clamp_min(0.0)
-
-
-def median_bandwidth(x: Tensor) -> Tensor:
-    """Compute the kernel bandwidth by the median heuristic, without gradient.
-
-    It is the square root of the median squared distance between different rows of ``x``, ``(n, width)``.
-    """
-    with torch.no_grad():
-        return _bandwidth_of(squared_distances(x))
-
-
-def _bandwidth_of(distances: Tensor) -> Tensor:
-    """Compute the root of the median squared distance between different spots, from all of them, ``(n, n)``."""
-    pairs = _pairs(len(distances), distances.device)
-    return distances.reshape(-1).index_select(0, pairs).median().clamp_min(1e-12).sqrt()
-
-
-@lru_cache(maxsize=4)
-def _pairs(n: int, device: torch.device) -> Tensor:
-    """Find the elements above the diagonal of a matrix ``(n, n)``, as positions in its row-major order."""
-    rows, columns = torch.triu_indices(n, n, offset=1, device=device)
-    return rows * n + columns
-
-
-def gaussian_kernel(x: Tensor, sigma: float | Tensor) -> Tensor:
-    r"""Compute the Gaussian kernel matrix of equation 3, ``(n, n)``.
-
-    .. math:: K_{ij} = \exp(-\|x_i - x_j\|^2 / \sigma^2)
-
-    The paper does not specify the exponent; this one, without the factor 2, is that of the published code.
-
-    Examples
-    --------
-    >>> import torch
-    >>> gaussian_kernel(torch.tensor([[0.0], [1.0]]), sigma=1.0)[0, 1].item()
-    0.3678794503211975
-    """
-    return torch.exp(squared_distances(x) / -(sigma**2))
-
-
-def _kernel(x: Tensor, sigma: float | None) -> Tensor:
-    """Compute the Gaussian kernel with a given bandwidth, or with that of the median heuristic, ``(n, n)``."""
-    if sigma is not None:
-        return gaussian_kernel(x, sigma)
-    distances = squared_distances(x)
-    return torch.exp(distances / -(_bandwidth_of(distances.detach()) ** 2))
 
 
 def hsic(kernel_a: Tensor, kernel_b: Tensor) -> Tensor:
@@ -178,7 +126,7 @@ def bottleneck_loss(
     Tensor
         The loss, a scalar.
     """
-    kernels = [_kernel(x, sigma) for x in (inputs, hidden, output)]
+    kernels = [kernel_of(x, sigma) for x in (inputs, hidden, output)]
     if dependence is cka and not inputs.requires_grad:
         _check_spots(len(inputs))
         loss: Tensor = CKABottleneck.apply(*kernels, beta)

@@ -306,9 +306,9 @@ class STGCHBNetwork(nn.Module):
         """
         image = self.image(self.image_inputs(batch.image), batch.edge_index, batch.degree, batch.part)
         expression = self.expression(batch.expression, batch.edge_index, batch.degree, batch.part)
-        t_l, g_f = expression.embedding[batch.rows], image.embedding[batch.rows]
-        # Taking all rows is a copy, and its gradient a scattered sum: the bottleneck's value has no order of spots.
+        # Taking all rows is a copy, and its gradient a scattered sum: the terms have no order of spots.
         aligned = slice(None) if len(batch.rows) == len(batch.groups) else batch.rows
+        t_l, g_f = expression.embedding[aligned], image.embedding[aligned]
         if settings.paper_equations:
             terms = {"alignment": literal_alignment_loss(t_l, g_f, settings.temperature)}
         else:
