@@ -281,7 +281,8 @@ def neighbor_mean(features: np.ndarray, adjacency: sparse.csr_matrix) -> np.ndar
     graph, dense = adjacency.tocsr(), np.ascontiguousarray(features)
 
     def part(rows: slice) -> np.ndarray:
-        mean = (graph[rows] @ dense) / np.maximum(degree[rows], 1.0)[:, None]
+        mean = graph[rows] @ dense
+        mean /= np.maximum(degree[rows], 1.0)[:, None]
         alone = degree[rows] <= 0
         if alone.any():
             mean[alone] = dense[rows][alone]

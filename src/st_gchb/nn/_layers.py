@@ -226,7 +226,9 @@ def members_of(groups: Tensor) -> tuple[Tensor, ...]:
     tuple[Tensor, ...]
         Rows of each slice.
     """
-    return tuple(torch.nonzero(groups == group).squeeze(1) for group in groups.unique())
+    order = groups.argsort(stable=True)
+    sizes = groups[order].unique_consecutive(return_counts=True)[1]
+    return order.split(sizes.tolist())
 
 
 def permute_rows(x: Tensor, members: Sequence[Tensor]) -> Tensor:

@@ -191,8 +191,14 @@ def _principal_directions(panel: sparse.csr_matrix, means: np.ndarray, numbers: 
 def rbf(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
     """Compute ``exp(-scale * squared distance)`` of all pairs, ``(n_a, n_b)`` float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * (a @ b.T)
-    return np.exp(-scale * np.maximum(squared, 0.0, out=squared))
+    # In place, since memory for so large a matrix takes longer to get than its numbers to compute.
+    twice = a @ b.T
+    twice *= 2.0
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    squared -= twice
+    np.maximum(squared, 0.0, out=squared)
+    squared *= -scale
+    return np.exp(squared, out=squared)
 
 
 def _part_kernels(width: int, scales: np.ndarray, n_parts: int) -> list[Kernel]:
@@ -206,7 +212,8 @@ def _mean_rbf(a: np.ndarray, b: np.ndarray, columns: Sequence[slice], scales: np
     total = rbf(a[:, columns[0]], b[:, columns[0]], scales[0])
     for own, scale in zip(columns[1:], scales[1:], strict=True):
         total += rbf(a[:, own], b[:, own], scale)
-    return total / len(columns) if len(columns) > 1 else total
+    total /= len(columns)
+    return total
 
 
 def median_scale(x: np.ndarray, rng: np.random.Generator) -> float:

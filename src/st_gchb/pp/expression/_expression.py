@@ -181,13 +181,15 @@ def choose_panel(log_values: sparse.csr_matrix, slices: np.ndarray, n_top_genes:
         Fewer than two genes are detected, or none of them varies.
     """
     enough = min(10, max(2, log_values.shape[0] // 100))
-    seen = np.flatnonzero(np.asarray((log_values > 0).sum(axis=0)).ravel() >= enough)
+    detected = np.asarray((log_values > 0).sum(axis=0)).ravel()
+    seen = np.flatnonzero(detected >= enough)
     if len(seen) < 2:
         raise ExpressionError(
             f"Only {len(seen)} genes are found in at least {enough} spots of the training slices: "
             "too few to choose a panel from. Check that the counts are those of these spots."
         )
-    if not _varies(log_values[:, seen]):
+    # A gene that is not detected in every spot has at least two values.
+    if detected[seen].min() == log_values.shape[0] and not _varies(log_values[:, seen]):
         raise ExpressionError(
             f"All {len(seen)} genes have one value each in every spot of the training slices: there is nothing to "
             "learn. Check that the counts are those of these spots."
