@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import gc
 import importlib.metadata
@@ -38,6 +39,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Lightning asks for the entry points of all packages whenever it makes a trainer: a fifth of the time of a short
 # training. It takes this function from here when it is imported.
 vars(importlib.metadata)["entry_points"] = functools.cache(importlib.metadata.entry_points)
+
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+"""This process runs some of the tests, whose results another one collects."""
+if ONE_OF_SEVERAL:
+    # After what else is to be done at the end, since it was registered later. Python would take the libraries apart,
+    # object by object, for seconds.
+    atexit.register(os._exit, 0)
 
 # How long an example takes is a matter of what else the machine does.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -75,7 +83,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()
+    if not ONE_OF_SEVERAL:
+        gc.unfreeze()
 
 
 def _shared(*parts: str) -> Path:

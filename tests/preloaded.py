@@ -8,7 +8,6 @@ gc.disable()
 import scvi.train  # noqa: E402, F401
 import spatialdata  # noqa: E402, F401
 import squidpy  # noqa: E402, F401
-import torch_geometric.nn  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 
 from st_gchb.cli import main  # noqa: E402, F401

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import SAGEConv
 from torchvision.transforms import functional as image_functions
 
 from st_gchb._errors import GraphError, InputError
@@ -177,6 +176,9 @@ class Hist2STNetwork(nn.Module):
     """
 
     def __init__(self, embedding: nn.Module, head: nn.Linear, n_copies: int, settings: Hist2STSettings) -> None:
+        # Imported here: it takes seconds, which other methods need not wait for.
+        from torch_geometric.nn import SAGEConv
+
         super().__init__()
         width = settings.width
         self.embedding = embedding

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_geometric.utils import softmax
 
 from st_gchb._errors import InputError, SliceError
 from st_gchb.baselines._baseline import compact_parts, region_batches
@@ -278,6 +277,9 @@ class GraphAttention(nn.Module):
         edges
             Neighbor and spot of each edge, ``(2, n_edges)``.
         """
+        # Imported here: it takes seconds, which other methods need not wait for.
+        from torch_geometric.utils import softmax
+
         neighbor, spot = edges
         values = self.values(self.dropout(x)).unflatten(-1, self.of_spot.shape)
         scores = (values * self.of_neighbor).sum(-1)[neighbor] + (values * self.of_spot).sum(-1)[spot]
