@@ -10,6 +10,8 @@ __version__ = version("st-gchb")
 
 _ROOMS = ("baselines", "datasets", "errors", "evaluate", "io", "cohort", "metrics", "model", "pl", "pp")
 
+_HOMES = {"citation": "_citation", "print_versions": "_versions", "settings": "_settings"}
+
 __all__ = ["__version__", "citation", "load_predictor", "print_versions", "settings", *_ROOMS]
 
 if TYPE_CHECKING:
@@ -32,19 +34,16 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
     # scvi-tools alone takes ten seconds to import: a subpackage is imported when it is first used.
-    if name in _ROOMS:
-        return importlib.import_module(f"st_gchb.{name}")
-    if name == "settings":
-        return importlib.import_module("st_gchb._settings").settings
-    if name == "citation":
-        return importlib.import_module("st_gchb._citation").citation
-    if name == "print_versions":
-        return importlib.import_module("st_gchb._versions").print_versions
-    if name == "load_predictor":
-        importlib.import_module("st_gchb._compat").import_dask_without_numba()
-        return importlib.import_module("st_gchb.model").load_predictor
-    raise AttributeError(f"module 'st_gchb' has no attribute {name!r}")
+    with importlib.import_module("st_gchb._lazy").without_collection():
+        if name in _ROOMS:
+            return importlib.import_module(f"st_gchb.{name}")
+        if name == "load_predictor":
+            importlib.import_module("st_gchb._compat").import_dask_without_numba()
+            return importlib.import_module("st_gchb.model").load_predictor
+        return getattr(importlib.import_module(f"st_gchb.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

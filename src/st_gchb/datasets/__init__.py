@@ -1,9 +1,9 @@
 """Load public spatial transcriptomics data sets, and simulate tissue with known expression."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
 # The stub maps every name to its module, including those for other subpackages; __all__ lists the public ones.
-__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, _ = attach_stub(__name__, __file__)
 __all__ = ["dlpfc", "dlpfc_geometry", "her2st", "synthetic_tissue"]
 
 

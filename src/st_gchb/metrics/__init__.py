@@ -1,9 +1,9 @@
 """Metrics that compare predicted with measured expression, as pure functions of arrays and data frames."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
 # The stub says where each name is: a prediction needs the correlation alone, without the statistics of the others.
-__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, _ = attach_stub(__name__, __file__)
 __all__ = [
     "morans_agreement",
     "morans_i",

@@ -1,9 +1,9 @@
 """Preprocessing: slices and spots, patches and their features, the spot graph, expression, tissue, and export."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
 # The stub lists the module of each name, including names for internal use; the public names are those in __all__.
-__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, _ = attach_stub(__name__, __file__)
 __all__ = [
     "Encoder",
     "ExpressionRule",

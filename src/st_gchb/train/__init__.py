@@ -1,9 +1,9 @@
 """Training: mini-batches of spots with their graph, the Lightning training plan, and checkpoints for resuming."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
 # The stub says where each name is. Prediction asks for the subgraphs alone, without Lightning and scvi-tools.
-__getattr__, _, _ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, _ = attach_stub(__name__, __file__)
 __all__ = [
     "BLOCK_SIZE",
     "CheckpointFolder",

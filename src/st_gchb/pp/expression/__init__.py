@@ -1,5 +1,5 @@
 """Expression of the reference: counts, normalization, gene panel and principal components."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

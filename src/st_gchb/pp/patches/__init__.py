@@ -1,5 +1,5 @@
 """Patches around spots, and the features that an encoder computes from them."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

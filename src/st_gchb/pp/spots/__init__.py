@@ -1,5 +1,5 @@
 """Slices, spots and their positions in an AnnData or a SpatialData."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,5 +1,5 @@
 """Tissue detection on a slide, and query positions on the tissue."""
 
-import lazy_loader
+from st_gchb._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
