@@ -92,9 +92,8 @@ format: $(VENV)/.test
 # One thread per worker: two workers that each start a thread per core get in one another's way. Each takes one half of
 # the tests, and from the other's what is left at the end, so that models of a folder's tests are trained by one of them
 # alone. Bytecode is kept, also where the environment forbids it: else every process of the tests compiles all libraries
-# anew, for ten seconds or more. So is memory, which glibc would return and ask for again for a twentieth of the time.
+# anew, for ten seconds or more.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 MPLBACKEND=agg \
-  MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=1073741824 \
   $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # Types are checked beside the tests, which fills a core where these use one: while they start, and at their end.

@@ -13,12 +13,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
-import pandas as pd
 import pytest
-from anndata import AnnData
 
 from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
@@ -31,6 +29,10 @@ from trainings import (
     shorten_trainings,
     shrink_patches,
 )
+
+if TYPE_CHECKING:
+    # The process that hands out the tests reads this file, too, and has no use for it.
+    from anndata import AnnData
 
 os.environ.setdefault("MPLBACKEND", "agg")
 # A shell that runs the tests in the background has Ctrl-C ignored, which some of them send.
@@ -140,6 +142,8 @@ def forked_workers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _tissue() -> AnnData:
+    import pandas as pd
+
     import st_gchb
 
     adata = st_gchb.datasets.synthetic_tissue(3, n_rows=7, n_cols=7, n_genes=40, seed=5)

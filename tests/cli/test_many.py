@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import anndata
 import dask
@@ -43,15 +45,18 @@ def test_a_table(model, folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_workers_of_its_own(model, folder, forked_workers, tmp_path, capsys, monkeypatch):
-    """Worker processes, which stay the cluster's however long one that was killed takes to be back."""
+@pytest.mark.usefixtures("programs")  # so that the process of which workers are forked runs
+def test_workers_of_its_own(model, folder, tmp_path, capsys, monkeypatch):
+    """Forked worker processes, which stay the cluster's however long one that was killed takes to be back."""
     pytest.importorskip("distributed")  # brings dask's defaults
-    limit, given_up_after = "distributed.deploy.lost-worker-timeout", []
+    limit, given_up_after, parents = "distributed.deploy.lost-worker-timeout", [], []
     send = cohort.predict_slides
 
-    def seen(*arguments, **options):
+    def seen(*arguments, client, **options):
         given_up_after.append(dask.config.get(limit))
-        return send(*arguments, **options)
+        if sys.platform == "linux":
+            parents.extend(client.run(lambda: Path(f"/proc/{os.getppid()}/cmdline").read_text()).values())
+        return send(*arguments, client=client, **options)
 
     monkeypatch.setattr(cohort, "predict_slides", seen)
     before = dask.config.get(limit)
@@ -59,6 +64,7 @@ def test_workers_of_its_own(model, folder, forked_workers, tmp_path, capsys, mon
     assert "2 slides: 2 done" in capsys.readouterr().out
     assert not pd.read_csv(tmp_path / "report.csv")["worker"][0].endswith(f":{os.getpid()}")
     assert (given_up_after, dask.config.get(limit)) == (["1 hour"], before)
+    assert all("multiprocessing.forkserver" in parent for parent in parents)
 
 
 def test_files_for_viewers(model, folder, tmp_path, refused):

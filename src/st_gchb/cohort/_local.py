@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from distributed import Client
 
-IMPORTED = "st_gchb.cohort._imported"
-"""Module that imports what a worker needs."""
+WORKER_IMPORTS = "st_gchb.cohort._imported"
+"""Module that imports what a worker needs, by name: it is imported in the process of which workers are forked."""
 
 
 @contextmanager
@@ -60,5 +60,5 @@ def _start_server() -> None:
     for name, value in environment.items():
         if value is not None:
             os.environ.setdefault(name, str(value))
-    multiprocessing.get_context("forkserver").set_forkserver_preload([IMPORTED])
+    multiprocessing.get_context("forkserver").set_forkserver_preload([WORKER_IMPORTS])
     forkserver.ensure_running()
