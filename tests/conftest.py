@@ -63,13 +63,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: FORKING.isdisjoint(getattr(item, "fixturenames", ())))
 
 
-# Nothing of what is imported is garbage.
-gc.disable()
+# Nothing of what is imported is garbage. Collection is not disabled: dask, imported meanwhile, would leave it so.
+gc.set_threshold(0)
 
 
 def pytest_collection_finish() -> None:
     """Spare the libraries from garbage collection: passing over them takes a tenth of the time of all tests."""
-    gc.enable()
     gc.collect()
     gc.freeze()
     # Garbage is looked for a seventh as often: most of what is found alive is libraries that tests import later.

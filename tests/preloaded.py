@@ -3,7 +3,7 @@
 import gc
 
 # Nothing of what is imported is garbage, here or in the processes that are forked.
-gc.disable()
+gc.set_threshold(0)
 
 import scvi.train  # noqa: E402, F401
 import spatialdata  # noqa: E402, F401
@@ -17,4 +17,4 @@ from st_gchb.model import STGCHB  # noqa: E402, F401
 from st_gchb.pp import embed_patches, spatial_graph  # noqa: E402, F401
 
 gc.freeze()
-gc.enable()
+gc.set_threshold(700, 10, 10)

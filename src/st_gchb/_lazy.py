@@ -38,13 +38,15 @@ def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable
 def without_collection() -> Iterator[None]:
     """Import without garbage collection, which would take a fifth of the time.
 
-    What is imported is no garbage, and Python would pass over all of it again and again.
+    What is imported is no garbage, and Python would pass over all of it again and again. Collection is put off and not
+    disabled: dask notes when it is imported whether it is enabled, and leaves it so for good.
     """
-    if not gc.isenabled():
+    first, *others = gc.get_threshold()
+    if first == 0:
         yield
         return
-    gc.disable()
     try:
+        gc.set_threshold(0)
         yield
     finally:
-        gc.enable()
+        gc.set_threshold(first, *others)

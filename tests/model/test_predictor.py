@@ -88,7 +88,12 @@ import importlib, signal
 from st_gchb.cohort import WORKER_IMPORTS
 importlib.import_module(WORKER_IMPORTS)
 assert "PIL.PngImagePlugin" in sys.modules and "distributed.worker" in sys.modules
-assert gc.isenabled() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+# Garbage was not collected meanwhile, which dask must not take for the user's wish.
+import dask.array
+dask.array.zeros((4, 4), chunks=2)[[0, 2]]
+assert gc.isenabled() and gc.get_threshold()[0] > 0
 print(packages())
 """
 """One process for all of it, since each takes seconds to import what it needs."""

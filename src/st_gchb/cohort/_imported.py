@@ -5,8 +5,9 @@ import signal
 
 # Ctrl-C reaches this process, too, which ends when the one that started it does.
 _interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-# Nothing of what is imported is garbage. Looking for it later would copy the memory that workers share.
-gc.disable()
+# Nothing of what is imported is garbage. Collection is not disabled: dask, imported meanwhile, would leave it so.
+_thresholds = gc.get_threshold()
+gc.set_threshold(0)
 
 from st_gchb._compat import import_dask_without_numba  # noqa: E402
 
@@ -26,6 +27,7 @@ from st_gchb.pp import embed_patches, tile_tissue  # noqa: E402, F401
 # Else the first image does it.
 PIL.Image.init()
 
+# Looking for garbage would copy the memory that workers share.
 gc.freeze()
-gc.enable()
+gc.set_threshold(*_thresholds)
 signal.signal(signal.SIGINT, _interrupt)
