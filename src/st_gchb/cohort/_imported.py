@@ -3,31 +3,28 @@
 import gc
 import signal
 
+from st_gchb._lazy import without_collection
+
 # Ctrl-C reaches this process, too, which ends when the one that started it does.
 _interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-# Nothing of what is imported is garbage. Collection is not disabled: dask, imported meanwhile, would leave it so.
-_thresholds = gc.get_threshold()
-gc.set_threshold(0)
+with without_collection():
+    from st_gchb._compat import import_dask_without_numba
 
-from st_gchb._compat import import_dask_without_numba  # noqa: E402
+    import_dask_without_numba()
 
-import_dask_without_numba()
+    import distributed.nanny
+    import distributed.worker  # noqa: F401
+    import PIL.Image
+    import pyarrow.dataset
+    import pyarrow.parquet  # noqa: F401
+    import threadpoolctl  # noqa: F401
 
-import distributed.nanny  # noqa: E402
-import distributed.worker  # noqa: E402, F401
-import PIL.Image  # noqa: E402
-import pyarrow.dataset  # noqa: E402
-import pyarrow.parquet  # noqa: E402, F401
-import threadpoolctl  # noqa: E402, F401
+    from st_gchb.cohort import predict_slides  # noqa: F401
+    from st_gchb.model import load_predictor  # noqa: F401
+    from st_gchb.pp import embed_patches, tile_tissue  # noqa: F401
 
-from st_gchb.cohort import predict_slides  # noqa: E402, F401
-from st_gchb.model import load_predictor  # noqa: E402, F401
-from st_gchb.pp import embed_patches, tile_tissue  # noqa: E402, F401
-
-# Else the first image does it.
-PIL.Image.init()
-
-# Looking for garbage would copy the memory that workers share.
-gc.freeze()
-gc.set_threshold(*_thresholds)
+    # Else the first image does it.
+    PIL.Image.init()
+    # Looking for garbage would copy the memory that workers share.
+    gc.freeze()
 signal.signal(signal.SIGINT, _interrupt)
