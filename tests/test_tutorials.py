@@ -18,7 +18,7 @@ REAL = {
     "own_parts": ("her2st_path", "n_obs × n_vars = 551"),
 }
 """Where the real sections of a tutorial lie, and what its output then says."""
-# Models are trained for one epoch, on synthetic sections of 8 x 8 spots, and figures have few pixels: every cell runs,
+# Models are trained for one epoch, on synthetic sections of 6 x 6 spots, and figures have few pixels: every cell runs,
 # and how good its figures look is a matter of the stored ones.
 KERNEL = f"""
 import sys

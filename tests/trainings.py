@@ -98,9 +98,9 @@ def choose_panels_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def shrink_sections(patch: pytest.MonkeyPatch) -> None:
-    """Let synthetic sections have 8 x 8 spots, whatever is asked for."""
+    """Let synthetic sections have 6 x 6 spots, whatever is asked for."""
     import st_gchb
 
     make = st_gchb.datasets.synthetic_tissue
-    side = {"n_rows": 8, "n_cols": 8}
+    side = {"n_rows": 6, "n_cols": 6}
     patch.setattr(st_gchb.datasets, "synthetic_tissue", lambda *slices, **options: make(*slices, **options | side))
