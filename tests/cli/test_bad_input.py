@@ -25,14 +25,18 @@ def test_data_that_are_not_there(refused, model, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
-MISSING = {
-    "model": ["predict", "--model", "no", "--slide", "a.png", "--out", "out"],
-    "slide": ["predict", "--model", ".", "--slide", "no", "--out", "out"],
-    "roi": ["predict", "--model", ".", "--slide", "a.png", "--roi", "no", "--out", "out"],
-    "samples": ["predict-many", "--model", ".", "--samples", "no", "--out", "out"],
-    "prediction": ["report", "--prediction", "no", "--out", "out"],
-    "data": ["train", "--data", "a.png", "no/", "nowhere/no", "--out", "out"],
-}
+MISSING = [
+    ("model no", ["predict", "--model", "no", "--slide", "a.png"]),
+    ("slide no", ["predict", "--model", ".", "--slide", "no"]),
+    ("roi no", ["predict", "--model", ".", "--slide", "a.png", "--roi", "no"]),
+    ("weights no.pt", ["predict", "--model", ".", "--slide", "a.png", "--weights", "no.pt"]),
+    ("samples no", ["predict-many", "--model", ".", "--samples", "no"]),
+    ("prediction no", ["report", "--prediction", "no"]),
+    ("data no", ["train", "--data", "no"]),
+    ("data nowhere/no", ["train", "--data", "a.png", "nowhere/no"]),
+    ("weights no", ["train", "--data", "a.png", "--weights", "default", "no"]),
+]
+"""What is told to be missing, and the command that asks for it."""
 PROGRAM = """
 import json, sys
 from st_gchb.cli import main
@@ -43,19 +47,35 @@ assert not imported, imported
 """
 
 
-def test_what_is_not_there_is_told_at_once(tmp_path):
+def test_what_is_not_there_or_in_the_way_is_told_at_once(tmp_path):
     """Before the libraries are imported that would read it."""
     (tmp_path / "a.png").write_bytes(b"")
-    commands = json.dumps(list(MISSING.values()))
+    (tmp_path / "model").mkdir()
+    in_the_way = ["train", "--data", "a.png", "--out", "model"]
+    commands = json.dumps([*([*command, "--out", "out"] for _, command in MISSING), in_the_way])
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, commands], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    paths = {"data": "nowhere/no"}
-    for (name, _), line in zip(MISSING.items(), ran.stderr.splitlines(), strict=True):
-        told = f"st-gchb: error: --{name} {paths.get(name, 'no')}: there is no such file or folder."
-        assert line.removesuffix(" Pass the folder that st-gchb train or model.save wrote.") == told
+    *lines, last = ran.stderr.splitlines()
+    for (what, _), line in zip(MISSING, lines, strict=True):
+        assert line.partition(" Pass ")[0] == f"st-gchb: error: --{what}: there is no such file or folder."
+    assert last == "st-gchb: error: --out model is there already. Pass --overwrite to replace it."
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["A1", "P1.2", "S3"])
+def test_a_section_that_a_path_names_in_its_folder_is_no_missing_file(refused, tmp_path, name):
+    """Also where the name has a dot in it, or files are one folder below, as those of HEST-1k."""
+    for folder in ("st", "metadata"):
+        (tmp_path / folder).mkdir()
+    for file in ("A1.tsv.gz", "ST_P1.2_stdata.tsv", "st/S3.h5ad"):
+        (tmp_path / file).write_bytes(b"")
+    train = ["train", *TEXTURE, "--out", tmp_path / "out", "--data"]
+    assert f"--data {tmp_path / name}x: there is no such file" in refused(*train, tmp_path / f"{name}x")
+    said = refused(*train, tmp_path / name)
+    assert name in said
+    assert "--data" not in said
 
 
 def text(path):

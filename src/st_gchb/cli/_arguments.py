@@ -137,7 +137,11 @@ def _is_section(path: Path) -> bool:
     """Check if a path is that of a store or folder, other than one of her2st sections, or of a section in a folder."""
     if path.is_dir():
         return next(path.glob("*_selection.tsv"), None) is None
-    return not path.exists() and path.parent.is_dir() and path.suffix == ""
+    if path.exists():
+        return False
+    # Files of a section have its name in theirs; HEST-1k keeps them in folders of their own.
+    folders = (folder for folder in (path.parent, path.parent / "st") if folder.is_dir())
+    return any(path.name in file.name for folder in folders for file in folder.iterdir())
 
 
 def add_encoder(
@@ -268,9 +272,10 @@ def torch_device(arguments: argparse.Namespace) -> Device:
     return DEVICES[arguments.device]
 
 
-_INPUTS = {"model": " Pass the folder that st-gchb train or model.save wrote."} | dict.fromkeys(
-    ("data", "samples", "slide", "roi", "prediction"), ""
-)
+_INPUTS = {
+    "model": " Pass the folder that st-gchb train or model.save wrote.",
+    "weights": " Pass a weights file, or the folder of a downloaded repository.",
+} | dict.fromkeys(("data", "samples", "slide", "roi", "prediction"), "")
 """Options that name what is read, each with advice."""
 
 
@@ -284,7 +289,10 @@ def check_inputs(arguments: argparse.Namespace) -> None:
     """
     for name, advice in _INPUTS.items():
         given = getattr(arguments, name, None)
-        for path in given if isinstance(given, list) else [] if given is None else [given]:
+        for value in given if isinstance(given, list) else [] if given is None else [given]:
+            if name == "weights" and value.partition("@")[0] == "default":
+                continue
+            path = Path(value)
             # A section of a cohort is named by its folder and its name.
             is_section = name == "data" and "samples" in arguments and _is_section(path)
             if not path.exists() and not is_section:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from st_gchb._errors import InputError
 from st_gchb._options import Preset
 from st_gchb._signals import held_back
 from st_gchb.cli._arguments import add_cohort, add_encoder, embed, new_command, read_cohort
@@ -32,11 +33,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train the model and save it."""
-    from st_gchb._errors import InputError
-    from st_gchb.model import STGCHB
-
     if arguments.out.exists() and not arguments.overwrite:
         raise InputError(f"--out {arguments.out} is there already. Pass --overwrite to replace it.")
+    from st_gchb.model import STGCHB
+
     adata = read_cohort(arguments)
     embed(adata, arguments)
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
