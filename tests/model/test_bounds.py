@@ -12,8 +12,8 @@ import st_gchb
 from st_gchb._errors import EncoderError, QueryError, SliceError
 from st_gchb.model import STGCHB, fit_appearance, fit_map
 
-SECTIONS = {10: (4, 5), 25: (5, 8), 35: (6, 8), 48: (7, 9), 77: (9, 11), 250: (16, 19)}
-"""Sides of the array from which so many spots a section are taken; large ones are drawn with larger pixels."""
+SIZES = [10, 25, 35, 48, 77, 250]
+"""Spots of each section."""
 
 
 def features_of(adata: AnnData, values: np.ndarray) -> AnnData:
@@ -22,16 +22,24 @@ def features_of(adata: AnnData, values: np.ndarray) -> AnnData:
     return query
 
 
-@pytest.fixture(scope="module", params=SECTIONS)
-def small(request) -> tuple[STGCHB, AnnData, AnnData]:
-    """A model of two sections, those sections, and a third one."""
-    rows, columns = SECTIONS[request.param]
-    size = {"n_rows": rows, "n_cols": columns, "um_per_px": 2.0 if rows > 10 else 1.0}
-    adata = st_gchb.datasets.synthetic_tissue(3, n_genes=40, seed=1, **size)
+@pytest.fixture(scope="module")
+def large() -> AnnData:
+    """Three sections of at least as many spots, with features."""
+    adata = st_gchb.datasets.synthetic_tissue(3, n_rows=16, n_cols=19, n_genes=40, um_per_px=2.0, seed=1)
     st_gchb.pp.embed_patches(adata, encoder="texture", patch_um=150, n_views=1, cache=False)
-    names = adata.obs["slice"].to_numpy()
-    kept = np.concatenate([np.flatnonzero(names == name)[: request.param] for name in ("S1", "S2", "S3")])
-    adata = adata[kept].copy()
+    return adata
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def small(request, large) -> tuple[STGCHB, AnnData, AnnData]:
+    """A model of the middles of two sections, these, and that of a third one."""
+    names, kept = large.obs["slice"].to_numpy(), []
+    for name in ("S1", "S2", "S3"):
+        spots = np.flatnonzero(names == name)
+        places = large.obsm["spatial"][spots]
+        apart = np.linalg.norm(places - np.median(places, axis=0), axis=1)
+        kept.append(spots[np.sort(np.argsort(apart, kind="stable")[: request.param])])
+    adata = large[np.concatenate(kept)].copy()
     reference, query = (adata[(adata.obs["slice"] == "S3") == third].copy() for third in (False, True))
     STGCHB.setup_anndata(reference, slice_key="slice")
     model = STGCHB(reference, n_top_genes=30)
