@@ -272,6 +272,18 @@ def test_a_spot_that_one_part_leaves_out_is_left_out_by_all(tmp_path: Any, caplo
         embedded(image=path, patch_um=(20, 110))
 
 
+def test_what_the_cache_holds_of_a_slice_is_told_once(tmp_path: Any, caplog: Any) -> None:
+    options = {"cache": True, "cache_dir": tmp_path}
+    with caplog.at_level("INFO", logger="st_gchb"):
+        told = []
+        for um in ((20, 37.5), (20, 37.5), (20, 37.5, 110), (50,)):
+            caplog.clear()
+            embedded(patch_um=um, **options)
+            told.append([record.getMessage() for record in caplog.records if "found in" in record.getMessage()])
+    whole = f"slice 'slice': features of 40 spots found in {tmp_path / 'features'}"
+    assert told == [[], [f"{whole}."], [f"{whole}, for 2 of 3 encoders and patch sizes."], []]
+
+
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_files_say_how_all_parts_were_made(tmp_path: Any, kind: str) -> None:
     """A file that is read again knows its parts, and a query follows it."""

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     add_data(parser, required=False)
     add_encoder(parser)
     parser.add_argument(
-        "--n-top-genes", type=int, default=EVALUATION_GENES, help="size of the panel (default: %(default)s)"
+        "--n-top-genes", type=int, help=f"size of the panel (default: {EVALUATION_GENES}, or all genes where fewer are)"
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for tables and figures (default: demo)")
     parser.set_defaults(run=run, when_interrupted=lambda arguments: "the same command starts anew")
@@ -38,12 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     adata = _slides(arguments)
     embed(adata, arguments)
+    default = min(EVALUATION_GENES, adata.n_vars)
     names = list(dict.fromkeys(adata.obs[arguments.slice_key].astype(str)))
     result = evaluate_fold(
         adata,
         names[-1],
         methods=METHODS,
-        n_top_genes=arguments.n_top_genes,
+        n_top_genes=default if arguments.n_top_genes is None else arguments.n_top_genes,
         seeds=[arguments.seed],
         slice_key=arguments.slice_key,
         device=arguments.device,
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     kind = "simulated" if arguments.data is None else "measured"
     print(f"\nSlice {names[-1]} predicted from {', '.join(names[:-1])} ({kind} expression, correlation per gene):\n")
     print(markdown(result))
-    print(f"\nfigure:  {paths['tissue']}\ntables:  {paths['metrics']}, {paths['per_gene']}")
+    print(f"\nfigures:  {paths['tissue']}, {paths['bars']}\ntables:   {paths['metrics']}, {paths['per_gene']}")
 
 
 def _slides(arguments: argparse.Namespace) -> AnnData:

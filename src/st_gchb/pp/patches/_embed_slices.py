@@ -187,6 +187,7 @@ def embed_slices(
             ]
             files += [path for _, path in found if path is not None]
             jobs = [job for job, _ in found if job is not None]
+            _log_what_is_known(slide, len(parts) - sum(job.known is None for job in jobs), len(parts), folder)
             if jobs:
                 work.append(_SliceJobs(slide, jobs))
         if work:
@@ -221,8 +222,6 @@ def _job_of(
     if folder is not None and runner.recorder is not None:
         shape = (runner.n_views, *shape_of_maps(runner.encoder))
         path = maps_path(folder, key or keys.of(side, runner, on_damage=slide.image.name))
-    if found is not None:
-        logger.info("slice %r: features of %d spots found in %s.", slide.name, len(slide.rows), folder)
     if found is not None and (path is None or is_stored(path, found, shape or ())):
         features[slide.rows, columns] = found
         return None, path
@@ -230,6 +229,12 @@ def _job_of(
     if path is not None and shape is not None:
         check_room(path, len(slide.rows), shape)
     return _Job(slide, runner, columns, side, key, empty, path=path, known=found), path
+
+
+def _log_what_is_known(slide: Slice, n_known: int, n_parts: int, folder: Path | None) -> None:
+    if n_known:
+        part = "" if n_known == n_parts else f", for {n_known} of {n_parts} encoders and patch sizes"
+        logger.info("slice %r: features of %d spots found in %s%s.", slide.name, len(slide.rows), folder, part)
 
 
 def _encode(work: list[_SliceJobs], folder: Path | None, on_damage: OnDamage, stain: Stain | None) -> None:
