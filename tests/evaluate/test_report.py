@@ -97,6 +97,14 @@ def test_the_record_says_all_parts_of_the_features(tissue, tmp_path):
     assert record["settings"]["features"]["patch_um"] == [80.0, 150.0]
 
 
+def test_the_first_method_is_the_colored_one(result, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(st_gchb.pl, "save", lambda axes, path: drawn.update({path.name: axes}))
+    write_report(result, tmp_path)
+    bars = {bar.get_label(): bar.patches[0].get_facecolor()[:3] for bar in drawn["methods.png"].containers}
+    assert [name for name, color in bars.items() if max(color) - min(color) > 0.1] == ["ridge"]
+
+
 def test_the_figure_shows_the_first_method_on_the_last_slice(tissue, result):
     pictured = result.pictured
     assert set(pictured.obs["slice"]) == {"S3"}
