@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,26 @@ def test_the_seed_reaches_whatever_is_given_none(tmp_path):
     assert set(st_gchb.evaluate.evaluate_fold(tissue, "S1", methods=["mean"], n_top_genes=20).scores["seed"]) == {5}
 
 
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+LOOKED_AT = {
+    "a terminal": {"stderr": _Terminal()},
+    "a notebook": {"IPython": SimpleNamespace(get_ipython=lambda: SimpleNamespace(config={"IPKernelApp": {}}))},
+    "ipython at a terminal": {
+        "stderr": _Terminal(),
+        "IPython": SimpleNamespace(get_ipython=lambda: SimpleNamespace(config={"TerminalIPythonApp": {}})),
+    },
+}
+NOT_LOOKED_AT = {
+    "a log file": {"stderr": io.StringIO()},
+    "no console": {"stderr": None},
+    "ipython that is imported alone": {"stderr": io.StringIO(), "IPython": SimpleNamespace(get_ipython=lambda: None)},
+}
+
+
 @pytest.mark.parametrize(
     ("values", "disabled"),
     [
@@ -145,11 +166,32 @@ def test_the_seed_reaches_whatever_is_given_none(tmp_path):
         ({"verbosity": "INFO", "progress_bars": False}, True),
     ],
 )
-def test_progress_bars_go_by_verbosity_unless_they_are_set(values, disabled):
+@pytest.mark.parametrize("where", [*LOOKED_AT, *NOT_LOOKED_AT])
+def test_progress_bars_go_by_verbosity_and_by_who_looks_at_them_unless_they_are_set(
+    values, disabled, where, monkeypatch
+):
+    there = LOOKED_AT | NOT_LOOKED_AT
+    monkeypatch.setitem(sys.modules, "IPython", there[where].get("IPython"))
+    monkeypatch.setattr(sys, "stderr", there[where].get("stderr", io.StringIO()))
     settings.verbosity = None
     with settings.override(**values):
-        assert bars_disabled() is disabled
+        assert bars_disabled() is (where in NOT_LOOKED_AT if disabled is None else disabled)
         assert settings.progress_bars is (disabled is not True)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, _Terminal])
+def test_a_log_file_holds_no_bars(stream, monkeypatch):
+    """Neither those of steps nor that of training."""
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(sys, "stdout", stream())
+    settings.verbosity = "INFO"
+    tissue = st_gchb.datasets.synthetic_tissue(2, n_rows=6, n_cols=6, n_genes=20)
+    st_gchb.pp.embed_patches(tissue, encoder="texture", patch_um=150, cache=False)
+    STGCHB.setup_anndata(tissue, slice_key="slice")
+    STGCHB(tissue, n_top_genes=20).train(2, enable_checkpointing=False)
+    said = sys.stderr.getvalue() + sys.stdout.getvalue()
+    bars = {what: what in said for what in ("Patches of 2 slices:", "Epoch 2/2:", "Calibration:   0%")}
+    assert bars == dict.fromkeys(bars, stream is _Terminal)
 
 
 def test_bars_are_switched_off_in_one_thread_alone():
@@ -172,10 +214,15 @@ def test_bars_of_steps_and_of_training(shown, capfd):
         STGCHB.setup_anndata(tissue, slice_key="slice")
         capfd.readouterr()
         list(track(range(3), "Counting"))
-        STGCHB(tissue, n_top_genes=20).train(2, calibrate=False, enable_checkpointing=False)
+        STGCHB(tissue, n_top_genes=20).train(2, enable_checkpointing=False)
     said = capfd.readouterr()
     assert ("Counting" in said.err) is shown
     assert ("Epoch 2/2" in said.out + said.err) is shown
+    assert ("Calibration:   0%" in said.err) is shown
+    with settings.override(progress_bars=shown):
+        STGCHB(tissue, n_top_genes=20).train(1, enable_checkpointing=False, enable_progress_bar=False)
+    said = capfd.readouterr()
+    assert "%" not in said.out + said.err
 
 
 def test_messages_reach_the_root_logger_and_the_console_once(caplog, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,8 +76,8 @@ class Settings:
     def progress_bars(self) -> bool:
         """True if progress bars of the package and of training are shown.
 
-        Initially they are, unless :attr:`verbosity` is set to a level above ``"INFO"``; bars of single steps then
-        appear only in terminals and notebooks, so that log files contain none.
+        Initially they are, unless :attr:`verbosity` is set to a level above ``"INFO"``, but only in terminals and
+        notebooks, so that log files contain none.
         """
         if _bars_off.get():
             return False
@@ -180,11 +181,22 @@ def without_bars() -> Iterator[None]:
         _bars_off.reset(token)
 
 
-def bars_disabled() -> bool | None:
-    """Return tqdm's ``disable``; with None, tqdm shows bars only in terminals and notebooks."""
+def bars_disabled() -> bool:
+    """Check if progress bars are off: by the settings, or in what is neither a terminal nor a notebook."""
     if not settings.progress_bars:
         return True
-    return None if settings._progress_bars is None else False
+    return settings._progress_bars is None and not (_in_notebook() or _in_terminal())
+
+
+def _in_terminal() -> bool:
+    # Programs without a console have no stderr.
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    """Check if this is a kernel of Jupyter, whose streams are no terminals."""
+    find = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return "IPKernelApp" in getattr(find(), "config", ())
 
 
 def as_folder(value: str | os.PathLike[str], what: str) -> Path:

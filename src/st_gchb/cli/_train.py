@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,7 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     given = {} if arguments.n_top_genes is None else {"n_top_genes": arguments.n_top_genes}
     model = STGCHB(adata, arguments.preset, seed=arguments.seed, **given)
     options = {"accelerator": arguments.device, "resume": arguments.resume}
-    model.train(arguments.max_epochs, **options)
+    # scvi-tools draws the bar of training on stdout, where results are named.
+    with redirect_stdout(sys.stderr):
+        model.train(arguments.max_epochs, **options)
     # Checkpoints are removed at the end of training, so the model must be written before a signal takes effect.
     with held_back():
         model.save(arguments.out, overwrite=arguments.overwrite)

@@ -13,7 +13,7 @@ import requests
 from st_gchb._artifacts import sha256_of, write_whole
 from st_gchb._errors import DownloadError, MissingFileError
 from st_gchb._logging import logger
-from st_gchb._settings import settings
+from st_gchb._settings import bars_disabled, settings
 
 DATA_VARIABLE = "ST_GCHB_DATA"
 
@@ -153,7 +153,7 @@ def _download(file: DataFile, folder: Path, dataset: str, wanted: Sequence[DataF
             known_hash=None if expected is None else f"sha256:{expected}",
             fname=file.name,
             path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=settings.progress_bars, timeout=_TIMEOUT_S),
+            downloader=pooch.HTTPDownloader(progressbar=not bars_disabled(), timeout=_TIMEOUT_S),
         )
     except (requests.exceptions.RequestException, OSError) as error:
         reason = f"{file.name} could not be downloaded from {file.url} ({type(error).__name__}: {_short(error)})"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from st_gchb._logging import track
 from st_gchb.metrics import pearson
 from st_gchb.retrieval import Neighbors, ReferenceTable
 
@@ -174,7 +175,7 @@ def calibrate(
     predictors = np.zeros((truth.shape[0], len(PREDICTORS)))
     errors = np.zeros(truth.shape[0])
     correlations, of_retrieval = [], []
-    for rows in folds:
+    for rows in track(folds, "Calibration"):
         found = predict(rows)
         predictors[rows] = found.predictors
         measured = truth[rows].toarray()

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
+from st_gchb._logging import track
 from st_gchb._options import Search
 from st_gchb.model._confidence import Calibration, calibration_folds, error_predictors
 from st_gchb.model._query import Preprocessor
@@ -128,7 +129,7 @@ def read_out(p: TrainedParts, located: Located, table: ReferenceTable, adjacency
         return
     # Spots that are near one another in this order are near in the graph, so that blocks have few neighbors outside.
     order = reverse_cuthill_mckee(adjacency, symmetric_mode=True)
-    for rows in np.array_split(order, n_blocks):
+    for rows in track(np.array_split(order, n_blocks), "Prediction", delay=1.0):
         nodes = with_halo(adjacency, rows, 1 if p.settings.sharpening else 0)
         ends = edges_between(adjacency, nodes)
         near = sparse.csr_matrix((np.ones(ends.shape[1], np.float32), ends), shape=(len(nodes), len(nodes)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError, QueryError
 from st_gchb._logging import logger
 from st_gchb._options import DEFAULT_ENCODERS, Preset, Search
-from st_gchb._settings import settings as package_settings
+from st_gchb._settings import settings as package_settings, without_bars
 from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.io import check_object, sections_of
 from st_gchb.model._confidence import Calibration
@@ -425,7 +425,9 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
             logger.info("Calibration: training without each reference slice in turn.")
             quiet = replace(options, trainer_kwargs=options.trainer_kwargs | {"enable_progress_bar": False})
             once_more = partial(run, options=quiet)
-            self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
+            shown = options.trainer_kwargs.get("enable_progress_bar", True)
+            with nullcontext() if shown else without_bars():
+                self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     @checked
     def get_latent_representation(
@@ -772,6 +774,7 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
         """
         if self._fitted is not None:
             return self._fitted
+        logger.info("Fitting panel, principal components and heads to %d spots.", self.adata.n_obs)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fitted = fit(self.adata, self._where, self.settings, self._panel, self.seed)

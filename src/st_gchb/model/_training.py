@@ -24,7 +24,7 @@ from st_gchb._arguments import Limits, Rate, Weight
 from st_gchb._compat import driver_sought_once, history_logger, parse_device_args, runner_quiet
 from st_gchb._errors import ArgumentError, CheckpointError, DeviceError, DivergenceError
 from st_gchb._logging import logger, others_quiet
-from st_gchb._settings import settings as package_settings
+from st_gchb._settings import bars_disabled
 from st_gchb._signals import Stopped, held_back
 from st_gchb.model._earlier_formats import EARLIEST_SETTINGS
 from st_gchb.model._fit import Fitted
@@ -275,7 +275,7 @@ def _fit(
             "through the image encoder's last stage. Pass devices=1, or finetune='none'."
         )
     given.setdefault("logger", history_logger())
-    given.setdefault("enable_progress_bar", package_settings.progress_bars)
+    given.setdefault("enable_progress_bar", not bars_disabled())
     epochs = s.pretrain_epochs + options.max_epochs
     # A model that was trained or loaded before is in evaluation mode, and Lightning leaves it there: no dropout.
     model.module.train()
