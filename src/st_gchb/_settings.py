@@ -182,7 +182,7 @@ def without_bars() -> Iterator[None]:
 
 
 def bars_disabled() -> bool:
-    """Check if progress bars are off: by the settings, or in what is neither a terminal nor a notebook."""
+    """Check if progress bars are off: by the settings, or because the output goes to a file."""
     if not settings.progress_bars:
         return True
     return settings._progress_bars is None and not (_in_notebook() or _in_terminal())
@@ -194,7 +194,7 @@ def _in_terminal() -> bool:
 
 
 def _in_notebook() -> bool:
-    """Check if this is a kernel of Jupyter, whose streams are no terminals."""
+    """Check if this process is a Jupyter kernel, whose output streams do not count as terminals."""
     find = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     return "IPKernelApp" in getattr(find(), "config", ())
 

@@ -108,9 +108,9 @@ def test_bars_stand_at_the_mean_and_dots_at_the_runs(runs):
 
 
 def test_bars_highlight_one_method(runs):
-    ridge_last, mean = (pl.metric_bars(runs, ["AG"], highlight=name).patches for name in (None, "mean"))
-    assert ridge_last[1].get_facecolor() == mean[0].get_facecolor()
-    assert ridge_last[0].get_facecolor() != ridge_last[1].get_facecolor()
+    first, ridge = (pl.metric_bars(runs, ["AG"], highlight=name).patches for name in (None, "ridge"))
+    assert first[0].get_facecolor() == ridge[1].get_facecolor()
+    assert first[0].get_facecolor() != first[1].get_facecolor()
 
 
 def test_bars_that_cannot_be_drawn(runs):

@@ -38,13 +38,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     adata = _slides(arguments)
     embed(adata, arguments)
-    default = min(EVALUATION_GENES, adata.n_vars)
+    n_top_genes = arguments.n_top_genes
+    if n_top_genes is None:
+        n_top_genes = min(EVALUATION_GENES, adata.n_vars)
     names = list(dict.fromkeys(adata.obs[arguments.slice_key].astype(str)))
     result = evaluate_fold(
         adata,
         names[-1],
         methods=METHODS,
-        n_top_genes=default if arguments.n_top_genes is None else arguments.n_top_genes,
+        n_top_genes=n_top_genes,
         seeds=[arguments.seed],
         slice_key=arguments.slice_key,
         device=arguments.device,

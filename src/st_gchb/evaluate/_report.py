@@ -67,8 +67,7 @@ def write_report(result: Evaluation, folder: str | Path, *, genes: Sequence[str]
         result.genes.to_csv(part, index=False)
     with write_whole(paths["table"]) as part:
         part.write_text(markdown(result) + "\n", encoding="utf-8")
-    # The method whose predictions are drawn.
-    pl.save(pl.metric_bars(result.scores, highlight=result.scores["method"].iloc[0]), paths["bars"])
+    pl.save(pl.metric_bars(result.scores), paths["bars"])
     if result.pictured is None:
         del paths["tissue"]
     else:

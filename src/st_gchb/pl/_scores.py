@@ -35,7 +35,7 @@ def metric_bars(
     method
         Column with the name of the method; methods are drawn in order of first occurrence.
     highlight
-        Method to draw in color, the others in gray; by default the last one.
+        Method to draw in color, the others in gray; by default the first one.
     ax
         Axes to draw into; new ones by default.
 
@@ -70,7 +70,7 @@ def metric_bars(
     if ax is None:
         width = max(4.0, 1.2 + 0.26 * len(names) * len(metrics))
         ax = plt.subplots(figsize=(width, 3.2), layout="constrained")[1]
-    colors = _colors(names, highlight or names[-1])
+    colors = _colors(names, highlight or names[0])
     width = 0.82 / len(names)
     for i, name in enumerate(names):
         runs = frame.loc[frame[method].astype(str) == name, list(metrics)].to_numpy(dtype=float)

@@ -187,7 +187,7 @@ def embed_slices(
             ]
             files += [path for _, path in found if path is not None]
             jobs = [job for job, _ in found if job is not None]
-            _log_what_is_known(slide, len(parts) - sum(job.known is None for job in jobs), len(parts), folder)
+            _log_cached(slide, len(parts) - sum(job.known is None for job in jobs), len(parts), folder)
             if jobs:
                 work.append(_SliceJobs(slide, jobs))
         if work:
@@ -231,9 +231,10 @@ def _job_of(
     return _Job(slide, runner, columns, side, key, empty, path=path, known=found), path
 
 
-def _log_what_is_known(slide: Slice, n_known: int, n_parts: int, folder: Path | None) -> None:
-    if n_known:
-        part = "" if n_known == n_parts else f", for {n_known} of {n_parts} encoders and patch sizes"
+def _log_cached(slide: Slice, n_cached: int, n_parts: int, folder: Path | None) -> None:
+    """Tell of how many encoders and patch sizes the features of a slice were found in the cache."""
+    if n_cached:
+        part = "" if n_cached == n_parts else f", for {n_cached} of {n_parts} encoders and patch sizes"
         logger.info("slice %r: features of %d spots found in %s%s.", slide.name, len(slide.rows), folder, part)
 
 
