@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -21,6 +23,11 @@ from st_gchb.io.images._orientation import TAG, UPRIGHT, read_orientation, swaps
 from st_gchb.io.images._slide_image import RGB, SlideImage
 from st_gchb.io.images._tiff_pages import Page, fill_of, levels_of, main_series, opened, segment_px
 from st_gchb.io.images._validation import check_memory, damage_or_failure, hash_as_read
+
+_pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)
+"""Reads from a place of a file without moving its position, so that threads need not wait for each other."""
+_AT_ONCE = 2**30
+"""Most bytes that are asked of it at once: systems give at most 2 GiB."""
 
 
 def tiff_size(file: tifffile.TiffFile, index: int, name: str, *, swapped: bool) -> float | None:
@@ -113,7 +120,7 @@ class TiffLevel:
     """
 
     parallel = True
-    """Several threads may read windows at the same time: they share the file, one after the other, and decode alone."""
+    """Several threads may read windows at the same time: they share the open file, and decode alone."""
 
     def __init__(self, path: Path, place: tuple[int, int], pages: list[Page]) -> None:
         self.path, self._place = path, place
@@ -224,13 +231,19 @@ class TiffLevel:
         offset, count = int(page.dataoffsets[index]), int(page.databytecounts[index])
         if not count:
             return None
-        with self._lock:
-            assert self._file is not None
-            self._file.seek(offset)
-            data = self._file.read(count)
+        data = self._read(offset, count)
         if len(data) < count:
             raise DamageError(f"{self.path}: the file is cut short. Fetch or export it again.")
         return data
+
+    def _read(self, offset: int, count: int) -> bytes:
+        """Read bytes of the open file, in any thread; fewer at its end."""
+        assert self._file is not None
+        if _pread is not None and count <= _AT_ONCE:
+            return _pread(self._file.fileno(), count, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(count)
 
     def _check_surplus(self, page: Page, data: bytes, size: int) -> None:
         """Check once that a strip or tile has no more rows than the header states: tifffile drops them silently."""

@@ -333,7 +333,9 @@ def _check_no_overlap(pages: list[Page], path: Path) -> None:
     counts = np.concatenate([np.atleast_1d(page.databytecounts) for page in pages]).astype(np.int64)
     headers = [_header_place(page) for page in pages if getattr(page, "tags", None)]
     places = np.column_stack([offsets, counts])[counts > 0]
-    places = np.unique(np.concatenate([places, np.array(headers, dtype=np.int64).reshape(-1, 2)]), axis=0)
+    places = np.concatenate([places, np.array(headers, dtype=np.int64).reshape(-1, 2)])
+    places = places[np.lexsort(places.T[::-1])]
+    places = places[np.append(True, (places[1:] != places[:-1]).any(axis=1))]
     if (places[1:, 0] < places[:-1].sum(axis=1)).any():
         raise ImageError(
             f"{path}: the header is damaged: strips or tiles share a part of their bytes, or lie in the header. Fetch "
