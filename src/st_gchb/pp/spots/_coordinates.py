@@ -56,7 +56,8 @@ def check_positions(centers_px: Coordinates, names: object = None) -> None:
     CoordinateError
         Spots lie far beyond the left or upper side.
     """
-    far = _beyond(centers_px, (np.inf, np.inf)) > rim_px(centers_px, tuple(centers_px.max(axis=0)[::-1]))
+    rim = rim_px(_nearest_distance(centers_px), tuple(centers_px.max(axis=0)[::-1]))
+    far = _beyond(centers_px, (np.inf, np.inf)) > rim
     if far.any():
         first = int(np.flatnonzero(far)[0])
         called = f" {names[first]!r}" if names is not None else ""  # type: ignore[index]
@@ -67,22 +68,20 @@ def check_positions(centers_px: Coordinates, names: object = None) -> None:
         )
 
 
-def rim_px(centers_px: Coordinates, shape_px: tuple[float, float]) -> float:
+def rim_px(nearest_px: float, shape_px: tuple[float, float]) -> float:
     """Compute how far beyond any side of the image a spot may lie, in px.
 
-    It is half of the distance between spots, so that a patch still overlaps the image, but at least 1 % and at most
-    5 % of the image's longer side.
+    It is half of the median distance from a spot to its nearest neighbor, so that a patch still overlaps the image, but
+    at least 1 % and at most 5 % of the image's longer side.
 
     Examples
     --------
-    >>> import numpy as np
     >>> from st_gchb.pp.spots._coordinates import rim_px
-    >>> rim_px(np.array([[0.0, 0.0], [60.0, 0.0]]), (1000, 2000))
+    >>> rim_px(60.0, (1000, 2000))
     30.0
     """
     low, high = (share * max(*shape_px, 0.0) for share in _RIM)
-    half = _nearest_distance(centers_px) / 2 if len(centers_px) > 1 else 0.0
-    return float(min(max(half, low), high))
+    return float(min(max(nearest_px / 2, low), high))
 
 
 def check_fit(
@@ -127,7 +126,8 @@ def check_fit(
     """
     known = _known_factors(factors or {}, um_per_px)
     beyond = _beyond(centers_px, shape_px)
-    far = beyond > rim_px(centers_px, shape_px)
+    nearest = _nearest_distance(centers_px)
+    far = beyond > rim_px(nearest, shape_px)
     if far.any():
         raise CoordinateError(_outside_message(centers_px, shape_px, where, known, far))
     if (beyond > 0).any():
@@ -139,22 +139,22 @@ def check_fit(
             beyond.max(),
         )
     diameter = (factors or {}).get(Keys.SPOT_DIAMETER)
-    crowded = _crowding_factor(centers_px, shape_px, known, diameter)
+    crowded = _crowding_factor(centers_px, shape_px, known, diameter, nearest)
     if crowded is not None:
         raise CoordinateError(
             f"{_cover(centers_px, shape_px, where)}, and lie nearer to one another than a spot is wide: they seem to "
             f"be px of a down-scaled image. Multiply obsm['spatial'] by {known[crowded]:.6g} ({crowded})."
         )
-    if diameter is not None and len(centers_px) >= _FEW and _nearest_distance(centers_px) < 0.5 * diameter:
+    if diameter is not None and len(centers_px) >= _FEW and nearest < 0.5 * diameter:
         logger.warning(
             "%s: spots lie %.3g px apart and are said to be %.3g px wide, so they overlap. Are the positions px of a "
             "smaller image?",
             where,
-            _nearest_distance(centers_px),
+            nearest,
             diameter,
         )
     if um_per_px is not None:
-        _check_unit(centers_px, shape_px, where, um_per_px, scale, diameter)
+        _check_unit(centers_px, shape_px, where, um_per_px, scale, diameter, nearest)
     _check_extent(centers_px, where)
 
 
@@ -165,12 +165,12 @@ def _check_unit(
     um_per_px: float,
     scale: float,
     diameter: float | None,
+    nearest: float,
 ) -> None:
     """Raise or warn if positions seem to be in µm or mm, judged by the known size of a pixel."""
     n = len(centers_px)
     if n < 2 or abs(um_per_px - 1) <= _SAME_SIZE:
         return
-    nearest = _nearest_distance(centers_px)
     # A distance that agrees with the spot diameter in px shows that the positions are px, however few they cover.
     fits_diameter = diameter is not None and nearest >= 0.5 * diameter
     for unit, length in (("µm", 1.0), ("mm", 1000.0)):
@@ -304,7 +304,11 @@ def _point(center: Coordinates) -> tuple[float, float]:
 
 
 def _crowding_factor(
-    centers_px: Coordinates, shape_px: tuple[int, int], known: Mapping[str, float], diameter: float | None
+    centers_px: Coordinates,
+    shape_px: tuple[int, int],
+    known: Mapping[str, float],
+    diameter: float | None,
+    nearest: float,
 ) -> str | None:
     if len(centers_px) < 2 or diameter is None or _coverage(centers_px, shape_px) >= _CORNER:
         return None
@@ -312,10 +316,12 @@ def _crowding_factor(
     if best is None or known[best] <= 1 or _coverage(centers_px * known[best], shape_px) < 2 * _CORNER:
         return None
     # Spots of one slice never overlap: in full-resolution px, neighbors are farther apart than a spot is wide.
-    return best if _nearest_distance(centers_px) < 0.5 * diameter else None
+    return best if nearest < 0.5 * diameter else None
 
 
 def _nearest_distance(centers_px: Coordinates) -> float:
-    """Compute the median distance from a spot to its nearest neighbor."""
+    """Compute the median distance from a spot to its nearest neighbor; 0 for a single spot."""
+    if len(centers_px) < 2:
+        return 0.0
     distances, _ = cKDTree(centers_px).query(centers_px, k=2)
     return float(np.median(np.asarray(distances)[:, 1]))
