@@ -192,6 +192,25 @@ def fold_batch_norm(module: Any) -> Any:
     return fuse(module)
 
 
+def resample_into(images: np.ndarray, resampled: np.ndarray) -> None:
+    """Resample images as :func:`torch.nn.functional.interpolate` does, bilinearly with antialiasing.
+
+    That one makes a new array for the result. The C library of Linux takes the memory of one that is made in a thread
+    from the system each time, which clears it.
+
+    Parameters
+    ----------
+    images
+        Images, ``(n, h, w, 3)`` uint8.
+    resampled
+        Array for them in another size, ``(n, new_h, new_w, 3)`` uint8.
+    """
+    import torch
+
+    given, out = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (images, resampled))
+    torch.ops.aten._upsample_bilinear2d_aa.out(given, list(resampled.shape[1:3]), False, None, None, out=out)
+
+
 def cpu_supports(precision: str) -> bool:
     """Return whether the CPU computes in a half precision, ``"bfloat16"`` or ``"float16"``, in hardware.
 

@@ -6,6 +6,7 @@ import dask.array
 import numpy as np
 import pytest
 import tifffile
+import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from spatialdata import SpatialData
@@ -13,6 +14,7 @@ from spatialdata.dataloader import ImageTilesDataset
 from spatialdata.models import Image2DModel, ShapesModel
 from torch.nn import functional
 
+from st_gchb._compat import resample_into
 from st_gchb._errors import ImageError, InputError, ScaleError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import _chunks as io_chunks, chunk_edges
@@ -42,10 +44,10 @@ class Counted:
         return pixels
 
 
-def least_memory(image, centers, side, batch_size):
+def least_memory(image, centers, side, batch_size, out=None):
     """The memory that the error asks for where there is too little."""
     with pytest.raises(InputError, match="memory_mb=") as caught:
-        patches_of(image, centers, side, side, batch_size, 1e-6)
+        patches_of(image, centers, side, out or side, batch_size, 1e-6)
     return int(re.search(r"Pass memory_mb=(\d+)", str(caught.value)).group(1))
 
 
@@ -207,6 +209,30 @@ def test_the_plan_is_what_is_held(watched_windows):
     assert 0.6 * peak < band.peak_bytes <= peak
 
 
+@pytest.mark.parametrize("new", [(30, 50), (170, 90)])
+def test_images_are_resampled_as_torch_does(new):
+    images = np.random.default_rng(2).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    room = np.zeros((5, *new, 3), dtype=np.uint8)
+    resample_into(images, room[1:4])
+    channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
+    expected = functional.interpolate(channels_first, size=new, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(room[1:4], expected.numpy())
+    assert not room[[0, 4]].any()
+
+
+def test_pieces_are_held_whole_where_they_fit(watched_windows):
+    """Of least memory each piece is held in parts, of which windows that cross them are put together; pixels agree."""
+    pixels = np.random.default_rng(1).integers(0, 256, (3000, 2000, 3), dtype=np.uint8)
+    image, centers = SlideImage([Counted(pixels, (128, 128))], [1.0]), lattice(2000, 60)
+    least = least_memory(image, centers, 90, 16)
+    found = [patches_of(image, centers, 90, 90, 16, memory_mb) for memory_mb in (least, 512)]
+    in_parts, whole = watched_windows
+    assert in_parts._grid.shape > whole._grid.shape == tuple(len(edges) - 1 for edges in image.pieces(0))
+    assert in_parts.peak_bytes < whole.peak_bytes
+    assert in_parts.peak_bytes <= least * 1e6
+    np.testing.assert_array_equal(*found)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_plain_tiff_is_held_in_parts_too(watched_windows, tmp_path, compression):
     """Pixels that lie on the disk as they are are copied into memory like others."""
@@ -225,8 +251,8 @@ def test_an_array_in_memory_is_not_copied(watched_windows):
 def test_a_dense_grid_takes_no_more_than_a_sparse_one(watched_windows, monkeypatch):
     """Windows that overlap 36-fold are cut out a few at a time, from chunks that are decoded once."""
     cut = []
-    original = functional.interpolate
-    monkeypatch.setattr(functional, "interpolate", lambda x, **to: cut.append(x.nbytes) or original(x, **to))
+    resample = "st_gchb.pp.patches._size_batches.resample_into"
+    monkeypatch.setattr(resample, lambda x, out: cut.append(x.nbytes) or resample_into(x, out))
     level = Counted(np.zeros((1200, 1200, 3), dtype=np.uint8), (128, 128))
     patches_of(SlideImage([level], [1.0]), lattice(1200, 15), 90, 20, 64, 8)
     assert (level.times == 1).all()
@@ -241,6 +267,13 @@ def test_too_little_memory_is_an_error_that_names_what_is_needed():
     for wrong in (0, -1, float("nan"), "much"):
         with pytest.raises(InputError, match="memory_mb"):
             patches_of(image, [[75, 60]], 40, 40, memory_mb=wrong)
+
+
+@settings(max_examples=15, deadline=None)
+@given(side=st.integers(20, 900), out=st.integers(1, 200), batch_size=st.integers(1, 40), more=st.floats(0, 20))
+def test_the_memory_that_the_error_names_is_enough_and_so_is_more(side, out, batch_size, more):
+    image, centers = SlideImage([Counted(np.zeros((900, 900, 3), dtype=np.uint8), (100, 90))], [1.0]), lattice(900, 300)
+    patches_of(image, centers, side, out, batch_size, least_memory(image, centers, side, batch_size, out) + more)
 
 
 def test_a_file_that_is_decoded_whole_has_to_fit(tmp_path):

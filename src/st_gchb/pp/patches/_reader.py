@@ -15,7 +15,7 @@ from st_gchb._errors import InputError, ScaleError
 from st_gchb.pp.patches._damage import Damage
 from st_gchb.pp.patches._size_batches import Group, Patches, PatchRead, Rows, SizeBatches
 from st_gchb.pp.patches._threads import AHEAD, Workers, reading_threads
-from st_gchb.pp.patches._window_plan import Grid, Windows, in_bands, plan
+from st_gchb.pp.patches._window_plan import Grid, Windows, in_bands, plan, with_whole_pieces
 from st_gchb.pp.spots import Slice
 
 MEMORY_MB = 1000.0
@@ -132,9 +132,11 @@ def patches_of_sizes(
             grid = Grid.of(slide.image, level)
             same = [size for size in sizes if size.level == level]
             for together, bands, peak in _groups(same, grid, batch_size, memory_mb):
-                left, _ = _memory_left(together, batch_size, memory_mb)
+                left = _memory_left(together, batch_size, memory_mb)
+                boxes = np.concatenate([size.boxes for size in together])
+                held, peak = with_whole_pieces([boxes[band] for band in bands], grid, peak, left)
                 left -= _share(together, batch_size, memory_mb, left - peak, workers.number)
-                yield from _swept(slide, together, bands, grid, workers, left)
+                yield from _swept(slide, together, bands, held, workers, left)
 
 
 def _groups(
@@ -164,16 +166,25 @@ def _groups(
 
 def _plan_alone(size: SizeBatches, grid: Grid, batch_size: int, memory_mb: float) -> tuple[int, list[Rows], int]:
     """Find the number of bands in which a size is read alone, the order of its windows, and the bytes held."""
-    left, fixed = _memory_left([size], batch_size, memory_mb)
+    left = _memory_left([size], batch_size, memory_mb)
     n_bands, bands, peak = plan(size.boxes, grid, left)
     if peak > left:
         tallest, widest = (int(np.diff(edges).max()) for edges in grid.chunks)
+        enough = _enough(size, peak, batch_size)
         raise InputError(
             f"slice {size.read.damage.name!r}: memory_mb={memory_mb:g} is too little: windows of {size.side} px in "
-            f"chunks of up to {tallest} x {widest} px, and batches of {batch_size}, take {(peak + fixed) / 1e6:.0f} "
-            f"MB. Pass memory_mb={-(-(peak + fixed) // 10**6)} or more, or a smaller batch_size."
+            f"chunks of up to {tallest} x {widest} px, and batches of {batch_size}, take {enough / 1e6:.0f} MB. "
+            f"Pass memory_mb={-(-enough // 10**6)} or more, or a smaller batch_size."
         )
     return n_bands, bands, peak
+
+
+def _enough(size: SizeBatches, peak: int, batch_size: int) -> int:
+    """Compute a number of bytes from which on any memory suffices to read a size alone."""
+    window = size.side**2 * _CROP_BYTES
+    fixed = peak + _batch_bytes([size], batch_size)
+    # Windows that wait take a share of the memory, but at least one and at most a batch of them.
+    return max(fixed + window, min(int(fixed / (1 - _CROPS_SHARE)) + 1, fixed + batch_size * window))
 
 
 def _fitted(
@@ -184,7 +195,7 @@ def _fitted(
     With another number of bands than alone, the batches of a size would hold other spots.
     """
     bands, peak = in_bands(np.concatenate([size.boxes for size in sizes]), grid, n_bands)
-    return (bands, peak) if peak <= _memory_left(sizes, batch_size, memory_mb)[0] else None
+    return (bands, peak) if peak <= _memory_left(sizes, batch_size, memory_mb) else None
 
 
 def _at_once(size: SizeBatches, n_sizes: int, batch_size: int, memory_mb: float) -> int:
@@ -208,13 +219,16 @@ def _share(sizes: list[SizeBatches], batch_size: int, memory_mb: float, spare: i
     return taken
 
 
-def _memory_left(sizes: list[SizeBatches], batch_size: int, memory_mb: float) -> tuple[int, int]:
-    """Compute the bytes that are left for decoded pixels, and those that windows and batches take."""
-    batches = [batch_size * size.read.out_px**2 * 3 for size in sizes]
+def _memory_left(sizes: list[SizeBatches], batch_size: int, memory_mb: float) -> int:
+    """Compute the bytes that are left for decoded pixels beside windows and batches."""
     crops = sum(_at_once(one, len(sizes), batch_size, memory_mb) * one.side**2 * _CROP_BYTES for one in sizes)
-    # Batches that are complete wait together; each size has one that is being collected.
-    fixed = crops + (AHEAD + 1) * max(batches) + sum(batches)
-    return int(memory_mb * 1e6) - fixed, fixed
+    return int(memory_mb * 1e6) - crops - _batch_bytes(sizes, batch_size)
+
+
+def _batch_bytes(sizes: list[SizeBatches], batch_size: int) -> int:
+    """Compute the bytes of batches: complete ones wait together, and each size has one that is being collected."""
+    batches = [batch_size * size.read.out_px**2 * 3 for size in sizes]
+    return (AHEAD + 1) * max(batches) + sum(batches)
 
 
 def _swept(

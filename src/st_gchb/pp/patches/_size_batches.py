@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn import functional
 
+from st_gchb._compat import resample_into
 from st_gchb.io import SlideImage
 from st_gchb.pp.patches._damage import Damage
 from st_gchb.pp.patches._threads import Task, Workers
@@ -68,22 +67,19 @@ class _Batch:
     rows
         Positions of its spots within the slice.
     patches
-        Their patches, ``(b, out_px, out_px, 3)``; None until the first of them are there.
+        Array for their patches, ``(b, out_px, out_px, 3)``; None until there are windows to be resampled, or windows
+        that are the patches.
     """
 
     rows: list[int] = field(default_factory=list)
     patches: Patches | None = None
 
-    def put(self, first: int, crops: Patches, out_px: int) -> None:
-        """Resample windows, in any thread, and put them into the batch from a place on."""
-        if not len(crops):
-            return
-        patches = _resample(crops, out_px)
+    def put(self, first: int, crops: Patches) -> None:
+        """Put windows into the batch from a place on, in any thread, resampled unless they are its patches."""
         if self.patches is None:
-            # These are all.
-            self.patches = patches
-        else:
-            self.patches[first : first + len(patches)] = patches
+            self.patches = crops
+        elif len(crops):
+            resample_into(crops, self.patches[first : first + len(crops)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +189,7 @@ class SizeBatches:
             y0, y1, x0, x1 = self.boxes[row].tolist()
             shown = np.empty((y1 - y0, x1 - x0, 3), dtype=np.uint8)
             lost = source.take(i, shown)
-            self._crops[self._n] = _unfold(shown, self.boxes[row], self.starts[row], self.side, self.shape)
+            _unfold(shown, self.boxes[row], self.starts[row], self.side, self.shape, self._crops[self._n])
         if lost:
             self.read.damage.note(row, lost, self.downsample)
             return
@@ -204,10 +200,11 @@ class SizeBatches:
         """Have the windows taken resampled; with ``last``, the batch is complete with them."""
         batch, n, n_rows = self._batch, self._n, len(self._batch.rows)
         complete = last or n_rows == self.batch_size
-        if not (complete and n == n_rows) and batch.patches is None:
-            batch.patches = np.empty((self.batch_size, self.read.out_px, self.read.out_px, 3), dtype=np.uint8)
+        if batch.patches is None and self.side != self.read.out_px:
+            most = n_rows if complete else self.batch_size
+            batch.patches = np.empty((most, self.read.out_px, self.read.out_px, 3), dtype=np.uint8)
         crops = np.empty((0, self.side, self.side, 3), dtype=np.uint8) if self._crops is None else self._crops[:n]
-        work = workers.submit(batch.put, n_rows - n, crops, self.read.out_px)
+        work = workers.submit(batch.put, n_rows - n, crops)
         self.n_waiting += n
         self._crops, self._n = None, 0
         if complete:
@@ -261,15 +258,35 @@ def boxes_of(starts: Rows, side: int, shape: tuple[int, int]) -> Rows:
     return boxes
 
 
-def _unfold(pixels: Patches, box: Rows, start: Rows, side: int, shape: tuple[int, int]) -> Patches:
-    """Construct a window of ``side`` px from the pixels of its box, reflecting them at the border of the level."""
+def _unfold(pixels: Patches, box: Rows, start: Rows, side: int, shape: tuple[int, int], window: Patches) -> None:
+    """Fill a window of ``side`` px from the pixels of its box, reflecting them at the border of the level."""
     steps = np.arange(side)
-    return pixels[np.ix_(mirrored(start[1] + steps, shape[0]) - box[0], mirrored(start[0] + steps, shape[1]) - box[2])]
+    rows = _runs(mirrored(start[1] + steps, shape[0]) - box[0])
+    columns = _runs(mirrored(start[0] + steps, shape[1]) - box[2])
+    for into_rows, of_rows in rows:
+        for into_columns, of_columns in columns:
+            window[into_rows, into_columns] = pixels[of_rows, of_columns]
 
 
-def _resample(crops: Patches, out_px: int) -> Patches:
-    if crops.shape[1] == out_px:
-        return crops
-    channels_first = torch.from_numpy(crops).permute(0, 3, 1, 2)
-    resized = functional.interpolate(channels_first, size=(out_px, out_px), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+def _runs(indices: Rows) -> list[tuple[slice, slice]]:
+    """Divide indices into runs, each with its place and as a slice, which is copied much faster than single indices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from st_gchb.pp.patches._size_batches import _runs, mirrored
+    >>> _runs(mirrored(np.arange(-2, 3), 9))
+    [(slice(0, 3, None), slice(2, None, -1)), (slice(3, 5, None), slice(1, 3, 1))]
+    """
+    steps = np.diff(indices)
+    starts = [0, *(np.flatnonzero(np.diff(steps)) + 2).tolist()]
+    runs = []
+    for start, end in zip(starts, [*starts[1:], len(indices)], strict=True):
+        first, last = int(indices[start]), int(indices[end - 1])
+        if last < first:
+            run = slice(first, last - 1 if last else None, -1)
+        else:
+            # A single index, if all are the same: it is repeated.
+            run = slice(first, last + 1, 1)
+        runs.append((slice(start, end), run))
+    return runs

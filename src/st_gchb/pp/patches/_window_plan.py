@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,28 @@ def in_bands(boxes: Rows, grid: Grid, n_bands: int) -> tuple[list[Rows], int]:
     band = last[1][order] * n_bands // (len(grid.pieces[1]) - 1)
     bands = [order[band == i] for i in np.unique(band)]
     return bands, 0 if grid.free else max(_peak(boxes[rows], grid) for rows in bands)
+
+
+def with_whole_pieces(boxes: list[Rows], grid: Grid, peak: int, n_bytes: int) -> tuple[Grid, int]:
+    """Hold pieces whole, where they fit into the memory: windows are then put together of fewer parts.
+
+    Parameters
+    ----------
+    boxes
+        Boxes of the windows of each band, in their order.
+    grid, peak
+        Subdivision of the level, and the largest number of bytes held with it.
+    n_bytes
+        Bound of the decoded pixels in memory, bytes.
+
+    Returns
+    -------
+    grid, peak
+        Subdivision whose cells are the pieces, and the bytes held with it; or those given.
+    """
+    whole = replace(grid, cells=grid.pieces)
+    most = 0 if grid.free else max(_peak(one, whole) for one in boxes)
+    return (whole, most) if most <= n_bytes else (grid, peak)
 
 
 def _peak(boxes: Rows, grid: Grid) -> int:
