@@ -4,9 +4,11 @@
     python benchmarks/parallel_reading.py --threads 4 --spots 14400
 
 All patches of a slide of DLPFC's geometry in full resolution are read and resampled to 224 px, without an encoder, and
-its pixels are decoded by one thread, with nothing done with them. Before anything is timed, the patches that several
-threads give are compared to those of one thread, byte by byte. Valid on an otherwise idle machine only: a round in
-which other processes took more than a tenth of a core is repeated.
+its pixels are decoded by one thread, with nothing done with them. As many processes as threads, each of which reads the
+whole slide with one thread, show what the machine gives to several at most: cores slow each other down by what they
+share. Before anything is timed, the patches that several threads give are compared to those of one thread, byte by
+byte. Valid on an otherwise idle machine only: a round in which other processes took more than a tenth of a core is
+repeated.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,43 @@ def hashed(adata: AnnData, path: Path, threads: int) -> str:
     return digest.hexdigest()
 
 
+def answer(asked: Connection, adata: AnnData, path: Path) -> None:
+    """Read all patches with one thread whenever asked, and answer with the CPU time that it took, s."""
+    read(adata, path, 1)
+    asked.send(0.0)
+    while asked.recv():
+        asked.send(timed(lambda: read(adata, path, 1))["cpu_s"])
+
+
+class Processes:
+    """Processes that read the whole slide at once, each with one thread; they end with the ``with`` block."""
+
+    def __init__(self, adata: AnnData, path: Path, number: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._asked = []
+        for _ in range(number):
+            own, other = spawn.Pipe()
+            spawn.Process(target=answer, args=(other, adata, path), daemon=True).start()
+            self._asked.append(own)
+
+    def __enter__(self) -> Processes:
+        for own in self._asked:
+            own.recv()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for own in self._asked:
+            own.send(False)
+
+    def read(self) -> Sample:
+        """Have all of them read."""
+        start = time.perf_counter()
+        for own in self._asked:
+            own.send(True)
+        cpu_s = sum(own.recv() for own in self._asked)
+        return {"wall_s": time.perf_counter() - start, "cpu_s": cpu_s}
+
+
 def busy_s() -> float:
     """Return the seconds for which the machine's cores have been busy since it started, all together."""
     user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
@@ -62,42 +103,47 @@ def busy_s() -> float:
 
 def quiet(rounds: Callable[[], list[Sample]]) -> list[Sample] | None:
     """Measure a round; None if other processes disturbed it."""
-    busy, own, wall = busy_s(), time.process_time(), time.perf_counter()
+    busy, wall = busy_s(), time.perf_counter()
     found = rounds()
-    others = busy_s() - busy - (time.process_time() - own)
+    others = busy_s() - busy - sum(sample["cpu_s"] for sample in found)
     return found if others < OTHERS * (time.perf_counter() - wall) else None
 
 
 def measure(adata: AnnData, path: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Read by one thread and by several, and decode alone, in turn."""
+    """Read by one thread and by several, decode alone, and read by several processes, in turn."""
     same = hashed(adata, path, 1) == hashed(adata, path, threads)
-
-    def once() -> list[Sample]:
-        calls = (lambda: read(adata, path, 1), lambda: read(adata, path, threads), lambda: decode(path))
-        return [timed(call) for call in calls]
-
     tried = 0
     kept: list[list[Sample]] = []
-    while len(kept) < rounds and tried < rounds * PATIENCE:
-        tried += 1
-        found = quiet(once)
-        if found is not None:
-            kept.append(found)
+    with Processes(adata, path, threads) as processes:
+
+        def once() -> list[Sample]:
+            calls = (lambda: read(adata, path, 1), lambda: read(adata, path, threads), lambda: decode(path))
+            return [*(timed(call) for call in calls), processes.read()]
+
+        while len(kept) < rounds and tried < rounds * PATIENCE:
+            tried += 1
+            found = quiet(once)
+            if found is not None:
+                kept.append(found)
     if not kept:
         raise SystemExit(f"No round of {tried} was undisturbed: end other processes first.")
-    one, several, decoded = zip(*kept, strict=True)
-    return {"case": path.name, "same": same, "tried": tried} | {"one": one, "several": several, "decode": decoded}
+    one, several, decoded, apart = zip(*kept, strict=True)
+    results = {"one": one, "several": several, "decode": decoded, "processes": apart}
+    return {"case": path.name, "same": same, "tried": tried} | results
 
 
-def spread(over: list[Sample], under: list[Sample], which: str = "wall_s") -> tuple[float, float, float]:
-    """Compute the median, smallest and largest ratio of the rounds."""
-    found = [a[which] / b[which] for a, b in zip(over, under, strict=True)]
+def spread(
+    over: list[Sample], under: list[Sample], which: str = "wall_s", times: int = 1
+) -> tuple[float, float, float]:
+    """Compute the median, smallest and largest ratio of the rounds, of a number of ``over`` to one ``under``."""
+    found = [times * a[which] / b[which] for a, b in zip(over, under, strict=True)]
     return statistics.median(found), min(found), max(found)
 
 
 def table(results: list[dict[str, Any]], spots: int, threads: int) -> str:
     """Format one line per slide."""
-    header = ["", "one thread, s", f"{threads} threads, s", "times faster", "CPU time of both"]
+    header = ["", "one thread, s", f"{threads} threads, s", "times faster", f"{threads} processes, times"]
+    header += [f"CPU time of {threads} threads"]
     header += ["read and decode / one thread", f"read and decode / {threads} threads", "same patches"]
     lines = [
         [
@@ -105,6 +151,7 @@ def table(results: list[dict[str, Any]], spots: int, threads: int) -> str:
             number(statistics.median(sample["wall_s"] for sample in found["one"])),
             number(statistics.median(sample["wall_s"] for sample in found["several"])),
             between(spread(found["one"], found["several"])),
+            between(spread(found["one"], found["processes"], times=threads)),
             between(spread(found["several"], found["one"], "cpu_s")),
             between(spread(found["decode"], found["one"])),
             between(spread(found["decode"], found["several"])),
@@ -116,7 +163,8 @@ def table(results: list[dict[str, Any]], spots: int, threads: int) -> str:
     return (
         f"{markdown(header, lines)}\n\n{spots:,} spots of a slide of {DLPFC_UM_PER_PX} µm a pixel, patches of "
         f"{PATCH_UM:g} µm as {INPUT_PX} px; medians of rounds in turn with their range, wall clock but for the CPU "
-        f"time; {counted} rounds were undisturbed.\n"
+        f"time; {counted} rounds were undisturbed. *{threads} processes*: what they read, each the whole slide "
+        "with one thread and all at once, beside one alone.\n"
     )
 
 
