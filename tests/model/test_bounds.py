@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from anndata import AnnData
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import st_gchb
@@ -144,8 +144,13 @@ FEATURES = arrays(
 )
 
 
+TINY = np.full((5, 4), np.finfo(np.float32).tiny)
+TINY[0, 0] = 0.0
+
+
 @settings(max_examples=150, deadline=None)
 @given(FEATURES, st.sampled_from([None, 1, 5]), st.sampled_from([0.0, 0.5, 1.0]))
+@example(TINY, 5, 0.5)
 def test_maps_of_any_features_are_finite(x, n_components, whitening):
     mapped, look = fit_map(x, n_components, whitening=whitening, seed=0), fit_appearance(x, seed=0)
     for numbers in (mapped.offset, mapped.matrix, mapped(x), look(x), look(x * 2), *vars(look).values()):

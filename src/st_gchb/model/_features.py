@@ -38,6 +38,9 @@ amplify noise."""
 _ROUNDING = 1e-6
 """The same limit as a share of the feature's own mean; rounding to float32 causes a tenth of it."""
 
+_LEAST = 1e-30
+"""Standard deviation up to which a feature does not vary: the inverse of a smaller one may not be a float32."""
+
 _REAL = 1e-8
 """Variance of a component, as a share of the largest, up to which it is due to rounding."""
 
@@ -109,7 +112,7 @@ def fit_map(
 
 def _inverse(offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Compute the inverse standard deviation of each feature; 0 switches off features that hardly vary."""
-    known = scale > _ROUNDING * np.abs(offset)
+    known = scale > np.maximum(_ROUNDING * np.abs(offset), _LEAST)
     typical = float(np.median(scale[known])) if known.any() else 0.0
     result = np.zeros_like(scale)
     np.divide(1.0, scale, out=result, where=known & (scale > _VARIES * typical))
