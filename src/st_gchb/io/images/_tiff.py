@@ -26,8 +26,6 @@ from st_gchb.io.images._validation import check_memory, damage_or_failure, hash_
 
 _pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)
 """Reads from a place of a file without moving its position, so that threads need not wait for each other."""
-_AT_ONCE = 2**30
-"""Most bytes that are asked of it at once: systems give at most 2 GiB."""
 
 
 def tiff_size(file: tifffile.TiffFile, index: int, name: str, *, swapped: bool) -> float | None:
@@ -239,8 +237,10 @@ class TiffLevel:
     def _read(self, offset: int, count: int) -> bytes:
         """Read bytes of the open file, in any thread; fewer at its end."""
         assert self._file is not None
-        if _pread is not None and count <= _AT_ONCE:
-            return _pread(self._file.fileno(), count, offset)
+        data = b"" if _pread is None else _pread(self._file.fileno(), count, offset)
+        if len(data) == count:
+            return data
+        # Systems may give less at once than there is: some network file systems, and all of them beyond 2 GiB.
         with self._lock:
             self._file.seek(offset)
             return self._file.read(count)
