@@ -87,10 +87,21 @@ def _pieces(image: Image, level: int, what: str) -> Iterator[Box]:
     return track(boxes, what, len(boxes), delay=_QUIET_S)
 
 
-def _sum(values: npt.NDArray, start: int, step: int, axis: int) -> npt.NDArray[np.uint32]:
+def _sum(values: npt.NDArray, start: int, step: int, axis: int) -> npt.NDArray:
     """Sum over blocks along an axis whose first index is ``start``; blocks end at multiples of ``step``."""
-    cuts = np.arange(-(start % step), values.shape[axis], step)
-    return np.asarray(np.add.reduceat(values, np.maximum(cuts, 0), axis=axis, dtype=np.uint32))
+    if step == 1:
+        return values
+    size = values.shape[axis]
+    first = start // step
+    shape = list(values.shape)
+    shape[axis] = -(-(start + size) // step) - first
+    sums = np.zeros(shape, dtype=np.uint32)
+    # The first values of all blocks at once, then the second ones: a tenth of the time of one block after another.
+    for i in range(min(step, size)):
+        block = (start + i) // step - first
+        part = values[(slice(None),) * axis + (slice(i, None, step),)]
+        sums[(slice(None),) * axis + (slice(block, block + part.shape[axis]),)] += part
+    return sums
 
 
 def hash_pixels(image: Image, level: int) -> str:
