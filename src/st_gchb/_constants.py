@@ -56,6 +56,9 @@ VISIUM_SPOT_DIAMETER_UM: Final = 55.0
 VISIUM_PITCH_UM: Final = 100.0
 """Distance between the centers of neighboring Visium spots, µm."""
 
+MODEL_RECORD: Final = "model.json"
+"""File of a model folder that says what the others are."""
+
 DEFAULT_PATCH_UM: Final = (80.0, 150.0, 300.0)
 """Sides of the patches of a spot, µm."""
 

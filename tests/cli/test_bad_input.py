@@ -50,17 +50,22 @@ assert not imported, imported
 def test_what_is_not_there_or_in_the_way_is_told_at_once(tmp_path):
     """Before the libraries are imported that would read it."""
     (tmp_path / "a.png").write_bytes(b"")
-    (tmp_path / "model").mkdir()
-    in_the_way = ["train", "--data", "a.png", "--out", "model"]
-    commands = json.dumps([*([*command, "--out", "out"] for _, command in MISSING), in_the_way])
+    (tmp_path / "model.json").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    no_model = ["predict", "--model", "folder", "--slide", "a.png", "--out", "out"]
+    in_the_way = ["train", "--data", "a.png", "--out", "folder"]
+    commands = json.dumps([*([*command, "--out", "out"] for _, command in MISSING), no_model, in_the_way])
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM, commands], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    *lines, last = ran.stderr.splitlines()
+    *lines, other, last = ran.stderr.splitlines()
     for (what, _), line in zip(MISSING, lines, strict=True):
         assert line.partition(" Pass ")[0] == f"st-gchb: error: --{what}: there is no such file or folder."
-    assert last == "st-gchb: error: --out model is there already. Pass --overwrite to replace it."
+    assert other.startswith(
+        "st-gchb: error: --model folder has no model.json: it is no st-gchb model. Pass the folder "
+    )
+    assert last == "st-gchb: error: --out folder is there already. Pass --overwrite to replace it."
     assert not (tmp_path / "out").exists()
 
 
@@ -105,6 +110,16 @@ def test_data_that_are_no_slides(refused, model, tmp_path, command, make, messag
     options = ["--model", model] if command == "predict" else TEXTURE
     said = refused(command, "--data", make(tmp_path), *options, "--out", tmp_path / "out")
     assert message in said
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
+def test_a_fault_of_the_data_is_told_before_the_libraries_of_training_are_imported(
+    refused, monkeypatch, tmp_path, command
+):
+    for room in ("model", "evaluate"):
+        monkeypatch.setitem(sys.modules, f"st_gchb.{room}", None)
+    said = refused(command, "--data", broken(tmp_path), *TEXTURE, "--out", tmp_path / "out")
+    assert "neither a section nor an image" in said
 
 
 def test_a_store_that_is_none(refused, model, tmp_path):

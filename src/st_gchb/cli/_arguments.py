@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from st_gchb._constants import DEFAULT_PATCH_UM, Keys
+from st_gchb._constants import DEFAULT_PATCH_UM, MODEL_RECORD, Keys
 from st_gchb._errors import InputError, MissingFileError
 from st_gchb._logging import all_quiet
 from st_gchb._options import (
@@ -280,7 +280,7 @@ _INPUTS = {
 
 
 def check_inputs(arguments: argparse.Namespace) -> None:
-    """Validate that what is to be read is there, before libraries are imported for seconds to read it.
+    """Validate that what is to be read is there, and a model is one, before libraries are imported to read it.
 
     Raises
     ------
@@ -297,6 +297,8 @@ def check_inputs(arguments: argparse.Namespace) -> None:
             is_section = name == "data" and "samples" in arguments and _is_section(path)
             if not path.exists() and not is_section:
                 raise MissingFileError(f"--{name} {path}: there is no such file or folder.{advice}")
+            if name == "model" and not (path / MODEL_RECORD).is_file():
+                raise MissingFileError(f"--model {path} has no {MODEL_RECORD}: it is no st-gchb model.{advice}")
 
 
 def check_machine(arguments: argparse.Namespace) -> None:

@@ -34,9 +34,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Hold the last slice out, train on the others, and compare the methods."""
+    # Before the libraries of training are imported, for which a fault in the data would wait for ten seconds.
+    adata = _slides(arguments)
     from st_gchb.evaluate import evaluate_fold, markdown, write_report
 
-    adata = _slides(arguments)
     embed(adata, arguments)
     n_top_genes = arguments.n_top_genes
     if n_top_genes is None:

@@ -61,9 +61,10 @@ def when_interrupted(arguments: argparse.Namespace) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and write the report."""
+    # Before the libraries of training are imported, for which a fault in the data would wait for ten seconds.
+    adata = read_cohort(arguments)
     from st_gchb.evaluate import evaluate, evaluate_fold, markdown, write_report
 
-    adata = read_cohort(arguments)
     _check(adata, arguments)
     embed(adata, arguments)
     options = {

@@ -37,9 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Train the model and save it."""
     if arguments.out.exists() and not arguments.overwrite:
         raise InputError(f"--out {arguments.out} is there already. Pass --overwrite to replace it.")
+    # Before the libraries of training are imported, for which a fault in the data would wait for ten seconds.
+    adata = read_cohort(arguments)
     from st_gchb.model import STGCHB
 
-    adata = read_cohort(arguments)
     embed(adata, arguments)
     slice_key = arguments.slice_key if arguments.slice_key in adata.obs else None
     STGCHB.setup_anndata(adata, slice_key=slice_key)

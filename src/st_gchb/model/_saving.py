@@ -21,6 +21,7 @@ from st_gchb._artifacts import (
     write_json,
     write_tensors,
 )
+from st_gchb._constants import MODEL_RECORD
 from st_gchb._errors import InputError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._query import Preprocessor
@@ -38,7 +39,7 @@ _SINCE = {
 }
 """Settings that have come since, with the values that stand for a model without them."""
 JSON, TENSORS, REFERENCE, INDEX, ORIGIN, _ADATA = (
-    "model.json",
+    MODEL_RECORD,
     "network.safetensors",
     "reference.safetensors",
     "index.safetensors",
