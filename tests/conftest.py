@@ -75,8 +75,12 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000)
     # Torch looks for a driver each time that it is asked for GPUs, as every training does.
     if "torch" in sys.modules:
-        cuda = sys.modules["torch"].cuda
-        cuda.device_count = functools.cache(cuda.device_count)
+        torch = sys.modules["torch"]
+        torch.cuda.device_count = functools.cache(torch.cuda.device_count)
+        # The seed of a device that is not there is kept for it, with a stack trace that takes milliseconds.
+        for devices in (torch.cuda, torch.xpu):
+            if not devices.is_available():
+                devices.manual_seed_all = lambda seed: None
     # pytest watches each logger that does not hand on its records by itself, anew for each test: torch has sixty.
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):

@@ -25,6 +25,7 @@ import sys
 
 import pytest
 from ipykernel.kernelapp import launch_new_instance
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pictures import draw_coarsely
@@ -33,6 +34,8 @@ from trainings import shorten_trainings, shrink_sections
 shorten_trainings(pytest.MonkeyPatch())
 shrink_sections(pytest.MonkeyPatch())
 draw_coarsely(pytest.MonkeyPatch(), dpi=36)
+# Figures are drawn when they are shown; matplotlib would draw each once before, in full resolution.
+FigureCanvasAgg.draw_idle = lambda canvas: None
 launch_new_instance()
 """
 
