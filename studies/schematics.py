@@ -181,11 +181,12 @@ def model() -> Drawing:
 def _branch(d: Drawing, y: float, kind: str) -> list[Box]:
     """Draw a branch, from its data to the joint embedding."""
     rule, layers = ("pp/expression/_expression.py",), ("nn/_layers.py",)
+    seen = ("model/_features.py", "model/_projections.py")
     own = {
         "image": (
             ("H&E patches", ("80, 150, 300 µm",), ("pp/patches/_reader.py",)),
             ("frozen encoder", ("ResNet50, texture",), ("pp/encoders/_encoder.py",)),
-            ("context", ("rings, surroundings", r"components $T_\alpha$"), ("model/_features.py",)),
+            ("context", ("rings, surroundings", r"components $T_\alpha$"), seen),
         ),
         "expression": (
             ("counts", ("log1p per 10⁴",), rule),

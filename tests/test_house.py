@@ -23,6 +23,7 @@ BASE = {
     "_logging",
     "_artifacts",
     "_compat",
+    "_components",
     "_genes",
     "_counts",
     "_matrices",

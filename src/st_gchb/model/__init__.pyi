@@ -11,8 +11,6 @@ from ._features import (
     NeighborhoodAggregator as NeighborhoodAggregator,
     centered as centered,
     context_of as context_of,
-    fit_appearance as fit_appearance,
-    fit_map as fit_map,
     neighbor_mean as neighbor_mean,
 )
 from ._fit import without_loops as without_loops
@@ -25,6 +23,7 @@ from ._predictor import (
     load_predictor as load_predictor,
     network_device as network_device,
 )
+from ._projections import fit_appearance as fit_appearance, fit_map as fit_map
 from ._query import prepare_query as prepare_query
 from ._read_out import TrainedParts as TrainedParts, sharpened as sharpened
 from ._settings import (

@@ -23,19 +23,17 @@ from st_gchb.model._confidence import choice_folds
 from st_gchb.model._features import (
     BlockedContext,
     Context,
-    LinearProjection,
     MappedRows,
     MapRows,
     NeighborhoodAggregator,
     appearance_of,
     context_of,
-    fit_appearance,
-    fit_map,
     is_plain,
     slice_sums,
 )
 from st_gchb.model._kernel_inputs import fit_kernel_map
 from st_gchb.model._module import STGCHBModule
+from st_gchb.model._projections import LinearProjection, StandardFeatures, fit_appearance, fit_map
 from st_gchb.model._query import Preprocessor, origin_table
 from st_gchb.model._settings import ModelSettings, network_settings
 from st_gchb.model._validation import Registered
@@ -146,8 +144,9 @@ def fit(
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
+    standard = StandardFeatures(seen)
     whitening = settings.image_whitening
-    image_map = fit_map(seen, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
+    image_map = fit_map(standard, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
     if not image_map.matrix.any():
         raise EncoderError(
             f"obsm[{where.features_key!r}] is the same for all spots of a slice, so nothing can be learned from it. "
@@ -155,11 +154,11 @@ def fit(
         )
     linear = LinearProjection(image_map.offset, np.empty((len(image_map.offset), 0), dtype=np.float32))
     if settings.ridge_weight:
-        linear = fit_map(seen, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
+        linear = fit_map(standard, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
     every = parts or [slice(0, features.shape[1])]
     kernel = None
     if settings.kernel_weight:
-        kernel = fit_kernel_map(seen, len(look.steps), settings.kernel_components, seed=seed, parts=every)
+        kernel = fit_kernel_map(standard, len(look.steps), settings.kernel_components, seed=seed, parts=every)
     rules = Preprocessor(
         expression=expression,
         features=rule,

@@ -26,13 +26,13 @@ from st_gchb.model._confidence import PREDICTORS, Calibration
 from st_gchb.model._features import (
     BlockedContext,
     Context,
-    LinearProjection,
     MappedRows,
     NeighborhoodAggregator,
     appearance_of,
     context_of,
     is_plain,
 )
+from st_gchb.model._projections import LinearProjection
 from st_gchb.model._query import Query, measured_panel
 from st_gchb.model._read_out import Located, TrainedParts, read_out
 from st_gchb.model._result_tables import ResultTables, result_tables

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from st_gchb.model._features import Context, LinearProjection, fit_map
+from st_gchb.model._features import Context
+from st_gchb.model._projections import LinearProjection, StandardFeatures, fit_map
 
 _HALF = 0.5
 """Exponent of whitening at which distances between spots are neither those of the first components alone, nor mostly
@@ -43,7 +45,9 @@ class KernelMap:
         return inputs if self.patch is None else np.hstack([inputs, features.patches_through(self.patch)])
 
 
-def fit_kernel_map(x: np.ndarray, n_blocks: int, n_components: int, *, seed: int, parts: list[slice]) -> KernelMap:
+def fit_kernel_map(
+    x: np.ndarray | StandardFeatures, n_blocks: int, n_components: int, *, seed: int, parts: list[slice]
+) -> KernelMap:
     """Fit the projections to the half-whitened principal components of each part of the features.
 
     Parameters
@@ -59,22 +63,35 @@ def fit_kernel_map(x: np.ndarray, n_blocks: int, n_components: int, *, seed: int
     parts
         Columns of each encoder and patch size among the features.
     """
+    features = StandardFeatures.of(x)
+    x = features.x
     blocks = np.arange(x.shape[1]).reshape(n_blocks, -1)
     columns = [blocks[:, part].ravel() for part in parts]
     width = min(n_components, *map(len, columns), len(x) - 1)
-    context = _of_parts(x, columns, width, seed)
+    # Standardized features of a single part are those of the whole.
+    context = _side_by_side([features] if len(parts) == 1 else _of_columns(x, columns), columns, width, seed)
     if n_blocks == 1:
         return KernelMap(context)
-    patch = _of_parts(x[:, blocks[0]], [blocks[0, part] for part in parts], width, seed)
-    return KernelMap(context, LinearProjection(context.offset[: blocks.shape[1]], patch.matrix))
+    patch = x[:, blocks[0]]
+    own = [blocks[0, part] for part in parts]
+    matrix = _side_by_side(_of_columns(patch, own), own, width, seed).matrix
+    return KernelMap(context, LinearProjection(context.offset[: blocks.shape[1]], matrix))
 
 
-def _of_parts(x: np.ndarray, columns: list[np.ndarray], width: int, seed: int) -> LinearProjection:
-    """Fit a projection to the components of some columns each, side by side; zeros where there are fewer of them."""
-    matrix = np.zeros((x.shape[1], len(columns) * width), dtype=np.float32)
-    offset = np.zeros(x.shape[1], dtype=np.float32)
-    for number, own in enumerate(columns):
-        one = fit_map(x[:, own], width, whitening=_HALF, seed=seed, dtype=np.float32)
+def _of_columns(x: np.ndarray, columns: list[np.ndarray]) -> Iterator[StandardFeatures]:
+    """Standardize some columns each."""
+    return (StandardFeatures(x[:, own]) for own in columns)
+
+
+def _side_by_side(
+    parts: Iterable[StandardFeatures], columns: list[np.ndarray], width: int, seed: int
+) -> LinearProjection:
+    """Fit a projection to the components of each part's columns, side by side; zeros where there are fewer of them."""
+    n_features = sum(map(len, columns))
+    matrix = np.zeros((n_features, len(columns) * width), dtype=np.float32)
+    offset = np.zeros(n_features, dtype=np.float32)
+    for number, (part, own) in enumerate(zip(parts, columns, strict=True)):
+        one = fit_map(part, width, whitening=_HALF, seed=seed, dtype=np.float32)
         start = number * width
         matrix[own, start : start + one.matrix.shape[1]] = one.matrix
         offset[own] = one.offset

@@ -23,8 +23,9 @@ from st_gchb._compat import ARRAY_ERRORS
 from st_gchb._errors import MissingFileError, ModelFileError, STGCHBError
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._earlier_formats import RENAMED_IN, arrays_of_today, record_of_today, without_dropped
-from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
+from st_gchb.model._features import NeighborhoodAggregator
 from st_gchb.model._kernel_inputs import KernelMap
+from st_gchb.model._projections import FeatureSpace, LinearProjection
 from st_gchb.model._query import Preprocessor
 from st_gchb.model._saving import (
     FORMAT,

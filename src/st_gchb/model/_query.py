@@ -16,8 +16,9 @@ from st_gchb._counts import Remedy
 from st_gchb._errors import DamageError, EncoderError, ExpressionError, InputError, MissingKeyError, QueryError
 from st_gchb._logging import logger
 from st_gchb.io import PlacedSections, hand_on_libraries, libraries_of, sections_of, spot_centers
-from st_gchb.model._features import FeatureSpace, LinearProjection, NeighborhoodAggregator
+from st_gchb.model._features import NeighborhoodAggregator
 from st_gchb.model._kernel_inputs import KernelMap
+from st_gchb.model._projections import FeatureSpace, LinearProjection
 from st_gchb.model._validation import check_features, check_names, check_unmasked
 from st_gchb.pp import FeatureSet, GraphSpec, Resolved
 from st_gchb.pp.expression import ExpressionRule, log_normalize, read_expression

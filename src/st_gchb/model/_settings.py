@@ -27,7 +27,7 @@ from st_gchb._options import DEFAULT_WEIGHTING, Dependence, Finetune, GraphKind,
 from st_gchb.nn import LossSettings, NetworkSettings
 
 if TYPE_CHECKING:
-    from st_gchb.model._features import LinearProjection
+    from st_gchb.model._projections import LinearProjection
     from st_gchb.model._query import Preprocessor
 
 

@@ -29,13 +29,14 @@ from st_gchb._signals import ended_by_signal, held_back
 from st_gchb.io import check_object, sections_of
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
-from st_gchb.model._features import LinearProjection, context_of
+from st_gchb.model._features import context_of
 from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, training_data
 from st_gchb.model._inference import embed, seen_context
 from st_gchb.model._loading import network_of, read_model, read_registry
 from st_gchb.model._model_card import CardFacts, model_card
 from st_gchb.model._module import STGCHBModule
 from st_gchb.model._predictor import QUERY, ExpressionPredictor
+from st_gchb.model._projections import LinearProjection
 from st_gchb.model._query import Preprocessor, check_training_data, panel_expression, prepare_query
 from st_gchb.model._read_out import TrainedParts
 from st_gchb.model._registration import check_transfer, register, table_set_up, transfer_arguments

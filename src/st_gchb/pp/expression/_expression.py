@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from st_gchb._compat import named_layers, torch_threads_kept
+from st_gchb._components import principal_components
 from st_gchb._constants import TARGET_SUM
 from st_gchb._counts import Remedy, check_expression, tell_depth
 from st_gchb._errors import ExpressionError, InputError, MissingKeyError
@@ -285,8 +286,6 @@ def fit_expression(
     ExpressionError
         There are too few genes to choose from, or none of them varies.
     """
-    from sklearn.decomposition import PCA
-
     if panel is None:
         columns = choose_panel(log_values, slices, n_top_genes)
     else:
@@ -296,11 +295,9 @@ def fit_expression(
         matrix = np.eye(len(columns)) / max(float(dense.std()), 1e-8)
     else:
         width = min(n_components, len(columns), len(dense) - 1)
-        pca = PCA(width, svd_solver="randomized" if width < min(dense.shape) // 2 else "full", random_state=seed).fit(
-            dense
-        )
+        directions, variances = principal_components(dense, width, seed)
         # A single scale for all components preserves their relative weights, which reflect their explained variance.
-        matrix = np.ascontiguousarray(pca.components_.T) / np.sqrt(max(float(pca.explained_variance_.mean()), 1e-12))
+        matrix = directions / np.sqrt(max(float(variances.mean()), 1e-12))
     return ExpressionRule(genes[columns], log_normalized, offset.astype(np.float32), matrix.astype(np.float32))
 
 
