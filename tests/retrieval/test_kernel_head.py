@@ -25,12 +25,13 @@ def panel(inputs):
     return sparse.csr_matrix(np.maximum(signal + shift + 0.5 * rng.normal(size=(N, GENES)), 0))
 
 
-def transcribed(inputs, scores, query, folds, parts):
+def transcribed(inputs, scores, query, folds, parts, points=None):
     """Solve (K + ridge I) a = z for each part; a component's ridge is that of the least error of the parts' mean.
 
     A part's kernel K is the mean of the Gaussian kernels of its columns. The error is the variance within the folds: a
-    fold's mean counts for nothing.
+    fold's mean counts for nothing. With points, ridges are chosen with Nyström's approximation of K from these spots.
     """
+    points = np.arange(len(inputs)) if points is None else points
     kernels = []
     for part in parts:
         own = []
@@ -47,7 +48,8 @@ def transcribed(inputs, scores, query, folds, parts):
             for out in folds:
                 stay = np.setdiff1d(np.arange(len(inputs)), out)
                 predicted = np.zeros(len(out))
-                for k, _ in kernels:
+                for whole, _ in kernels:
+                    k = whole[:, points] @ np.linalg.solve(whole[np.ix_(points, points)], whole[points])
                     a = np.linalg.solve(k[np.ix_(stay, stay)] + ridge * np.eye(len(stay)), scores[stay, c])
                     predicted += k[np.ix_(out, stay)] @ a / len(parts)
                 rest = predicted - scores[out, c]
@@ -79,6 +81,19 @@ def test_a_part_may_have_two_kernels(inputs, panel):
     assert head.coefficients.shape == (PARTS, N, 4)
     a, b, c, d = (slice(start, start + WIDTH) for start in range(0, 4 * WIDTH, WIDTH))
     expected = transcribed(wide, scores, query, FOLDS, [[a, c], [b, d]])
+    np.testing.assert_allclose(head.components(query), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_points", [40, 59, 61, 75])
+def test_ridges_are_the_same_from_features_and_from_spots(inputs, panel, monkeypatch, n_points):
+    """60 spots are left of a fold; the smaller matrix is that of the features, or of the spots."""
+    monkeypatch.setattr("st_gchb.retrieval._kernel._CHOICE_POINTS", n_points)
+    scores = expression_scores(panel, SLICES, 20)
+    points = np.sort(np.random.default_rng(5).permutation(N)[:n_points])
+    query = np.random.default_rng(2).normal(size=(7, PARTS * WIDTH)).astype(np.float32)
+    head = fit_kernel_head(inputs, PARTS, scores, FOLDS, seed=5)
+    first, second = slice(0, WIDTH), slice(WIDTH, 2 * WIDTH)
+    expected = transcribed(inputs, scores, query, FOLDS, [[first], [second]], points)
     np.testing.assert_allclose(head.components(query), expected, rtol=0, atol=1e-4)
 
 

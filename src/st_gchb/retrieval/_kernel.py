@@ -180,7 +180,8 @@ def _principal_directions(panel: sparse.csr_matrix, means: np.ndarray, numbers: 
         covariance = (panel.T @ panel).toarray().astype(np.float64) - (means.T * sizes) @ means
         return np.asarray(eigh(covariance, subset_by_index=[n_genes - n, n_genes - 1])[1][:, ::-1])
     centered = panel.toarray().astype(np.float64) - means[numbers]
-    variances, vectors = eigh(centered @ centered.T)
+    first = max(n_spots - n, 0)
+    variances, vectors = eigh(centered @ centered.T, subset_by_index=[first, n_spots - 1])
     directions = np.zeros((n_genes, n))
     for column, (variance, vector) in enumerate(zip(variances[::-1][:n], vectors.T[::-1][:n], strict=True)):
         if variance > _JITTER * variances[-1]:
@@ -306,10 +307,14 @@ def _choose_ridges(
         features = Landmarks.at(x[at], kernel).features(x)
         gram, product = features @ features.T, features @ targets
         for rows in places:
-            held = features[:, rows]
-            rest = gram - held @ held.T, product - held @ targets[rows]
+            held, rest = features[:, rows].T, np.delete(features, rows, axis=1)
+            if rest.shape[1] < len(rest):
+                # With fewer spots than features, their inner products are the smaller matrix, to the same prediction.
+                own = held @ rest, rest.T @ rest, np.delete(targets, rows, axis=0)
+            else:
+                own = held, gram - held.T @ held, product - held.T @ targets[rows]
             for number, ridge in enumerate(RIDGES):
-                predicted[number, rows] += held.T @ ridge_weights(*rest, ridge)
+                predicted[number, rows] += own[0] @ ridge_weights(*own[1:], ridge)
     errors = np.zeros((len(RIDGES), scores.shape[1]))
     for rows in places:
         error = predicted[:, rows] / len(kernels) - targets[rows]
