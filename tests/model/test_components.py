@@ -23,11 +23,24 @@ def table(seed, n_spots, n_features, decay=0.0):
     return ((rng.normal(size=(n_spots, n)) * weights) @ rng.normal(size=(n, n_features))).astype(np.float32)
 
 
-@pytest.mark.parametrize(("n_spots", "n_features", "width"), [(100, 700, 9), (100, 700, 30), (60, 61, 20), (90, 91, 5)])
+@pytest.mark.parametrize(
+    ("n_spots", "n_features", "width"),
+    [
+        (100, 700, 9),
+        (100, 700, 30),
+        (60, 61, 20),
+        (90, 91, 5),
+        (100, 101, 45),
+        (15, 80, 6),
+        (40, 700, 30),
+        (30, 31, 25),
+    ],
+)
 @pytest.mark.parametrize("decay", [0.0, 1.0, 2.0])
-def test_few_spots_have_the_components_of_the_randomized_solver(n_spots, n_features, width, decay):
+def test_few_spots_have_the_components_of_scikit_learn(n_spots, n_features, width, decay):
     x = table(1, n_spots, n_features, decay)
-    theirs = PCA(width, svd_solver="randomized", random_state=3).fit(standardized(x))
+    solver = "randomized" if width < n_spots // 2 else "full"
+    theirs = PCA(width, svd_solver=solver, random_state=3).fit(standardized(x))
     ours = fit_map(x, width, whitening=0.0, seed=3)
     np.testing.assert_allclose(ours.matrix * x.std(0, dtype=np.float64)[:, None], theirs.components_.T, atol=2e-6)
     whitened = fit_map(x, width, whitening=1.0, seed=3)(x)
@@ -43,7 +56,7 @@ def test_the_seed_is_that_of_the_estimate():
 
 @given(
     seed=st.integers(0, 99), n_spots=st.integers(30, 80), more=st.integers(1, 60), rank=st.integers(1, 8),
-    width=st.integers(1, 5), whitening=st.sampled_from([0.0, 0.5, 1.0]),
+    width=st.integers(1, 25), whitening=st.sampled_from([0.0, 0.5, 1.0]),
 )  # fmt: skip
 def test_directions_beyond_the_rank_are_zero_and_the_others_exact(seed, n_spots, more, rank, width, whitening):
     rng = np.random.default_rng(seed)
@@ -76,11 +89,12 @@ def test_a_panel_of_genes_that_are_all_constant_has_no_components():
     assert (rule.matrix == 0).all()
 
 
-def test_the_range_of_few_spots_is_that_of_the_randomized_solver():
-    x = table(2, 160, 600)
+@pytest.mark.parametrize(("n_spots", "n_features"), [(160, 600), (160, 400), (40, 600)])
+def test_the_range_of_few_spots_is_that_of_scikit_learn(n_spots, n_features):
+    x = table(2, n_spots, n_features)
     space = fit_appearance(x, seed=4)
     standard = ((x - space.offset) * space.inverse).astype(np.float64)
-    theirs = PCA(32, svd_solver="randomized", random_state=4).fit(standard)
+    theirs = PCA(min(32, n_spots // 4), random_state=4).fit(standard)
     np.testing.assert_allclose(space.components, theirs.components_.T, atol=1e-5)
 
 

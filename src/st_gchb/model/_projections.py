@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from st_gchb._components import estimated_components, of_few_spots, principal_components
+from st_gchb._components import components_of_few, of_few_spots, principal_components
 
 _ROWS = 4096
 """Number of spots that are projected at once."""
@@ -131,8 +131,8 @@ def fit_map(
     if n_components is None:
         return LinearProjection(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
-    if inverse is features.inverse and of_few_spots(x.shape, width) and inverse.any():
-        matrix, variance = estimated_components(features.values, features.inner, width, seed)
+    if inverse is features.inverse and of_few_spots(x.shape):
+        matrix, variance = components_of_few(features.values, features.inner, width, seed)
     else:
         standard = x - offset.astype(dtype)
         standard *= inverse.astype(dtype)
