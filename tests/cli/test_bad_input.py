@@ -112,13 +112,14 @@ def test_data_that_are_no_slides(refused, model, tmp_path, command, make, messag
     assert message in said
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "predict"])
 def test_a_fault_of_the_data_is_told_before_the_libraries_of_training_are_imported(
-    refused, monkeypatch, tmp_path, command
+    refused, model, monkeypatch, tmp_path, command
 ):
     for room in ("model", "evaluate"):
         monkeypatch.setitem(sys.modules, f"st_gchb.{room}", None)
-    said = refused(command, "--data", broken(tmp_path), *TEXTURE, "--out", tmp_path / "out")
+    options = ["--model", model] if command == "predict" else TEXTURE
+    said = refused(command, "--data", broken(tmp_path), *options, "--out", tmp_path / "out")
     assert "neither a section nor an image" in said
 
 

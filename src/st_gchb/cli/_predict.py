@@ -185,12 +185,14 @@ def run(arguments: argparse.Namespace) -> None:
     from anndata import AnnData
 
     from st_gchb._artifacts import write_whole
+
+    # A fault of the slide is told before torch is imported, which the model needs.
+    query, where = read_query(arguments)
     from st_gchb.cohort import most_predictable
     from st_gchb.model import load_predictor
 
     model = load_predictor(arguments.model, device=torch_device(arguments))
     _check_genes(arguments, model.parts.bank.table(arguments.layer).columns)
-    query, where = read_query(arguments)
     key = arguments.slice_key if arguments.slice_key in getattr(query, "obs", ()) else None
     options = {"layer": arguments.layer, "k": arguments.k, "weights": arguments.weights, "slice_key": key}
     if arguments.memory_mb is not None:
