@@ -275,3 +275,10 @@ def test_pages_that_cannot_be_made(refused, tmp_path, monkeypatch, what):
     arguments, message = REPORTS[what]
     assert message in refused("report", *arguments, "--out", tmp_path / "page")
     assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_without_tasks_is_told_before_the_libraries_of_training_are_imported(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr("st_gchb.evaluate.hest_bench", None)
+    (tmp_path / "empty").mkdir()
+    said = refused("hest-bench", "--data", tmp_path / "empty", "--out", tmp_path / "out")
+    assert "found nothing in it; expected the tasks of HEST-Bench" in said

@@ -41,6 +41,10 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the benchmark and write its tables."""
+    from st_gchb.evaluate import find_tasks
+
+    # A fault of the folder is told before the libraries of training are imported.
+    find_tasks(arguments.data, arguments.tasks)
     from st_gchb.evaluate import hest_bench, write_hest_bench
 
     result = hest_bench(
