@@ -12,6 +12,9 @@ Solver = Literal["auto", "full", "randomized"]
 _FEW_SPOTS = 2048
 """Number of spots up to which components are computed from the spots' inner products, if features are more."""
 
+_PER_DIRECTION = 18
+"""Number of spots for each direction that is estimated, up to which their inner products pay."""
+
 _SMALL = 500
 """Number of spots and of features up to which scikit-learn's ``"auto"`` computes all components exactly."""
 
@@ -49,7 +52,7 @@ def principal_components(
     # The first row alone shows it but for a table of zeros.
     if not (x[:1].any() or x.any()):
         return np.zeros((x.shape[1], width)), np.zeros(width)
-    if of_few_spots(x.shape):
+    if of_few_spots(x.shape, width):
         centered = np.subtract(x, x.mean(0, dtype=np.float64), dtype=np.float64)
         return components_of_few(centered, centered @ centered.T, width, seed, solver=solver)
     # Imported here, since a prediction takes the projections from the model and would wait for it.
@@ -64,13 +67,14 @@ def _by_share(shape: tuple[int, ...], width: int) -> Solver:
     return "randomized" if width < min(shape) // 2 else "full"
 
 
-def of_few_spots(shape: tuple[int, ...]) -> bool:
+def of_few_spots(shape: tuple[int, ...], width: int) -> bool:
     """Return whether inner products of spots, of features ``(n_spots, n_features)``, are the shorter way to components.
 
-    They are symmetric, so that half of the products is enough, and all that follows is of the size of spots alone.
+    They are symmetric, so that half of the products is enough, and all that follows is of the size of spots alone. For
+    few components of many spots, they would be more work than the products of an estimate.
     """
     n_spots, n_features = shape
-    return n_spots < n_features and n_spots <= _FEW_SPOTS
+    return n_spots < n_features and n_spots <= min(_FEW_SPOTS, _PER_DIRECTION * (width + _EXTRA))
 
 
 def components_of_few(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.linalg import eigh
 
 from st_gchb._errors import SliceError
 from st_gchb._logging import logger
@@ -141,7 +142,8 @@ class Targets:
 def fit_targets(truth: np.ndarray, slices: np.ndarray, rank: int) -> Targets:
     """Fit low-rank targets on expression ``(n_train, n_genes)`` of spots of the slices ``(n_train,)``."""
     centered = on_slices(truth, slices)
-    directions = np.linalg.eigh(centered.T @ centered)[1][:, ::-1][:, :rank]
+    n_genes = centered.shape[1]
+    directions = eigh(centered.T @ centered, subset_by_index=[max(n_genes - rank, 0), n_genes - 1])[1][:, ::-1]
     return Targets(truth.mean(0, dtype=np.float64), centered @ directions, directions)
 
 

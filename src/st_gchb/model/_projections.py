@@ -72,7 +72,7 @@ class StandardFeatures:
 
     @classmethod
     def of(cls, x: np.ndarray | StandardFeatures) -> StandardFeatures:
-        """Standardize features that are not yet."""
+        """Standardize features, unless they are already."""
         return x if isinstance(x, StandardFeatures) else cls(x)
 
     @cached_property
@@ -124,14 +124,15 @@ def fit_map(
         Columns of each encoder and patch size among the features; None for one of each. With several, each part gets
         the same total variance, so that an encoder of few features counts as much as one of many.
     dtype
-        Type of the standardized features, of which the components are computed; with float32 they take half the time.
+        Type of the standardized features of many spots, of which the components are computed; with float32 they take
+        half the time. Those of few spots are float64.
     """
     features = StandardFeatures.of(x)
     x, offset, inverse = features.x, features.offset, _balanced(features.inverse, parts)
     if n_components is None:
         return LinearProjection(offset.astype(np.float32), inverse.astype(np.float32))
     width = min(n_components, x.shape[1], len(x) - 1)
-    if inverse is features.inverse and of_few_spots(x.shape):
+    if inverse is features.inverse and of_few_spots(x.shape, width):
         matrix, variance = components_of_few(features.values, features.inner, width, seed)
     else:
         standard = x - offset.astype(dtype)
