@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from _pytest.logging import catching_logs
 
 from forks import ForkServer, fork_context
 from hub_server import Hub, running_hub
@@ -69,7 +70,6 @@ gc.set_threshold(0)
 
 def pytest_collection_finish() -> None:
     """Spare the libraries from garbage collection: passing over them takes a tenth of the time of all tests."""
-    gc.collect()
     gc.freeze()
     # Garbage is looked for a thirtieth as often as by default: what is found alive is next to all.
     gc.set_threshold(20_000)
@@ -81,10 +81,26 @@ def pytest_collection_finish() -> None:
         for devices in (torch.cuda, torch.xpu):
             if not devices.is_available():
                 devices.manual_seed_all = lambda seed: None
-    # pytest watches each logger that does not hand on its records by itself, anew for each test: torch has sixty.
+    # Loggers that do not hand on their records, as torch's sixty, would have to be watched each by itself.
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.propagate = True
+    catching_logs.__enter__ = _watch_root
+
+
+def _watch_root(watching: catching_logs[Any]) -> Any:
+    """Watch the logger to which all others hand on their records.
+
+    pytest would look through the thousand others, six times for each test, for some that do not.
+    """
+    root = logging.getLogger()
+    root.addHandler(watching.handler)
+    watching.attached_loggers = [root]
+    if watching.level is not None:
+        watching.handler.setLevel(watching.level)
+        watching.orig_level = root.level
+        root.setLevel(min(root.level, watching.level))
+    return watching.handler
 
 
 _MANY_MODULES = 200
@@ -283,9 +299,12 @@ def _small_texture_patches() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _sections_drawn_once() -> Iterator[None]:
+def _sections_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if ONE_OF_SEVERAL else own) / "sections"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        draw_sections_once(patch)
+        draw_sections_once(patch, folder)
         yield
 
 

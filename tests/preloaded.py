@@ -8,6 +8,7 @@ gc.set_threshold(0)
 import scvi.train  # noqa: E402, F401
 import spatialdata  # noqa: E402, F401
 import squidpy  # noqa: E402, F401
+import torch_geometric  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 
 from st_gchb.cli import main  # noqa: E402, F401

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -425,13 +424,14 @@ def test_spots_lie_on_a_hexagonal_array(bench):
 
 
 @pytest.mark.slow
-def test_suite_writes_json_and_tables(tmp_path):
+def test_suite_writes_json_and_tables(programs, tmp_path):
     pytest.importorskip("pytest_benchmark", reason="the extra 'bench' is not installed")
-    command = [sys.executable, "-m", "pytest", "benchmarks/bench_query.py", "-q", "--scales", "1", "-p", "no:xdist"]
-    command += [f"--benchmark-storage={tmp_path}", "--docs", str(tmp_path / "docs")]
+    options = ["benchmarks/bench_query.py", "-q", "--scales", "1", "-p", "no:xdist"]
+    options += [f"--benchmark-storage={tmp_path}", "--docs", str(tmp_path / "docs")]
     # Within a worker of pytest-xdist, nothing would be timed.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    done = programs.run(code, *options, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.rglob("0001_*.json")
     report = json.loads(path.read_text())

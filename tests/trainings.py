@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,17 +66,19 @@ def narrow_resnet(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(models, "get_model", narrow)
 
 
-def draw_sections_once(patch: pytest.MonkeyPatch) -> None:
-    """Let the image of a synthetic section be drawn once, however often that section is asked for."""
+def draw_sections_once(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the image of a synthetic section be drawn once by all processes that have this folder in common."""
     module = importlib.import_module("st_gchb.datasets.synthetic._synthetic_tissue")
-    draw, drawn = module.render, {}
+    draw = module.render
 
     def render(anatomy: Any, cells: Any, vessels: Any, um_per_px: float, rng: Any, *more: Any) -> Any:
         asked = (anatomy, cells, vessels, um_per_px, rng.bit_generator.state, more)
-        key = hashlib.sha256(pickle.dumps(asked)).digest()
-        if key not in drawn:
-            drawn[key] = draw(anatomy, cells, vessels, um_per_px, rng, *more)
-        return drawn[key].copy()
+        path = folder / f"{hashlib.sha256(pickle.dumps(asked)).hexdigest()}.npy"
+        if not path.exists():
+            written = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(written, draw(anatomy, cells, vessels, um_per_px, rng, *more))
+            written.replace(path)
+        return np.load(path)
 
     patch.setattr(module, "render", render)
 
