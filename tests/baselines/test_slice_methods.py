@@ -65,7 +65,7 @@ def test_twenty_spots_are_learned_by_heart(few_spots, correlation, name, from_fe
     settings = {"epochs": 60, "lr": 6e-3, "dropout": 0.0, "from_features": from_features}
     if name == "hist2st":
         # No copies, which have tests of their own: less time. Features need no more than one block of attention.
-        settings |= {"n_blocks": 1, "lr": 1.2e-2} if from_features else {"epochs": 150}
+        settings |= {"n_blocks": 1, "lr": 1.2e-2} if from_features else {"epochs": 100}
         settings["n_copies"] = 0
     predicted = tiny(name, **settings).fit(few_spots).predict(few_spots)
     assert correlation(few_spots.targets, predicted) > 0.9

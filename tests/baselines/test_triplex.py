@@ -79,7 +79,7 @@ def test_gradients_reach_the_trunk_and_not_its_frozen_copy(spots, narrow_encoder
 
 
 def test_learns_twenty_spots_by_heart(few_spots, correlation):
-    method = small(epochs=60, lr=2e-3, batch_size=10).fit(few_spots)
+    method = small(epochs=30, lr=5e-3, batch_size=20).fit(few_spots)
     assert correlation(few_spots.targets, method.predict(few_spots)) > 0.9
 
 

@@ -296,7 +296,9 @@ def _file_id(path: Path) -> int:
 
 def _array_id(image: npt.NDArray[Any]) -> int:
     some = image[:: max(1, image.nbytes // _LARGEST)]
-    return _number(repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(some).tobytes())
+    return _number(
+        repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(some).reshape(-1).view(np.uint8).data
+    )
 
 
 def _rule_id(rule: FeatureSet) -> int:
@@ -313,7 +315,7 @@ def _hashed(spec: FeatureSpec) -> dict[str, Any]:
     return kept
 
 
-def _number(*parts: bytes) -> int:
+def _number(*parts: bytes | memoryview) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(part)
