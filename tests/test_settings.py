@@ -6,6 +6,7 @@ import io
 import logging
 import subprocess
 import sys
+import re
 import threading
 from types import SimpleNamespace
 
@@ -217,6 +218,8 @@ def test_bars_of_steps_and_of_training(shown, capfd):
         STGCHB(tissue, n_top_genes=20).train(2, enable_checkpointing=False)
     said = capfd.readouterr()
     assert ("Counting" in said.err) is shown
+    fitting = re.findall(r"Fitting: [a-z ]+:[^\r]*? (\d)/(\d) ", said.err)
+    assert fitting == ([(str(step), "5") for step in range(5)] if shown else [])
     assert ("Epoch 2/2" in said.out + said.err) is shown
     assert ("Calibration:   0%" in said.err) is shown
     with settings.override(progress_bars=shown):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import TypeVar
 
 from tqdm.auto import tqdm
@@ -57,6 +58,33 @@ def track(items: Iterable[T], description: str, total: int | None = None, delay:
     for item in tqdm(items, desc=description, total=total, disable=bars_disabled(), leave=False, delay=delay):
         check_stopped()
         yield item
+
+
+@contextmanager
+def track_steps(description: str, n_steps: int) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar over steps that have names, if ``settings.progress_bars`` is on.
+
+    Yields
+    ------
+    callable
+        Function to be called with the name of each step when it begins.
+
+    Examples
+    --------
+    >>> from st_gchb._logging import track_steps
+    >>> with track_steps("Fitting", 2) as begin:
+    ...     begin("genes")
+    ...     begin("network")
+    """
+    with tqdm(desc=description, total=n_steps, unit="step", disable=bars_disabled(), leave=False) as bar:
+        over = count()
+
+        def begin(step: str) -> None:
+            check_stopped()
+            bar.n = next(over)
+            bar.set_description(f"{description}: {step}")
+
+        yield begin
 
 
 @contextmanager

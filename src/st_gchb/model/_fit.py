@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,10 @@ class Fitted:
     head: KernelHead | None = None
 
 
+N_STEPS = 5
+"""Steps of :func:`fit` that it names."""
+
+
 def fit(
     adata: AnnData,
     where: Registered,
@@ -104,10 +109,12 @@ def fit(
     seed: int,
     features: FeatureRows | None = None,
     log_values: sparse.csr_matrix | None = None,
+    begin: Callable[[str], object] = str,
 ) -> Fitted:
     """Fit normalization, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
 
-    ``features`` and ``log_values`` stand for those of ``adata``, where it has none.
+    ``features`` and ``log_values`` stand for those of ``adata``, where it has none. ``begin`` is called with the name
+    of each step.
 
     Raises
     ------
@@ -116,6 +123,7 @@ def fit(
     EncoderError
         If features do not vary.
     """
+    begin("genes")
     measured = log_values
     if log_values is None:
         measured = _registered(adata, where)
@@ -131,6 +139,7 @@ def fit(
         seed=seed,
         panel=panel,
     )
+    begin("surroundings of the spots")
     rule = _feature_rule(adata, where.features_key, settings)
     if features is None:
         trained = settings.finetune != "none"
@@ -144,6 +153,7 @@ def fit(
     # Maps are fitted on all spots where their context is held in memory, else on a part of them.
     chosen, seen = context.sample(seed)
     own = features.whole() if len(chosen) == len(features) else features[chosen]
+    begin("image components")
     standard = StandardFeatures(seen)
     whitening = settings.image_whitening
     image_map = fit_map(standard, settings.n_image_components, whitening=whitening, seed=seed, parts=parts)
@@ -155,6 +165,7 @@ def fit(
     linear = LinearProjection(image_map.offset, np.empty((len(image_map.offset), 0), dtype=np.float32))
     if settings.ridge_weight:
         linear = fit_map(standard, settings.ridge_components, whitening=0.0, seed=seed, parts=parts)
+    begin("inputs of the kernel head")
     every = parts or [slice(0, features.shape[1])]
     kernel = None
     if settings.kernel_weight:
@@ -171,6 +182,7 @@ def fit(
         slice_key=where.slice_key,
         kernel=kernel,
     )
+    begin("kernel head")
     panel_values = log_values[:, adata.var_names.get_indexer(expression.genes)].tocsr()
     head = None
     if kernel is not None:

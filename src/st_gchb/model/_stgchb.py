@@ -22,7 +22,7 @@ from st_gchb._arguments import Epochs, Megabytes, Pair, PixelSize, Seed, check_k
 from st_gchb._compat import parse_device_args
 from st_gchb._constants import Keys
 from st_gchb._errors import InputError, NotTrainedError, QueryError
-from st_gchb._logging import logger
+from st_gchb._logging import logger, track_steps
 from st_gchb._options import DEFAULT_ENCODERS, Preset, Search
 from st_gchb._settings import settings as package_settings, without_bars
 from st_gchb._signals import ended_by_signal, held_back
@@ -30,7 +30,7 @@ from st_gchb.io import check_object, sections_of
 from st_gchb.model._confidence import Calibration
 from st_gchb.model._crossfit import cross_fit, embed_reference
 from st_gchb.model._features import context_of
-from st_gchb.model._fit import Fitted, build_module, default_block_size, fit, training_data
+from st_gchb.model._fit import N_STEPS, Fitted, build_module, default_block_size, fit, training_data
 from st_gchb.model._inference import embed, seen_context
 from st_gchb.model._loading import network_of, read_model, read_registry
 from st_gchb.model._model_card import CardFacts, model_card
@@ -384,7 +384,8 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
             raise InputError("resume=True goes on from a checkpoint, and enable_checkpointing=False keeps none.")
         plan = check_keywords(plan_kwargs or {}, plan_arguments(), "STGCHB.train(plan_kwargs=...)")
         advice = "The model is as before the call; resume=True goes on from its last checkpoint, where one was kept."
-        with ended_by_signal("Training", advice), as_before_on_error(self):
+        bars = nullcontext() if trainer_kwargs.get("enable_progress_bar", True) else without_bars()
+        with ended_by_signal("Training", advice), as_before_on_error(self), bars:
             fitted = self._fit()
             options = TrainingOptions(
                 max_epochs=max_epochs or self.settings.max_epochs,
@@ -426,9 +427,7 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
             logger.info("Calibration: training without each reference slice in turn.")
             quiet = replace(options, trainer_kwargs=options.trainer_kwargs | {"enable_progress_bar": False})
             once_more = partial(run, options=quiet)
-            shown = options.trainer_kwargs.get("enable_progress_bar", True)
-            with nullcontext() if shown else without_bars():
-                self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
+            self.calibration_ = cross_fit(self.adata, where, self.settings, fitted, self.seed, once_more)
 
     @checked
     def get_latent_representation(
@@ -778,7 +777,8 @@ class STGCHB(ExpressionPredictor, BaseModelClass):
         logger.info("Fitting panel, principal components and heads to %d spots.", self.adata.n_obs)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            fitted = fit(self.adata, self._where, self.settings, self._panel, self.seed)
+            with track_steps("Fitting", N_STEPS) as begin:
+                fitted = fit(self.adata, self._where, self.settings, self._panel, self.seed, begin=begin)
             if self.rules_ is None:
                 self.module = build_module(fitted, self.settings).to(self._network_device)
         if self.rules_ is None:
