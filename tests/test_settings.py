@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import subprocess
 import sys
-import re
 import threading
 from types import SimpleNamespace
 
