@@ -23,6 +23,15 @@ def test_it_is_the_product_with_the_weights(monkeypatch, rows_at_once, values_at
     assert found.dtype == np.float32
 
 
+@pytest.mark.parametrize("values_at_once", [1, 2**19])
+def test_threads_and_blocks_change_no_bit(monkeypatch, values_at_once):
+    whole = weighted_mean(FOUND, VALUES)
+    monkeypatch.setattr("st_gchb.retrieval._search._VALUES", values_at_once)
+    for number in (1, 3):
+        monkeypatch.setattr("torch.get_num_threads", lambda number=number: number)
+        np.testing.assert_array_equal(weighted_mean(FOUND, VALUES), whole)
+
+
 def test_no_more_of_a_large_reference_is_taken_out_than_is_referred_to(monkeypatch):
     taken = []
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +18,11 @@ from st_gchb.retrieval._faiss import SearchIndex, require_faiss
 
 _REFERENCE_ROWS = 2**17
 """Reference spots whose values are read from a table at a time."""
-_VALUES = 2**25
-"""Values of a table that are dense in memory at a time: 128 MiB of float32."""
+_VALUES = 2**19
+"""Values of a table that are dense in memory at a time, by each thread: 2 MiB of float32, which stay in its cache while
+the queries refer to them in no order."""
+_COLUMNS = 16
+"""Columns that are taken at a time at least, of a larger table: a line of the cache."""
 
 
 @checked
@@ -25,7 +30,7 @@ def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray
     """Average the values of the retrieved reference spots, the last step of Algorithm 1 of the paper.
 
     Only the rows to which the queries refer are read, some columns at a time, so that memory does not grow with the
-    reference.
+    reference. Columns are shared among as many threads as torch has.
 
     Parameters
     ----------
@@ -52,17 +57,24 @@ def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray
     result = np.empty((n_query, values.shape[1]), dtype=np.float32)
     small = values.shape[0] <= _REFERENCE_ROWS
     at_once = max(1, n_query if small else _REFERENCE_ROWS // k)
-    for start in range(0, n_query, at_once):
-        part = slice(start, start + at_once)
-        rows, place = np.unique(neighbors.ids[part], return_inverse=True)
-        own = values[rows].tocsc()
-        ends = np.arange(0, place.size + 1, k)
-        weights = sparse.csr_matrix((neighbors.weights[part].ravel(), place.ravel(), ends), (len(ends) - 1, len(rows)))
-        width = max(16, _VALUES // max(len(rows), 1))
-        for first in range(0, values.shape[1], width):
-            columns = slice(first, first + width)
-            result[part, columns] = weights @ own[:, columns].toarray()
+    with ThreadPoolExecutor(torch.get_num_threads(), "st_gchb-mean") as threads:
+        for start in range(0, n_query, at_once):
+            part = slice(start, start + at_once)
+            rows, place = np.unique(neighbors.ids[part], return_inverse=True)
+            own = values[rows].tocsc()
+            ends = np.arange(0, place.size + 1, k)
+            chosen = (neighbors.weights[part].ravel(), place.ravel(), ends)
+            weights = sparse.csr_matrix(chosen, (len(ends) - 1, len(rows)))
+            width = max(_COLUMNS, _VALUES // max(len(rows), 1))
+            columns = [slice(first, first + width) for first in range(0, values.shape[1], width)]
+            for some, mean in zip(columns, threads.map(partial(_mean_of, weights, own), columns), strict=True):
+                result[part, some] = mean
     return result
+
+
+def _mean_of(weights: sparse.csr_matrix, values: sparse.csc_matrix, columns: slice) -> np.ndarray:
+    """Average some columns, ``(n_query, n_some)``."""
+    return weights @ values[:, columns].toarray()
 
 
 @dataclass(frozen=True)
