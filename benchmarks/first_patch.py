@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from tables import write_table
+
 N_SPOTS = 9
 """Positions on the slide: few, so that all their patches are one batch."""
 
@@ -67,7 +69,7 @@ def main() -> None:
     text = table(found)
     print(text)
     if arguments.docs:
-        (arguments.docs / "first_patch.md").write_text(text)
+        write_table(arguments.docs, "first_patch", text)
 
 
 def measure(folder: Path, base: Path | None, rounds: int) -> dict[str, list[Start]]:

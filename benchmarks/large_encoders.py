@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="folder for the table, such as docs/results/speed")
     given = parser.parse_args()
     from compare import source_of
-    from tables import markdown
+    from tables import markdown, write_table
 
     lines = []
     with tempfile.TemporaryDirectory(prefix="large_encoders_") as folder, ExitStack() as stack:
@@ -129,7 +129,7 @@ def main() -> None:
     text = markdown(header, lines) + f"\n\n{note}\n"
     print(text)
     if given.docs:
-        (given.docs / "large_encoders.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "large_encoders", text)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tables import write_table
+
 WAYS = {"returned": "", "written": ", out=folder / 'prediction.h5ad'"}
 
 PROCESS = """
@@ -118,7 +120,7 @@ def main() -> None:
     text = "\n".join([*lines, "", f"{given.genes:,} genes. {machine}."]) + "\n"
     print(f"{text}\n{time.perf_counter() - begin:.0f} s")
     if given.docs:
-        (given.docs / "large_prediction.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "large_prediction", text)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 
 from first_patch import prepare
+from tables import write_table
 
 STARTED = "started = LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None)"
 LOAD = "import st_gchb; model = st_gchb.load_predictor(folder, device='cpu')"
@@ -90,7 +91,7 @@ def main() -> None:
     text = table(found, arguments.workers)
     print(text)
     if arguments.docs:
-        (arguments.docs / "local_workers.md").write_text(text)
+        write_table(arguments.docs, "local_workers", text)
 
 
 def measure(model: Path, arguments: argparse.Namespace) -> dict[str, list[Workers]]:

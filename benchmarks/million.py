@@ -12,7 +12,7 @@ from pathlib import Path
 
 from measuring import apart
 from slides import N_FEATURES
-from tables import markdown, number
+from tables import markdown, number, write_table
 from training_size import NETWORKS, one_size
 
 
@@ -43,8 +43,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "million.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "million", text)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import Watch, apart, timed
-from tables import markdown, number
+from tables import markdown, number, write_table
 
 from st_gchb.retrieval import SearchIndex, find_neighbors
 from st_gchb.retrieval._exact import _KEYS, _QUERIES
@@ -149,8 +149,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "million_queries.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "million_queries", text)
 
 
 if __name__ == "__main__":

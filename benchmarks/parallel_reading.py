@@ -30,7 +30,7 @@ from anndata import AnnData
 from bench_limits import INPUT_PX, PATCH_UM, decode
 from measuring import Sample, timed
 from slides import DLPFC_SPOTS, DLPFC_UM_PER_PX, svs_slide, tiff_slide
-from tables import between, markdown, number
+from tables import between, markdown, number, write_table
 
 from st_gchb.pp import read_patches, slices_of
 
@@ -188,8 +188,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "parallel_reading.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "parallel_reading", text)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lightning.pytorch import Callback
 from measuring import Sample, timed
 from raw_forward import Caught, network_of
 from schedules import BATCH, JOINT_EPOCHS, Parts, encodings, seconds
-from tables import between, markdown, number
+from tables import between, markdown, number, write_table
 from training_size import accelerator_of
 
 import st_gchb
@@ -222,8 +222,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "published.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "published", text)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from compare import source_of
 from figures import spread
-from tables import between, markdown, number
+from tables import between, markdown, number, write_table
 
 from st_gchb.retrieval import _exact
 
@@ -150,8 +150,7 @@ def main() -> None:
     text = markdown(header, lines) + f"\n\n{note}\n"
     print(text)
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "search.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "search", text)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def main() -> None:
         work(given.worker)
         return
     from compare import source_of
-    from tables import markdown
+    from tables import markdown, write_table
 
     rounds = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -208,8 +208,7 @@ def main() -> None:
     text = markdown(header, lines_of(rounds)) + f"\n\n{note[0].upper()}{note[1:]}\n"
     print(text)
     if given.docs:
-        given.docs.mkdir(parents=True, exist_ok=True)
-        (given.docs / "small_training.md").write_text(text, encoding="utf-8")
+        write_table(given.docs, "small_training", text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from figures import Change, Row, Spread, growth, series, verdicts
@@ -16,6 +17,12 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     )
+
+
+def write_table(folder: Path, name: str, text: str) -> None:
+    """Write a table as ``name.md`` to a folder, which is made if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def number(value: float) -> str:

@@ -423,6 +423,12 @@ def test_spots_lie_on_a_hexagonal_array(bench):
 # ---- The suite ----
 
 
+def test_a_table_goes_into_a_folder_that_is_not_there_yet(bench, tmp_path):
+    for text in ("µm\n", "px\n"):
+        bench.tables.write_table(tmp_path / "a" / "b", "sizes", text)
+        assert (tmp_path / "a" / "b" / "sizes.md").read_text(encoding="utf-8") == text
+
+
 @pytest.mark.slow
 def test_suite_writes_json_and_tables(programs, tmp_path):
     pytest.importorskip("pytest_benchmark", reason="the extra 'bench' is not installed")
