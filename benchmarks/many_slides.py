@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 from large_slide import make_slide, status
+from tables import write_figures
 
 PARTS = ("read", "encode", "predict", "write")
 SLIDES = 10_000
@@ -44,7 +45,7 @@ def main() -> None:
     text = tables(figures)
     print(text)
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_figures(arguments.out, figures)
     if arguments.docs:
         arguments.docs.parent.mkdir(parents=True, exist_ok=True)
         arguments.docs.write_text(text)

@@ -7,12 +7,11 @@ python benchmarks/million.py --spots 100000 --epochs 3
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from measuring import apart
 from slides import N_FEATURES
-from tables import markdown, number, write_table
+from tables import markdown, number, write_figures, write_table
 from training_size import NETWORKS, one_size
 
 
@@ -41,7 +40,7 @@ def main() -> None:
     text = markdown(["", "", ""], lines) + f"\n\n{settings}, device {given.device}.\n"
     print(text)
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_figures(given.out, found)
     if given.docs:
         write_table(given.docs, "million", text)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import Watch, apart, timed
-from tables import markdown, number, write_table
+from tables import markdown, number, write_figures, write_table
 
 from st_gchb.retrieval import SearchIndex, find_neighbors
 from st_gchb.retrieval._exact import _KEYS, _QUERIES
@@ -147,7 +147,7 @@ def main() -> None:
     )
     print(text)
     if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_figures(given.out, results)
     if given.docs:
         write_table(given.docs, "million_queries", text)
 

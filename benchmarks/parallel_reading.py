@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -30,7 +29,7 @@ from anndata import AnnData
 from bench_limits import INPUT_PX, PATCH_UM, decode
 from measuring import Sample, timed
 from slides import DLPFC_SPOTS, DLPFC_UM_PER_PX, svs_slide, tiff_slide
-from tables import between, markdown, number, write_table
+from tables import between, markdown, number, write_figures, write_table
 
 from st_gchb.pp import read_patches, slices_of
 
@@ -186,7 +185,7 @@ def main() -> None:
     text = table(results, given.spots, given.threads)
     print(text)
     if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_figures(given.out, results)
     if given.docs:
         write_table(given.docs, "parallel_reading", text)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from lightning.pytorch import Callback
 from measuring import Sample, timed
 from raw_forward import Caught, network_of
 from schedules import BATCH, JOINT_EPOCHS, Parts, encodings, seconds
-from tables import between, markdown, number, write_table
+from tables import between, markdown, number, write_figures, write_table
 from training_size import accelerator_of
 
 import st_gchb
@@ -220,7 +219,7 @@ def main() -> None:
     text = markdown(HEADER, lines) + f"\n\n{settings}\n"
     print(text)
     if given.out:
-        given.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        write_figures(given.out, reports)
     if given.docs:
         write_table(given.docs, "published", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ def write_table(folder: Path, name: str, text: str) -> None:
     """Write a table as ``name.md`` to a folder, which is made if there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def write_figures(path: Path, figures: Any) -> None:
+    """Write all figures as JSON, to a folder that is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def number(value: float) -> str:

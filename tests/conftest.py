@@ -58,21 +58,6 @@ FORKING = {"programs", "forked_workers"}
 """Fixtures that need a process that imports the libraries, which each process that runs tests has for itself."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Leave out of what is told to the process that collects results that nothing happened before or after a test."""
-    worker = config.pluginmanager.get_plugin("workerinteractor")
-    if worker is None or config.getoption("durations") is not None or config.getoption("xmlpath"):
-        return
-    tell = worker.sendevent
-
-    def told(name: str, **about: Any) -> None:
-        report = about.get("data", {}) if name == "testreport" else {}
-        if report.get("when") not in ("setup", "teardown") or report["outcome"] != "passed":
-            tell(name, **about)
-
-    worker.sendevent = told
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put tests that need such a process first: pytest-xdist then gives them all to one of its own."""

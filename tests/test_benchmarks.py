@@ -427,6 +427,8 @@ def test_a_table_goes_into_a_folder_that_is_not_there_yet(bench, tmp_path):
     for text in ("µm\n", "px\n"):
         bench.tables.write_table(tmp_path / "a" / "b", "sizes", text)
         assert (tmp_path / "a" / "b" / "sizes.md").read_text(encoding="utf-8") == text
+    bench.tables.write_figures(tmp_path / "c" / "sizes.json", [{"px": 1}])
+    assert json.loads((tmp_path / "c" / "sizes.json").read_text()) == [{"px": 1}]
 
 
 @pytest.mark.slow

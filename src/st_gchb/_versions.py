@@ -80,6 +80,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def working_threads() -> int:
+    """Return the number of threads that share work: torch's where it is imported, and no more than usable cores.
+
+    A process that shares its machine with others, such as a worker of a cluster, is told so by torch's number.
+
+    Examples
+    --------
+    >>> from st_gchb._versions import working_threads
+    >>> working_threads() >= 1
+    True
+    """
+    torch = sys.modules.get("torch")
+    most = usable_cores()
+    return most if torch is None else max(min(torch.get_num_threads(), most), 1)
+
+
 def _threads() -> str:
     told = [f"{usable_cores()} of {os.cpu_count() or 1} cores usable"]
     told += [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]

@@ -17,7 +17,7 @@ from st_gchb._errors import DamageError, ImageError
 from st_gchb.io import SlideImage, open_image
 from st_gchb.io.images import chunk_edges
 from st_gchb.pp import Slice, read_patches
-from st_gchb.pp.patches import Damage, Workers, _reader as reader, _window_plan as sweep, prefetch, reading_threads
+from st_gchb.pp.patches import Damage, Workers, _reader as reader, _window_plan as sweep, prefetch
 from st_gchb.pp.patches._reader import PatchRead, patches_of_sizes
 
 rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def batches(
     slide = Slice("a", np.arange(n_spots), CENTERS[:n_spots], SlideImage(levels, downsamples))
     reads = [PatchRead(side, out, Damage("a", "he", n_spots)) for side, out in sizes]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "reading_threads", lambda: n)
+        patch.setattr(reader, "working_threads", lambda: n)
         found = patches_of_sizes(slide, reads, batch_size, memory_mb)
         return [(size, rows.tolist(), patches.tobytes()) for size, rows, patches in found]
 
@@ -129,7 +129,7 @@ def test_what_is_read_ahead_is_within_the_memory(
     """What lies in pieces that are being read counts before it is there."""
     monkeypatch.setattr(sweep, "_CELL_PX", 128)
     monkeypatch.setattr(PIECES, 256)
-    monkeypatch.setattr(reader, "reading_threads", lambda: n)
+    monkeypatch.setattr(reader, "working_threads", lambda: n)
     level = Level(np.zeros((2000, 2000, 3), dtype=np.uint8), (128, 128))
     y, x = np.mgrid[30:2000:60, 30:2000:60]
     centers = np.column_stack([x.ravel(), y.ravel()]).astype(float)
@@ -147,7 +147,7 @@ def until_it_fails(level: Level, n: int, error: type[BaseException]) -> list[Any
     slide = Slice("a", np.arange(60), CENTERS, SlideImage([level], [1.0]))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "reading_threads", lambda: n)
+        patch.setattr(reader, "working_threads", lambda: n)
         patch.setattr(PIECES, 48)
         with pytest.raises(error, match="here"):
             seen.extend((rows.tolist(), patches.tobytes()) for rows, patches in read_patches(slide, 20, 10, 4))
@@ -186,7 +186,7 @@ def test_damage_is_that_of_one_thread(n: int, monkeypatch: pytest.MonkeyPatch) -
         level.fails = {(2, 3): DamageError("first"), (7, 7): DamageError("second")}
         slide = Slice("a", np.arange(60), CENTERS, SlideImage([level], [1.0]))
         damage = Damage("a", "he", 60)
-        monkeypatch.setattr(reader, "reading_threads", lambda: n)
+        monkeypatch.setattr(reader, "working_threads", lambda: n)
         found = [
             (rows.tolist(), patches.tobytes())
             for rows, patches in reader.whole_patches(slide, 30, 12, 8, 500.0, damage)
@@ -201,7 +201,7 @@ def test_damage_is_that_of_one_thread(n: int, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_threads_end_when_the_caller_fails(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     """Even while a traceback refers to the reader."""
-    monkeypatch.setattr(reader, "reading_threads", lambda: 3)
+    monkeypatch.setattr(reader, "working_threads", lambda: 3)
     monkeypatch.setattr(PIECES, 48)
     level = Level()
     slide = Slice("a", np.arange(60), CENTERS, SlideImage([level], [1.0]))
@@ -227,8 +227,8 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of a cluster that was given one thread keeps to it, whatever the machine has."""
     for of_torch, cores, expected in ((1, 8, 1), (8, 2, 2), (3, 8, 3)):
         monkeypatch.setattr(torch, "get_num_threads", lambda of_torch=of_torch: of_torch)
-        monkeypatch.setattr(f"{THREADS}.usable_cores", lambda cores=cores: cores)
-        assert reading_threads() == expected
+        monkeypatch.setattr("st_gchb._versions.usable_cores", lambda cores=cores: cores)
+        assert reader.working_threads() == expected
 
 
 @settings(max_examples=30, deadline=None)
@@ -327,7 +327,7 @@ def test_a_tiff_is_read_by_several_threads(kind: str, tmp_path: Any, monkeypatch
         image = open_image(tmp_path / "he.tif")
         assert image.parallel(0)
         slide = Slice("a", np.arange(60), CENTERS, image)
-        monkeypatch.setattr(reader, "reading_threads", lambda: n)
+        monkeypatch.setattr(reader, "working_threads", lambda: n)
         return [(rows.tolist(), found.tobytes()) for rows, found in read_patches(slide, 40, 24, 8)]
 
     expected = patches(1)

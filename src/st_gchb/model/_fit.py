@@ -109,7 +109,7 @@ def fit(
     seed: int,
     features: FeatureRows | None = None,
     log_values: sparse.csr_matrix | None = None,
-    begin: Callable[[str], object] = str,
+    begin: Callable[[str], None] = lambda step: None,
 ) -> Fitted:
     """Fit normalization, panel, PCA and input maps on the training slices, which are all slices of ``adata``.
 

@@ -13,6 +13,7 @@ from scipy import sparse
 from st_gchb._arguments import Count, Temperature, checked
 from st_gchb._errors import InputError
 from st_gchb._options import DEFAULT_WEIGHTING, Search, Weighting
+from st_gchb._versions import working_threads
 from st_gchb.retrieval._exact import nearest
 from st_gchb.retrieval._faiss import SearchIndex, require_faiss
 
@@ -57,7 +58,7 @@ def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray
     result = np.empty((n_query, values.shape[1]), dtype=np.float32)
     small = values.shape[0] <= _REFERENCE_ROWS
     at_once = max(1, n_query if small else _REFERENCE_ROWS // k)
-    with ThreadPoolExecutor(torch.get_num_threads(), "st_gchb-mean") as threads:
+    with ThreadPoolExecutor(working_threads(), "st_gchb-mean") as threads:
         for start in range(0, n_query, at_once):
             part = slice(start, start + at_once)
             rows, place = np.unique(neighbors.ids[part], return_inverse=True)
@@ -67,14 +68,13 @@ def weighted_mean(neighbors: Neighbors, values: sparse.csr_matrix) -> np.ndarray
             weights = sparse.csr_matrix(chosen, (len(ends) - 1, len(rows)))
             width = max(_COLUMNS, _VALUES // max(len(rows), 1))
             columns = [slice(first, first + width) for first in range(0, values.shape[1], width)]
-            for some, mean in zip(columns, threads.map(partial(_mean_of, weights, own), columns), strict=True):
-                result[part, some] = mean
+            list(threads.map(partial(_average, weights, own, result[part]), columns))
     return result
 
 
-def _mean_of(weights: sparse.csr_matrix, values: sparse.csc_matrix, columns: slice) -> np.ndarray:
-    """Average some columns, ``(n_query, n_some)``."""
-    return weights @ values[:, columns].toarray()
+def _average(weights: sparse.csr_matrix, values: sparse.csc_matrix, result: np.ndarray, columns: slice) -> None:
+    """Write the weighted means of some columns to a result of all, ``(n_query, n_columns)``."""
+    result[:, columns] = weights @ values[:, columns].toarray()
 
 
 @dataclass(frozen=True)

@@ -66,5 +66,4 @@ from ._threads import (
     AHEAD as AHEAD,
     Workers as Workers,
     prefetch as prefetch,
-    reading_threads as reading_threads,
 )

@@ -296,9 +296,8 @@ def _file_id(path: Path) -> int:
 
 def _array_id(image: npt.NDArray[Any]) -> int:
     some = image[:: max(1, image.nbytes // _LARGEST)]
-    return _number(
-        repr((image.shape, image.dtype.str)).encode(), np.ascontiguousarray(some).reshape(-1).view(np.uint8).data
-    )
+    pixels = np.ascontiguousarray(some).reshape(-1).view(np.uint8)
+    return _number(repr((image.shape, image.dtype.str)).encode(), pixels.data)
 
 
 def _rule_id(rule: FeatureSet) -> int:

@@ -12,9 +12,10 @@ import numpy as np
 
 from st_gchb._arguments import Count, Megabytes, checked
 from st_gchb._errors import InputError, ScaleError
+from st_gchb._versions import working_threads
 from st_gchb.pp.patches._damage import Damage
 from st_gchb.pp.patches._size_batches import Group, Patches, PatchRead, Rows, SizeBatches
-from st_gchb.pp.patches._threads import AHEAD, Workers, reading_threads
+from st_gchb.pp.patches._threads import AHEAD, Workers
 from st_gchb.pp.patches._window_plan import Grid, Windows, in_bands, plan, with_whole_pieces
 from st_gchb.pp.spots import Slice
 
@@ -126,7 +127,7 @@ def patches_of_sizes(
                 "and patch_um, or pass a finer image."
             )
     sizes = [SizeBatches(number, read, slide, batch_size) for number, read in enumerate(reads)]
-    with Workers(reading_threads()) as workers:
+    with Workers(working_threads()) as workers:
         for level in sorted({size.level for size in sizes}):
             slide.image.hold_at_most(level, int(memory_mb * 1e6))
             grid = Grid.of(slide.image, level)

@@ -12,8 +12,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from st_gchb._versions import usable_cores
-
 T = TypeVar("T")
 
 AHEAD = 2
@@ -95,20 +93,6 @@ class Task(Generic[T]):
                 break
             other.run()
         return self._made.result()
-
-
-def reading_threads() -> int:
-    """Return the number of threads that decode and resample: torch's, and no more than cores that may be used.
-
-    A process that shares its machine with others, such as a worker of a cluster, is told so by torch's number.
-
-    Examples
-    --------
-    >>> from st_gchb.pp.patches._threads import reading_threads
-    >>> reading_threads() >= 1
-    True
-    """
-    return max(min(torch.get_num_threads(), usable_cores()), 1)
 
 
 class Workers:
